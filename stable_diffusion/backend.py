@@ -1,0 +1,279 @@
+"""What this machine is: its device, the arithmetic that suits it, a fast BLAS where MLX comes without, memory limits.
+
+Network files take MLX from here (`from .backend import mx, nn`), so that the machine is prepared before the first
+array is computed. macOS (Accelerate) and machines with a GPU need no help. On a Linux CPU the MLX wheel brings the
+reference BLAS, 40 to 70 times slower than a tuned one; so its matrix products are pointed at scipy-openblas32 or mkl
+(both on PyPI), whichever is installed. STABLE_DIFFUSION_BLAS chooses: `auto` (the default), `openblas`, `mkl` or
+`none`. If anything is not as expected MLX stays as it is, and one warning says why and what to do.
+
+Once anything has been evaluated, MLX hangs in a forked child (its threads are not copied), and preparing evaluates
+a small product: use the "spawn" start method of multiprocessing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import glob
+import importlib.util
+import math
+import os
+import site
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import relink
+
+__all__ = [
+    "BLAS_VARIABLE",
+    "Blas",
+    "blas",
+    "cpu_threads",
+    "default_float16",
+    "describe",
+    "has_gpu",
+    "mx",
+    "nn",
+    "prepare",
+]
+
+BLAS_VARIABLE = "STABLE_DIFFUSION_BLAS"
+BLAS_CHOICES = ("auto", "openblas", "mkl", "none")
+REMEDY = "`pip install scipy-openblas32` brings one that is about 40 times faster"
+PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
+FAST_NAMES = ("openblas", "mkl", "blis", "armpl", "nvpl", "accelerate")  # in file names of libraries that need no help
+THREAD_VARIABLES = {
+    "openblas": ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"),
+    "mkl": ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
+}
+
+
+class BlasError(Exception):
+    """A BLAS library that cannot serve MLX; the message says why."""
+
+
+@dataclass(frozen=True)
+class Blas:
+    """The library that computes MLX's matrix products; `library` is None where MLX came with it."""
+
+    name: str
+    threads: int | None = None
+    library: ctypes.CDLL | None = None
+
+
+_blas: Blas | None = None
+
+
+def blas() -> Blas:
+    """What computes matrix products on the CPU."""
+    return _blas or prepare()
+
+
+def has_gpu() -> bool:
+    """True where MLX's default device is a GPU (Metal or CUDA)."""
+    return mx.default_device().type == mx.gpu
+
+
+def default_float16() -> bool:
+    """Whether networks run in float16 when nobody says: on a GPU. The CPU's fast matrix products are float32 only."""
+    return has_gpu()
+
+
+def describe() -> str:
+    """One line for a log or an about box: MLX's version, the device, and on a CPU its BLAS and threads."""
+    device = "gpu" if has_gpu() else "cpu"
+    name = str(mx.device_info().get("device_name", "")).strip()
+    parts = [f"MLX {mx.__version__}", f"{device} ({name})" if name else device]  # type: ignore[attr-defined]
+    if not has_gpu():
+        used = blas()
+        parts.append(used.name if used.threads is None else f"{used.name}, {used.threads} threads")
+    return ", ".join(parts)
+
+
+def prepare() -> Blas:
+    """Make the machine ready; runs when this module is imported, and again only if called again (it is idempotent)."""
+    global _blas
+    if _blas is None:
+        _limit_memory()
+        _blas = _choose_blas() if sys.platform == "linux" and not has_gpu() else Blas("the BLAS of the system")
+    return _blas
+
+
+def cpu_threads() -> int:
+    """Cores that this process may use: affinity, without hyper-threads, and no more than a container's quota."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed}
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    limit = math.ceil(int(quota) / int(period)) if quota.isdigit() and period.isdigit() and int(period) else len(cores)
+    return max(1, min(len(cores), limit))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _limit_memory() -> None:
+    """On Metal keep weights resident up to the working set that the device recommends (useful from macOS 15)."""
+    if not mx.metal.is_available():
+        return
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if isinstance(recommended, int) and recommended > 0:
+        with contextlib.suppress(RuntimeError, ValueError):  # the system allows less: MLX does without
+            mx.set_wired_limit(recommended)
+
+
+def _choose_blas() -> Blas:
+    """Try the libraries in order of preference; the one warning of this module comes from here."""
+    choice = os.environ.get(BLAS_VARIABLE, "").strip().lower() or "auto"
+    bundled = Blas("the BLAS that MLX came with")
+    if choice == "none":
+        return bundled
+    problems = []
+    if choice not in BLAS_CHOICES:
+        problems.append(f"{BLAS_VARIABLE}={choice!r} is not one of {', '.join(BLAS_CHOICES)}, auto is taken")
+        choice = "auto"
+    try:
+        used = _fast_already() or _first_usable(choice, problems)
+    except relink.RelinkError as error:
+        used = None
+        problems.append(f"this build of MLX is not as expected ({error})")
+    if used is None:
+        problems.append(f"MLX keeps the slow BLAS that it came with; {BLAS_VARIABLE}=none accepts that in silence")
+    if problems:
+        warnings.warn("; ".join(problems), RuntimeWarning, stacklevel=3)
+    return used or bundled
+
+
+def _first_usable(choice: str, problems: list[str]) -> Blas | None:
+    """The first library of the preference that is installed and serves MLX; what goes wrong is added to `problems`."""
+    found = False
+    for name in _preference(choice):
+        path = FINDERS[name]()
+        if path is None:
+            if name == choice:
+                problems.append(f"{BLAS_VARIABLE}={choice}, but it is not installed")
+            continue
+        found = True
+        try:
+            return _use(name, path)
+        except (BlasError, relink.RelinkError, OSError) as error:
+            problems.append(f"{name} cannot be used ({error})")
+    if not found:
+        problems.append(f"no fast BLAS is installed: {REMEDY}")
+    return None
+
+
+def _preference(choice: str) -> tuple[str, ...]:
+    """The libraries to try, best first; the other one stands in for a choice that fails."""
+    if choice == "auto":
+        # Measured: mkl is the faster on Intel's processors, OpenBLAS on the others (docs/benchmarks.md).
+        choice = "mkl" if "Intel" in str(mx.device_info(mx.cpu).get("device_name", "")) else "openblas"
+    return (choice, *(name for name in FINDERS if name != choice))
+
+
+def _find_openblas() -> str | None:
+    """The library of PyPI's scipy-openblas32, found without importing the package."""
+    spec = importlib.util.find_spec("scipy_openblas32")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "lib", "libscipy_openblas*.so"))):
+            return path
+    return None
+
+
+def _find_mkl() -> str | None:
+    """The one dynamic library of PyPI's mkl; pip puts it into lib/ of the environment or of the user's folder."""
+    for folder in (sys.prefix, site.getuserbase()):
+        for path in sorted(glob.glob(os.path.join(glob.escape(folder), "lib", "libmkl_rt.so*")), key=len, reverse=True):
+            return path
+    return None
+
+
+FINDERS: dict[str, Callable[[], str | None]] = {"openblas": _find_openblas, "mkl": _find_mkl}
+
+
+def _fast_already() -> Blas | None:
+    """The BLAS that MLX is bound to, if its file name tells that it is a tuned one (conda, a build from source)."""
+    regions = relink.mapped_regions()
+    image = relink.Image.named("libmlx.so", regions)
+    for slot in image.slots(PRODUCTS[:1]).get(PRODUCTS[0], []):
+        region = relink.region_at(image.target(slot), regions)
+        file_name = os.path.basename(region.path) if region else ""
+        if any(name in file_name for name in FAST_NAMES):
+            return Blas(file_name)
+    return None
+
+
+def _use(name: str, path: str) -> Blas:
+    """Load the library, check that it is what it should be, let MLX call it, check MLX; undo if that is wrong."""
+    if name == "mkl" and os.environ.get("LD_BIND_NOW"):
+        raise BlasError("LD_BIND_NOW is set, with which mkl ends the process")
+    library = ctypes.CDLL(path)
+    prefix = "scipy_" if name == "openblas" else ""
+    try:
+        functions = {product: getattr(library, prefix + product) for product in PRODUCTS}
+        set_threads = getattr(
+            library, "scipy_openblas_set_num_threads" if name == "openblas" else "MKL_Set_Num_Threads"
+        )
+    except AttributeError as error:
+        raise BlasError(str(error)) from None
+    _check_integer_width(functions["cblas_sgemm"])
+    addresses = {product: ctypes.cast(function, ctypes.c_void_p).value or 0 for product, function in functions.items()}
+    regions = relink.mapped_regions()
+    undo = relink.redirect(relink.Image.named("libmlx.so", regions), addresses, regions)
+    if not _products_are_right():
+        undo()
+        raise BlasError("with it MLX's matrix products are wrong")
+    threads = _asked_threads(name) or cpu_threads()
+    set_threads(threads)
+    return Blas(name, threads, library)
+
+
+def _asked_threads(name: str) -> int | None:
+    """The number of threads that the environment asks for, by the variables that the library itself knows."""
+    for variable in THREAD_VARIABLES[name]:
+        value = os.environ.get(variable, "").strip()
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return None
+
+
+def _check_integer_width(sgemm: Callable) -> None:
+    """Raise BlasError unless `sgemm` is a CBLAS function with 32-bit integers (LP64).
+
+    The upper half of the 64-bit argument that carries n = 2 is set: a function with 32-bit integers does not see it,
+    one with 64-bit integers sees n > ldb, which CBLAS has it refuse, so that the result stays as it was.
+    """
+    matrix = ctypes.c_float * 6
+    a, b, c = matrix(1, 2, 3, 4, 5, 6), matrix(1, -1, 2, 0, -3, 5), matrix(*[7] * 6)
+    row_major, plain, m, n, k = 101, 111, 2, 2, 3
+    one, zero = ctypes.c_float(1), ctypes.c_float(0)
+    sgemm(row_major, plain, plain, m, ctypes.c_int64(n | 1 << 32), k, one, a, k, b, n, zero, c, n)
+    if list(c) != [-4, 14, -4, 26, 7, 7]:
+        raise BlasError("it is not a CBLAS with 32-bit integers (a small product came out wrong)")
+
+
+def _products_are_right() -> bool:
+    """Whether MLX multiplies small whole numbers exactly, each of the three types, plain and transposed."""
+    rows, columns = range(1, 8), range(-2, 3)
+    a = [[i * j - 3 for j in columns] for i in rows]
+    b = [[i - 2 * j for j in range(3)] for i in columns]
+    expected = [[sum(x * y for x, y in zip(row, column, strict=True)) for column in zip(*b, strict=True)] for row in a]
+    with mx.stream(mx.cpu):
+        for dtype in (mx.float32, mx.float64, mx.complex64):
+            left, right = mx.array(a).astype(dtype), mx.array(b).astype(dtype)
+            products = left @ right, (right.T @ left.T).T
+            if any(product.tolist() != expected for product in products):
+                return False
+    return True
+
+
+prepare()
