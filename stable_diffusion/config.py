@@ -1,7 +1,7 @@
 """A checkpoint's configuration files as frozen dataclasses that carry the files' own key names.
 
 Every key of a file falls into one of three kinds: a field (honoured), a key that this engine supports with the listed
-values only (`FIXED`), or one that cannot change the result (`IGNORED`, and whatever starts with an underscore). Anything
+values only (`FIXED`), or one that cannot change the result (`IGNORED`, and what starts with an underscore). Anything
 else is refused by name, because a key that is passed over in silence is a picture that is wrong in silence.
 """
 
@@ -88,19 +88,69 @@ class CLIPTextConfig(Config):
     eos_token_id: int | None = 49407
     architectures: tuple[str, ...] | None = ("CLIPTextModel",)
 
-    FIXED = {"model_type": ("clip_text_model", "clip"), "is_encoder_decoder": (False,)}
-    IGNORED = frozenset(
+    FIXED: ClassVar = {"model_type": ("clip_text_model", "clip"), "is_encoder_decoder": (False,)}
+    IGNORED: ClassVar = frozenset(
         # Training, serialisation and generation settings that every transformers configuration may carry.
-        """attention_dropout dropout initializer_factor initializer_range bos_token_id pad_token_id torch_dtype dtype
-        transformers_version add_cross_attention bad_words_ids begin_suppress_tokens chunk_size_feed_forward
-        cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample early_stopping
-        encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
-        forced_eos_token_id id2label is_decoder label2id length_penalty max_length min_length
-        no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
-        output_scores prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
-        return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-        tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torchscript typical_p use_bfloat16
-        use_return_dict use_cache""".split()
+        [
+            "attention_dropout",
+            "dropout",
+            "initializer_factor",
+            "initializer_range",
+            "bos_token_id",
+            "pad_token_id",
+            "torch_dtype",
+            "dtype",
+            "transformers_version",
+            "add_cross_attention",
+            "bad_words_ids",
+            "begin_suppress_tokens",
+            "chunk_size_feed_forward",
+            "cross_attention_hidden_size",
+            "decoder_start_token_id",
+            "diversity_penalty",
+            "do_sample",
+            "early_stopping",
+            "encoder_no_repeat_ngram_size",
+            "exponential_decay_length_penalty",
+            "finetuning_task",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "id2label",
+            "is_decoder",
+            "label2id",
+            "length_penalty",
+            "max_length",
+            "min_length",
+            "no_repeat_ngram_size",
+            "num_beam_groups",
+            "num_beams",
+            "num_return_sequences",
+            "output_attentions",
+            "output_hidden_states",
+            "output_scores",
+            "prefix",
+            "problem_type",
+            "pruned_heads",
+            "remove_invalid_values",
+            "repetition_penalty",
+            "return_dict",
+            "return_dict_in_generate",
+            "sep_token_id",
+            "suppress_tokens",
+            "task_specific_params",
+            "temperature",
+            "tf_legacy_loss",
+            "tie_encoder_decoder",
+            "tie_word_embeddings",
+            "tokenizer_class",
+            "top_k",
+            "top_p",
+            "torchscript",
+            "typical_p",
+            "use_bfloat16",
+            "use_return_dict",
+            "use_cache",
+        ]
     )
 
     @property
@@ -116,7 +166,8 @@ class CLIPTextConfig(Config):
         self._check_choice("hidden_act", ("quick_gelu", *ACTIVATIONS))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size = {self.hidden_size} is not a multiple of num_attention_heads = {self.num_attention_heads}."
+                f"hidden_size = {self.hidden_size} should be a multiple of "
+                f"num_attention_heads = {self.num_attention_heads}."
             )
 
 
@@ -151,13 +202,12 @@ class UNetConfig(Config):
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
     upcast_attention: bool = False
-    resnet_out_scale_factor: float = 1.0
     time_embedding_dim: int | None = None
     time_cond_proj_dim: int | None = None
     conv_in_kernel: int = 3
     conv_out_kernel: int = 3
 
-    FIXED = {
+    FIXED: ClassVar = {
         "class_embed_type": (None,),
         "num_class_embeds": (None,),
         "class_embeddings_concat": (False,),
@@ -173,7 +223,8 @@ class UNetConfig(Config):
         "mid_block_only_cross_attention": (None, False),
         "cross_attention_norm": (None,),
     }
-    IGNORED = frozenset({"dropout", "addition_embed_type_num_heads"})
+    # The reference gives resnet_out_scale_factor to other block types only.
+    IGNORED: ClassVar = frozenset({"dropout", "addition_embed_type_num_heads", "resnet_out_scale_factor"})
 
     def check(self) -> None:
         self._check_positive(
@@ -202,7 +253,8 @@ class UNetConfig(Config):
             self.addition_time_embed_dim and self.projection_class_embeddings_input_dim
         ):
             raise ValueError(
-                "addition_embed_type = 'text_time' needs addition_time_embed_dim and projection_class_embeddings_input_dim."
+                "addition_embed_type = 'text_time' needs addition_time_embed_dim and "
+                "projection_class_embeddings_input_dim."
             )
 
     def per_block(self, name: str) -> tuple:
@@ -245,7 +297,12 @@ class AutoencoderConfig(Config):
 
     def check(self) -> None:
         self._check_positive(
-            "in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups"
+            "in_channels",
+            "out_channels",
+            "block_out_channels",
+            "layers_per_block",
+            "latent_channels",
+            "norm_num_groups",
         )
         self._check_choice("down_block_types", ("DownEncoderBlock2D",))
         self._check_choice("up_block_types", ("UpDecoderBlock2D",))
@@ -300,7 +357,7 @@ class SchedulerConfig(Config):
     original_inference_steps: int | None = None
     timestep_scaling: float | None = None
 
-    FIXED = {
+    FIXED: ClassVar = {
         "thresholding": (False,),
         "use_beta_sigmas": (False, None),
         "use_flow_sigmas": (False, None),
@@ -311,11 +368,20 @@ class SchedulerConfig(Config):
         "solver_p": (None,),
         "lambda_min_clipped": (float("-inf"), "-Infinity"),
     }
-    IGNORED = frozenset(
+    IGNORED: ClassVar = frozenset(
         # Of no effect without thresholding, clipping or flow matching; latents are never clipped, as in the
         # reference's StableDiffusionPipeline, whose constructor turns clip_sample off.
-        """clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type
-        shift_terminal noise_sampler_seed use_clipped_model_output""".split()
+        [
+            "clip_sample",
+            "clip_sample_range",
+            "dynamic_thresholding_ratio",
+            "sample_max_value",
+            "flow_shift",
+            "time_shift_type",
+            "shift_terminal",
+            "noise_sampler_seed",
+            "use_clipped_model_output",
+        ]
     )
 
     def check(self) -> None:

@@ -1,0 +1,1 @@
+"""Checkpoint files -> modules: where they come from, what their names mean, strict loading."""

@@ -1,0 +1,218 @@
+"""A folder in diffusers' form -> modules, tokenizers and configurations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..backend import mx, nn
+from ..clip import CLIPTextModel
+from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
+from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
+from ..tokenizer import Tokenizer
+from ..unet import UNet
+from ..vae import Autoencoder
+from . import mapping
+from .hub import Progress, weight_files
+from .weights import load_weights
+
+# Beginnings of other architectures' pipeline class names, as a folder's model_index.json has them.
+OTHER_ARCHITECTURES = {
+    "Flux": "FLUX",
+    "StableDiffusion3": "Stable Diffusion 3",
+    "StableCascade": "Stable Cascade",
+    "StableVideoDiffusion": "Stable Video Diffusion",
+    "PixArt": "PixArt",
+    "Sana": "Sana",
+    "Kandinsky": "Kandinsky",
+    "Kolors": "Kolors",
+    "Hunyuan": "Hunyuan",
+    "AuraFlow": "AuraFlow",
+    "QwenImage": "Qwen-Image",
+    "ZImage": "Z-Image",
+    "Chroma": "Chroma",
+    "Lumina": "Lumina",
+    "CogView": "CogView",
+    "Wan": "Wan",
+    "IF": "DeepFloyd IF",
+    "StableDiffusionControlNet": "a ControlNet pipeline",
+    "StableDiffusionUpscale": "Stable Diffusion's upscaler",
+    "StableDiffusionLatentUpscale": "Stable Diffusion's latent upscaler",
+    "StableDiffusionDepth2Img": "Stable Diffusion's depth-to-image model",
+    "StableDiffusionInstructPix2Pix": "InstructPix2Pix",
+    "StableDiffusionXLInstructPix2Pix": "InstructPix2Pix XL",
+    "StableUnCLIP": "Stable unCLIP",
+    "StableDiffusionImageVariation": "Stable Diffusion Image Variations",
+}
+PIPELINES = ("StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel", "AltDiffusion")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others one."""
+
+    family: str  # "sd1", "sd2" or "sdxl"
+    unet: UNet
+    vae: Autoencoder
+    text_encoders: tuple[CLIPTextModel, ...]
+    tokenizers: tuple[Tokenizer, ...]
+    scheduler: SchedulerConfig
+    force_zeros_for_empty_prompt: bool
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(width, height) in pixels, the size that the U-Net was trained for."""
+        size = self.unet.config.sample_size or 64
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return width * self.vae.config.downscale, height * self.vae.config.downscale
+
+
+def load_folder(
+    folder: Path, dtype: mx.Dtype, progress: Progress | None = None, check_values: bool = False
+) -> Checkpoint:
+    """Load a checkpoint's parts from a folder in diffusers' form; weights stay on the disk until they are needed.
+
+    Raises the errors below `CheckpointError`: what is absent, cut short, of another architecture, or does not fit.
+    """
+    report = progress or (lambda message, fraction: None)
+    index = read_index(folder)
+    names = ["text_encoder", "text_encoder_2"] if index.get("text_encoder_2", [None])[0] else ["text_encoder"]
+    tokenizer_names = [name.replace("text_encoder", "tokenizer") for name in names]
+    load = _Loader(folder, dtype, check_values, report)
+    unet = load("unet", UNetConfig, UNet, mapping.UNET)
+    family = _family(unet.config, len(names))
+    vae_config = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"), f"{folder}/vae/config.json")
+    # The reference decodes SDXL in float32 where the autoencoder asks for it, even when the rest is float16.
+    upcast = family == "sdxl" and vae_config.force_upcast
+    vae = load("vae", AutoencoderConfig, Autoencoder, mapping.VAE, mx.float32 if upcast else dtype)
+    text_encoders = [load(name, CLIPTextConfig, CLIPTextModel, mapping.TEXT_ENCODER) for name in names]
+    tokenizers = [Tokenizer.from_files(folder / name) for name in tokenizer_names]
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = SchedulerConfig.from_dict(read_json(scheduler_file), str(scheduler_file))
+    _check_widths(folder, unet.config, [encoder.config for encoder in text_encoders], vae_config)
+    return Checkpoint(
+        family=family,
+        unet=unet,
+        vae=vae,
+        text_encoders=tuple(text_encoders),
+        tokenizers=tuple(tokenizers),
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+    )
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """model_index.json of a folder, its pipeline checked to be one that this engine builds."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        if not any(folder.iterdir()):
+            raise CheckpointNotFoundError(f"The folder {str(folder)!r} is empty; a checkpoint should be in it.")
+        raise CheckpointNotFoundError(
+            f"The folder {str(folder)!r} holds no model_index.json, so it is no checkpoint in diffusers' form."
+        )
+    index = read_json(path)
+    if not isinstance(index, dict):
+        raise ConfigError(f"{path} should hold a JSON object.")
+    pipeline = str(index.get("_class_name"))
+    # The longest beginning that fits: StableDiffusion3Pipeline is no StableDiffusionPipeline.
+    foreign = max((name for name in OTHER_ARCHITECTURES if pipeline.startswith(name)), key=len, default=None)
+    if foreign or not pipeline.startswith(PIPELINES):
+        kind = f"{OTHER_ARCHITECTURES[foreign]} ({pipeline})" if foreign else pipeline
+        raise UnsupportedCheckpointError(
+            f"{str(folder)!r} holds {kind}; this engine loads Stable Diffusion 1.x, 2.x and XL."
+        )
+    if not index.get("text_encoder", [None])[0]:
+        raise UnsupportedCheckpointError(
+            f"{str(folder)!r} has no text_encoder; SDXL's refiner and other second stages are not supported."
+        )
+    return index
+
+
+def read_json(path: Path) -> Any:
+    """A configuration file's content; raises `ConfigError` where it is absent or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; download or copy the checkpoint again.") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+
+
+def is_complete(folder: Path) -> bool:
+    """True where every component that model_index.json names has its configuration and weights in place."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        parts = [name for name, value in index.items() if isinstance(value, list) and value and value[0]]
+    except (OSError, ValueError, AttributeError):
+        return False
+    modules = [name for name in parts if name in ("unet", "vae", "text_encoder", "text_encoder_2")]
+    return all(
+        (folder / name / "config.json").is_file() and weight_files(_names(folder / name), float16=False)
+        for name in modules
+    )
+
+
+class _Loader:
+    """Loads one component after another, and reports how far it is."""
+
+    def __init__(self, folder: Path, dtype: mx.Dtype, check_values: bool, report: Progress):
+        self.folder = folder
+        self.dtype = dtype
+        self.check_values = check_values
+        self.report = report
+
+    def __call__(
+        self, name: str, config_type: type, module: Callable, names: mapping.NameMap, dtype: mx.Dtype | None = None
+    ) -> Any:
+        self.report(f"Loading {name}", None)
+        folder = self.folder / name
+        config_file = folder / "config.json"
+        model: nn.Module = module(config_type.from_dict(read_json(config_file), str(config_file)))
+        files = [
+            folder / file
+            for file in weight_files(_names(folder), float16=self.dtype == mx.float16)
+            if file.endswith(".safetensors")
+        ]
+        if not files:
+            raise WeightsError(
+                f"{folder} holds no safetensors weights (such as diffusion_pytorch_model.safetensors or "
+                f"model.safetensors); it holds {', '.join(_names(folder)) or 'nothing'}."
+            )
+        load_weights(model, files, names, dtype or self.dtype, self.check_values)
+        return model
+
+
+def _family(config: UNetConfig, text_encoders: int) -> str:
+    if config.addition_embed_type == "text_time" or text_encoders == 2:
+        return "sdxl"
+    return "sd2" if config.per_block("cross_attention_dim")[0] == 1024 else "sd1"
+
+
+def _check_widths(folder: Path, unet: UNetConfig, encoders: list[CLIPTextConfig], vae: AutoencoderConfig) -> None:
+    """Refuse parts that each load but do not go together, such as one family's text encoder with another's U-Net."""
+    context = sum(config.hidden_size for config in encoders)
+    if any(width != context for width in unet.per_block("cross_attention_dim")):
+        raise ConfigError(
+            f"{str(folder)!r}: the U-Net expects text of width {unet.cross_attention_dim} (cross_attention_dim), but "
+            f"the text encoder gives {context} (hidden_size). They are of different families."
+        )
+    if unet.out_channels != vae.latent_channels:
+        raise ConfigError(
+            f"{str(folder)!r}: the U-Net makes latents of {unet.out_channels} channels, the autoencoder reads "
+            f"{vae.latent_channels}."
+        )
+    if unet.addition_embed_type == "text_time":
+        assert unet.addition_time_embed_dim and encoders[-1].projection_dim
+        expected = encoders[-1].projection_dim + 6 * unet.addition_time_embed_dim
+        if unet.projection_class_embeddings_input_dim != expected or not encoders[-1].with_projection:
+            raise ConfigError(
+                f"{str(folder)!r}: projection_class_embeddings_input_dim = "
+                f"{unet.projection_class_embeddings_input_dim} does not go with the text encoder's projection and six time ids, which make {expected}."
+            )
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

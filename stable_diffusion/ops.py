@@ -1,0 +1,104 @@
+"""The few operations whose best form depends on the device, each with one plain MLX form that every device can run.
+
+The networks call these and know nothing of the device. Layouts are channels last throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from . import backend
+from .backend import mx
+
+Activation = Callable[[mx.array], mx.array]
+
+
+def _fused(function: Activation) -> Activation:
+    """Compile an element-wise function where that gains; on the CPU it would call for a C++ compiler at run time."""
+    return mx.compile(function, shapeless=True) if backend.has_gpu() else function
+
+
+@_fused
+def silu(x: mx.array) -> mx.array:
+    return x * mx.sigmoid(x)
+
+
+@_fused
+def gelu(x: mx.array) -> mx.array:
+    return x * (1 + mx.erf(x * (1 / math.sqrt(2)))) * 0.5
+
+
+@_fused
+def quick_gelu(x: mx.array) -> mx.array:
+    return x * mx.sigmoid(1.702 * x)
+
+
+@_fused
+def mish(x: mx.array) -> mx.array:
+    return x * mx.tanh(mx.logaddexp(x, mx.zeros_like(x)))
+
+
+@_fused
+def relu(x: mx.array) -> mx.array:
+    return mx.maximum(x, 0)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": silu,
+    "swish": silu,
+    "gelu": gelu,
+    "quick_gelu": quick_gelu,
+    "mish": mish,
+    "relu": relu,
+}
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
+    """Softmax attention (Vaswani et al. 2017, equation 1), its softmax in float32.
+
+    q (B, heads, N, D), k and v (B or 1, heads, M, D); `mask` is None, "causal" or additive (N, M). Returns
+    (B, heads, N, D).
+    """
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(q.shape[-1]), mask=mask)
+
+
+def group_norm(
+    x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: Activation | None = None
+) -> mx.array:
+    """Group normalisation (Wu and He 2018) over space and each group of channels, then `act`.
+
+    x (B, ..., C) with its space flattened or not; the statistics are taken in float32.
+    """
+    batch, channels = x.shape[0], x.shape[-1]
+    y = x.reshape(batch, -1, groups, channels // groups).astype(mx.float32)
+    mean = y.mean(axis=(1, 3), keepdims=True)
+    y = y - mean
+    scale = mx.rsqrt(mx.square(y).mean(axis=(1, 3), keepdims=True) + eps)
+    y = (y * scale).reshape(x.shape).astype(x.dtype) * weight + bias
+    return act(y) if act else y
+
+
+def geglu(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """Gated linear unit with exact GELU (Shazeer 2020): a gelu(b), where [a, b] = x W^T + bias.
+
+    x (..., C), weight (2 F, C), bias (2 F,). Returns (..., F).
+    """
+    value, gate = mx.split(mx.addmm(bias, x, weight.T), 2, axis=-1)
+    return value * gelu(gate)
+
+
+def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
+    """2-D convolution: x (B, H, W, C), weight (O, kH, kW, C), bias (O,). Returns (B, H', W', O)."""
+    return mx.conv2d(x, weight, stride=stride, padding=padding) + bias
+
+
+def upsample_nearest(x: mx.array, height: int, width: int) -> mx.array:
+    """Double x (B, H, W, C) along both sides and crop to (height, width), the reference's nearest neighbour.
+
+    The crop matters where a skip connection comes from an odd side: 2 H - 1 rows are asked for then, and row i of them
+    is row floor(i H / (2 H - 1)) = floor(i / 2) of x.
+    """
+    batch, h, w, channels = x.shape
+    x = mx.broadcast_to(x[:, :, None, :, None, :], (batch, h, 2, w, 2, channels))
+    return x.reshape(batch, 2 * h, 2 * w, channels)[:, :height, :width, :]

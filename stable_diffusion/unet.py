@@ -1,0 +1,293 @@
+"""The U-Net of latent diffusion (Rombach et al. 2022): noisy latents, time and text -> prediction.
+
+The reference is diffusers' UNet2DConditionModel (unet_2d_condition.py, unet_2d_blocks.py, transformer_2d.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+from . import ops
+from .backend import mx, nn
+from .config import UNetConfig
+from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
+
+# Keys and values of one transformer block: of "attn2", and of "attn1" where it too attends to the text.
+BlockContext = dict[str, tuple[mx.array, mx.array]]
+# The same of all blocks of one transformer, and of all transformers of one level.
+LevelContext = list[list[BlockContext]]
+
+
+def sinusoidal_embedding(values: mx.array, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> mx.array:
+    """Sinusoids (Vaswani et al. 2017) of values (N,), float32: (N, channels), as diffusers embeddings.py has them."""
+    half = channels // 2
+    rates = mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(10000) / (half - freq_shift)))
+    angles = values.astype(mx.float32)[:, None] * rates
+    waves = [mx.cos(angles), mx.sin(angles)] if flip_sin_to_cos else [mx.sin(angles), mx.cos(angles)]
+    return mx.pad(mx.concatenate(waves, axis=-1), ((0, 0), (0, channels % 2)))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers over sinusoids (B, inputs) -> (B, outputs); `cond_proj` adds an embedded guidance weight."""
+
+    def __init__(self, inputs: int, outputs: int, act: str, condition: int | None = None):
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, outputs)
+        if condition is not None:
+            self.cond_proj = nn.Linear(condition, inputs, bias=False)
+        self.linear_2 = nn.Linear(outputs, outputs)
+        self.act = ops.ACTIVATIONS[act]
+
+    def __call__(self, x: mx.array, condition: mx.array | None = None) -> mx.array:
+        if condition is not None:
+            x = x + self.cond_proj(condition)
+        return self.linear_2(self.act(self.linear_1(x)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.proj_in = nn.Linear(channels, 8 * channels)
+        self.proj_out = nn.Linear(4 * channels, channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.proj_out(ops.geglu(x, self.proj_in.weight, self.proj_in.bias))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the text, feed-forward, each after a layer norm and around a skip."""
+
+    def __init__(self, channels: int, context: int, heads: int, head_dim: int, only_cross: bool, upcast: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, context if only_cross else channels, heads, head_dim, upcast=upcast)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, context, heads, head_dim, upcast=upcast)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+        self.text_attentions = ("attn1", "attn2") if only_cross else ("attn2",)
+
+    def project_text(self, text: mx.array) -> BlockContext:
+        return {name: self[name].keys_values(text) for name in self.text_attentions}
+
+    def __call__(self, x: mx.array, context: BlockContext) -> mx.array:
+        x = x + self.attn1(self.norm1(x), context.get("attn1"))
+        x = x + self.attn2(self.norm2(x), context["attn2"])
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2D(nn.Module):
+    """Transformer blocks over the places of a feature map (B, H, W, C).
+
+    `proj_in` and `proj_out` are 1x1 convolutions in some files and linear layers in others: the same thing here.
+    """
+
+    def __init__(self, channels: int, heads: int, depth: int, context: int, only_cross: bool, config: UNetConfig):
+        super().__init__()
+        head_dim = channels // heads
+        inner = heads * head_dim
+        self.norm = GroupNorm(config.norm_num_groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, inner)
+        self.transformer_blocks = [
+            TransformerBlock(inner, context, heads, head_dim, only_cross, config.upcast_attention) for _ in range(depth)
+        ]
+        self.proj_out = nn.Linear(inner, channels)
+
+    def project_text(self, text: mx.array) -> list[BlockContext]:
+        return [block.project_text(text) for block in self.transformer_blocks]
+
+    def __call__(self, x: mx.array, context: list[BlockContext]) -> mx.array:
+        batch, height, width, _ = x.shape
+        y = self.proj_in(self.norm(x).reshape(batch, height * width, -1))
+        for block, block_context in zip(self.transformer_blocks, context, strict=True):
+            y = block(y, block_context)
+        return x + self.proj_out(y).reshape(x.shape)
+
+
+class UNetLevel(nn.Module):
+    """The blocks at one resolution, of the way down, of the middle or of the way up: resnets and transformers."""
+
+    def __init__(
+        self,
+        resnets: list[ResnetBlock],
+        attentions: list[Transformer2D],
+        downsample: Downsample | None = None,
+        upsample: Upsample | None = None,
+    ):
+        super().__init__()
+        self.resnets = resnets
+        self.attentions = attentions
+        if downsample is not None:
+            self.downsample = downsample
+        if upsample is not None:
+            self.upsample = upsample
+
+    def project_text(self, text: mx.array) -> LevelContext:
+        return [attention.project_text(text) for attention in self.attentions]
+
+    def down(self, x: mx.array, time: mx.array, context: LevelContext) -> tuple[mx.array, list[mx.array]]:
+        """x (B, H, W, C_in) -> the level's output, and the outputs to be kept for the way up."""
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions:
+                x = self.attentions[i](x, context[i])
+            skips.append(x)
+        if "downsample" in self:
+            x = self.downsample(x)
+            skips.append(x)
+        return x, skips
+
+    def middle(self, x: mx.array, time: mx.array, context: LevelContext) -> mx.array:
+        x = self.resnets[0](x, time)
+        for attention, resnet, attention_context in zip(self.attentions, self.resnets[1:], context, strict=True):
+            x = resnet(attention(x, attention_context), time)
+        return x
+
+    def up(self, x: mx.array, skips: list[mx.array], time: mx.array, context: LevelContext) -> mx.array:
+        """Take one kept output off `skips` for each resnet; the next one left tells the size to grow to."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(mx.concatenate([x, skips.pop()], axis=-1), time)
+            if self.attentions:
+                x = self.attentions[i](x, context[i])
+        if "upsample" in self:
+            x = self.upsample(x, skips[-1].shape[1:3])
+        return x
+
+
+class UNet(nn.Module):
+    """See the module's docstring; `project_text` once for each prompt, then call once for each step."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        time_channels = config.time_embedding_dim or 4 * channels[0]
+        self.conv_in = Conv2d(config.in_channels, channels[0], config.conv_in_kernel)
+        self.time_embedding = TimestepEmbedding(channels[0], time_channels, config.act_fn, config.time_cond_proj_dim)
+        if config.addition_embed_type == "text_time":
+            inputs = config.projection_class_embeddings_input_dim
+            self.add_embedding = TimestepEmbedding(inputs, time_channels, config.act_fn)
+        build = _LevelBuilder(config, time_channels)
+        self.down_blocks = [build.down(i) for i in range(len(channels))]
+        if config.mid_block_type is not None:
+            self.mid_block = build.middle()
+        self.up_blocks = [build.up(i) for i in range(len(channels))]
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[0], config.norm_eps, config.act_fn)
+        self.conv_out = Conv2d(channels[0], config.out_channels, config.conv_out_kernel)
+
+    def project_text(self, text: mx.array) -> list[LevelContext]:
+        """The keys and values of a text's hidden states (B or 1, N, D), for every level, in the order of the call."""
+        return [level.project_text(text) for level in self._levels()]
+
+    def __call__(
+        self,
+        x: mx.array,
+        t: mx.array,
+        context: list[LevelContext],
+        pooled: mx.array | None = None,
+        time_ids: mx.array | None = None,
+        guidance: mx.array | None = None,
+    ) -> mx.array:
+        """Predict eps, v or x_0, whichever the checkpoint was trained for.
+
+        x (B, H, W, in_channels) of unit variance; t (B,) or (1,), in training steps; `context` from `project_text`,
+        its batch B or 1; `pooled` (B, P) and `time_ids` (B, 6) for `addition_embed_type` "text_time" (SDXL);
+        `guidance` (B or 1, time_cond_proj_dim) from `guidance_embedding` (LCM). Returns (B, H, W, out_channels).
+        """
+        time = ops.ACTIVATIONS[self.config.act_fn](self._embed_time(t, pooled, time_ids, guidance, x.dtype))
+        if self.config.center_input_sample:
+            x = 2 * x - 1
+        remaining = iter(context)
+        x = self.conv_in(x)
+        skips = [x]
+        for level in self.down_blocks:
+            x, level_skips = level.down(x, time, next(remaining))
+            skips += level_skips
+        if "mid_block" in self:
+            x = self.mid_block.middle(x, time, next(remaining))
+        for level in self.up_blocks:
+            x = level.up(x, skips, time, next(remaining))
+        return self.conv_out(self.conv_norm_out(x))
+
+    def guidance_embedding(self, cfg_weight: float) -> mx.array:
+        """The guidance weight w as latent consistency models take it, (1, time_cond_proj_dim) (Luo et al. 2023)."""
+        channels = self.config.time_cond_proj_dim
+        return sinusoidal_embedding(
+            mx.array([(cfg_weight - 1) * 1000.0]), channels, flip_sin_to_cos=False, freq_shift=1
+        )
+
+    def _levels(self) -> list[UNetLevel]:
+        middle = [self.mid_block] if "mid_block" in self else []
+        return [*self.down_blocks, *middle, *self.up_blocks]
+
+    def _embed_time(self, t, pooled, time_ids, guidance, dtype) -> mx.array:
+        config = self.config
+        waves = sinusoidal_embedding(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+        guidance = None if guidance is None else guidance.astype(dtype)
+        time = self.time_embedding(waves.astype(dtype), guidance)
+        if config.addition_embed_type == "text_time":
+            size = config.addition_time_embed_dim
+            waves = sinusoidal_embedding(time_ids.reshape(-1), size, config.flip_sin_to_cos, config.freq_shift)
+            waves = waves.reshape(time_ids.shape[0], -1).astype(dtype)
+            time = time + self.add_embedding(mx.concatenate([pooled.astype(dtype), waves], axis=-1))
+        return time
+
+
+class _LevelBuilder:
+    """Reads the configuration's keys that may be one value, one for each level, or one for each layer."""
+
+    def __init__(self, config: UNetConfig, time_channels: int):
+        self.config = config
+        self.time_channels = time_channels
+        self.depths = config.per_block("transformer_layers_per_block")
+        self.up_depths = config.reverse_transformer_layers_per_block or self.depths[::-1]
+
+    def down(self, i: int) -> UNetLevel:
+        config, channels = self.config, self.config.block_out_channels
+        layers = config.per_block("layers_per_block")[i]
+        inputs = [channels[max(i - 1, 0)]] + [channels[i]] * (layers - 1)
+        attentions = self._attentions(config.down_block_types[i], i, layers, self.depths[i])
+        downsample = Downsample(channels[i], config.downsample_padding) if i < len(channels) - 1 else None
+        return UNetLevel([self._resnet(c, channels[i]) for c in inputs], attentions, downsample=downsample)
+
+    def middle(self) -> UNetLevel:
+        config, channels = self.config, self.config.block_out_channels[-1]
+        scale = config.mid_block_scale_factor
+        resnets = [self._resnet(channels, channels, scale) for _ in range(2)]
+        return UNetLevel(resnets, [self._transformer(-1, _layer_depth(self.depths[-1], 0), only_cross=False)])
+
+    def up(self, i: int) -> UNetLevel:
+        """Level i of the way up, which mirrors level n - 1 - i of the way down."""
+        config, channels = self.config, self.config.block_out_channels
+        n = len(channels)
+        mirrored = n - 1 - i
+        layers = config.per_block("layers_per_block")[mirrored] + 1
+        outputs = channels[mirrored]
+        before = channels[min(mirrored + 1, n - 1)]
+        skips = [outputs] * (layers - 1) + [channels[max(mirrored - 1, 0)]]
+        inputs = [before] + [outputs] * (layers - 1)
+        resnets = [self._resnet(c + skip, outputs) for c, skip in zip(inputs, skips, strict=True)]
+        attentions = self._attentions(config.up_block_types[i], mirrored, layers, self.up_depths[i])
+        return UNetLevel(resnets, attentions, upsample=Upsample(outputs) if i < n - 1 else None)
+
+    def _attentions(self, block_type: str, i: int, layers: int, depth: int | tuple) -> list[Transformer2D]:
+        if not block_type.startswith("CrossAttn"):
+            return []
+        only_cross = self.config.per_block("only_cross_attention")[i]
+        return [self._transformer(i, _layer_depth(depth, layer), only_cross) for layer in range(layers)]
+
+    def _transformer(self, i: int, depth: int, only_cross: bool) -> Transformer2D:
+        config = self.config
+        context = config.per_block("cross_attention_dim")[i]
+        return Transformer2D(config.block_out_channels[i], config.heads[i], depth, context, only_cross, config)
+
+    def _resnet(self, inputs: int, outputs: int, scale: float = 1.0) -> ResnetBlock:
+        config = self.config
+        return ResnetBlock(
+            inputs, outputs, config.norm_num_groups, config.norm_eps, config.act_fn, self.time_channels, scale
+        )
+
+
+def _layer_depth(depth: int | tuple, layer: int) -> int:
+    return depth if isinstance(depth, int) else depth[layer]
