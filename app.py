@@ -1,0 +1,43 @@
+"""Streamlit's entry script: the server's guard, the navigation, the sidebar and the live panel.
+
+`streamlit run app.py` imports this file once for `app`, the server; after that it runs it to draw the page, at every
+click.
+"""
+
+from pathlib import Path
+
+import streamlit as st
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+
+def main() -> None:
+    """Draw the page."""
+    from webui.components import live, session, settings
+
+    icon = Path(__file__).with_name("webui") / "icon.png"
+    st.set_page_config(page_title="Stable Diffusion", page_icon=icon, layout="wide")
+    page = st.navigation(
+        [
+            st.Page("webui/pages/text_to_image.py", title="Text to image", icon=":material/edit:", default=True),
+            st.Page("webui/pages/image_to_image.py", title="Image to image", icon=":material/image:"),
+        ],
+        position="top",
+    )
+    session.begin()
+    settings.sidebar()
+    form, picture = st.columns(2, gap="large")
+    with form:
+        page.run()
+    with picture:
+        live.panel()
+
+
+if get_script_run_ctx() is None:
+    # A page on the internet could give its own name this machine's address, and then talk to this server from a browser
+    # here ("DNS rebinding"): requests under a foreign name are refused, for pages, files and sockets alike.
+    hosts = st.get_option("server.allowedHosts") or ["*"]
+    app = st.App(__file__, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)])
+else:
+    main()

@@ -1,0 +1,87 @@
+"""An engine that only pretends, for the tests of the worker and the page."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+
+from stable_diffusion.errors import CheckpointNotFoundError, InputError
+from webui import worker as worker_module
+
+
+class PretendModel:
+    """Speaks as StableDiffusion does; `gate`, when given, must be released once for each step."""
+
+    family, default_size = "sd1", (64, 64)
+
+    def __init__(self, name, gate=None, fail_at=None):
+        self.name, self.gate, self.fail_at, self.calls, self.closed = name, gate, fail_at, [], 0
+
+    def generate_latents(self, text, **arguments):
+        if not text:
+            raise InputError("text = '' is empty: describe a picture.")
+        self.calls.append((text, arguments))
+        return self._steps(arguments)
+
+    def _steps(self, arguments):
+        seed = 1000 if arguments["seed"] is None else arguments["seed"]
+        total = arguments["num_steps"]
+        try:
+            for index in range(1, total + 1):
+                if self.gate is not None:
+                    assert self.gate.acquire(timeout=10)
+                if index == self.fail_at:
+                    raise RuntimeError("the wheels came off")
+                latents = np.full((1, 8, 8, 4), index / total, np.float32)
+                yield SimpleNamespace(
+                    index=index,
+                    total=total,
+                    t=0.0,
+                    sigma=1.0 - index / total,
+                    seed=seed,
+                    latents=latents,
+                    denoised=latents,
+                )
+        finally:
+            self.closed += 1
+
+    def decode(self, latents):
+        return np.full((1, 64, 64, 3), float(latents.mean()), np.float32)
+
+
+@dataclass
+class PretendEngine:
+    """The models that were loaded, and the knobs for those to come."""
+
+    models: list[PretendModel] = field(default_factory=list)
+    gate: threading.Semaphore | None = None
+    fail_at: int | None = None
+    released: int = 0
+
+    def load(self, name, progress):
+        progress("Reading weights", 0.5)
+        if name == "absent":
+            raise CheckpointNotFoundError("No model 'absent'.")
+        self.models.append(PretendModel(name, self.gate, self.fail_at))
+        return self.models[-1]
+
+    def release(self):
+        self.released += 1
+
+    def install(self, monkeypatch):
+        monkeypatch.setattr(worker_module, "load_model", self.load)
+        monkeypatch.setattr(worker_module, "release_memory", self.release)
+        return self
+
+
+def wait(condition, seconds=10.0):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+def over(*jobs):
+    wait(lambda: not any(job.active for job in jobs))

@@ -1,0 +1,245 @@
+"""The worker behind the page, with an engine that only pretends: order, cancelling, errors, files, memory."""
+
+import errno
+import io
+import threading
+import time
+import weakref
+
+import pytest
+from PIL import Image
+
+import utils
+from stable_diffusion.errors import InputError
+from tests.pretend import PretendEngine, over, wait
+from webui import worker as worker_module
+from webui.jobs import Request, State
+from webui.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker, in_plain_words
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    return PretendEngine().install(monkeypatch)
+
+
+@pytest.fixture
+def worker(engine, tmp_path):
+    worker = Worker(tmp_path / "outputs")
+    yield worker
+    if engine.gate is not None:
+        engine.gate.release(10_000)
+    worker.close()
+
+
+def test_a_job_becomes_a_saved_picture_with_its_parameters(worker):
+    job = worker.submit(Request("a red house", negative="rain", steps=3, seed=7, cfg=5.0, model="postcards-tiny"))
+    over(job)
+    assert (job.state, job.error, job.fraction) == (State.DONE, "", 1.0)
+    (picture,) = job.pictures
+    assert picture.path.parent.parent == worker.outputs
+    assert time.strptime(picture.path.parent.name, "%Y-%m-%d")
+    found = utils.read_parameters(picture.path)
+    assert (found.prompt, found.negative, found.steps, found.seed, found.cfg) == ("a red house", "rain", 3, 7, 5.0)
+    assert (found.model, found.size, found.strength) == ("postcards-tiny", "64x64", None)
+
+
+def test_every_step_is_recorded_as_small_pictures(worker):
+    job = worker.submit(Request("a", steps=12))
+    over(job)
+    frames = job.pictures[0].frames
+    assert [frame.index for frame in frames] == list(range(1, 13))
+    for frame in frames:
+        for jpeg in (frame.latents, frame.estimate):
+            assert Image.open(io.BytesIO(jpeg)).format == "JPEG"
+            assert len(jpeg) < 20_000
+
+
+def test_jobs_are_done_in_the_order_they_came(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    jobs = [worker.submit(Request(text, steps=1)) for text in "abc"]
+    wait(lambda: jobs[0].state is State.RUNNING)
+    assert [worker.position(job) for job in jobs] == [0, 1, 2]
+    engine.gate.release(3)
+    over(*jobs)
+    assert [call[0] for call in engine.models[0].calls] == ["a", "b", "c"]
+    assert [worker.position(job) for job in jobs] == [0, 0, 0]
+    assert jobs[0].ended <= jobs[1].started
+
+
+def test_a_cancel_takes_effect_within_one_step(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    job = worker.submit(Request("a", steps=50))
+    engine.gate.release(2)
+    wait(lambda: job.frame is not None and job.frame.index == 2)
+    worker.cancel(job)
+    assert job.cancelling
+    engine.gate.release(1)
+    over(job)
+    assert job.state is State.CANCELLED
+    assert job.frame.index == 3
+    assert engine.models[0].closed == 1
+
+
+def test_a_waiting_job_is_cancelled_at_once(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    first, second, third = (worker.submit(Request(text, steps=1)) for text in "abc")
+    worker.cancel(second)
+    assert second.state is State.CANCELLED
+    assert worker.position(third) == 1
+    engine.gate.release(2)
+    over(first, third)
+    assert [call[0] for call in engine.models[0].calls] == ["a", "c"]
+
+
+def test_what_was_finished_before_a_cancel_stays(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    job = worker.submit(Request("a", steps=2, n_images=3, seed=5))
+    engine.gate.release(3)
+    wait(lambda: len(job.pictures) == 2 and job.pictures[1].frames)
+    worker.cancel(job)
+    engine.gate.release(1)
+    over(job)
+    assert job.state is State.CANCELLED
+    first, *rest = job.pictures
+    assert first.path.exists() and first.seed == 5
+    # The second one's last step came with the cancel: a picture that is ready is kept.
+    assert [picture.finished for picture in rest] == [True]
+
+
+def test_a_model_that_is_loading_can_be_cancelled(engine, worker, monkeypatch):
+    began, go = threading.Event(), threading.Event()
+
+    def load(name, progress):
+        began.set()
+        assert go.wait(10)
+        progress("Downloading", 0.2)
+        raise AssertionError("went on after a cancel")
+
+    monkeypatch.setattr(worker_module, "load_model", load)
+    job = worker.submit(Request("a"))
+    assert began.wait(10)
+    worker.cancel(job)
+    go.set()
+    over(job)
+    assert job.state is State.CANCELLED
+
+
+def test_picture_i_carries_seed_plus_i(engine, worker):
+    given, drawn = (
+        worker.submit(Request("a", steps=1, n_images=3, seed=2**32 - 2)),
+        worker.submit(Request("a", steps=1, n_images=2)),
+    )
+    over(given, drawn)
+    assert [picture.seed for picture in given.pictures] == [2**32 - 2, 2**32 - 1, 0]
+    assert [picture.seed for picture in drawn.pictures] == [1000, 1001]
+    assert len({picture.path for picture in given.pictures + drawn.pictures}) == 5
+
+
+def test_an_input_picture_and_its_strength_reach_the_engine(engine, worker):
+    image = Image.new("RGB", (64, 64))
+    job = worker.submit(Request("a", steps=2, input_picture=image, strength=0.5))
+    over(job)
+    _, arguments = engine.models[0].calls[0]
+    assert arguments["input_image"] is image and arguments["denoising_strength"] == 0.5
+    assert utils.read_parameters(job.pictures[0].path).strength == 0.5
+
+
+def test_an_error_is_kept_and_the_next_job_runs(engine, worker):
+    bad, good = worker.submit(Request("", steps=1)), worker.submit(Request("a", steps=1))
+    over(bad, good)
+    assert (bad.state, bad.error) == (State.FAILED, "text = '' is empty: describe a picture.")
+    assert good.state is State.DONE
+
+
+def test_an_error_in_the_middle_keeps_the_steps_so_far(engine, worker):
+    engine.fail_at = 3
+    job = worker.submit(Request("a", steps=5))
+    over(job)
+    assert job.state is State.FAILED
+    assert "RuntimeError: the wheels came off" in job.error
+    assert [frame.index for frame in job.pictures[0].frames] == [1, 2]
+
+
+def test_the_last_model_is_kept_and_the_old_one_goes_first(engine, worker, monkeypatch):
+    over(worker.submit(Request("a", steps=1, model="one")), worker.submit(Request("a", steps=1, model="one")))
+    wait(lambda: len(engine.models[0].calls) == 2)
+    assert len(engine.models) == 1
+    old = weakref.ref(engine.models.pop())
+    alive_at_load = []
+    load = worker_module.load_model
+    monkeypatch.setattr(worker_module, "load_model", lambda *a: (alive_at_load.append(old() is not None), load(*a))[1])
+    job = worker.submit(Request("a", steps=1, model="two"))
+    over(job)
+    assert alive_at_load == [False]
+    assert engine.released == 1
+
+
+def test_a_model_that_is_not_there_leaves_the_worker_usable(engine, worker):
+    jobs = [worker.submit(Request("a", steps=1, model=model)) for model in ("one", "absent", "one")]
+    over(*jobs)
+    assert [job.state for job in jobs] == [State.DONE, State.FAILED, State.DONE]
+    assert jobs[1].error == "No model 'absent'."
+    assert [model.name for model in engine.models] == ["one", "one"]
+
+
+def test_a_full_disk_keeps_the_picture_in_memory(engine, worker, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(utils, "save_new_picture", full)
+    job = worker.submit(Request("a", steps=1))
+    over(job)
+    assert job.state is State.DONE
+    assert "disk is full" in job.warning
+    assert Image.open(io.BytesIO(job.pictures[0].unsaved)).size == (64, 64)
+
+
+def test_old_jobs_are_forgotten_and_their_pictures_stay(worker):
+    jobs = [worker.submit(Request("a", steps=1)) for _ in range(MAX_KEPT + 3)]
+    over(*jobs)
+    assert [worker.job(job.id) for job in jobs[:3]] == [None] * 3
+    assert worker.job(jobs[3].id) is jobs[3]
+    assert all(job.pictures[0].path.exists() for job in jobs)
+
+
+def test_an_endless_queue_is_refused(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    first = worker.submit(Request("a", steps=1))
+    wait(lambda: first.state is State.RUNNING)
+    for _ in range(MAX_WAITING):
+        worker.submit(Request("a", steps=1))
+    with pytest.raises(QueueFullError, match=f"{MAX_WAITING} jobs"):
+        worker.submit(Request("a", steps=1))
+
+
+def test_progress_and_time_left(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    job = worker.submit(Request("a", steps=4, n_images=2))
+    assert job.seconds_left is None
+    for n in (1, 2, 3):
+        engine.gate.release()
+        wait(lambda n=n: job.frame is not None and job.frame.index == n)
+    assert job.fraction == pytest.approx(3 / 8)
+    assert job.seconds_left == pytest.approx(5 / job.steps_per_second)
+    engine.gate.release(5)
+    over(job)
+    assert job.fraction == 1.0 and job.seconds_left is None
+
+
+def test_nobody_finds_a_job_that_never_was(worker):
+    assert worker.job("no-such-job") is None
+    assert worker.job(None) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (InputError("steps = 0 is too few: at least 1."), "steps = 0 is too few: at least 1."),
+        (MemoryError(), "ran out of memory"),
+        (RuntimeError("[malloc] Unable to allocate 10 bytes"), "ran out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
+        (ValueError("odd"), "ValueError: odd"),
+    ],
+)
+def test_errors_in_plain_words(error, words):
+    assert words in in_plain_words(error)

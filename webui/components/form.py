@@ -1,0 +1,103 @@
+"""The form of a page: prompts, the input picture where there is one, Generate and Cancel."""
+
+import streamlit as st
+from PIL import Image
+
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.picture import open_picture
+from webui.components import session
+
+
+def prompts() -> None:
+    """Draw the two prompts."""
+    st.text_area(
+        "Prompt",
+        key="prompt",
+        height=110,
+        placeholder="a red house on green hills at sunset, with clouds",
+        persist_state="session",
+    )
+    st.text_area(
+        "Negative prompt",
+        key="negative",
+        height=68,
+        placeholder="what should not be in the picture",
+        persist_state="session",
+    )
+
+
+def input_picture() -> Image.Image | None:
+    """Draw the input picture beside its denoising strength, and return the picture, or None where there is none yet."""
+    st.file_uploader("Input picture", type=["png", "jpg", "jpeg", "webp"], key="upload", on_change=_take_upload)
+    if problem := st.session_state.get("upload_problem"):
+        st.error(session.plain(problem), icon=":material/error:")
+    picture: Image.Image | None = st.session_state.get("input_picture")
+    shown, beside = st.columns(2, vertical_alignment="center")
+    if picture is not None:
+        shown.image(picture, width="stretch", output_format="JPEG", alt="The input picture")
+    with beside if picture is not None else st.container():
+        strength = st.slider("Denoising strength", 0.0, 1.0, step=0.05, key="strength", persist_state="session")
+        st.caption(strength_in_words(strength, int(st.session_state["steps"])))
+    return picture
+
+
+def strength_in_words(strength: float, steps: int) -> str:
+    """Say what a denoising strength leaves of the steps."""
+    left = min(steps, int(steps * strength))
+    if left == 0:
+        return f"Leaves none of {steps} steps: the picture comes back as it is."
+    return f"Runs the last {left} of {steps} steps. 0 keeps the picture, 1 paints it anew."
+
+
+def _take_upload() -> None:
+    upload = st.session_state["upload"]
+    st.session_state["upload_problem"] = ""
+    st.session_state["input_picture"] = None
+    if upload is not None:
+        try:
+            st.session_state["input_picture"] = open_picture(upload)
+        except StableDiffusionError as error:
+            st.session_state["upload_problem"] = str(error)
+
+
+def buttons(kind: str) -> None:
+    """Draw Generate and Cancel, and what went wrong last. kind: "text" or "picture", what the page starts from."""
+    job = session.current_job()
+    active = job is not None and job.active
+    with st.container(horizontal=True):
+        st.button(
+            "Generate",
+            type="primary",
+            shortcut="Ctrl+Enter",
+            disabled=active,
+            on_click=_generate,
+            args=(kind,),
+            width="stretch",
+        )
+        st.button("Cancel", shortcut="Esc", disabled=not active, on_click=_cancel, width="stretch")
+    problem = st.session_state.get("form_problem") or (job.error if job is not None else "")
+    if problem:
+        st.error(session.plain(problem), icon=":material/error:")
+    elif job is not None and job.warning:
+        st.warning(session.plain(job.warning), icon=":material/warning:")
+
+
+def _generate(kind: str) -> None:
+    st.session_state["form_problem"] = ""
+    job = session.current_job()
+    if job is not None and job.active:  # a second click before the page knew of the first
+        return
+    picture = st.session_state.get("input_picture") if kind == "picture" else None
+    if kind == "picture" and picture is None:
+        st.session_state["form_problem"] = "Choose an input picture first."
+        return
+    try:
+        session.show_job(session.the_worker().submit(session.request_from_form(picture)))
+    except StableDiffusionError as error:
+        st.session_state["form_problem"] = str(error)
+
+
+def _cancel() -> None:
+    job = session.current_job()
+    if job is not None:
+        session.the_worker().cancel(job)

@@ -1,0 +1,136 @@
+"""What a page asks for and what becomes of it, as plain objects that any thread may read."""
+
+import secrets
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from PIL import Image
+
+
+class State(str, Enum):
+    """Where a job is in its life; the values are words that a page can show."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for.
+
+    Sizes are in pixels, None: the model's own. A seed of None is drawn. The strength counts with an input picture only.
+    """
+
+    prompt: str
+    negative: str = ""
+    model: str = "postcards-tiny"
+    sampler: str = "euler"
+    steps: int = 20
+    cfg: float = 7.5
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    n_images: int = 1
+    input_picture: Image.Image | None = field(default=None, compare=False, repr=False)
+    strength: float = 0.7
+    preview: str = "auto"  # of the x_0 estimate: "full" decode, "fast" linear map, or "auto": full where that is cheap
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One denoising step as it was shown: JPEG bytes of the latents' channels and of the current x_0 estimate."""
+
+    index: int  # 1 .. total
+    total: int
+    sigma: float
+    latents: bytes
+    estimate: bytes
+
+
+@dataclass
+class Picture:
+    """One picture of a job: its steps so far and, when finished, its file (or its PNG bytes, where saving failed)."""
+
+    frames: list[Frame] = field(default_factory=list)
+    seed: int | None = None
+    size: tuple[int, int] = (0, 0)
+    path: Path | None = None
+    unsaved: bytes | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a picture to show and download."""
+        return self.path is not None or self.unsaved is not None
+
+
+class Job:
+    """A request on its way. Written by the worker's thread alone (but for the wish to cancel); read by anyone."""
+
+    def __init__(self, request: Request) -> None:
+        self.id = secrets.token_hex(6)
+        self.request = request
+        self.state = State.QUEUED
+        self.note = ""  # what is going on, in words: "Downloading ..."
+        self.note_fraction: float | None = None
+        self.error = ""
+        self.warning = ""
+        self.pictures: list[Picture] = []
+        self.submitted = time.time()
+        self.started: float | None = None
+        self.ended: float | None = None
+        self.step_seconds: deque[float] = deque(maxlen=8)
+        self.cancel_event = threading.Event()
+
+    @property
+    def active(self) -> bool:
+        """Whether something is still to come."""
+        return self.state in (State.QUEUED, State.LOADING, State.RUNNING)
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether somebody wished to cancel it (it ends after the step in hand)."""
+        return self.cancel_event.is_set()
+
+    @property
+    def frame(self) -> Frame | None:
+        """The newest step there is."""
+        return next((picture.frames[-1] for picture in reversed(self.pictures) if picture.frames), None)
+
+    @property
+    def fraction(self) -> float:
+        """How much of the denoising is done, 0 to 1, over all pictures."""
+        done = 0.0
+        for picture in self.pictures:
+            if picture.finished:
+                done += 1
+            elif picture.frames:
+                done += picture.frames[-1].index / picture.frames[-1].total
+        return min(1.0, done / self.request.n_images)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the worker took it up."""
+        return 0.0 if self.started is None else (self.ended or time.time()) - self.started
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """The pace of the last few steps, or None before the second one."""
+        seconds = sum(self.step_seconds)
+        return len(self.step_seconds) / seconds if seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds of denoising still to come at the present pace, or None where nothing can be said yet."""
+        frame, pace = self.frame, self.steps_per_second
+        if frame is None or pace is None or not self.active:
+            return None
+        steps = frame.total * self.request.n_images * (1 - self.fraction)
+        return steps / pace
