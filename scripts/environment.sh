@@ -1,0 +1,152 @@
+# Sourced by webui.sh and test.sh: a virtual environment with what this machine needs. Plain bash 3.2, as macOS has it.
+
+VENV=${VENV:-$ROOT/.venv}
+case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
+LOG=$VENV/install.log
+
+say() { printf '%s\n' "$*" >&2; }
+
+fail() {
+    say ""
+    say "$@"
+    exit 1
+}
+
+# A name on the PATH is not enough: version managers leave names behind that only print an error.
+is_usable_python() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+}
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        is_usable_python "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.10 or newer. Give the path of one, or leave PYTHON unset."
+        return
+    fi
+    for PYTHON in python3.13 python3.12 python3.11 python3.10 python3 python; do
+        is_usable_python "$PYTHON" && return
+    done
+    fail "No Python 3.10 or newer was found. Get one, then run this again:
+    macOS:           brew install python@3.13      (or the installer from python.org)
+    Debian, Ubuntu:  sudo apt install python3 python3-venv
+    Fedora:          sudo dnf install python3
+If it is there under another name, say so: PYTHON=/path/to/python3 $0"
+}
+
+# cpu, cuda12 or cuda13 on Linux; metal on a Mac.
+choose_backend() {
+    case $(uname -s) in
+    Darwin)
+        [ "$("$PYTHON" -c 'import platform; print(platform.machine())')" = arm64 ] ||
+            fail "MLX on a Mac needs Apple silicon and a Python built for it; $PYTHON is for $("$PYTHON" -c 'import platform; print(platform.machine())')."
+        BACKEND=metal
+        return
+        ;;
+    Linux) ;;
+    *) fail "This runs on macOS and Linux. On Windows, run it inside WSL (https://learn.microsoft.com/windows/wsl)." ;;
+    esac
+    case ${MLX_BACKEND:-} in
+    cpu | cuda12 | cuda13)
+        BACKEND=$MLX_BACKEND
+        return
+        ;;
+    "") ;;
+    *) fail "MLX_BACKEND=$MLX_BACKEND is none of cpu, cuda12, cuda13." ;;
+    esac
+    BACKEND=cpu
+    command -v nvidia-smi >/dev/null 2>&1 || return 0
+    # The head line of nvidia-smi names the newest CUDA that the driver can run: "CUDA Version: 12.8".
+    local cuda
+    cuda=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Za-z ]*Version: *\([0-9][0-9]*\).*/\1/p' | head -n 1)
+    if [ -z "$cuda" ]; then
+        say "nvidia-smi is here, but no NVIDIA driver answers: using the CPU. (MLX_BACKEND=cuda12 or cuda13 overrides.)"
+    elif [ "$cuda" -ge 13 ]; then
+        BACKEND=cuda13
+    elif [ "$cuda" -ge 12 ]; then
+        BACKEND=cuda12
+    else
+        say "This NVIDIA driver runs CUDA $cuda; MLX needs 12 or newer: using the CPU until the driver is updated."
+    fi
+}
+
+make_venv() {
+    if [ -x "$VENV/bin/python" ] && is_usable_python "$VENV/bin/python"; then
+        # Made whole before, by this script or by hand; one that was interrupted has no working pip yet.
+        [ -f "$VENV/.made" ] && return
+        "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && touch "$VENV/.made" && return
+    fi
+    # Never clear a folder that somebody else filled.
+    if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
+        fail "$VENV exists and is no virtual environment. Move it away, or choose another place: VENV=/path/to/venv $0"
+    fi
+    find_python
+    say "Making a virtual environment in $VENV with $("$PYTHON" --version 2>&1)."
+    local output
+    if ! output=$("$PYTHON" -m venv --clear "$VENV" 2>&1); then
+        say "$output"
+        case $output in
+        *ensurepip* | *"No module named venv"*) fail "This Python cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" ;;
+        *"No space left"*) fail "The disk is full: the environment needs about 1 GB (./test.sh --all: 3 GB)." ;;
+        *) fail "The virtual environment could not be made in $VENV: see above." ;;
+        esac
+    fi
+    touch "$VENV/.made"
+}
+
+# install WHAT FILE...: pip installs the requirement files into the environment, unless exactly that was done before.
+install() {
+    local what=$1 stamp="$VENV/.installed-$1" wanted
+    shift
+    wanted="$BACKEND $("$VENV/bin/python" --version 2>&1) $(cat "$@")"
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+        return
+    fi
+    rm -f "$stamp"
+    say "Installing what it needs ($what, $BACKEND). The first time takes some minutes; the whole report goes to $LOG"
+    leave_one_backend
+    local file list="$VENV/.requirements"
+    : >"$list"
+    for file in "$@"; do
+        case $BACKEND in
+        cuda*) sed "s/^mlx\[cpu\]/mlx[$BACKEND]/" "$file" >>"$list" ;;
+        *) cat "$file" >>"$list" ;;
+        esac
+        echo >>"$list"
+    done
+    "$VENV/bin/python" -m pip --disable-pip-version-check --no-input install --upgrade-strategy only-if-needed \
+        -r "$list" 2>&1 </dev/null | tee "$LOG" | sed -n 's/^ *\(Downloading [^ ]*\)/  \1/p' >&2
+    [ "${PIPESTATUS[0]}" -eq 0 ] || explain_pip
+    printf '%s' "$wanted" >"$stamp"
+}
+
+# The packages mlx-cpu, mlx-cuda-12 and mlx-cuda-13 write the same files: one of them may stay.
+leave_one_backend() {
+    local previous="" stamp="$VENV/.backend"
+    [ -f "$stamp" ] && previous=$(cat "$stamp")
+    if [ -n "$previous" ] && [ "$previous" != "$BACKEND" ]; then
+        say "Changing from $previous to $BACKEND."
+        rm -f "$VENV"/.installed-*
+        "$VENV/bin/python" -m pip uninstall -y -q mlx mlx-cpu mlx-cuda-12 mlx-cuda-13 >>"$LOG" 2>&1 || true
+    fi
+    printf '%s' "$BACKEND" >"$stamp"
+}
+
+explain_pip() {
+    say ""
+    tail -n 15 "$LOG" >&2
+    if grep -q "No space left on device" "$LOG"; then
+        fail "The disk is full. Free some space (about 1 GB; ./test.sh --all: 3 GB; CUDA: 5 GB) and run this again: it goes on from here."
+    elif grep -qE "NewConnectionError|NameResolutionError|Temporary failure in name|Network is unreachable|ProxyError|ConnectTimeout|ReadTimeout|SSLError|No route to host" "$LOG"; then
+        fail "The package registry could not be reached. Check the network (and HTTPS_PROXY, where one is needed) and run this again."
+    elif grep -qE "No matching distribution|Could not find a version" "$LOG"; then
+        fail "A package has no version for this machine (see above): $(uname -sm), $("$VENV/bin/python" --version 2>&1).
+Another Python may do: PYTHON=python3.12 VENV=$VENV-3.12 $0"
+    fi
+    fail "Installing did not work: the last lines are above, all of them in $LOG. Running this again starts it anew."
+}
+
+prepare() {
+    make_venv
+    PYTHON=$VENV/bin/python
+    choose_backend
+    install runtime "$ROOT/requirements.txt"
+}

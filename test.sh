@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Checks and tests; installs what they need first.
+set -u
+ROOT=$(cd "$(dirname "$0")" && pwd) || exit 1
+
+usage() {
+    cat <<'TEXT'
+Usage: ./test.sh [--all] [OPTIONS OF pytest]
+  ./test.sh                        lint, format, types, and all tests that need neither torch nor a browser
+  ./test.sh --all                  the live comparison with torch and diffusers, and the browser tests, too
+  ./test.sh -k sampler -x          anything else is for pytest: here, stop at the first failure of the tests named sampler
+
+Environment: PYTHON, VENV and MLX_BACKEND as in ./webui.sh --help; JOBS=N for the number of test processes (default: 2).
+TEXT
+}
+
+all=no
+case ${1:-} in
+-h | --help)
+    usage
+    exit 0
+    ;;
+--all)
+    all=yes
+    shift
+    ;;
+esac
+
+# shellcheck source=scripts/environment.sh
+. "$ROOT/scripts/environment.sh"
+
+has_browser() {
+    local name
+    for name in chromium chromium-browser google-chrome google-chrome-stable; do
+        command -v "$name" >/dev/null 2>&1 && return 0
+    done
+    [ -d "/Applications/Google Chrome.app" ] || [ -d "/Applications/Chromium.app" ] && return 0
+    "$VENV/bin/python" - <<'PYTHON' 2>/dev/null
+import pathlib, sys
+from playwright.sync_api import sync_playwright
+with sync_playwright() as p:
+    sys.exit(not pathlib.Path(p.chromium.executable_path).exists())
+PYTHON
+}
+
+get_browser() {
+    has_browser && return
+    say "Looking for a Chromium to drive."
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            chromium fonts-dejavu-core; } >>"$LOG" 2>&1 </dev/null
+        has_browser && return
+    fi
+    "$VENV/bin/python" -m playwright install chromium >>"$LOG" 2>&1 </dev/null
+    has_browser || say "No Chromium could be installed: the browser tests will skip."
+}
+
+prepare
+install tests "$ROOT/requirements-dev.txt"
+if [ $all = yes ]; then
+    install comparison "$ROOT/requirements-parity.txt"
+    get_browser
+fi
+
+cd "$ROOT" || exit 1
+# Two processes with a thread pool each on few cores only wait for each other.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+failed=""
+ran=no
+
+check() {
+    local name=$1 code=0
+    shift
+    say "== $name"
+    "$VENV/bin/python" -m "$@" || code=$?
+    case "$1 $code" in
+    "pytest 0") ran=yes ;;
+    "pytest 5") ;; # nothing was chosen: fine for one of two runs, when arguments choose among the tests
+    *" 0") ;;
+    *) failed="$failed $name," ran=yes ;;
+    esac
+}
+
+check lint ruff check .
+check format ruff format --check .
+check types mypy
+if [ $all = yes ]; then
+    check tests pytest -n "${JOBS:-2}" -m "not browser" "$@"
+    # By themselves: a page's answer is timed, and should not wait behind a comparison.
+    check "browser tests" pytest -m browser "$@"
+else
+    check tests pytest -n "${JOBS:-2}" -m "not browser and not parity" --ignore tests/browser --ignore tests/parity "$@"
+fi
+
+[ $ran = yes ] || fail "No test was run."
+[ -z "$failed" ] || fail "Not all is well:${failed%,}."
+say "All is well."
