@@ -91,66 +91,16 @@ class CLIPTextConfig(Config):
     FIXED: ClassVar = {"model_type": ("clip_text_model", "clip"), "is_encoder_decoder": (False,)}
     IGNORED: ClassVar = frozenset(
         # Training, serialisation and generation settings that every transformers configuration may carry.
-        [
-            "attention_dropout",
-            "dropout",
-            "initializer_factor",
-            "initializer_range",
-            "bos_token_id",
-            "pad_token_id",
-            "torch_dtype",
-            "dtype",
-            "transformers_version",
-            "add_cross_attention",
-            "bad_words_ids",
-            "begin_suppress_tokens",
-            "chunk_size_feed_forward",
-            "cross_attention_hidden_size",
-            "decoder_start_token_id",
-            "diversity_penalty",
-            "do_sample",
-            "early_stopping",
-            "encoder_no_repeat_ngram_size",
-            "exponential_decay_length_penalty",
-            "finetuning_task",
-            "forced_bos_token_id",
-            "forced_eos_token_id",
-            "id2label",
-            "is_decoder",
-            "label2id",
-            "length_penalty",
-            "max_length",
-            "min_length",
-            "no_repeat_ngram_size",
-            "num_beam_groups",
-            "num_beams",
-            "num_return_sequences",
-            "output_attentions",
-            "output_hidden_states",
-            "output_scores",
-            "prefix",
-            "problem_type",
-            "pruned_heads",
-            "remove_invalid_values",
-            "repetition_penalty",
-            "return_dict",
-            "return_dict_in_generate",
-            "sep_token_id",
-            "suppress_tokens",
-            "task_specific_params",
-            "temperature",
-            "tf_legacy_loss",
-            "tie_encoder_decoder",
-            "tie_word_embeddings",
-            "tokenizer_class",
-            "top_k",
-            "top_p",
-            "torchscript",
-            "typical_p",
-            "use_bfloat16",
-            "use_return_dict",
-            "use_cache",
-        ]
+        """attention_dropout dropout initializer_factor initializer_range bos_token_id pad_token_id torch_dtype dtype
+        transformers_version add_cross_attention bad_words_ids begin_suppress_tokens chunk_size_feed_forward
+        cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample early_stopping
+        encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+        forced_eos_token_id id2label is_decoder label2id length_penalty max_length min_length no_repeat_ngram_size
+        num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_scores prefix
+        problem_type pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+        sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+        tie_word_embeddings tokenizer_class top_k top_p torchscript typical_p use_bfloat16 use_return_dict
+        use_cache""".split()
     )
 
     @property
@@ -371,17 +321,8 @@ class SchedulerConfig(Config):
     IGNORED: ClassVar = frozenset(
         # Of no effect without thresholding, clipping or flow matching; latents are never clipped, as in the
         # reference's StableDiffusionPipeline, whose constructor turns clip_sample off.
-        [
-            "clip_sample",
-            "clip_sample_range",
-            "dynamic_thresholding_ratio",
-            "sample_max_value",
-            "flow_shift",
-            "time_shift_type",
-            "shift_terminal",
-            "noise_sampler_seed",
-            "use_clipped_model_output",
-        ]
+        """clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type
+        shift_terminal noise_sampler_seed use_clipped_model_output""".split()
     )
 
     def check(self) -> None:

@@ -122,7 +122,7 @@ class Autoencoder(nn.Module):
 
     def moments(self, picture: mx.array) -> tuple[mx.array, mx.array]:
         """The posterior's mean and standard deviation, unscaled, (B, H/8, W/8, latent_channels) each, float32."""
-        x = self.encoder(picture)
+        x = self.encoder(picture.astype(self.encoder.conv_in.weight.dtype))
         if "quant_conv" in self:
             x = self.quant_conv(x)
         mean, log_variance = mx.split(x.astype(mx.float32), 2, axis=-1)

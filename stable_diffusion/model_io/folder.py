@@ -210,7 +210,8 @@ def _check_widths(folder: Path, unet: UNetConfig, encoders: list[CLIPTextConfig]
         if unet.projection_class_embeddings_input_dim != expected or not encoders[-1].with_projection:
             raise ConfigError(
                 f"{str(folder)!r}: projection_class_embeddings_input_dim = "
-                f"{unet.projection_class_embeddings_input_dim} does not go with the text encoder's projection and six time ids, which make {expected}."
+                f"{unet.projection_class_embeddings_input_dim} does not go with the text encoder's projection and "
+                f"six time ids, which make {expected}."
             )
 
 

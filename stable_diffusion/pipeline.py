@@ -1,0 +1,290 @@
+"""StableDiffusion: the steps of a generation, from prompt to picture, as a generator."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mlx.utils import tree_map
+
+from . import backend
+from .backend import mx
+from .conditioning import TextConditioner
+from .denoiser import Denoiser, UNetCall
+from .errors import InputError
+from .model_io.folder import load_folder
+from .model_io.hub import Progress
+from .model_io.sources import locate
+from .noise import NoiseStream
+from .picture import as_input
+from .sampler import Sampler, sampler_by_name
+from .schedule import Plan
+
+DEFAULT_MODEL = "postcards-tiny"
+MAX_SEED = 2**64 - 1
+MAX_SIDE = 8192
+MAX_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly the text is followed."""
+
+    cfg_weight: float
+    rescale: float
+
+
+@dataclass(frozen=True)
+class GenerationStep:
+    """What one denoising step reached. The arrays are lazy: nothing is computed before it is asked for."""
+
+    index: int  # 1 .. total
+    total: int
+    t: float  # the time reached, in training steps
+    sigma: float  # the noise level reached: noise to signal, k-diffusion's sigma
+    seed: int  # of the first picture; picture i has seed + i
+    latents: mx.array  # x_t (B, h, w, C), float32, of unit variance at the prior
+    denoised: mx.array  # the current estimate of x_0, same shape
+
+
+class StableDiffusion:
+    """A loaded checkpoint that paints.
+
+    `model` is an embedded model's name, a hub id, or a folder in diffusers' form. `float16` None takes what suits the
+    device. `progress(message, fraction or None)` hears of downloads and loading, and may raise to cancel them;
+    `check_weights` refuses NaN and infinite weights (and reads all of them for it). Raises the errors below
+    `CheckpointError`.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike = DEFAULT_MODEL,
+        float16: bool | None = None,
+        progress: Progress | None = None,
+        check_weights: bool = False,
+    ):
+        self.float16 = backend.default_float16() if float16 is None else float16
+        self._dtype = mx.float16 if self.float16 else mx.float32
+        self.name, folder = locate(model, self.float16, progress)
+        checkpoint = load_folder(folder, self._dtype, progress, check_weights)
+        self.family = checkpoint.family
+        self.default_size = checkpoint.default_size
+        self.scheduler_config = checkpoint.scheduler
+        self.tokenizer = checkpoint.tokenizers[0]
+        self._unet = checkpoint.unet
+        self._vae = checkpoint.vae
+        self._conditioner = TextConditioner(
+            checkpoint.tokenizers,
+            checkpoint.text_encoders,
+            xl=self.family == "sdxl",
+            zeros_for_none=checkpoint.force_zeros_for_empty_prompt,
+        )
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents, 4 for Stable Diffusion."""
+        return self._vae.config.latent_channels
+
+    @property
+    def downscale(self) -> int:
+        """Pixels to one latent along each side, 8 for Stable Diffusion; sizes are multiples of it."""
+        return self._vae.config.downscale
+
+    def generate_latents(
+        self,
+        text: str,
+        negative_text: str | None = None,
+        n_images: int = 1,
+        num_steps: int = 20,
+        cfg_weight: float = 7.5,
+        width: int | None = None,
+        height: int | None = None,
+        seed: int | None = None,
+        input_image: Any = None,
+        denoising_strength: float = 0.7,
+        sampler: str | Sampler = "euler",
+        latents: Any = None,
+        guidance_rescale: float = 0.0,
+    ) -> Iterator[GenerationStep]:
+        """Generate step by step; the arguments are checked before the first one is taken.
+
+        `width` and `height` are pixels, multiples of `downscale`; None is the checkpoint's own size. `cfg_weight` up to
+        1 is no guidance, at half the work. `input_image`, a PIL image or a uint8 array (H, W, 3), is cropped to the
+        size, encoded, noised, and denoised by the schedule's last int(num_steps * denoising_strength) steps.
+        `latents` (n_images, h, w, latent_channels) is unit normal noise to begin with, in place of the seed's.
+        `guidance_rescale` is Lin et al.'s (2023). Dropping the generator cancels the generation.
+
+        Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range or of a wrong type.
+        """
+        # 1. Everything that can be refused is refused here.
+        _check_text("text", text)
+        if negative_text is not None:
+            _check_text("negative_text", negative_text)
+        n_images = _whole("n_images", n_images, 1, MAX_IMAGES)
+        seed = secrets.randbelow(2**32) if seed is None else _whole("seed", seed, 0, MAX_SEED - n_images + 1)
+        width, height = self._size(width, height)
+        shape = (height // self.downscale, width // self.downscale, self.latent_channels)
+        noise = None if latents is None else _given_noise(latents, (n_images, *shape))
+        self._check_task()
+        sampler = sampler_by_name(sampler)
+        plan = sampler.plan(self.scheduler_config, num_steps)
+        picture = None
+        if input_image is not None:
+            plan = _tail(plan, num_steps, denoising_strength)
+            picture = mx.array(as_input(input_image, width, height))[None]
+        guidance = Guidance(
+            cfg_weight=_number("cfg_weight", cfg_weight, 0.0, math.inf),
+            rescale=_number("guidance_rescale", guidance_rescale, 0.0, 1.0),
+        )
+        return self._generate(
+            (text, negative_text),
+            guidance,
+            (width, height),
+            range(seed, seed + n_images),
+            sampler,
+            plan,
+            picture,
+            noise,
+        )
+
+    def decode(self, latents: mx.array) -> mx.array:
+        """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1]; lazy.
+
+        Raises `InputError` for another shape.
+        """
+        if latents.ndim != 4 or latents.shape[-1] != self.latent_channels:
+            raise InputError(
+                f"latents of shape {latents.shape} cannot be decoded; (B, h, w, {self.latent_channels}) is expected."
+            )
+        # One by one: memory is one picture's, whatever the batch.
+        pictures = [self._vae.decode(one) for one in mx.split(latents, latents.shape[0])]
+        return mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
+
+    def _generate(
+        self,
+        texts: tuple[str, str | None],
+        guidance: Guidance,
+        size: tuple[int, int],
+        seeds: range,
+        sampler: Sampler,
+        plan: Plan,
+        picture: mx.array | None,
+        given_noise: mx.array | None,
+    ) -> Iterator[GenerationStep]:
+        # 2. The texts are encoded, and projected to the U-Net's keys and values, once.
+        denoiser = Denoiser(
+            self._conditioned_unet(*texts, guidance, size, len(seeds)),
+            self.scheduler_config.prediction_type,
+            guidance.cfg_weight,
+            guidance.rescale,
+            self._embeds_guidance,
+        )
+        # 3. The first latents: noise, or the input picture's with noise of the plan's first level.
+        noise = NoiseStream(seeds, (size[1] // self.downscale, size[0] // self.downscale, self.latent_channels))
+        x_0 = None if picture is None else self._vae.encode(picture, noise())
+        first = noise() if given_noise is None else given_noise
+        x = plan.prior(first) if x_0 is None else plan.renoise(x_0, first)
+        # 4. Step by step towards x_0.
+        for step in sampler.sample(denoiser, x, plan, noise):
+            yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds[0], step.x, step.x_0)
+
+    def _conditioned_unet(
+        self, text: str, negative_text: str | None, guidance: Guidance, size: tuple[int, int], n_images: int
+    ) -> UNetCall:
+        """The U-Net as a function of latents and time, with everything else of this generation filled in."""
+        unet, dtype = self._unet, self._dtype
+        conditionings = [self._conditioner(text)]
+        if guidance.cfg_weight > 1 and not self._embeds_guidance:
+            conditionings.insert(0, self._conditioner.negative(negative_text, conditionings[0]))
+        context = unet.project_text(mx.concatenate([each.text for each in conditionings]).astype(dtype))
+        context = tree_map(lambda projected: mx.repeat(projected, n_images, axis=0), context)
+        extras: dict[str, mx.array] = {}
+        if self.family == "sdxl":
+            pooled = mx.concatenate([each.pooled for each in conditionings if each.pooled is not None])
+            width, height = size
+            time_ids = mx.array([[height, width, 0, 0, height, width]], mx.float32)  # original, crop, target size
+            extras["pooled"] = mx.repeat(pooled, n_images, axis=0)
+            extras["time_ids"] = mx.repeat(time_ids, len(conditionings) * n_images, axis=0)
+        if self._embeds_guidance:
+            extras["guidance"] = unet.guidance_embedding(guidance.cfg_weight)
+        return lambda x, t: unet(x.astype(dtype), mx.array([t], mx.float32), context, **extras)
+
+    @property
+    def _embeds_guidance(self) -> bool:
+        return self._unet.config.time_cond_proj_dim is not None
+
+    def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        sides = []
+        for name, side, own in zip(("width", "height"), (width, height), self.default_size, strict=True):
+            side = own if side is None else _whole(name, side, self.downscale, MAX_SIDE)
+            if side % self.downscale:
+                below = side // self.downscale * self.downscale
+                raise InputError(
+                    f"{name} = {side} should be a multiple of {self.downscale}, such as {below} or "
+                    f"{below + self.downscale}."
+                )
+            sides.append(side)
+        return sides[0], sides[1]
+
+    def _check_task(self) -> None:
+        """Refuse a checkpoint whose U-Net wants more than latents, such as inpainting's mask."""
+        channels = self._unet.config.in_channels
+        if channels != self.latent_channels:
+            kind = "an inpainting checkpoint" if channels == 2 * self.latent_channels + 1 else "no text-to-image model"
+            raise InputError(
+                f"{self.name!r} is {kind}: its U-Net takes {channels} channels, the latents have "
+                f"{self.latent_channels}. Choose another model."
+            )
+
+
+def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
+    """The steps of the plan that a denoising strength leaves, as the reference counts them."""
+    strength = _number("denoising_strength", strength, 0.0, 1.0)
+    steps = int(num_steps * strength)
+    if not steps:
+        raise InputError(
+            f"denoising_strength = {strength} leaves none of {num_steps} steps; "
+            f"{math.ceil(100 / num_steps) / 100} is the least that leaves one."
+        )
+    return plan.tail(steps)
+
+
+def _given_noise(latents: Any, shape: tuple[int, ...]) -> mx.array:
+    noise = latents if isinstance(latents, mx.array) else np.asarray(latents)
+    if tuple(noise.shape) != shape:
+        raise InputError(
+            f"latents of shape {tuple(noise.shape)} do not fit: (n_images, height, width, channels) is {shape} here."
+        )
+    return mx.array(noise).astype(mx.float32)
+
+
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{name} should be a string, not {text!r}.")
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise InputError(f"{name} = {value!r} should be a whole number from {low} to {high}.")
+    return number
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    try:
+        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (low <= number <= high and math.isfinite(number)):
+        wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else f"from {low:g}"
+        raise InputError(f"{name} = {value!r} should be a number {wanted}.")
+    return number
