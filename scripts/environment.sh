@@ -113,7 +113,7 @@ install() {
         echo >>"$list"
     done
     "$VENV/bin/python" -m pip --disable-pip-version-check --no-input install --upgrade-strategy only-if-needed \
-        -r "$list" 2>&1 </dev/null | tee "$LOG" | sed -n 's/^ *\(Downloading [^ ]*\)/  \1/p' >&2
+        -r "$list" 2>&1 </dev/null | tee "$LOG" | sed -n 's/^ *Downloading \([A-Za-z0-9_.]*\)-[^ ]* \((.*)\).*/  \1 \2/p' >&2
     [ "${PIPESTATUS[0]}" -eq 0 ] || explain_pip
     printf '%s' "$wanted" >"$stamp"
 }

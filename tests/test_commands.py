@@ -1,0 +1,268 @@
+"""webui.sh and test.sh, with a Python and a pip that only pretend: what they install, when, and what they say."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BASH = shutil.which("bash")
+TOOLS = "bash cat cp dirname grep head id ls mkdir rm sed tail tee touch uname".split()
+
+pytestmark = pytest.mark.skipif(BASH is None, reason="bash is not installed")
+
+PRETEND_PYTHON = r"""#!/usr/bin/env bash
+case "$*" in
+"-c import sys; sys.exit"*) exit "${PRETEND_TOO_OLD:-0}" ;;
+"-c import platform"*) echo "${PRETEND_MACHINE:-x86_64}" ;;
+--version) echo "Python ${PRETEND_VERSION:-3.12.9}" ;;
+"-m venv --clear "*)
+    [ -z "${PRETEND_VENV_SAYS:-}" ] || { echo "$PRETEND_VENV_SAYS"; exit 1; }
+    mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" && touch "${@: -1}/pyvenv.cfg"
+    ;;
+"-m pip --version") ;;
+"-m pip "*uninstall*) echo "uninstall: $*" >>"$PRETEND_LOG" ;;
+"-m pip "*" install "*)
+    [ -z "${PRETEND_PIP_SAYS:-}" ] || { echo "$PRETEND_PIP_SAYS"; exit 1; }
+    echo "  Downloading mlx-0.32.4-cp311-cp311-manylinux_2_35_x86_64.whl (781 kB)"
+    while [ $# -gt 0 ]; do
+        [ "$1" = -r ] && { echo "install:"; cat "$2"; } >>"$PRETEND_LOG"
+        shift
+    done
+    ;;
+*)
+    echo "run in $PWD: $*" >>"$PRETEND_LOG"
+    case "$*" in *"${PRETEND_FAILS:-nothing fails}"*) exit "${PRETEND_CODE:-1}" ;; esac
+    ;;
+esac
+"""
+
+
+class House:
+    """A copy of the commands in a folder with a space in its name, and a PATH with nothing but what they need."""
+
+    def __init__(self, folder):
+        self.root, self.bin, self.log = folder / "a house", folder / "bin", folder / "log"
+        self.bin.mkdir()
+        self.root.mkdir()
+        for name in ("webui.sh", "test.sh", "requirements.txt", "requirements-dev.txt", "requirements-parity.txt"):
+            shutil.copy(ROOT / name, self.root)
+        shutil.copytree(ROOT / "scripts", self.root / "scripts")
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
+        self.tool("uname", '[ "$1" = -sm ] && echo "Linux x86_64" || echo Linux')
+        self.tool("python3.12", PRETEND_PYTHON)
+
+    def tool(self, name, text):
+        path = self.bin / name
+        path.unlink(missing_ok=True)
+        path.write_text(text if text.startswith("#!") else f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+
+    def run(self, *command, cwd=None, **environment):
+        self.log.write_text("")
+        clean = {"PATH": str(self.bin), "HOME": str(self.root), "PRETEND_LOG": str(self.log)}
+        done = subprocess.run(
+            [BASH, str(self.root / command[0]), *command[1:]],
+            cwd=cwd or self.root,
+            env=clean | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        done.log = self.log.read_text()
+        return done
+
+    @property
+    def venv(self):
+        return self.root / ".venv"
+
+
+@pytest.fixture
+def house(tmp_path):
+    return House(tmp_path)
+
+
+def test_the_first_start_installs_and_starts_the_page(house):
+    done = house.run("webui.sh")
+    assert done.returncode == 0, done.stderr
+    assert "mlx[cpu]>=" in done.log and "streamlit>=" in done.log
+    assert f"run in {house.root}: -m streamlit run app.py\n" in done.log
+    assert "  mlx (781 kB)" in done.stderr
+
+
+def test_the_second_start_installs_nothing(house):
+    house.run("webui.sh")
+    again = house.run("webui.sh", "--port", "9000", "--server.headless", "true")
+    assert again.log == f"run in {house.root}: -m streamlit run app.py --server.port 9000 --server.headless true\n"
+    assert again.stderr == ""
+
+
+def test_arguments_pass_to_the_command_line_in_the_callers_folder(house, tmp_path):
+    done = house.run("webui.sh", "txt2img", "a red house", "--steps", "3", cwd=tmp_path)
+    assert done.log.endswith(f"run in {tmp_path}: -m stable_diffusion txt2img a red house --steps 3\n")
+
+
+def test_a_failure_of_the_command_is_the_commands_exit_code(house):
+    assert house.run("webui.sh", "info", "x.png", PRETEND_FAILS="stable_diffusion", PRETEND_CODE="2").returncode == 2
+
+
+def test_help_installs_nothing(house):
+    for command in ("webui.sh", "test.sh"):
+        for flag in ("-h", "--help"):
+            done = house.run(command, flag)
+            assert (done.returncode, done.log, done.stderr) == (0, "", "")
+            assert done.stdout.startswith(f"Usage: ./{command}")
+    assert not house.venv.exists()
+
+
+@pytest.mark.parametrize(
+    ("says", "backend"),
+    [
+        ("| NVIDIA-SMI 580.65  Driver Version: 580.65  CUDA Version: 13.0 |", "cuda13"),
+        ("| NVIDIA-SMI 550.54  Driver Version: 550.54  CUDA Version: 12.4 |", "cuda12"),
+        ("| NVIDIA-SMI 590.1  Driver Version: 590.1  CUDA UMD Version: 14.1 |", "cuda13"),
+        ("| NVIDIA-SMI 470.10  Driver Version: 470.10  CUDA Version: 11.4 |", "cpu"),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", "cpu"),
+    ],
+)
+def test_the_driver_decides_about_cuda(house, says, backend):
+    house.tool("nvidia-smi", f"cat <<'TEXT'\n{says}\nTEXT")
+    done = house.run("webui.sh", "--setup")
+    assert done.returncode == 0, done.stderr
+    assert f"mlx[{backend}]>=" in done.log
+    assert done.log.count('sys_platform == "linux"') == 2  # one mlx, not two, and the BLAS
+    if "11.4" in says:
+        assert "MLX needs 12 or newer" in done.stderr
+    if "failed" in says:
+        assert "no NVIDIA driver answers" in done.stderr
+
+
+def test_another_backend_leaves_nothing_of_the_first(house):
+    house.run("webui.sh", "--setup")
+    done = house.run("webui.sh", "--setup", MLX_BACKEND="cuda12")
+    first, rest = done.log.split("\n", 1)
+    assert first.startswith("uninstall:") and "mlx mlx-cpu mlx-cuda-12 mlx-cuda-13" in first
+    assert "mlx[cuda12]>=" in rest and "\nmlx[cpu]" not in rest
+    assert house.run("webui.sh", "--setup", MLX_BACKEND="cuda12").log == ""
+
+
+def test_an_unknown_backend_is_refused(house):
+    done = house.run("webui.sh", MLX_BACKEND="vulkan")
+    assert done.returncode == 1
+    assert "MLX_BACKEND=vulkan is none of cpu, cuda12, cuda13" in done.stderr
+
+
+def test_a_changed_requirement_is_installed(house):
+    house.run("webui.sh", "--setup")
+    with (house.root / "requirements.txt").open("a") as file:
+        file.write("another-package\n")
+    assert "another-package" in house.run("webui.sh", "--setup").log
+
+
+def test_an_interrupted_install_is_done_again(house):
+    failed = house.run("webui.sh", PRETEND_PIP_SAYS="Killed")
+    assert failed.returncode == 1 and "run in" not in failed.log
+    assert "install:" in house.run("webui.sh").log
+
+
+def test_a_half_made_environment_is_made_again(house):
+    (house.venv / "bin").mkdir(parents=True)
+    (house.venv / "pyvenv.cfg").touch()
+    assert house.run("webui.sh").returncode == 0
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(house, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    done = house.run("webui.sh", VENV=str(mine))
+    assert done.returncode == 1
+    assert "is no virtual environment" in done.stderr
+    assert (mine / "thesis.txt").exists()
+
+
+def test_no_python_is_said_plainly(house):
+    (house.bin / "python3.12").unlink()
+    house.tool("python3.13", "echo 'command not found' >&2; exit 127")  # as version managers leave them
+    done = house.run("webui.sh")
+    assert done.returncode == 1
+    assert "No Python 3.10 or newer was found" in done.stderr and "brew install python" in done.stderr
+
+
+def test_a_python_that_is_too_old_is_passed_over(house):
+    house.tool("python3.13", "exit 1")
+    assert house.run("webui.sh").returncode == 0
+    done = house.run("webui.sh", VENV=str(house.root / "other"), PYTHON=str(house.bin / "python3.13"))
+    assert done.returncode == 1 and "is no Python 3.10 or newer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        ("OSError: [Errno 28] No space left on device", "The disk is full"),
+        ("NewConnectionError: Failed to establish a new connection", "registry could not be reached"),
+        ("ERROR: No matching distribution found for mlx", "has no version for this machine"),
+        ("something else", "Installing did not work"),
+    ],
+)
+def test_a_pip_that_fails_is_explained(house, says, words):
+    done = house.run("webui.sh", PRETEND_PIP_SAYS=says)
+    assert done.returncode == 1
+    assert says in done.stderr and words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [("ensurepip is not available", "apt install python3-venv"), ("No space left on device", "The disk is full")],
+)
+def test_an_environment_that_cannot_be_made_is_explained(house, says, words):
+    done = house.run("webui.sh", PRETEND_VENV_SAYS=says)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_a_mac_gets_plain_mlx_and_needs_apple_silicon(house):
+    house.tool("uname", "echo Darwin")
+    assert house.run("webui.sh", "--setup", PRETEND_MACHINE="arm64").returncode == 0
+    done = house.run("webui.sh", "--setup", PRETEND_MACHINE="x86_64")
+    assert done.returncode == 1 and "Apple silicon" in done.stderr
+
+
+def test_the_tests_need_neither_torch_nor_a_browser(house):
+    done = house.run("test.sh", "-k", "sampler")
+    assert done.returncode == 0, done.stderr
+    assert "hypothesis" in done.log and "torch" not in done.log and "playwright" not in done.log
+    assert "-m ruff check" in done.log and "-m mypy" in done.log
+    assert "not browser and not parity" in done.log and done.log.rstrip().endswith("-k sampler")
+
+
+def test_all_means_all(house):
+    for name in ("chromium", "apt-get"):
+        house.tool(name, "exit 0")
+    done = house.run("test.sh", "--all")
+    assert done.returncode == 0, done.stderr
+    assert "torch==" in done.log and "playwright" in done.log
+    assert "-m pytest -n 2 -m not browser\n" in done.log and "-m pytest -m browser\n" in done.log
+
+
+@pytest.mark.parametrize("step", ["ruff check", "ruff format", "mypy", "pytest"])
+def test_any_failure_fails_it_all(house, step):
+    done = house.run("test.sh", PRETEND_FAILS=f"-m {step}")
+    assert done.returncode == 1
+    assert "Not all is well" in done.stderr
+    assert "-m pytest" in done.log  # the other steps are run all the same
+
+
+def test_no_test_at_all_is_a_failure(house):
+    done = house.run("test.sh", "-k", "typo", PRETEND_FAILS="pytest", PRETEND_CODE="5")
+    assert done.returncode == 1
+    assert "No test was run" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["webui.sh", "test.sh", ".ci/run"])
+def test_the_commands_can_be_started_as_they_are(path):
+    assert os.access(ROOT / path, os.X_OK)
