@@ -1,0 +1,161 @@
+"""The samplers by name: keys, the names that users know, and the pairs that A1111 writes into pictures."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from .errors import SamplerError
+from .samplers.base import Noise, Sampler, Step
+from .samplers.ddim import DDIMSampler, DDPMSampler, LCMSampler
+from .samplers.dpm import DPMSolverMultistepSDESampler, DPMSolverSampler
+from .samplers.euler import EulerAncestralSampler, SimpleEulerSampler
+from .samplers.heun import DPMSolverSDESampler, HeunSampler
+from .samplers.lms import LMSSampler
+from .samplers.pndm import PNDMSampler
+from .samplers.unipc import UniPCSampler
+
+__all__ = [
+    "DEFAULT_SAMPLER",
+    "SAMPLERS",
+    "DDIMSampler",
+    "DDPMSampler",
+    "DPMSolverMultistepSDESampler",
+    "DPMSolverSDESampler",
+    "DPMSolverSampler",
+    "EulerAncestralSampler",
+    "HeunSampler",
+    "LCMSampler",
+    "LMSSampler",
+    "Noise",
+    "PNDMSampler",
+    "Sampler",
+    "SamplerName",
+    "SimpleEulerSampler",
+    "Step",
+    "UniPCSampler",
+    "a1111_name",
+    "key_of",
+    "name_of",
+    "sampler_by_name",
+    "sampler_from_a1111",
+    "sampler_names",
+]
+
+DEFAULT_SAMPLER = "euler"
+
+# A class, and the names besides its key and title under which users know it: A1111, ComfyUI, InvokeAI, diffusers.
+_KNOWN_AS: dict[type[Sampler], tuple[str, ...]] = {
+    SimpleEulerSampler: ("k_euler", "EulerDiscreteScheduler", "SimpleEulerSampler"),
+    EulerAncestralSampler: ("euler ancestral", "k_euler_a", "EulerAncestralDiscreteScheduler"),
+    HeunSampler: ("k_heun", "HeunDiscreteScheduler"),
+    LMSSampler: ("k_lms", "LMSDiscreteScheduler"),
+    DPMSolverSampler: ("k_dpmpp_2m", "DPMSolverMultistepScheduler"),
+    DPMSolverSDESampler: ("k_dpmpp_sde", "DPMSolverSDEScheduler"),
+    DPMSolverMultistepSDESampler: ("k_dpmpp_2m_sde",),
+    UniPCSampler: ("uni_pc", "UniPCMultistepScheduler"),
+    DDIMSampler: ("DDIMScheduler",),
+    DDPMSampler: ("DDPMScheduler",),
+    PNDMSampler: ("PLMS", "PNDMScheduler"),
+    LCMSampler: ("LCMScheduler",),
+}
+_SUFFIXES = {"karras": ("karras", "k"), "exponential": ("exponential",)}
+_A1111_SAMPLERS: dict[type[Sampler], str] = {PNDMSampler: "PLMS"}  # where A1111 has another name than our title
+_A1111_UNNAMED = ("automatic", "uniform", "normal", "")  # no sigma schedule of its own
+
+
+@dataclass(frozen=True)
+class SamplerName:
+    """One sampler for a dropdown: its key, the name to show, and the sigma schedules that it offers."""
+
+    key: str
+    title: str
+    schedules: tuple[str, ...]
+
+
+SAMPLERS: tuple[SamplerName, ...] = tuple(SamplerName(cls.key, cls.title, cls.schedules) for cls in _KNOWN_AS)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold().replace("++", "pp"))
+
+
+_BY_NAME: dict[str, tuple[type[Sampler], str | None]] = {
+    _plain(name + suffix): (cls, schedule)
+    for schedule, suffixes in ((None, ("",)), *_SUFFIXES.items())
+    for suffix in suffixes
+    for cls, names in _KNOWN_AS.items()
+    for name in (cls.key, cls.title, *names)
+}
+
+
+def sampler_by_name(name: str | Sampler) -> Sampler:
+    """The sampler of a key or of a name that users know ("DPM++ 2M Karras"), whatever the case; a sampler is itself.
+
+    Raises `SamplerError` for a name that is not known, with near ones, and for a sigma schedule that it does not have.
+    """
+    if isinstance(name, Sampler):
+        return name
+    if not isinstance(name, str):
+        raise SamplerError(f"sampler = {name!r} should be a name such as {DEFAULT_SAMPLER!r}, or a sampler.")
+    if _plain(name) not in _BY_NAME:
+        raise SamplerError(_unknown(name))
+    cls, schedule = _BY_NAME[_plain(name)]
+    if schedule is not None and schedule not in cls.schedules:
+        with_schedule = ", ".join(f"{known.key}_{schedule}" for known in SAMPLERS if schedule in known.schedules)
+        raise SamplerError(
+            f"{cls.title} has no {schedule} sigmas ({name!r}), because its times come from the checkpoint's training: "
+            f"choose {cls.key}, or one of {with_schedule}."
+        )
+    return cls(sigma_schedule=schedule)
+
+
+def sampler_names() -> dict[str, str]:
+    """Every key with the name to show, sigma schedules spelt out: {"dpmpp_2m_karras": "DPM++ 2M Karras", ...}."""
+    return {
+        known.key + (f"_{schedule}" if schedule else ""): known.title + (f" {schedule.title()}" if schedule else "")
+        for known in SAMPLERS
+        for schedule in (None, *known.schedules)
+    }
+
+
+def name_of(sampler: str | Sampler) -> str:
+    """The name to show of a sampler or key: "DPM++ 2M Karras"."""
+    return sampler_names()[key_of(sampler)]
+
+
+def key_of(sampler: str | Sampler) -> str:
+    """The registry's key of a sampler or of any name of it: "dpmpp_2m_karras"."""
+    found = sampler_by_name(sampler)
+    return f"{found.key}_{found.sigma_schedule}" if found.sigma_schedule in found.schedules else found.key
+
+
+def a1111_name(sampler: str | Sampler) -> tuple[str, str | None]:
+    """(Sampler, Schedule type) as A1111 writes them into pictures; None where the key Schedule type is left out."""
+    found = sampler_by_name(sampler)
+    schedule = found.sigma_schedule if found.sigma_schedule in found.schedules else None
+    return _A1111_SAMPLERS.get(type(found), found.title), schedule.title() if schedule else None
+
+
+def sampler_from_a1111(sampler: str, schedule_type: str | None = None) -> Sampler:
+    """The sampler of A1111's pair, also of its older single names ("DPM++ 2M Karras", no schedule type).
+
+    Raises `SamplerError` for a sampler or schedule type that is not known here.
+    """
+    found = sampler_by_name(sampler)
+    wanted = (schedule_type or "").strip().casefold()
+    if wanted in _A1111_UNNAMED:
+        return found
+    if wanted not in _SUFFIXES:
+        raise SamplerError(f"Schedule type {schedule_type!r} is not known: choose Automatic, Karras or Exponential.")
+    # A1111 lets any schedule type stand beside samplers that have none; it means nothing there.
+    return sampler_by_name(f"{found.key}_{wanted}") if found.schedules else found
+
+
+def _unknown(name: str) -> str:
+    keys = {_plain(known): key for key, title in sampler_names().items() for known in (key, title)}
+    near = dict.fromkeys(keys[match] for match in difflib.get_close_matches(_plain(name), keys, n=4, cutoff=0.5))
+    return f"sampler = {name!r} is not known. " + (
+        f"Did you mean {', '.join(near)}?" if near else f"There are {', '.join(known.key for known in SAMPLERS)}."
+    )
