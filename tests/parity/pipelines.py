@@ -17,6 +17,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from .. import drawn
+
 TOKENIZER = Path(__file__).parents[2] / "stable_diffusion" / "checkpoints" / "postcards-tiny" / "tokenizer"
 
 # Unlike numbers where a mix-up would otherwise not show: widths, heads, depths, groups.
@@ -107,30 +109,25 @@ TEXTS = {
 TEXT_2 = {**TEXT, "hidden_size": 48, "num_attention_heads": 3, "hidden_act": "gelu", "eos_token_id": 2}
 
 
-def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Weights large enough that every part shows in the result; fresh modules start out with zeros and ones."""
-    generator = torch.Generator().manual_seed(seed)
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights by name (tests/drawn.py); a fresh module's zeros and ones would hide what they are multiplied with."""
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                fan_in = parameter[0].numel()
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
-            else:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(drawn.weight(name, tuple(parameter.shape))))
     return model.eval()
 
 
 def unet(name: str) -> UNet2DConditionModel:
-    return randomise(UNet2DConditionModel(**UNETS[name]), seed=1)
+    return randomise(UNet2DConditionModel(**UNETS[name]))
 
 
 def vae(name: str = "plain") -> AutoencoderKL:
-    return randomise(AutoencoderKL(**VAES[name]), seed=2)
+    return randomise(AutoencoderKL(**VAES[name]))
 
 
 def text_encoder(config: dict, with_projection: bool = False) -> torch.nn.Module:
     kind = CLIPTextModelWithProjection if with_projection else CLIPTextModel
-    return randomise(kind(CLIPTextConfig(**config)), seed=3)
+    return randomise(kind(CLIPTextConfig(**config)))
 
 
 SCHEDULERS = {
