@@ -19,7 +19,7 @@ from typing import Any
 
 import models
 
-from . import __version__, commands
+from . import __version__, cli
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Paint a picture from a text.",
         usage="%(prog)s PROMPT [options]",
     )
-    text.set_defaults(run=commands.generate, picture=None, strength=None)
+    text.set_defaults(run=cli.generate, picture=None, strength=None)
     _add_generation_options(text)
 
     image = kinds.add_parser(
@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="%(prog)s PICTURE PROMPT [options]",
     )
     image.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file to start from")
-    image.set_defaults(run=commands.generate)
+    image.set_defaults(run=cli.generate)
     _add_generation_options(image).add_argument(
         "--strength",
         type=_number(0, 1),
@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     listing = kinds.add_parser("models", help="list the models", description="List the models to choose from.")
-    listing.set_defaults(run=commands.list_models)
+    listing.set_defaults(run=cli.list_models)
     info = kinds.add_parser(
         "info",
         help="tell how a picture was made",
@@ -126,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     info.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG or WebP file")
     info.add_argument("--json", action="store_true", help="print them as JSON")
-    info.set_defaults(run=commands.show_info)
+    info.set_defaults(run=cli.show_info)
     for command in (listing, info):
         command.add_argument("--debug", action="store_true", help="show a traceback where something goes wrong")
     return parser
@@ -143,7 +143,7 @@ def _add_generation_options(command: argparse.ArgumentParser) -> argparse._Argum
     )
     what.add_argument(
         "--seed",
-        type=_whole(-1, commands.MAX_SEED),
+        type=_whole(-1, cli.MAX_SEED),
         default=-1,
         metavar="N",
         help="the same seed and settings give the same picture; picture i gets seed + i (default: -1, a new one)",

@@ -17,7 +17,7 @@ from PIL import Image
 import models
 import stable_diffusion
 import utils
-from stable_diffusion import __main__ as cli
+from stable_diffusion import __main__ as program
 from stable_diffusion.errors import CheckpointError, DownloadError, InputError, WeightsError
 
 ROOT = Path(models.__file__).parent
@@ -72,7 +72,7 @@ def engine(monkeypatch, tmp_path):
 
 
 def run(*argv):
-    return cli.main([str(each) for each in argv])
+    return program.main([str(each) for each in argv])
 
 
 def files(folder="."):
@@ -392,7 +392,7 @@ def test_help_is_quick_because_it_loads_no_engine(argv):
 def test_the_help_names_every_sampler():
     from stable_diffusion.sampler import SAMPLERS
 
-    assert sorted(cli.SAMPLERS.split(", ")) == sorted(each.key for each in SAMPLERS)
+    assert sorted(program.SAMPLERS.split(", ")) == sorted(each.key for each in SAMPLERS)
 
 
 def test_a_reader_that_leaves_early_is_no_error():
