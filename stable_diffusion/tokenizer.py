@@ -282,8 +282,6 @@ def _merge(symbols: list[str], ranks: dict[str, int]) -> list[str]:
         # An entry is stale when its left symbol was merged away or either of the two has grown since.
         if not symbols[left] or right < 0 or symbols[left] + symbols[right] != merged:
             continue
-        if f"{symbols[left]} {symbols[right]}" not in ranks:
-            continue
         symbols[left], symbols[right] = merged, ""
         after[left] = after[right]
         if after[right] >= 0:

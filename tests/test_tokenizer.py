@@ -195,11 +195,13 @@ def test_added_tokens_of_a_tokenizer_json(tmp_path):
         {"id": 14, "content": "<Lake>", "normalized": True} | plain,
         {"id": 15, "content": "<Tree>", "normalized": False} | plain,
         {"id": 16, "content": "hi", "normalized": False} | plain | {"single_word": True},
+        {"id": 17, "content": "<lake>s", "normalized": True} | plain,
     ]
     tokenizer = Tokenizer.from_files(write(tmp_path, **tokenizer_json(added_tokens=added)))
     assert tokenizer.encode("<LAKE><Tree>the hi") == [14, 15, VOCAB["the</w>"], 16]
+    assert tokenizer.encode("<lake>s<lake>") == [17, 14]  # of two that begin alike, the longer
     assert tokenizer.encode("hithe") == [VOCAB["h"], VOCAB["i"], VOCAB["the</w>"]]
-    assert tokenizer.vocab_size == 17
+    assert tokenizer.vocab_size == 18
 
 
 @pytest.mark.parametrize(
