@@ -44,7 +44,7 @@ def download(repository: str, float16: bool, progress: Progress | None = None) -
             )
         meter = _Meter(report, f"Downloading {repository}", sum(sizes[name] for name in wanted))
         for name in wanted:
-            path = hf_hub_download(repository, name, revision=info.sha, tqdm_class=meter.bar())
+            path = hf_hub_download(repository, name, tqdm_class=meter.bar())
             meter.finish(sizes[name])
         return Path(path).parents[name.count("/")]
     except errors.GatedRepoError:

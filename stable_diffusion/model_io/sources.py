@@ -28,7 +28,7 @@ def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | Non
     path = Path(name).expanduser()
     if name in embedded_models():
         return name, EMBEDDED / name
-    if path.is_dir():
+    if name and path.is_dir():
         return path.resolve().name, path
     if path.suffix in SINGLE_FILES:
         if not path.is_file():
@@ -36,7 +36,7 @@ def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | Non
         raise UnsupportedCheckpointError(
             f"{name!r} is a single-file checkpoint, which cannot be loaded yet; give a folder in diffusers' form."
         )
-    if path.exists():
+    if name and path.exists():
         raise UnsupportedCheckpointError(f"{name!r} is no checkpoint: give a folder in diffusers' form or a hub id.")
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
         folder = hub.cached_folder(name)

@@ -1,0 +1,27 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+EMBEDDED = Path(__file__).parents[1] / "stable_diffusion" / "checkpoints" / "postcards-tiny"
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """The embedded checkpoint as a folder of links, any of which a test may replace by a file of its own."""
+    folder = tmp_path / "checkpoint"
+    for source in EMBEDDED.rglob("*"):
+        if source.is_file():
+            target = folder / source.relative_to(EMBEDDED)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source)
+    return folder
+
+
+def replace(file: Path, content: str | bytes) -> None:
+    """Write a file of one's own where a link stood."""
+    file.unlink()
+    file.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,0 +1,249 @@
+"""The hub, against a small server on loopback that speaks the few requests huggingface_hub makes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from stable_diffusion.model_io.hub import needed_files, weight_files
+
+from .conftest import EMBEDDED
+
+ROOT = Path(__file__).parents[1]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# Beside what is needed, what repositories hold too.
+CHAFF = {
+    "README.md": b"a card",
+    "unet/diffusion_pytorch_model.bin": b"pickle",
+    "unet/diffusion_pytorch_model.fp16.safetensors": b"",  # filled in below
+    "safety_checker/model.safetensors": b"not needed",
+    "v1-5-pruned.safetensors": b"not needed",
+}
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves the repository "someone/postcards"; counts what is asked for, and can cut an answer short."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {
+            path.relative_to(EMBEDDED).as_posix(): path.read_bytes() for path in EMBEDDED.rglob("*") if path.is_file()
+        }
+        self.files |= CHAFF
+        weights = "unet/diffusion_pytorch_model{}.safetensors"
+        self.files[weights.format(".fp16")] = self.files[weights.format("")]
+        self.fetched: list[str] = []
+        self.ranges: list[str] = []
+        self.cut_once: str | None = None
+        self.status = 200
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        if self.server.status != 200:
+            return self.send(
+                self.server.status, b"{}", {"X-Error-Code": "GatedRepo"} if self.server.status == 403 else {}
+            )
+        if path == "/api/models/someone/postcards":
+            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.server.files.items()]
+            info = {"id": "someone/postcards", "modelId": "someone/postcards", "sha": COMMIT, "siblings": siblings}
+            return self.send(200, json.dumps(info).encode(), {})
+        name = path.removeprefix("/someone/postcards/resolve/main/")
+        if path.startswith("/api/") or name not in self.server.files:
+            return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        data = self.server.files[name]
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if not body:
+            return self.send(200, data, headers, body=False)
+        self.server.fetched.append(name)
+        wanted = self.headers.get("Range")
+        if wanted:
+            self.server.ranges.append(wanted)
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            return self.send(206, data[start:], headers)
+        if self.server.cut_once == name:
+            self.server.cut_once = None
+            return self.send(200, data, headers, cut=len(data) * 3 // 4)
+        return self.send(200, data, headers)
+
+    def send(self, status: int, data: bytes, headers: dict, body: bool = True, cut: int | None = None) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(hub: Hub, home: Path, name: str = "someone/postcards", float16: bool = False, **environment: str) -> dict:
+    """Locate a model in a process of its own, since huggingface_hub reads its environment when it is imported."""
+    code = (
+        "import json, sys\n"
+        "from stable_diffusion.errors import StableDiffusionError\n"
+        "from stable_diffusion.model_io.sources import locate\n"
+        "heard = []\n"
+        "try:\n"
+        f"    name, folder = locate({name!r}, {float16}, lambda *news: heard.append(news))\n"
+        "    result = {'folder': str(folder)}\n"
+        "except StableDiffusionError as error:\n"
+        "    result = {'error': type(error).__name__, 'message': str(error)}\n"
+        "print(json.dumps({**result, 'heard': heard}))\n"
+    )
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
+    for proxy in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        env.pop(proxy, None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_only_what_is_needed_is_fetched_and_only_once(hub, tmp_path):
+    result = fetch(hub, tmp_path)
+    folder = Path(result["folder"])
+    assert tmp_path in folder.parents
+    have = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert "unet/diffusion_pytorch_model.safetensors" in have and "tokenizer/vocab.json" in have
+    assert not have & CHAFF.keys()
+    assert (folder / "unet/config.json").read_bytes() == hub.files["unet/config.json"]
+
+    fractions = [fraction for message, fraction in result["heard"] if message == "Downloading someone/postcards"]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0 and len(fractions) > 10
+
+    hub.fetched.clear()
+    assert fetch(hub, tmp_path)["folder"] == str(folder)
+    assert fetch(hub, tmp_path, HF_HUB_OFFLINE="1")["folder"] == str(folder)
+    assert hub.fetched == []
+
+
+def test_float16_prefers_its_variant(hub, tmp_path):
+    folder = Path(fetch(hub, tmp_path, float16=True)["folder"])
+    assert [path.name for path in (folder / "unet").glob("*.safetensors")] == [
+        "diffusion_pytorch_model.fp16.safetensors"
+    ]
+    assert (folder / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_a_download_that_was_cut_off_goes_on(hub, tmp_path):
+    hub.cut_once = "unet/diffusion_pytorch_model.safetensors"
+    folder = Path(fetch(hub, tmp_path)["folder"])
+    assert any(not wanted.startswith("bytes=0-") for wanted in hub.ranges)
+    assert (folder / hub.fetched[-1]).exists()
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert (folder / name).read_bytes() == hub.files[name]
+
+
+def test_offline_and_not_downloaded(hub, tmp_path):
+    result = fetch(hub, tmp_path, HF_HUB_OFFLINE="1")
+    assert result["error"] == "CheckpointNotFoundError"
+    assert "'someone/postcards'" in result["message"] and "HF_HUB_OFFLINE" in result["message"]
+
+
+def test_an_unknown_repository(hub, tmp_path):
+    result = fetch(hub, tmp_path, name="someone/nothing")
+    assert result["error"] == "CheckpointNotFoundError" and "'someone/nothing'" in result["message"]
+
+
+def test_a_gated_repository(hub, tmp_path):
+    hub.status = 403
+    result = fetch(hub, tmp_path)
+    assert (
+        result["error"] == "DownloadError" and "licence" in result["message"] and "hf auth login" in result["message"]
+    )
+
+
+def test_the_hub_cannot_be_reached(hub, tmp_path):
+    result = fetch(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert result["error"] == "DownloadError" and "'someone/postcards'" in result["message"]
+
+
+def test_a_repository_that_is_no_checkpoint(hub, tmp_path):
+    del hub.files["model_index.json"]
+    result = fetch(hub, tmp_path)
+    assert result["error"] == "CheckpointNotFoundError" and "model_index.json" in result["message"]
+
+
+@pytest.mark.parametrize(
+    "names, float16, expected",
+    [
+        (["model.safetensors", "model.fp16.safetensors"], True, ["model.fp16.safetensors"]),
+        (["model.safetensors", "model.fp16.safetensors"], False, ["model.safetensors"]),
+        (["model.fp16.safetensors"], False, ["model.fp16.safetensors"]),
+        (["pytorch_model.bin", "config.json"], False, []),
+        (
+            ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            True,
+            ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        ),
+        (
+            [
+                "diffusion_pytorch_model.safetensors.index.fp16.json",
+                "diffusion_pytorch_model-00001-of-00001.fp16.safetensors",
+                "diffusion_pytorch_model.safetensors",
+            ],
+            True,
+            [
+                "diffusion_pytorch_model.safetensors.index.fp16.json",
+                "diffusion_pytorch_model-00001-of-00001.fp16.safetensors",
+            ],
+        ),
+    ],
+)
+def test_weight_files(names, float16, expected):
+    assert weight_files(names, float16) == expected
+
+
+def test_needed_files_of_a_repository():
+    names = [
+        "model_index.json",
+        "unet/config.json",
+        "unet/x/y.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "tokenizer/merges.txt",
+        "vae_1/config.json",
+    ]
+    assert needed_files(names, float16=False) == [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "tokenizer/merges.txt",
+    ]

@@ -1,0 +1,142 @@
+"""Imports follow the data's way: a file may import only what stands above it, and Streamlit stays on the screen."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the bottom of the engine to the screen. A folder stands for all its files.
+ORDER = [
+    "stable_diffusion/__init__.py",  # resolves its names when they are asked for
+    "stable_diffusion/errors.py",
+    "stable_diffusion/relink.py",
+    "stable_diffusion/backend.py",
+    "stable_diffusion/config.py",
+    "stable_diffusion/picture.py",
+    "stable_diffusion/tokenizer_files.py",
+    "stable_diffusion/tokenizer.py",
+    "stable_diffusion/ops.py",
+    "stable_diffusion/layers.py",
+    "stable_diffusion/clip.py",
+    "stable_diffusion/unet.py",
+    "stable_diffusion/vae.py",
+    "stable_diffusion/noise.py",
+    "stable_diffusion/schedule.py",
+    "stable_diffusion/conditioning.py",
+    "stable_diffusion/denoiser.py",
+    "stable_diffusion/samplers",
+    "stable_diffusion/sampler.py",
+    "stable_diffusion/model_io",
+    "stable_diffusion/pipeline.py",
+    "models.py",
+    "utils.py",
+    "stable_diffusion/commands.py",
+    "stable_diffusion/__main__.py",
+    "webui",
+    "app.py",
+]
+
+
+def files() -> list[Path]:
+    found = [*ROOT.glob("*.py"), *ROOT.glob("stable_diffusion/**/*.py"), *ROOT.glob("webui/**/*.py")]
+    return sorted(path.relative_to(ROOT) for path in found)
+
+
+def place(path: Path) -> int:
+    """The line of ORDER that a file belongs to."""
+    for i, entry in enumerate(ORDER):
+        if path.as_posix() == entry or path.as_posix().startswith(entry + "/"):
+            return i
+    raise AssertionError(f"{path} has no place in ORDER: where does it stand in the house?")
+
+
+def imported(path: Path) -> set[Path]:
+    """The project's files that a file imports, when it is loaded or later."""
+    found = set()
+    package = path.parent
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                found |= modules(Path(*alias.name.split(".")))
+        elif isinstance(node, ast.ImportFrom):
+            base = package
+            for _ in range(max(node.level - 1, 0)):
+                base = base.parent
+            base = (base if node.level else Path()) / Path(*(node.module or "").split("."))
+            found |= modules(base)
+            for alias in node.names:
+                found |= modules(base / alias.name)
+    return found - {path}
+
+
+def modules(base: Path) -> set[Path]:
+    candidates = {base.with_suffix(".py") if base.name else base, base / "__init__.py"}
+    return {path for path in candidates if (ROOT / path).is_file()}
+
+
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_only_what_stands_above_is_imported(path):
+    # The engine's own package file names its public classes for type checkers, and imports nothing when loaded.
+    if path == Path("stable_diffusion/__init__.py"):
+        return
+    for other in imported(path):
+        if place(other) == place(path):  # files of one folder: model_io, samplers, webui
+            continue
+        assert place(other) < place(path), f"{path} imports {other}, which stands below it"
+
+
+def test_no_cycles():
+    edges = {path: imported(path) for path in files() if path != Path("stable_diffusion/__init__.py")}
+    done: set[Path] = set()
+
+    def visit(path: Path, trail: tuple[Path, ...]) -> None:
+        assert path not in trail, " -> ".join(map(str, (*trail, path)))
+        if path in done:
+            return
+        for other in edges.get(path, ()):
+            visit(other, (*trail, path))
+        done.add(path)
+
+    for path in edges:
+        visit(path, ())
+
+
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_streamlit_and_torch_stay_out(path):
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").partition(".")[0])
+    assert not names & {"torch", "diffusers", "transformers"}
+    screen = path == Path("app.py") or (path.parts[0] == "webui" and path.name not in ("worker.py", "gallery.py"))
+    if not screen:
+        assert "streamlit" not in names
+    if path in (Path("utils.py"), Path("models.py")):
+        assert "mlx" not in names
+
+
+def test_errors_and_configurations_load_without_mlx():
+    """`--help`, and a page that shows an error, need no accelerator."""
+    code = (
+        "import sys, stable_diffusion.errors, stable_diffusion.config, stable_diffusion.picture, utils, models\n"
+        "assert not any(name.startswith('mlx') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_public_names():
+    import stable_diffusion
+
+    assert stable_diffusion.__all__ == ["GenerationStep", "SimpleEulerSampler", "StableDiffusion", "sampler_by_name"]
+    for name in stable_diffusion.__all__:
+        assert getattr(stable_diffusion, name).__name__ == name
+    with pytest.raises(AttributeError, match="Unet"):
+        stable_diffusion.Unet  # noqa: B018
