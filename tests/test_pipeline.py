@@ -1,0 +1,271 @@
+"""StableDiffusion on the embedded model: seeds, batches, sizes, laziness, and every argument that is refused."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stable_diffusion import GenerationStep, SimpleEulerSampler, StableDiffusion
+from stable_diffusion.backend import mx
+from stable_diffusion.conditioning import PromptTruncatedWarning
+from stable_diffusion.errors import InputError, PictureError, SamplerError
+from stable_diffusion.noise import NoiseStream
+
+from . import drawn
+
+PROMPT = "a red house on green hills at sunset"
+
+
+@pytest.fixture(scope="module")
+def sd() -> StableDiffusion:
+    return StableDiffusion(float16=False)
+
+
+def run(sd: StableDiffusion, text: str = PROMPT, **options) -> GenerationStep:
+    """The last step of a short generation at a small size."""
+    options = {"num_steps": 3, "width": 64, "height": 64, "seed": 1, **options}
+    for step in sd.generate_latents(text, **options):
+        mx.eval(step.latents)
+    return step
+
+
+def picture(width: int = 64, height: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def test_the_steps(sd):
+    steps = list(sd.generate_latents(PROMPT, num_steps=4, seed=9))
+    assert [(step.index, step.total, step.seed) for step in steps] == [(i, 4, 9) for i in (1, 2, 3, 4)]
+    assert all(step.latents.shape == step.denoised.shape == (1, 16, 16, 4) for step in steps)
+    assert all(step.latents.dtype == mx.float32 for step in steps)
+    assert [step.sigma for step in steps] == sorted((step.sigma for step in steps), reverse=True)
+    assert steps[-1].sigma == 0 and steps[-1].t == 0
+    assert mx.allclose(steps[-1].latents, steps[-1].denoised)
+
+
+def test_decode(sd):
+    pictures = sd.decode(mx.array(drawn.normal("latents", 2, 5, 7, 4)))
+    assert pictures.shape == (2, 40, 56, 3) and pictures.dtype == mx.float32
+    assert pictures.min() >= 0 and pictures.max() <= 1
+    with pytest.raises(InputError, match=r"\(5, 7, 4\)"):
+        sd.decode(mx.zeros((5, 7, 4)))
+    with pytest.raises(InputError, match="cannot be decoded"):
+        sd.decode(mx.zeros((1, 5, 7, 9)))
+
+
+def test_the_default_size_is_the_checkpoints_own(sd):
+    assert sd.default_size == (128, 128)
+    assert next(sd.generate_latents(PROMPT)).latents.shape == (1, 16, 16, 4)
+    assert next(sd.generate_latents(PROMPT, width=72, height=40)).latents.shape == (1, 5, 9, 4)
+
+
+def test_the_same_call_gives_the_same_picture(sd):
+    assert mx.array_equal(run(sd).latents, run(sd).latents)
+    assert not mx.allclose(run(sd).latents, run(sd, seed=2).latents, atol=0.1)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_a", "dpmpp_sde"])
+@pytest.mark.parametrize("image", [False, True])
+def test_image_i_of_a_batch_is_the_image_of_seed_plus_i(sd, sampler, image):
+    options = {"sampler": sampler, "input_image": picture() if image else None, "num_steps": 4}
+    batch = run(sd, seed=20, n_images=3, **options).latents
+    for i in range(3):
+        alone = run(sd, seed=20 + i, **options).latents[0]
+        assert mx.abs(batch[i] - alone).max() < 1e-4
+
+
+def test_a_drawn_seed_is_told_and_repeats(sd):
+    first, second = run(sd, seed=None), run(sd, seed=None)
+    assert first.seed != second.seed
+    assert mx.array_equal(run(sd, seed=first.seed).latents, first.latents)
+
+
+def test_own_noise(sd):
+    noise = drawn.normal("noise", 2, 8, 8, 4)
+    a = run(sd, latents=noise, n_images=2).latents
+    b = run(sd, latents=mx.array(noise), n_images=2, seed=77).latents
+    assert mx.array_equal(a, b)
+    seeded = NoiseStream([5], (8, 8, 4))()
+    assert mx.array_equal(run(sd, latents=seeded).latents, run(sd, seed=5).latents)
+
+
+def test_the_prompt_counts(sd):
+    assert not mx.allclose(run(sd).latents, run(sd, "a blue tent at night").latents, atol=0.1)
+    assert not mx.allclose(run(sd).latents, run(sd, negative_text="clouds").latents, atol=1e-2)
+    assert mx.array_equal(run(sd).latents, run(sd, negative_text="").latents)
+
+
+def test_without_guidance_the_unet_sees_each_latent_once(sd, monkeypatch):
+    batches = []
+    unet = sd._unet
+
+    class Counting:
+        config = unet.config
+        project_text = unet.project_text
+
+        def __call__(self, x, *args, **kwargs):
+            batches.append(x.shape[0])
+            return unet(x, *args, **kwargs)
+
+    monkeypatch.setattr(sd, "_unet", Counting())
+    run(sd, cfg_weight=1.0)
+    run(sd, cfg_weight=0.0)
+    assert batches == [1] * 6
+    batches.clear()
+    run(sd, cfg_weight=1.5, n_images=2)
+    assert batches == [4] * 3
+
+
+def test_the_text_is_encoded_once(sd, monkeypatch):
+    texts = []
+    conditioner = sd._conditioner
+
+    class Counting:
+        def __call__(self, text):
+            texts.append(text)
+            return conditioner(text)
+
+        def negative(self, text, positive):
+            return self(text or "")
+
+    monkeypatch.setattr(sd, "_conditioner", Counting())
+    run(sd, negative_text="clouds", n_images=2)
+    assert texts == [PROMPT, "clouds"]
+
+
+def test_nothing_is_evaluated_that_nobody_asked_for(sd):
+    """A generation whose arrays nobody looks at costs the building of its graph: no arithmetic, no memory."""
+    run(sd)  # the weights are on the device now
+    mx.synchronize()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    steps = list(sd.generate_latents(PROMPT, num_steps=10, width=256, height=256))
+    assert mx.get_peak_memory() - before < 1e6
+    assert len(steps) == 10
+
+
+def test_dropping_the_generator_frees_what_it_held(sd):
+    steps = sd.generate_latents(PROMPT, num_steps=5)
+    latents = weakref.ref(next(steps))
+    del steps
+    gc.collect()
+    assert latents() is None
+
+
+def test_a_long_prompt_is_cut_and_says_so(sd):
+    with pytest.warns(PromptTruncatedWarning, match="75 tokens.*tent"):
+        run(sd, "a red house " * 40 + "a tent")
+
+
+class TestImageToImage:
+    def test_strength_says_how_many_steps_are_left(self, sd):
+        steps = list(sd.generate_latents(PROMPT, input_image=picture(), num_steps=20, denoising_strength=0.3))
+        assert [step.index for step in steps] == [1, 2, 3, 4, 5, 6] and steps[0].total == 6
+
+    def test_a_little_strength_keeps_the_picture(self, sd):
+        image = sd.decode(run(sd, num_steps=20, width=128, height=128).latents)
+        source = np.rint(np.array(image[0]) * 255).astype(np.uint8)
+
+        def change(strength: float) -> float:
+            options = {"input_image": source, "num_steps": 20, "width": 128, "height": 128, "seed": 3}
+            result = sd.decode(run(sd, denoising_strength=strength, **options).latents)
+            return float(np.abs(np.array(result[0]) - source / 255).mean())
+
+        assert change(0.1) < change(0.5) < change(1.0)
+        assert change(0.1) < 0.05
+
+    def test_any_mode_and_size(self, sd):
+        for image in (picture(30, 90), picture().convert("L"), picture().convert("RGBA"), np.array(picture(17, 5))):
+            assert run(sd, input_image=image).latents.shape == (1, 8, 8, 4)
+
+    def test_a_strength_that_leaves_no_step(self, sd):
+        with pytest.raises(InputError, match=r"denoising_strength = 0\.04 leaves none of 20 steps; 0\.05"):
+            sd.generate_latents(PROMPT, input_image=picture(), denoising_strength=0.04)
+        assert len(list(sd.generate_latents(PROMPT, input_image=picture(), denoising_strength=0.05))) == 1
+
+    @pytest.mark.parametrize("strength", [-0.1, 1.01, float("nan"), "0.5", None])
+    def test_strengths_out_of_range(self, sd, strength):
+        with pytest.raises(InputError, match="denoising_strength"):
+            sd.generate_latents(PROMPT, input_image=picture(), denoising_strength=strength)
+
+    @pytest.mark.parametrize("image", ["picture.png", b"", 3, np.zeros((8, 8, 2), np.uint8), np.zeros((8, 8, 3))])
+    def test_what_is_no_picture(self, sd, image):
+        with pytest.raises(PictureError):
+            sd.generate_latents(PROMPT, input_image=image)
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"text": 3}, "text should be a string, not 3"),
+        ({"text": None}, "text should be a string"),
+        ({"negative_text": 3}, "negative_text"),
+        ({"num_steps": 0}, "num_steps = 0"),
+        ({"num_steps": -5}, "num_steps = -5"),
+        ({"num_steps": 1001}, "num_steps = 1001"),
+        ({"num_steps": 2.5}, r"num_steps = 2\.5"),
+        ({"num_steps": "20"}, "num_steps = '20'"),
+        ({"num_steps": True}, "num_steps = True"),
+        ({"cfg_weight": -1}, "cfg_weight = -1"),
+        ({"cfg_weight": float("nan")}, "cfg_weight = nan"),
+        ({"cfg_weight": float("inf")}, "cfg_weight = inf"),
+        ({"cfg_weight": "high"}, "cfg_weight = 'high'"),
+        ({"guidance_rescale": 1.5}, r"guidance_rescale = 1\.5"),
+        ({"n_images": 0}, "n_images = 0"),
+        ({"n_images": 1000}, "n_images = 1000"),
+        ({"n_images": 1.0}, r"n_images = 1\.0"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**64}, f"seed = {2**64}"),
+        ({"seed": 2**64 - 1, "n_images": 2}, "seed"),
+        ({"seed": "7"}, "seed = '7'"),
+        ({"width": 100}, "width = 100 should be a multiple of 8, such as 96 or 104"),
+        ({"height": 4}, "height = 4"),
+        ({"height": -64}, "height = -64"),
+        ({"width": 10**6}, "width = 1000000"),
+        ({"width": 64.0}, r"width = 64\.0"),
+        ({"latents": np.zeros((1, 8, 8, 4))}, r"latents of shape \(1, 8, 8, 4\).*\(1, 16, 16, 4\)"),
+        ({"latents": np.zeros((1, 16, 16, 4)), "n_images": 2}, r"\(2, 16, 16, 4\)"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_at_the_call(sd, options, match):
+    with pytest.raises(InputError, match=match):
+        sd.generate_latents(**{"text": PROMPT, **options})
+
+
+@pytest.mark.parametrize("sampler, match", [("eulr", "euler"), ("ddim_karras", "ddim"), (3, "3"), ("", "sampler")])
+def test_unknown_samplers(sd, sampler, match):
+    with pytest.raises(SamplerError, match=match):
+        sd.generate_latents(PROMPT, sampler=sampler)
+
+
+def test_a_sampler_made_with_its_options(sd):
+    assert not mx.allclose(run(sd, sampler=SimpleEulerSampler(spacing="trailing")).latents, run(sd).latents, atol=1e-2)
+
+
+def test_float16_stays_close(sd):
+    half = StableDiffusion(float16=True)
+    step = run(half)
+    assert step.latents.dtype == mx.float32
+    assert mx.abs(step.latents - run(sd).latents).max() < 0.1
+
+
+def test_an_inpainting_checkpoint_is_named(sd, monkeypatch):
+    import dataclasses
+
+    monkeypatch.setattr(sd._unet, "config", dataclasses.replace(sd._unet.config, in_channels=9))
+    with pytest.raises(InputError, match="inpainting"):
+        sd.generate_latents(PROMPT)
+
+
+def test_the_noise_of_a_seed():
+    stream = NoiseStream([3, 4], (2, 2, 4))
+    first, second = stream(), stream()
+    assert first.shape == (2, 2, 2, 4)
+    assert not mx.allclose(first, second)
+    assert mx.array_equal(NoiseStream([4], (2, 2, 4))()[0], first[1])
+    many = NoiseStream([0], (100, 100, 4))()
+    assert abs(many.mean().item()) < 0.02 and abs(many.std().item() - 1) < 0.02
