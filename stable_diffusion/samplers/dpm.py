@@ -119,14 +119,14 @@ class DPMSolverSampler(LogSNRSampler):
         linear = 1 - phi / k
         if order == 2:
             share = linear if heun else phi / 2
-            return kept, list(end.alpha * (np.array([phi, 0, 0]) + share * slope)), std
+            return kept, (end.alpha * (np.array([phi, 0, 0]) + share * slope)).tolist(), std
         second = (log_snr[2] - log_snr[3]) / h
         older_slope = np.array([0, 1, -1]) / second
         curve = (slope - older_slope) / (first + second)
         # The reference's SDE form subtracts the half that its ODE form adds.
         quadratic = -(k - phi) / k**2 + (-0.5 if self.stochastic else 0.5)
         shares = np.array([phi, 0, 0]) + linear * (slope + first * curve) + quadratic * curve
-        return kept, list(end.alpha * shares), std
+        return kept, (end.alpha * shares).tolist(), std
 
 
 @dataclass(frozen=True)

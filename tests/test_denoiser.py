@@ -1,0 +1,115 @@
+"""Prediction types and guidance, from an x_t whose x_0 and eps are known."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from stable_diffusion.denoiser import Denoiser, guidance, rescaled_guidance
+from stable_diffusion.errors import InputError
+from stable_diffusion.schedule import NoiseLevel
+
+LEVEL = NoiseLevel.from_alpha_bar(300.0, 0.3)
+
+
+def known(seed=0, shape=(2, 4, 4, 3)):
+    generator = np.random.default_rng(seed)
+    return [mx.array(generator.standard_normal(shape).astype(np.float32)) for _ in range(2)]
+
+
+def close(a, b, rtol=1e-5):
+    np.testing.assert_allclose(np.array(a), np.array(b), rtol=rtol, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_every_prediction_type_finds_x0_and_eps(prediction_type):
+    x_0, eps = known()
+    answers = {
+        "epsilon": eps,
+        "v_prediction": LEVEL.alpha * eps - LEVEL.sigma * x_0,
+        "sample": x_0,
+    }
+    answer = answers[prediction_type]
+    prediction = Denoiser(lambda x, t: answer, prediction_type)(LEVEL.noised(x_0, eps), LEVEL)
+    close(prediction.x_0, x_0)
+    close(prediction.eps, eps)
+    close(prediction.output, answer)
+
+
+def test_v_prediction_stands_at_pure_noise():
+    x_0, eps = known()
+    pure = NoiseLevel.from_alpha_bar(999.0, 0.0)
+    prediction = Denoiser(lambda x, t: -x_0, "v_prediction")(eps, pure)
+    close(prediction.x_0, x_0)
+    close(prediction.eps, eps)
+
+
+@pytest.mark.parametrize("cfg_weight", [1.0, 0.0, 0.5])
+def test_without_guidance_the_network_runs_once(cfg_weight):
+    calls = []
+
+    def unet(x, t):
+        calls.append((x.shape, t))
+        return x
+
+    x = known()[0]
+    close(Denoiser(unet, cfg_weight=cfg_weight).output(x, 7.0), x)
+    assert calls == [(x.shape, 7.0)]
+
+
+def test_guidance_is_one_call_of_negative_and_text():
+    negative, text = known()
+    calls = []
+
+    def unet(x, t):
+        calls.append(x.shape)
+        return mx.concatenate([negative, text])
+
+    x = known(1)[0]
+    output = Denoiser(unet, cfg_weight=7.5).output(x, 7.0)
+    assert calls == [(4, 4, 4, 3)]
+    close(output, negative + 7.5 * (text - negative))
+    close(guidance(negative, text, 1.0), text)
+
+
+def test_the_doubled_batch_holds_the_latents_twice():
+    x = known()[0]
+    output = Denoiser(lambda doubled, t: doubled, cfg_weight=3.0).output(x, 1.0)
+    close(output, x)
+
+
+def test_embedded_guidance_is_the_networks_own_affair():
+    x = known()[0]
+    denoiser = Denoiser(lambda x, t: 2 * x, cfg_weight=8.0, embedded_guidance=True)
+    assert not denoiser.guided
+    close(denoiser.output(x, 1.0), 2 * x)
+
+
+def test_guidance_rescale_restores_the_deviation_of_each_image():
+    negative, text = known()
+    guided = guidance(negative, text, 7.5)
+    whole = rescaled_guidance(guided, text, 1.0)
+    close(mx.std(whole, axis=(1, 2, 3)), mx.std(text, axis=(1, 2, 3)))
+    close(rescaled_guidance(guided, text, 0.0), guided)
+    close(rescaled_guidance(guided, text, 0.25), 0.25 * whole + 0.75 * guided)
+    unet = Denoiser(lambda x, t: mx.concatenate([negative, text]), cfg_weight=7.5, guidance_rescale=0.7)
+    close(unet.output(negative, 1.0), rescaled_guidance(guided, text, 0.7))
+
+
+def test_float16_answers_are_combined_in_float32():
+    x = known()[0]
+    answer = mx.full((4, 4, 4, 3), 1000.1).astype(mx.float16)
+    output = Denoiser(lambda x, t: answer, cfg_weight=7.5).output(x, 1.0)
+    assert output.dtype == mx.float32
+    prediction = Denoiser(lambda x, t: answer[:2])(x, LEVEL)
+    assert {prediction.x_0.dtype, prediction.eps.dtype} == {mx.float32}
+
+
+@pytest.mark.parametrize("options", [
+    {"prediction_type": "noise"}, {"cfg_weight": math.nan}, {"cfg_weight": math.inf}, {"guidance_rescale": 1.5},
+    {"guidance_rescale": -0.1},
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        Denoiser(lambda x, t: x, **options)
