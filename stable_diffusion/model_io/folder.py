@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,9 @@ def load_folder(
     tokenizers = [Tokenizer.from_files(folder / name) for name in tokenizer_names]
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = SchedulerConfig.from_dict(read_json(scheduler_file), str(scheduler_file))
+    if family != "sdxl":
+        # Files of SD 1.x and 2.x with another offset, or none, are held to be mistaken by the reference's pipeline.
+        scheduler = dataclasses.replace(scheduler, steps_offset=1)
     _check_widths(folder, unet.config, [encoder.config for encoder in text_encoders], vae_config)
     return Checkpoint(
         family=family,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +45,19 @@ SCHEDULERS = {
 def folders(tmp_path_factory) -> dict[str, Path]:
     """A random pipeline of each family, saved by diffusers."""
     return {name: pipelines.save(tmp_path_factory.mktemp(name), name) for name in pipelines.SCHEDULERS}
+
+
+@contextlib.contextmanager
+def scheduler_file(folder: Path, **changes) -> Iterator[None]:
+    """The folder's scheduler_config.json with other values for a while; a key whose value is None is left out."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    before = file.read_text()
+    values = {key: value for key, value in {**json.loads(before), **changes}.items() if value is not None}
+    file.write_text(json.dumps(values))
+    try:
+        yield
+    finally:
+        file.write_text(before)
 
 
 @pytest.fixture
@@ -142,21 +158,13 @@ def test_guidance_rescale(folders, same_noise):
 
 def test_zero_terminal_snr(folders, same_noise):
     """As the reference's Euler treats it, reached through the checkpoint's own scheduler file."""
-    import json
-
     folder = folders["sd2"]
-    file = folder / "scheduler" / "scheduler_config.json"
-    before = file.read_text()
-    try:
-        changed = {**json.loads(before), "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        file.write_text(json.dumps(changed))
+    with scheduler_file(folder, rescale_betas_zero_snr=True, timestep_spacing="trailing"):
         picture = ours(folder, seed=3, width=WIDTH, height=HEIGHT, num_steps=10, guidance_rescale=0.7)
         same_noise(3, 1)
         expected = reference(folder)(
             PROMPT, HEIGHT, WIDTH, 10, guidance_scale=7.5, guidance_rescale=0.7, output_type="np"
         ).images
-    finally:
-        file.write_text(before)
     assert_same_pictures(picture, expected)
 
 
@@ -194,3 +202,14 @@ def test_image_to_image_with_every_sampler(sampler, folders, same_noise):
         PROMPT, image=picture, strength=0.6, num_inference_steps=20, guidance_scale=7.5, output_type="np"
     ).images
     assert_same_pictures(result, expected)
+
+
+@pytest.mark.parametrize("steps_offset", [None, 0])
+def test_an_old_files_offset_is_corrected(steps_offset, folders, same_noise):
+    """As the reference's pipeline corrects it when it loads SD 1.x or 2.x."""
+    with scheduler_file(folders["sd1"], steps_offset=steps_offset):
+        picture = ours(folders["sd1"], sampler="pndm", seed=6, width=WIDTH, height=HEIGHT, num_steps=10)
+        same_noise(6, 1)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folders["sd1"], local_files_only=True)
+        expected = pipe(PROMPT, HEIGHT, WIDTH, 10, guidance_scale=7.5, output_type="np").images
+    assert_same_pictures(picture, expected)
