@@ -10,7 +10,7 @@ from PIL import Image
 import utils
 
 MAX_SIDE = 512  # pixels; larger previews cost bandwidth and memory, and show nothing more
-FULL_DECODE_SIDE = 160  # pixels; up to here a full decode costs less than a tenth of a second on two CPU cores
+FULL_DECODE_SIDE = 160  # pixels; up to here a full decode takes a moment even on a CPU, about as long as a step
 QUALITY = 85
 
 

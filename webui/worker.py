@@ -29,7 +29,7 @@ from webui.jobs import Frame, Job, Picture, Request, State
 
 MAX_WAITING = 50  # more than anyone means: a stuck key, or a page gone wild
 MAX_KEPT = 20  # finished jobs whose steps can be replayed; their pictures stay on disk for good
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**53 - 1  # what a browser counts exactly
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def _arguments(job: Job) -> dict[str, Any]:
         "cfg_weight": request.cfg,
         "width": request.width,
         "height": request.height,
-        "seed": None if first is None else (first + place) % (MAX_SEED + 1),
+        "seed": None if first is None else first + place,
         "sampler": request.sampler,
     }
     if request.input_picture is not None:
@@ -245,11 +245,15 @@ def _arguments(job: Job) -> dict[str, Any]:
 
 def _parameters(request: Request, picture: Picture, model: Any) -> "utils.Parameters":
     """Gather what the saved file says about how it was made."""
+    from stable_diffusion.sampler import a1111_name
+
+    sampler, schedule = a1111_name(request.sampler)
     return utils.Parameters(
         prompt=request.prompt,
         negative=request.negative,
         steps=request.steps,
-        sampler=request.sampler,
+        sampler=sampler,
+        schedule=schedule,
         cfg=request.cfg,
         seed=picture.seed,
         width=picture.size[0],

@@ -45,7 +45,7 @@ def strength_in_words(strength: float, steps: int) -> str:
     """Say what a denoising strength leaves of the steps."""
     left = min(steps, int(steps * strength))
     if left == 0:
-        return f"Leaves none of {steps} steps: the picture comes back as it is."
+        return f"Leaves none of {steps} steps: choose more."
     return f"Runs the last {left} of {steps} steps. 0 keeps the picture, 1 paints it anew."
 
 

@@ -48,7 +48,9 @@ def begin() -> None:
         if job is not None:
             recall(job.request)
         else:
-            st.session_state.update(model=models.DEFAULT, prompt="", negative="", seed=RANDOM_SEED, n_images=1)
+            st.session_state.update(
+                model=models.DEFAULT, prompt="", negative="", seed=RANDOM_SEED, n_images=1, preview="auto"
+            )
             apply_defaults()
     if job is not None:
         st.session_state["job_id"] = job.id
@@ -86,6 +88,7 @@ def recall(request: Request) -> None:
         seed=RANDOM_SEED if request.seed is None else request.seed,
         n_images=request.n_images,
         strength=request.strength,
+        preview=request.preview,
     )
     if request.width and request.height:
         st.session_state.update(width=request.width, height=request.height)
@@ -110,6 +113,7 @@ def request_from_form(input_picture: Image.Image | None) -> Request:
         n_images=int(state["n_images"]),
         input_picture=input_picture,
         strength=float(state["strength"]) if input_picture is not None else Request.strength,
+        preview=state["preview"],
     )
 
 

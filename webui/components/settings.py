@@ -3,11 +3,12 @@
 import streamlit as st
 
 import models
-from stable_diffusion import sampler
+from stable_diffusion.sampler import sampler_names
 from webui.components import session
 from webui.worker import MAX_SEED
 
 FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+PREVIEWS = {"auto": "Automatic", "fast": "Fast, approximate colours", "full": "Full decode"}
 
 
 def sidebar() -> None:
@@ -23,7 +24,7 @@ def sidebar() -> None:
             persist_state="session",
         )
         _about(catalogue.get(st.session_state["model"]))
-        names = sampler.names()
+        names = sampler_names()
         st.selectbox(
             "Sampler",
             list(names),
@@ -51,6 +52,14 @@ def sidebar() -> None:
             MAX_SEED,
             key="seed",
             help="The same seed and settings give the same picture. -1: a new one every time.",
+            persist_state="session",
+        )
+        st.selectbox(
+            "Preview",
+            list(PREVIEWS),
+            key="preview",
+            format_func=PREVIEWS.__getitem__,
+            help="What shows the current estimate while it is painted. A full decode is sharper and takes longer.",
             persist_state="session",
         )
 

@@ -1,0 +1,196 @@
+"""What a person sees and does, with the embedded model, in a real Chromium."""
+
+import io
+import re
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("playwright.sync_api")
+from playwright.sync_api import expect
+
+import utils
+from tests.browser.conftest import PATIENCE
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=PATIENCE)
+
+PROMPT = "a red house on green hills at sunset, with clouds"
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards(request, open_page):
+    """Leave no job behind that the next test would wait for."""
+    yield
+    for page in getattr(request.node, "painting", []):
+        cancel = page.get_by_role("button", name="Cancel")
+        if cancel.is_enabled():
+            cancel.click()
+            expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+def generate(page, request, prompt=PROMPT, steps=None):
+    request.node.painting = [*getattr(request.node, "painting", []), page]
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    if steps is not None:
+        set_slider(page, "Steps", steps)
+    page.get_by_role("button", name="Generate").click()
+
+
+def slider(page, name):
+    return page.get_by_role("group", name=name, exact=True).get_by_role("slider")
+
+
+def set_slider(page, name, value):
+    thumb = slider(page, name)
+    up = value > int(thumb.get_attribute("min"))
+    thumb.fill(str(value - 1 if up else value + 1))
+    thumb.press("ArrowRight" if up else "ArrowLeft")  # a key, as a person's: that is what the page is told of
+    expect(thumb).to_have_value(str(value))
+
+
+def finished(page):
+    return page.get_by_role("img", name=re.compile("^Finished picture, seed"))
+
+
+def estimate(page):
+    return page.get_by_role("img", name=re.compile("^The current estimate of the picture, step"))
+
+
+def test_a_prompt_becomes_a_picture_while_one_watches(open_page, request, outputs):
+    page = open_page()
+    generate(page, request, steps=30)
+    seen = set()
+    end = time.time() + PATIENCE / 1000
+    while not finished(page).is_visible():
+        assert time.time() < end
+        if estimate(page).is_visible():
+            seen.add(estimate(page).get_attribute("src", timeout=500) if estimate(page).is_visible() else None)
+        page.wait_for_timeout(50)
+    assert len(seen - {None}) >= 3, "previews should arrive while it paints"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    found = utils.read_parameters(download.value.path())
+    assert (found.prompt, found.steps, found.model) == (PROMPT, 30, "postcards-tiny")
+    assert Image.open(download.value.path()).size == (128, 128)
+    assert list(outputs.rglob("*.png"))
+
+
+def test_the_steps_can_be_replayed(open_page, request):
+    page = open_page()
+    generate(page, request, steps=6)
+    finished(page).wait_for()
+    page.get_by_text("Replay the denoising").click()
+    set_slider(page, "Step", 1)
+    expect(page.get_by_role("img", name="The current estimate of the picture, step 1 of 6")).to_be_visible()
+    set_slider(page, "Step", 6)
+    expect(page.get_by_role("img", name="The channels of the latents, step 6 of 6")).to_be_visible()
+
+
+def test_image_to_image_starts_from_an_upload(open_page, request, tmp_path):
+    page = open_page("image_to_image")
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((200, 150)).save(buffer, "PNG")
+    page.locator("input[type=file]").set_input_files(
+        {"name": "in.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+    )
+    expect(page.get_by_role("img", name="The input picture")).to_be_visible()
+    expect(slider(page, "Denoising strength")).to_have_value("0.7")
+    expect(page.get_by_text("Runs the last 14 of 20 steps")).to_be_visible()
+    generate(page, request)
+    finished(page).wait_for()
+
+
+def test_what_is_no_picture_is_refused_beside_the_form(open_page):
+    page = open_page("image_to_image")
+    page.locator("input[type=file]").set_input_files(
+        {"name": "in.png", "mimeType": "image/png", "buffer": b"not a picture"}
+    )
+    expect(page.get_by_role("alert")).to_contain_text("picture")
+
+
+def test_the_keyboard_starts_and_stops(open_page, request):
+    page = open_page()
+    set_slider(page, "Steps", 150)
+    request.node.painting = [page]
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.keyboard.press("Control+Enter")
+    estimate(page).wait_for()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    expect(page.get_by_text("Cancelled. Finished before that: 0 of 1.")).to_be_visible()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
+
+
+def test_a_reload_finds_the_running_job(open_page, request):
+    page = open_page()
+    generate(page, request, steps=150)
+    estimate(page).wait_for()
+    page.reload()
+    estimate(page).wait_for()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
+    expect(slider(page, "Steps")).to_have_value("150")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+def test_a_second_tab_waits_and_the_pages_keep_the_job(open_page, request):
+    first, second = open_page(), open_page()
+    generate(first, request, steps=150)
+    estimate(first).wait_for()
+    generate(second, request, "a blue tent by the sea", steps=1)
+    expect(second.get_by_text("Queued, position 1")).to_be_visible()
+    first.get_by_role("link", name="Image to image").click()
+    slider(first, "Denoising strength").wait_for(state="attached")
+    estimate(first).wait_for()
+    first.get_by_role("button", name="Cancel").click()
+    finished(second).wait_for()
+
+
+def test_many_quick_clicks_make_one_picture(open_page, request, outputs):
+    page = open_page()
+    before = len(list(outputs.rglob("*.png")))
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    set_slider(page, "Steps", 2)
+    request.node.painting = [page]
+    page.get_by_role("button", name="Generate").evaluate("button => { for (let i = 0; i < 50; i++) button.click() }")
+    finished(page).wait_for()
+    page.wait_for_timeout(1000)
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    assert 1 <= len(list(outputs.rglob("*.png"))) - before <= 2
+
+
+def test_a_mistake_is_said_in_words_and_nothing_is_lost(open_page, request):
+    page = open_page()
+    page.get_by_label("Width").fill("130")
+    page.get_by_label("Width").press("Enter")
+    generate(page, request, "a *red* <b>house</b> :smile: $x$")
+    expect(page.get_by_role("alert")).to_contain_text("width = 130 should be a multiple of 8")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a *red* <b>house</b> :smile: $x$")
+
+
+@pytest.mark.parametrize("path", ["", "_stcore/health", "_stcore/host-config"])
+def test_a_foreign_host_is_refused(server, path):
+    def status(host):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"{server}/{path}", headers={"Host": host})) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert status("localhost") == 200
+    assert status("evil.example") == 400
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_the_screen(open_page, request, width, scheme):
+    page = open_page(width=width, scheme=scheme)
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    request.node.painting = [page]
+    page.get_by_role("button", name="Generate").click()
+    finished(page).wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it should not scroll sideways"
