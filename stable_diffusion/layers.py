@@ -58,7 +58,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double both sides by nearest neighbour, then a convolution; `size` (H, W) crops to a skip connection's size."""
+    """Double both sides by nearest neighbour, or grow to a skip connection's `size` (H, W), then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -94,11 +94,14 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
 
 
 def upsample_nearest(x: mx.array, height: int, width: int) -> mx.array:
-    """Double x (B, H, W, C) along both sides and crop to (height, width), the reference's nearest neighbour.
+    """Resize x (B, h, w, C) to (height, width), mostly its double: row i is row floor(i h / height) of x.
 
-    The crop matters where a skip connection comes from an odd side: 2 H - 1 rows are asked for then, and row i of them
-    is row floor(i H / (2 H - 1)) = floor(i / 2) of x.
+    Another size is asked for where a skip connection comes from an odd side: 2 h - 1, say.
     """
     batch, h, w, channels = x.shape
-    x = mx.broadcast_to(x[:, :, None, :, None, :], (batch, h, 2, w, 2, channels))
-    return x.reshape(batch, 2 * h, 2 * w, channels)[:, :height, :width, :]
+    if (height, width) == (2 * h, 2 * w):
+        x = mx.broadcast_to(x[:, :, None, :, None, :], (batch, h, 2, w, 2, channels))
+        return x.reshape(batch, height, width, channels)
+    rows = mx.array([i * h // height for i in range(height)])
+    columns = mx.array([i * w // width for i in range(width)])
+    return x[:, rows][:, :, columns]

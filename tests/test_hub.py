@@ -128,7 +128,8 @@ def fetch(hub: Hub, home: Path, name: str = "someone/postcards", float16: bool =
         "    result = {'error': type(error).__name__, 'message': str(error)}\n"
         "print(json.dumps({**result, 'heard': heard}))\n"
     )
-    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    env = {**os.environ, **own, **environment}
     for proxy in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         env.pop(proxy, None)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)

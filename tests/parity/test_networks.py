@@ -43,8 +43,10 @@ def test_unet(name, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (9, 16), (13, 3)])
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "uneven"])
 def test_unet_of_odd_sides(name, size, tmp_path):
+    if name == "uneven" and min(size) < 5:
+        size = (7, 9)  # without padding the way down runs out of pixels, in the reference too
     assert unet_error(name, *size, tmp_path) <= FLOAT32
 
 
