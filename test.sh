@@ -64,7 +64,7 @@ fi
 
 cd "$ROOT" || exit 1
 # Two processes with a thread pool each on few cores only wait for each other.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false
 failed=""
 ran=no
 
