@@ -36,6 +36,7 @@ __all__ = [
     "cpu_threads",
     "default_float16",
     "describe",
+    "fit_threads",
     "has_gpu",
     "mx",
     "nn",
@@ -47,6 +48,7 @@ BLAS_CHOICES = ("auto", "openblas", "mkl", "none")
 REMEDY = "`pip install scipy-openblas32` brings one that is about 40 times faster"
 PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 FAST_NAMES = ("openblas", "mkl", "blis", "armpl", "nvpl", "accelerate")  # in file names of libraries that need no help
+SMALL_PRODUCT = 500_000_000  # multiply-adds; some 5 ms of one core
 THREAD_VARIABLES = {
     "openblas": ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"),
     "mkl": ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
@@ -59,11 +61,16 @@ class BlasError(Exception):
 
 @dataclass(frozen=True)
 class Blas:
-    """The library that computes MLX's matrix products; `library` is None where MLX came with it."""
+    """The library that computes MLX's matrix products; `library` is None where MLX came with it.
+
+    `threads` is how many it may use, `fixed` whether the environment said so, `set_threads` changes it.
+    """
 
     name: str
     threads: int | None = None
+    fixed: bool = False
     library: ctypes.CDLL | None = None
+    set_threads: Callable[[int], None] | None = None
 
 
 _blas: Blas | None = None
@@ -91,7 +98,7 @@ def describe() -> str:
     parts = [f"MLX {mx.__version__}", f"{device} ({name})" if name else device]  # type: ignore[attr-defined]
     if not has_gpu():
         used = blas()
-        parts.append(used.name if used.threads is None else f"{used.name}, {used.threads} threads")
+        parts.append(used.name if used.threads is None else f"{used.name}, up to {used.threads} threads")
     return ", ".join(parts)
 
 
@@ -102,6 +109,21 @@ def prepare() -> Blas:
         _limit_memory()
         _blas = _choose_blas() if sys.platform == "linux" and not has_gpu() else Blas("the BLAS of the system")
     return _blas
+
+
+def fit_threads(multiply_adds: int) -> int | None:
+    """Give the BLAS one thread if a model's largest matrix product has few `multiply_adds`, all cores otherwise.
+
+    Threads of one product wait for each other actively. In a small product they gain little, and where another program
+    holds one of the cores each product waits for the scheduler: 5 to 10 times slower (docs/benchmarks.md). A number
+    of threads that the environment asks for stays. Returns the number, or None where this is not ours to set.
+    """
+    used = blas()
+    if used.set_threads is None or used.threads is None:
+        return None
+    threads = 1 if multiply_adds < SMALL_PRODUCT and not used.fixed else used.threads
+    used.set_threads(threads)
+    return threads
 
 
 def cpu_threads() -> int:
@@ -232,9 +254,10 @@ def _use(name: str, path: str) -> Blas:
     if not _products_are_right():
         undo()
         raise BlasError("with it MLX's matrix products are wrong")
-    threads = _asked_threads(name) or cpu_threads()
+    asked = _asked_threads(name)
+    threads = asked or cpu_threads()
     set_threads(threads)
-    return Blas(name, threads, library)
+    return Blas(name, threads, asked is not None, library, set_threads)
 
 
 def _asked_threads(name: str) -> int | None:

@@ -245,6 +245,29 @@ print(used.threads, used.library.scipy_openblas_get_num_threads(), backend.cpu_t
     assert nonsense[0] == nonsense[2]
 
 
+@linux_cpu
+@needs_openblas
+@pytest.mark.parametrize(("asked", "expected"), [({}, ["1", "all"]), ({"OMP_NUM_THREADS": "3"}, ["3", "3"])])
+def test_small_products_get_one_thread(asked, expected):
+    out, _ = run(
+        "from stable_diffusion import backend\nused = backend.blas()\n"
+        "for size in (512 * 576 * 64, 8192 * 2880 * 320):\n"
+        "    threads = backend.fit_threads(size)\n"
+        "    assert used.library.scipy_openblas_get_num_threads() == threads\n"
+        "    print(threads)\nprint(backend.cpu_threads())",
+        STABLE_DIFFUSION_BLAS="openblas",
+        **asked,
+    )
+    small, large, cores = out.split()
+    assert [small, large] == [cores if e == "all" else e for e in expected]
+
+
+@linux_cpu
+def test_threads_are_left_alone_without_a_library_of_ours():
+    out, _ = run("from stable_diffusion import backend; print(backend.fit_threads(1))", STABLE_DIFFUSION_BLAS="none")
+    assert out == "None"
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs sched_getaffinity")
 @pytest.mark.parametrize(
     ("quota", "siblings", "expected"),
