@@ -93,7 +93,7 @@ _SIZE_512, _SIZE_768 = Defaults(width=512, height=512), Defaults(width=768, heig
 
 KNOWN: tuple[Model, ...] = (
     Model(
-        DEFAULT, EMBEDDED, DEFAULT, "Postcards, tiny (embedded)", "sd1", "this project's own", 25_852_702, None,
+        DEFAULT, EMBEDDED, DEFAULT, "Postcards, tiny (embedded)", "sd1", "MIT", 25_852_702, None,
         Defaults(cfg=5.0, width=128, height=128),
     ),
     _hub("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5", "sd1", RAIL_M, _SD1, _SIZE_512),
