@@ -65,6 +65,7 @@ class CLIPTextModel(nn.Module):
         self.layers = [CLIPLayer(config) for _ in range(config.num_hidden_layers)]
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.with_projection:
+            assert config.projection_dim  # held by CLIPTextConfig.check
             self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.config = config
 

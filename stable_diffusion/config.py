@@ -114,6 +114,8 @@ class CLIPTextConfig(Config):
             "max_position_embeddings",
         )  # fmt: skip
         self._check_choice("hidden_act", ("quick_gelu", *ACTIVATIONS))
+        if self.with_projection:
+            self._check_positive("projection_dim")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size = {self.hidden_size} should be a multiple of "

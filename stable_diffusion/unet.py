@@ -24,7 +24,7 @@ def sinusoidal_embedding(values: mx.array, channels: int, flip_sin_to_cos: bool,
     rates = mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(10000) / (half - freq_shift)))
     angles = values.astype(mx.float32)[:, None] * rates
     waves = [mx.cos(angles), mx.sin(angles)] if flip_sin_to_cos else [mx.sin(angles), mx.cos(angles)]
-    return mx.pad(mx.concatenate(waves, axis=-1), ((0, 0), (0, channels % 2)))
+    return mx.pad(mx.concatenate(waves, axis=-1), [(0, 0), (0, channels % 2)])
 
 
 class TimestepEmbedding(nn.Module):
@@ -51,7 +51,7 @@ class FeedForward(nn.Module):
         self.proj_out = nn.Linear(4 * channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.proj_out(ops.geglu(x, self.proj_in.weight, self.proj_in.bias))
+        return self.proj_out(ops.geglu(self.proj_in(x)))
 
 
 class TransformerBlock(nn.Module):
@@ -151,7 +151,8 @@ class UNetLevel(nn.Module):
             if self.attentions:
                 x = self.attentions[i](x, context[i])
         if "upsample" in self:
-            x = self.upsample(x, skips[-1].shape[1:3])
+            _, height, width, _ = skips[-1].shape
+            x = self.upsample(x, (height, width))
         return x
 
 
@@ -166,6 +167,7 @@ class UNet(nn.Module):
         self.conv_in = Conv2d(config.in_channels, channels[0], config.conv_in_kernel)
         self.time_embedding = TimestepEmbedding(channels[0], time_channels, config.act_fn, config.time_cond_proj_dim)
         if config.addition_embed_type == "text_time":
+            assert config.projection_class_embeddings_input_dim  # held by UNetConfig.check
             inputs = config.projection_class_embeddings_input_dim
             self.add_embedding = TimestepEmbedding(inputs, time_channels, config.act_fn)
         build = _LevelBuilder(config, time_channels)
@@ -213,20 +215,27 @@ class UNet(nn.Module):
     def guidance_embedding(self, cfg_weight: float) -> mx.array:
         """The guidance weight w as latent consistency models take it, (1, time_cond_proj_dim) (Luo et al. 2023)."""
         channels = self.config.time_cond_proj_dim
-        return sinusoidal_embedding(
-            mx.array([(cfg_weight - 1) * 1000.0]), channels, flip_sin_to_cos=False, freq_shift=1
-        )
+        assert channels, "this U-Net takes no guidance weight"
+        return sinusoidal_embedding(mx.array([(cfg_weight - 1) * 1000.0]), channels, False, freq_shift=1)
 
     def _levels(self) -> list[UNetLevel]:
         middle = [self.mid_block] if "mid_block" in self else []
         return [*self.down_blocks, *middle, *self.up_blocks]
 
-    def _embed_time(self, t, pooled, time_ids, guidance, dtype) -> mx.array:
+    def _embed_time(
+        self,
+        t: mx.array,
+        pooled: mx.array | None,
+        time_ids: mx.array | None,
+        guidance: mx.array | None,
+        dtype: mx.Dtype,
+    ) -> mx.array:
         config = self.config
         waves = sinusoidal_embedding(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
         guidance = None if guidance is None else guidance.astype(dtype)
         time = self.time_embedding(waves.astype(dtype), guidance)
         if config.addition_embed_type == "text_time":
+            assert config.addition_time_embed_dim and time_ids is not None and pooled is not None
             size = config.addition_time_embed_dim
             waves = sinusoidal_embedding(time_ids.reshape(-1), size, config.flip_sin_to_cos, config.freq_shift)
             waves = waves.reshape(time_ids.shape[0], -1).astype(dtype)

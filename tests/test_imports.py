@@ -21,7 +21,7 @@ ORDER = [
     "stable_diffusion/picture.py",
     "stable_diffusion/tokenizer_files.py",
     "stable_diffusion/tokenizer.py",
-    "stable_diffusion/ops.py",
+    "stable_diffusion/ops",
     "stable_diffusion/layers.py",
     "stable_diffusion/clip.py",
     "stable_diffusion/unet.py",
@@ -69,9 +69,8 @@ def imported(path: Path) -> set[Path]:
             for _ in range(max(node.level - 1, 0)):
                 base = base.parent
             base = (base if node.level else Path()) / Path(*(node.module or "").split("."))
-            found |= modules(base)
             for alias in node.names:
-                found |= modules(base / alias.name)
+                found |= modules(base / alias.name) or modules(base)
     return found - {path}
 
 

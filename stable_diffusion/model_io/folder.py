@@ -11,7 +11,7 @@ from typing import Any
 
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
-from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
+from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
 from ..tokenizer import Tokenizer
 from ..unet import UNet
@@ -169,7 +169,12 @@ class _Loader:
         self.report = report
 
     def __call__(
-        self, name: str, config_type: type, module: Callable, names: mapping.NameMap, dtype: mx.Dtype | None = None
+        self,
+        name: str,
+        config_type: type[Config],
+        module: Callable,
+        names: mapping.NameMap,
+        dtype: mx.Dtype | None = None,
     ) -> Any:
         self.report(f"Loading {name}", None)
         folder = self.folder / name

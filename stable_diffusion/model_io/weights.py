@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from mlx.utils import tree_flatten
 from safetensors import SafetensorError, safe_open
@@ -90,7 +91,7 @@ def _arranged(tensor: mx.array, shape: tuple[int, ...], label: str) -> mx.array:
 
 def _load(path: Path) -> dict[str, mx.array]:
     try:
-        return mx.load(str(path), format="safetensors")
+        return cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from None
 

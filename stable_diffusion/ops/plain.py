@@ -1,57 +1,38 @@
-"""The few operations whose best form depends on the device, each with one plain MLX form that every device can run.
-
-The networks call these and know nothing of the device. Layouts are channels last throughout.
-"""
+"""The plain form of each operation: what it means, in MLX that every device can run. Layouts are channels last."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from . import backend
-from .backend import mx
+from ..backend import mx
 
 Activation = Callable[[mx.array], mx.array]
 
 
-def _fused(function: Activation) -> Activation:
-    """Compile an element-wise function where that gains; on the CPU it would call for a C++ compiler at run time."""
-    return mx.compile(function, shapeless=True) if backend.has_gpu() else function
-
-
-@_fused
 def silu(x: mx.array) -> mx.array:
+    """x sigmoid(x) (Elfwing et al. 2018)."""
     return x * mx.sigmoid(x)
 
 
-@_fused
 def gelu(x: mx.array) -> mx.array:
+    """x Phi(x), exact (Hendrycks and Gimpel 2016)."""
     return x * (1 + mx.erf(x * (1 / math.sqrt(2)))) * 0.5
 
 
-@_fused
 def quick_gelu(x: mx.array) -> mx.array:
+    """x sigmoid(1.702 x), CLIP's approximation."""
     return x * mx.sigmoid(1.702 * x)
 
 
-@_fused
 def mish(x: mx.array) -> mx.array:
+    """x tanh(log(1 + e^x)) (Misra 2019)."""
     return x * mx.tanh(mx.logaddexp(x, mx.zeros_like(x)))
 
 
-@_fused
 def relu(x: mx.array) -> mx.array:
+    """max(x, 0)."""
     return mx.maximum(x, 0)
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": silu,
-    "swish": silu,
-    "gelu": gelu,
-    "quick_gelu": quick_gelu,
-    "mish": mish,
-    "relu": relu,
-}
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
@@ -79,12 +60,9 @@ def group_norm(
     return act(y) if act else y
 
 
-def geglu(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """Gated linear unit with exact GELU (Shazeer 2020): a gelu(b), where [a, b] = x W^T + bias.
-
-    x (..., C), weight (2 F, C), bias (2 F,). Returns (..., F).
-    """
-    value, gate = mx.split(mx.addmm(bias, x, weight.T), 2, axis=-1)
+def geglu(x: mx.array) -> mx.array:
+    """Gated linear unit with exact GELU (Shazeer 2020): a gelu(b) of x = [a, b] (..., 2 F). Returns (..., F)."""
+    value, gate = mx.split(x, 2, axis=-1)
     return value * gelu(gate)
 
 

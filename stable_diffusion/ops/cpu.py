@@ -1,0 +1,94 @@
+"""Forms for a CPU on which MLX adds and multiplies quickly, but takes exp, erf and tanh one element at a time.
+
+exp is a polynomial here, of additions and multiplications, as exact as MLX's own (2e-6 relative); the others come from
+it. Everything goes through in blocks that stay in the cache, because a dozen passes over memory would cost what the
+polynomial saves. float32 only: other types take the plain forms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ..backend import mx
+from . import plain
+
+BLOCK = 1 << 17  # elements that a block holds: half a megabyte
+
+# 2^f for f in [-1/2, 1/2], to 1e-8 relative: coefficients of f^0 .. f^6 (least squares at Chebyshev's points).
+_POWERS = (1.000000001, 0.6931472056, 0.2402264661, 0.05550328998, 0.009618519535, 0.001339986037, 0.0001533757676)
+_ROUND = 1.5 * 2.0**23  # adding it rounds a float32 to a whole number, which its lowest bits then hold
+
+
+def exp(x: mx.array) -> mx.array:
+    """e^x of float32, 2e-6 relative; below -87 it is 0 to within 2e-38, above 88 it is infinite or nearly so."""
+    t = mx.clip(x * (1 / math.log(2)), -126.0, 127.999)
+    shifted = t + _ROUND
+    f = t - (shifted - _ROUND)
+    power = f * _POWERS[-1] + _POWERS[-2]
+    for coefficient in _POWERS[-3::-1]:
+        power = power * f + coefficient
+    exponent = (shifted.view(mx.int32) + 127) << 23  # 2^n, as a float32's bits
+    return exponent.view(mx.float32) * power
+
+
+def silu(x: mx.array) -> mx.array:
+    return _blocked(lambda y: y / (1 + exp(-y)), x, plain.silu)
+
+
+def quick_gelu(x: mx.array) -> mx.array:
+    return _blocked(lambda y: y / (1 + exp(-1.702 * y)), x, plain.quick_gelu)
+
+
+def gelu(x: mx.array) -> mx.array:
+    return _blocked(_gelu, x, plain.gelu)
+
+
+def geglu(x: mx.array) -> mx.array:
+    value, gate = mx.split(x, 2, axis=-1)
+    return value * gelu(gate)
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
+    """The softmax's numerator in blocks of scores, each row less its maximum; the denominator divides the outcome."""
+    batch, heads, length, _ = q.shape
+    if q.dtype != mx.float32 or mask is not None:
+        return plain.attention(q, k, v, mask)
+    shape = (batch * heads, *k.shape[2:])
+    k = mx.broadcast_to(k, (batch, *k.shape[1:])).reshape(shape).swapaxes(-1, -2)
+    v = mx.broadcast_to(v, (batch, *v.shape[1:])).reshape(*shape[:2], -1)
+    q = (q * (1 / math.sqrt(q.shape[-1]))).reshape(batch * heads, length, -1)
+    rows = max(1, BLOCK // shape[1])
+    together = max(1, rows // length)  # heads, where several fit into a block
+    blocks = []
+    for i in range(0, batch * heads, together):
+        some = slice(i, i + together)
+        parts = [_attend(q[some, j : j + rows], k[some], v[some]) for j in range(0, length, rows)]
+        blocks.append(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1))
+    return mx.concatenate(blocks).reshape(batch, heads, length, -1)
+
+
+def _attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    scores = q @ k
+    weights = exp(scores - scores.max(axis=-1, keepdims=True))
+    return (weights @ v) / weights.sum(axis=-1, keepdims=True)
+
+
+def _gelu(x: mx.array) -> mx.array:
+    """x Phi(x) with erf by equation 7.1.26 of Abramowitz and Stegun 1964, whose error is 1.5e-7."""
+    a = mx.abs(x) * (1 / math.sqrt(2))
+    t = 1 / (1 + 0.3275911 * a)
+    series = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    tail = 0.5 * mx.abs(x) * series * exp(-a * a)  # |x| Phi(-|x|)
+    return mx.maximum(x, 0) - tail
+
+
+def _blocked(
+    function: Callable[[mx.array], mx.array], x: mx.array, otherwise: Callable[[mx.array], mx.array]
+) -> mx.array:
+    if x.dtype != mx.float32:
+        return otherwise(x)
+    if x.size <= BLOCK:
+        return function(x)
+    flat = x.reshape(-1)
+    return mx.concatenate([function(flat[i : i + BLOCK]) for i in range(0, x.size, BLOCK)]).reshape(x.shape)

@@ -1,0 +1,196 @@
+"""Each operation's plain form against its definition in float64, and each special form against the plain one."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stable_diffusion import ops
+from stable_diffusion.backend import mx
+from stable_diffusion.ops import cpu, plain
+
+ROOT = Path(__file__).parents[1]
+TOLERANCE = 5e-5  # what a special form may differ from the plain one, relative to the largest value
+
+
+def normal(seed: int, *shape: int, scale: float = 1.0) -> mx.array:
+    return mx.array(np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * np.float32(scale))
+
+
+def difference(a: mx.array, b: mx.array) -> float:
+    a, b = np.array(a.astype(mx.float32)), np.array(b.astype(mx.float32))
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+
+
+DEFINITIONS = {
+    "silu": lambda x: x / (1 + math.exp(-x)) if x > -700 else 0.0,
+    "gelu": lambda x: x * math.erfc(-x / math.sqrt(2)) / 2,
+    "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)) if x > -400 else 0.0,
+    "mish": lambda x: x * math.tanh(math.log1p(math.exp(x)) if x < 50 else x),
+    "relu": lambda x: max(x, 0.0),
+}
+
+
+@pytest.mark.parametrize("form", [ops.ACTIVATIONS.__getitem__, lambda name: getattr(plain, name)])
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_activations(name, form):
+    values = np.concatenate([np.linspace(-30, 30, 2001), [-1e4, -300, -90, -88, 0.0, 88, 300, 1e4]]).astype(np.float32)
+    expected = np.array([DEFINITIONS[name](float(x)) for x in values])
+    result = np.array(form(name)(mx.array(values)))
+    assert np.isfinite(result).all()
+    assert np.abs(result - expected).max() <= 1e-6 * max(np.abs(expected).max() / 1e4, 1) * 4
+    assert np.abs(result - expected)[np.abs(values) < 30].max() <= 4e-6
+
+
+def test_exp():
+    x = np.concatenate([np.linspace(-87, 88, 100_001), np.linspace(-1, 1, 10_001)]).astype(np.float32)
+    result = np.array(cpu.exp(mx.array(x))).astype(np.float64)
+    assert np.abs(result / np.exp(x.astype(np.float64)) - 1).max() < 1e-5
+    small = np.abs(x) < 10
+    assert np.abs(result / np.exp(x.astype(np.float64)) - 1)[small].max() < 1.5e-6
+
+
+def test_exp_at_its_ends():
+    assert cpu.exp(mx.array([0.0])).item() == pytest.approx(1, abs=1e-7)
+    ends = cpu.exp(mx.array([-math.inf, -1e4, -100.0, 100.0, 1e4, math.inf]))
+    assert mx.all(ends[:3] < 2e-38) and mx.all(ends[:3] >= 0)
+    assert mx.all(ends[3:] > 1e38)
+    assert math.isnan(cpu.exp(mx.array([math.nan])).item())
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "quick_gelu"])
+@pytest.mark.parametrize("size", [1, 7, cpu.BLOCK - 1, cpu.BLOCK, 2 * cpu.BLOCK + 3])
+def test_activations_in_blocks(name, size):
+    x = normal(0, size, scale=3)
+    assert difference(getattr(cpu, name)(x), getattr(plain, name)(x)) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("name", ["silu", "gelu", "quick_gelu", "geglu"])
+def test_other_types_take_the_plain_form(name, dtype):
+    x = normal(0, 3, 8).astype(dtype)
+    result = getattr(cpu, name)(x)
+    assert result.dtype == dtype and mx.array_equal(result, getattr(plain, name)(x))
+
+
+def test_geglu():
+    x = normal(0, 3, 5, 16)
+    value, gate = np.split(np.array(x), 2, axis=-1)
+    expected = value * np.vectorize(DEFINITIONS["gelu"])(gate)
+    for form in (ops.geglu, cpu.geglu, plain.geglu):
+        assert np.abs(np.array(form(x)) - expected).max() < 1e-5
+
+
+def exact_attention(q, k, v, mask=None) -> np.ndarray:
+    q, k, v = (np.array(x).astype(np.float64) for x in (q, k, v))
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores + mask
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 5),
+    length=st.integers(1, 70),
+    keys=st.integers(1, 70),
+    size=st.sampled_from([1, 3, 8, 40]),
+    block=st.sampled_from([1, 10, 500, 4000, 1 << 17]),
+    shared=st.booleans(),
+)
+def test_attention_in_blocks(batch, heads, length, keys, size, block, shared):
+    q, k = normal(1, batch, heads, length, size), normal(2, 1 if shared else batch, heads, keys, size)
+    v = normal(3, 1 if shared else batch, heads, keys, size)
+    before, cpu.BLOCK = cpu.BLOCK, block
+    try:
+        result = cpu.attention(q, k, v)
+    finally:
+        cpu.BLOCK = before
+    assert difference(result, mx.array(exact_attention(q, k, v).astype(np.float32))) <= 1e-5
+
+
+@pytest.mark.parametrize("form", [cpu.attention, plain.attention])
+def test_attention_with_extreme_logits(form):
+    """The softmax is exact: rows of +-1e4, of one value, and with one winner."""
+    q = normal(1, 1, 2, 30, 16, scale=100)
+    k, v = normal(2, 1, 2, 40, 16, scale=100), normal(3, 1, 2, 40, 16)
+    scores = np.array(q) @ np.array(k).swapaxes(-1, -2) / 4
+    assert np.abs(scores).max() > 1e4
+    result = np.array(form(q, k, v))
+    assert np.isfinite(result).all()
+    # Logits of 1e4 carry a rounding error of 1e-3 themselves, whatever the softmax: compare from the same logits.
+    margin = np.sort(scores, -1)[..., -1] - np.sort(scores, -1)[..., -2]
+    sure = margin > 1
+    expected = exact_attention(q, k, v)
+    assert np.abs(result - expected)[sure].max() < 5e-3
+    constant = form(mx.zeros_like(q), k, v)
+    assert difference(constant, mx.broadcast_to(v.mean(axis=2, keepdims=True), constant.shape)) < TOLERANCE
+    for value in (1e4, -1e4):
+        same = form(mx.full((1, 1, 3, 1), value), mx.ones((1, 1, 5, 1)), v[:, :1, :5, :1])
+        assert difference(same, mx.broadcast_to(v[:, :1, :5, :1].mean(axis=2, keepdims=True), same.shape)) < TOLERANCE
+
+
+@pytest.mark.parametrize("form", [cpu.attention, plain.attention])
+def test_attention_with_masks(form):
+    q, k, v = (normal(i, 2, 3, 9, 8) for i in range(3))
+    mask = np.where(np.random.default_rng(0).random((9, 9)) < 0.4, -np.inf, 0.0)
+    mask[:, 0] = 0.0
+    causal = np.where(np.tril(np.ones((9, 9))) > 0, 0.0, -np.inf)
+    for given_mask, meaning in ((mx.array(mask.astype(np.float32)), mask), ("causal", causal)):
+        expected = exact_attention(q, k, v, meaning)
+        assert np.abs(np.array(form(q, k, v, given_mask)) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_attention_in_other_types(dtype):
+    q, k, v = (normal(i, 1, 2, 9, 8).astype(dtype) for i in range(3))
+    assert cpu.attention(q, k, v).dtype == dtype
+    expected = exact_attention(*(x.astype(mx.float32) for x in (q, k, v)))
+    assert np.abs(np.array(cpu.attention(q, k, v).astype(mx.float32)) - expected).max() < 0.03
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5, 32), (2, 30, 32), (3, 1, 1, 64)])
+def test_group_norm(shape):
+    """Also far from zero, where the mean of squares less the square of the mean would cancel."""
+    x = normal(0, *shape) + 100
+    weight, bias = normal(1, shape[-1]), normal(2, shape[-1])
+    groups = np.array(x).astype(np.float64).reshape(shape[0], -1, 8, shape[-1] // 8)
+    scaled = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
+    expected = scaled.reshape(shape) * np.array(weight) + np.array(bias)
+    assert np.abs(np.array(ops.group_norm(x, weight, bias, 8, 1e-5)) - expected).max() < 2e-4
+    silu = np.vectorize(DEFINITIONS["silu"])(expected)
+    assert np.abs(np.array(ops.group_norm(x, weight, bias, 8, 1e-5, plain.silu)) - silu).max() < 2e-4
+
+
+def test_upsample_to_any_size():
+    x = mx.arange(6).reshape(1, 2, 3, 1)
+    assert ops.upsample_nearest(x, 4, 6)[0, :, :, 0].tolist() == [
+        [0, 0, 1, 1, 2, 2],
+        [0, 0, 1, 1, 2, 2],
+        [3, 3, 4, 4, 5, 5],
+        [3, 3, 4, 4, 5, 5],
+    ]
+    assert ops.upsample_nearest(x, 3, 5)[0, :, :, 0].tolist() == [[0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [3, 3, 4, 4, 5]]
+    assert ops.upsample_nearest(x, 5, 3)[0, :, 0, 0].tolist() == [0, 0, 0, 3, 3]
+
+
+def test_the_variable_takes_the_plain_forms():
+    code = (
+        "from stable_diffusion import ops\n"
+        "from stable_diffusion.ops import plain\n"
+        "print(ops.attention is plain.attention)"
+    )
+    for value, expected in (("plain", "True"), ("auto", str(ops.attention is plain.attention))):
+        env = {**os.environ, ops.OPS_VARIABLE: value}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr
