@@ -124,7 +124,7 @@ def make_diffusers(work: Work) -> Callable[[], object]:
 def load_pipeline(kind):
     import torch
 
-    pipeline = kind.from_pretrained(str(CHECKPOINT), torch_dtype=torch.float32)
+    pipeline = kind.from_pretrained(str(CHECKPOINT)).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -168,8 +168,9 @@ class Worker:
 
     def __init__(self, engine: str, work: Work) -> None:
         command = [sys.executable, __file__, "--serve", json.dumps([engine, asdict(work)])]
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the worker lives)
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment()
         )
         self._answer()
 
@@ -181,12 +182,17 @@ class Worker:
     def _answer(self) -> str:
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the worker ended with exit code {self.process.wait()}")
+            code = self.process.wait()
+            self.errors.seek(0)
+            raise SystemExit(
+                f"a worker ended with exit code {code}:\n{self.errors.read().decode(errors='replace')[-2000:]}"
+            )
         return line
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+        self.errors.close()
 
 
 class ColdStart:
