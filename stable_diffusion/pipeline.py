@@ -177,6 +177,7 @@ class StableDiffusion:
         picture: mx.array | None,
         given_noise: mx.array | None,
     ) -> Iterator[GenerationStep]:
+        backend.fit_threads(self._largest_product(len(seeds), size))
         # 2. The texts are encoded, and projected to the U-Net's keys and values, once.
         denoiser = Denoiser(
             self._conditioned_unet(*texts, guidance, size, len(seeds)),
@@ -214,6 +215,13 @@ class StableDiffusion:
         if self._embeds_guidance:
             extras["guidance"] = unet.guidance_embedding(guidance.cfg_weight)
         return lambda x, t: unet(x.astype(dtype), mx.array([t], mx.float32), context, **extras)
+
+    def _largest_product(self, n_images: int, size: tuple[int, int]) -> int:
+        """About how many multiply-adds the largest matrix product of a generation takes: a 3x3 convolution's."""
+        pixels = size[0] * size[1]
+        channels, picture_channels = self._unet.config.block_out_channels, self._vae.config.block_out_channels
+        unet = 2 * n_images * pixels // self.downscale**2 * 9 * channels[0] * 2 * channels[0]
+        return max(unet, pixels * 9 * picture_channels[0] * picture_channels[min(1, len(picture_channels) - 1)])
 
     @property
     def _embeds_guidance(self) -> bool:

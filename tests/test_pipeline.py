@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_diffusion import GenerationStep, SimpleEulerSampler, StableDiffusion
+from stable_diffusion import GenerationStep, SimpleEulerSampler, StableDiffusion, backend
 from stable_diffusion.backend import mx
 from stable_diffusion.conditioning import PromptTruncatedWarning
 from stable_diffusion.errors import InputError, PictureError, SamplerError
@@ -146,6 +146,16 @@ def test_nothing_is_evaluated_that_nobody_asked_for(sd):
     steps = list(sd.generate_latents(PROMPT, num_steps=10, width=256, height=256))
     assert mx.get_peak_memory() - before < 1e6
     assert len(steps) == 10
+
+
+def test_threads_suit_the_largest_product(sd, monkeypatch):
+    """Small products gain nothing by threads, and lose much where another program has a core."""
+    asked = []
+    monkeypatch.setattr(backend, "fit_threads", asked.append)
+    run(sd, width=128, height=128)
+    assert 0 < asked[0] < backend.SMALL_PRODUCT
+    next(sd.generate_latents(PROMPT, width=512, height=512, n_images=4))
+    assert asked[1] > backend.SMALL_PRODUCT
 
 
 def test_dropping_the_generator_frees_what_it_held(sd):
