@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
@@ -316,16 +316,22 @@ def read_parameters(path: str | os.PathLike) -> Parameters | None:
 
     Raises `PictureError` when the file is no such picture, or cannot be read.
     """
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
-            text = _text(picture)
-    except FileNotFoundError:
-        raise PictureError(f"There is no file {os.fspath(path)!r}.") from None
-    except UnidentifiedImageError:
-        raise PictureError(f"{os.fspath(path)!r} is not a PNG, JPEG or WebP picture.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{os.fspath(path)!r} cannot be read as a picture: {error}") from None
+    text = read_text(path)
     return Parameters.from_text(text) if text else None
+
+
+def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
+    """The text of parameters as it stands in a file (a path or an open one), or None; raises as `read_parameters`."""
+    name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "The picture"
+    try:
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as picture:
+            return _text(picture)
+    except FileNotFoundError:
+        raise PictureError(f"There is no file {name}.") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{name} is not a PNG, JPEG or WebP picture.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{name} cannot be read as a picture: {error}") from None
 
 
 @contextlib.contextmanager
