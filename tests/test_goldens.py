@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, ops
 from stable_diffusion.backend import mx
+from stable_diffusion.ops import plain
 
 from . import drawn, networks, shapes
 from .networks import relative_error
@@ -60,6 +61,16 @@ def stored() -> dict[str, np.ndarray]:
         return dict(file)
 
 
+@pytest.fixture(params=["device", "plain"])
+def forms(request, monkeypatch) -> None:
+    """Run with the forms of operations that this device takes, and with the plain ones."""
+    if request.param == "plain":
+        monkeypatch.setattr(ops, "attention", plain.attention)
+        monkeypatch.setattr(ops, "geglu", plain.geglu)
+        for name in ops.ACTIVATIONS:
+            monkeypatch.setitem(ops.ACTIVATIONS, name, getattr(plain, "silu" if name == "swish" else name))
+
+
 def write_weights(stored: dict[str, np.ndarray], network: str, folder: Path) -> Path:
     """The file that the reference would have saved, with the same drawn weights."""
     expected = json.loads(str(stored[network]))
@@ -68,6 +79,7 @@ def write_weights(stored: dict[str, np.ndarray], network: str, folder: Path) -> 
     return path
 
 
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize("name", shapes.UNETS)
 def test_unet(name, stored, tmp_path):
     model = networks.load_unet(shapes.UNETS[name], write_weights(stored, f"unet/{name}", tmp_path))
@@ -75,6 +87,7 @@ def test_unet(name, stored, tmp_path):
     assert relative_error(output, stored[f"unet/{name}/out"]) <= TOLERANCE
 
 
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize("name", shapes.VAES)
 def test_vae(name, stored, tmp_path):
     model = networks.load_vae(shapes.VAES[name], write_weights(stored, f"vae/{name}", tmp_path))
@@ -82,6 +95,7 @@ def test_vae(name, stored, tmp_path):
         assert relative_error(value, stored[f"vae/{name}/{key}"]) <= TOLERANCE, key
 
 
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize("kind", ["", "_projected"])
 @pytest.mark.parametrize("name", shapes.TEXTS)
 def test_text_encoder(name, kind, stored, tmp_path):

@@ -21,6 +21,8 @@ from PIL import Image  # noqa: E402
 from stable_diffusion import StableDiffusion  # noqa: E402
 from stable_diffusion.noise import NoiseStream  # noqa: E402
 
+from ..conftest import EMBEDDED  # noqa: E402
+from ..test_goldens import CFG_WEIGHT, NUM_STEPS, POSTCARDS, noise_for  # noqa: E402
 from . import pipelines  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -213,3 +215,23 @@ def test_an_old_files_offset_is_corrected(steps_offset, folders, same_noise):
         pipe = diffusers.DiffusionPipeline.from_pretrained(folders["sd1"], local_files_only=True)
         expected = pipe(PROMPT, HEIGHT, WIDTH, 10, guidance_scale=7.5, output_type="np").images
     assert_same_pictures(picture, expected)
+
+
+@pytest.mark.parametrize("prompt, negative, seed", POSTCARDS[::4])
+def test_postcards(prompt, negative, seed):
+    """The embedded model, live; tests/test_goldens.py compares all twenty with stored pictures."""
+    noise = noise_for(seed)
+    sd = StableDiffusion("postcards-tiny", float16=False)
+    for step in sd.generate_latents(prompt, negative, num_steps=NUM_STEPS, cfg_weight=CFG_WEIGHT, latents=noise):
+        mx.eval(step.latents)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(EMBEDDED, torch_dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        prompt,
+        negative_prompt=negative or None,
+        num_inference_steps=NUM_STEPS,
+        guidance_scale=CFG_WEIGHT,
+        latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
+        output_type="np",
+    ).images
+    assert_same_pictures(np.array(sd.decode(step.latents)), expected)
