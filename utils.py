@@ -125,7 +125,7 @@ _KEYS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
 _NEGATIVE = "Negative prompt:"
 _PROMPT_LENGTH = "Prompt length"  # ours; other programs pass over it
 _TELLING_KEYS = {"Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
-_SETTINGS_LINE = re.compile(r"\s*Steps: *\d+ *(,|$)")
+_SETTINGS_LINE = re.compile(r"\s*Steps: *(\d+ *(,|$)|\"\d)")  # in quotes where it was no number: "0,0"
 _KEY = re.compile(r"""\s*([^\s:,"\[\]{}][^:,"\n\[\]{}]*):[ \t]*""")
 
 

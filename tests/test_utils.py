@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
@@ -251,6 +251,7 @@ def test_any_parameters_survive_the_text(parameters):
 @given(
     st.text(max_size=80) | st.lists(st.sampled_from([*',:"[{}\\\n a', "Steps: 1", "\nNegative prompt:"])).map("".join)
 )
+@example("Steps:0\nSteps:0,0")
 def test_any_text_is_read_and_settles(text):
     found = Parameters.from_text(text)
     assert Parameters.from_text(found.to_text()).to_text() == found.to_text()
