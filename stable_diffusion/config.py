@@ -175,8 +175,12 @@ class UNetConfig(Config):
         "mid_block_only_cross_attention": (None, False),
         "cross_attention_norm": (None,),
     }
-    # The reference gives resnet_out_scale_factor to other block types only.
-    IGNORED: ClassVar = frozenset({"dropout", "addition_embed_type_num_heads", "resnet_out_scale_factor"})
+    IGNORED: ClassVar = frozenset(
+        # The reference gives resnet_out_scale_factor to other block types only; the second line is how an average of
+        # weights was taken in training, which diffusers' EMAModel writes into the file.
+        """dropout addition_embed_type_num_heads resnet_out_scale_factor
+        decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup""".split()
+    )
 
     def check(self) -> None:
         self._check_positive(

@@ -99,3 +99,8 @@ def test_a_checkpoint_with_a_typical_old_text_encoder_config():
     """transformers once wrote every generation setting into every file."""
     old = {"torchscript": False, "top_k": 50, "temperature": 1.0, "id2label": {"0": "LABEL_0"}, "hidden_size": 768}
     assert CLIPTextConfig.from_dict({**old, "num_attention_heads": 12}).hidden_size == 768
+
+
+def test_a_unet_saved_by_an_average_of_weights():
+    ema = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 37500, "power": 0.6667}
+    assert UNetConfig.from_dict({**ema, "update_after_step": 0, "use_ema_warmup": False}) == UNetConfig()
