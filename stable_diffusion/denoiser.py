@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import mlx.core as mx
-
+from .backend import mx
 from .errors import InputError
 from .schedule import NoiseLevel
 

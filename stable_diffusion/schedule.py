@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import mlx.core as mx
 import numpy as np
 
+from .backend import mx
 from .config import SchedulerConfig
 from .errors import ConfigError, InputError
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import mlx.core as mx
-
+from ..backend import mx
 from ..denoiser import Denoiser
 from ..schedule import NoiseLevel, Plan
 from .base import KDiffusionSampler, Noise, Step, step_reached

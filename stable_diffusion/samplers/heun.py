@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import mlx.core as mx
 import numpy as np
 
+from ..backend import mx
 from ..config import SchedulerConfig
 from ..denoiser import Denoiser
 from ..schedule import NoiseLevel, Plan, ve_levels

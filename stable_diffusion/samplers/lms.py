@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import mlx.core as mx
 import numpy as np
 
+from ..backend import mx
 from ..denoiser import Denoiser
 from ..errors import SamplerError
 from ..schedule import Plan

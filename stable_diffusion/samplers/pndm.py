@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import mlx.core as mx
-
+from ..backend import mx
 from ..config import SchedulerConfig
 from ..denoiser import Denoiser
 from ..errors import InputError

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import mlx.core as mx
 import numpy as np
 
+from ..backend import mx
 from ..config import SchedulerConfig
 from ..denoiser import Denoiser
 from ..errors import SamplerError, UnsupportedCheckpointError
