@@ -17,7 +17,7 @@ class PretendModel:
     family, default_size = "sd1", (64, 64)
 
     def __init__(self, name, gate=None, fail_at=None):
-        self.name, self.gate, self.fail_at, self.calls, self.closed = name, gate, fail_at, [], 0
+        self.name, self.gate, self.fail_at, self.calls, self.closed, self.decodes = name, gate, fail_at, [], 0, 0
 
     def generate_latents(self, text, **arguments):
         if not text:
@@ -48,6 +48,7 @@ class PretendModel:
             self.closed += 1
 
     def decode(self, latents):
+        self.decodes += 1
         return np.full((1, 64, 64, 3), float(latents.mean()), np.float32)
 
 

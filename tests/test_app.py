@@ -207,7 +207,7 @@ def test_an_upload_and_its_strength_reach_the_engine(engine, page):
     over(job)
     assert job.state is State.DONE, job.error
     (_, arguments) = engine.models[0].calls[0]
-    assert arguments["input_image"].size == (90, 60)
+    assert arguments["input_image"].size == (128, 128)
     assert arguments["denoising_strength"] == 0.5
 
 

@@ -6,12 +6,14 @@ import threading
 import time
 import weakref
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 import utils
 from stable_diffusion.errors import InputError
 from tests.pretend import PretendEngine, over, wait
+from webui import preview
 from webui import worker as worker_module
 from webui.jobs import Request, State
 from webui.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker, in_plain_words
@@ -44,15 +46,141 @@ def test_a_job_becomes_a_saved_picture_with_its_parameters(worker):
     assert (found.model, found.size, found.strength) == ("postcards-tiny", "64x64", None)
 
 
-def test_every_step_is_recorded_as_small_pictures(worker):
+def test_every_step_is_recorded_and_can_be_shown(worker):
     job = worker.submit(Request("a", steps=12))
     over(job)
     frames = job.pictures[0].frames
     assert [frame.index for frame in frames] == list(range(1, 13))
+    assert job.latent_space == ("postcards-tiny", "sd1")
     for frame in frames:
-        for jpeg in (frame.latents, frame.estimate):
+        assert frame.latents.dtype == frame.denoised.dtype == np.float16
+        np.testing.assert_allclose(frame.latents, frame.index / 12, rtol=1e-3)
+        for kind in ("fast", "latents"):
+            jpeg = preview.frame_jpeg(frame, kind, job.latent_space)
             assert Image.open(io.BytesIO(jpeg)).format == "JPEG"
             assert len(jpeg) < 20_000
+
+
+def test_the_default_previews_cost_no_decode(engine, worker):
+    over(worker.submit(Request("a", steps=5)))
+    assert engine.models[0].decodes == 1
+
+
+@pytest.mark.parametrize(("previews", "name"), [(("full",), "one"), (("fast",), "unknown")])
+def test_a_full_decode_is_made_where_it_is_wished_or_nothing_else_shows_colours(
+    engine, worker, monkeypatch, previews, name
+):
+    monkeypatch.setattr(worker_module, "DECODE_EVERY", 0.0)
+    if name == "unknown":
+        monkeypatch.setattr(preview.utils, "RGB_FACTORS", {})
+    job = worker.submit(Request("a", steps=3, model=name, previews=previews))
+    over(job)
+    frames = job.pictures[0].frames
+    assert engine.models[0].decodes >= 2
+    assert frames[0].decoded and frames[-1].decoded
+
+
+def test_full_decodes_are_no_more_frequent_than_they_are_seen(engine, worker, monkeypatch):
+    monkeypatch.setattr(worker_module, "DECODE_EVERY", 60.0)
+    job = worker.submit(Request("a", steps=9, previews=("full",)))
+    over(job)
+    assert [bool(frame.decoded) for frame in job.pictures[0].frames] == [True, *[False] * 7, True]
+
+
+def test_a_recorded_step_is_decoded_when_a_replay_asks(engine, worker):
+    job = worker.submit(Request("a", steps=4))
+    over(job)
+    frame = job.pictures[0].frames[1]
+    task = worker.decode(job, frame)
+    assert worker.decode(job, frame) is task
+    over(task)
+    assert not task.error
+    picture = Image.open(io.BytesIO(frame.decoded))
+    assert picture.size == (64, 64) and abs(picture.getpixel((5, 5))[0] - 127.5) < 3
+
+
+def test_old_steps_are_forgotten_when_they_take_too_much(worker, monkeypatch):
+    monkeypatch.setattr(worker_module, "MAX_FRAME_BYTES", 15_000)
+    job = worker.submit(Request("a", steps=9, n_images=4))
+    over(job)
+    assert [len(picture.frames) for picture in job.pictures] == [1, 1, 1, 9]
+    assert all(picture.finished for picture in job.pictures)
+
+
+def test_a_picture_can_be_skipped(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    job = worker.submit(Request("a", steps=5, n_images=2, seed=3))
+    engine.gate.release(1)
+    wait(lambda: job.frame is not None)
+    worker.skip(job)
+    engine.gate.release(6)
+    over(job)
+    assert job.state is State.DONE and job.fraction == 1.0
+    first, second = job.pictures
+    assert first.skipped and not first.finished and len(first.frames) == 2
+    assert second.finished and second.seed == 4
+
+
+def test_a_task_is_done_once_and_its_result_kept(engine, worker):
+    task = worker.compute("key", "one", lambda model, report: (report("half", 0.5), model.name))
+    assert worker.compute("key", "one", lambda model, report: "another") is task
+    over(task)
+    assert task.result[1] == "one" and worker.task("key") is task
+    assert worker.task("other") is None
+
+
+def test_a_task_that_failed_runs_anew(worker):
+    failed = worker.compute("key", "one", lambda model, report: 1 / 0)
+    over(failed)
+    assert "ZeroDivisionError" in failed.error
+    again = worker.compute("key", "one", lambda model, report: 7)
+    over(again)
+    assert again.result == 7
+
+
+def test_a_task_can_be_cancelled_where_it_reports(worker):
+    began, go = threading.Event(), threading.Event()
+
+    def function(model, report):
+        began.set()
+        assert go.wait(10)
+        report("on", None)
+        raise AssertionError("went on after a cancel")
+
+    task = worker.compute("key", "one", function)
+    assert began.wait(10)
+    worker.cancel(task)
+    go.set()
+    over(task)
+    assert task.state is State.CANCELLED
+
+
+def test_results_of_tasks_do_not_pile_up(worker, monkeypatch):
+    monkeypatch.setattr(worker_module, "MAX_RESULTS", 3)
+    for i in range(9):
+        over(worker.compute(i, "one", lambda model, report: None))
+    worker.compute(9, "one", lambda model, report: None)
+    assert [i for i in range(10) if worker.task(i)] == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(("file_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_each_file_format_carries_the_parameters(worker, file_format, kind):
+    job = worker.submit(Request("a hüt 🏠 بيت", steps=2, seed=7, file_format=file_format))
+    over(job)
+    (picture,) = job.pictures
+    assert Image.open(picture.path).format == kind
+    found = utils.read_parameters(picture.path)
+    assert (found.prompt, found.seed) == ("a hüt 🏠 بيت", 7)
+
+
+@pytest.mark.parametrize(
+    ("how", "corner", "middle"), [("crop", "red", "red"), ("pad", "white", "red"), ("stretch", "red", "red")]
+)
+def test_an_input_picture_of_another_shape_is_fitted(engine, worker, how, corner, middle):
+    over(worker.submit(Request("a", steps=2, input_picture=Image.new("RGB", (64, 128), "red"), fit=how)))
+    given = engine.models[0].calls[0][1]["input_image"]
+    assert given.size == (64, 64)
+    assert [given.getpixel(at) for at in ((1, 1), (32, 32))] == [ImageColor.getrgb(c) for c in (corner, middle)]
 
 
 def test_jobs_are_done_in_the_order_they_came(engine, worker):
@@ -192,7 +320,9 @@ def test_a_full_disk_keeps_the_picture_in_memory(engine, worker, monkeypatch):
     over(job)
     assert job.state is State.DONE
     assert "disk is full" in job.warning
-    assert Image.open(io.BytesIO(job.pictures[0].unsaved)).size == (64, 64)
+    unsaved = io.BytesIO(job.pictures[0].unsaved)
+    assert Image.open(unsaved).size == (64, 64)
+    assert utils.read_parameters(unsaved).prompt == "a"
 
 
 def test_old_jobs_are_forgotten_and_their_pictures_stay(worker):

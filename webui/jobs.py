@@ -4,11 +4,16 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
+
+Report = Callable[[str, float | None], None]  # what is going on, and how much of it is done where that is known
 
 
 class State(str, Enum):
@@ -26,7 +31,8 @@ class State(str, Enum):
 class Request:
     """What a person asked for.
 
-    Sizes are in pixels, None: the model's own. A seed of None is drawn. The strength counts with an input picture only.
+    Sizes are in pixels, None: the model's own. A seed of None is drawn. Strength and fit count with an input picture
+    only. `previews` are the kinds of `preview.KINDS` that the live panel shows.
     """
 
     prompt: str
@@ -41,21 +47,32 @@ class Request:
     n_images: int = 1
     input_picture: Image.Image | None = field(default=None, compare=False, repr=False)
     strength: float = 0.7
-    preview: str = "auto"  # of the x_0 estimate: "full" decode, "fast" linear map, or "auto": full where that is cheap
+    fit: str = "crop"  # of an input picture of another shape: "crop", "pad", "stretch"
+    file_format: str = "png"  # a key of worker.SUFFIXES
+    previews: tuple[str, ...] = ("fast", "latents")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Frame:
-    """One denoising step as it was shown: JPEG bytes of the latents' channels and of the current x_0 estimate."""
+    """One denoising step as it was recorded, small enough to keep every one; pages make pictures of it.
+
+    x_t and the current estimate of x_0, (h, w, C) float16, and where the estimate was decoded in full, a JPEG of it.
+    """
 
     index: int  # 1 .. total
     total: int
     sigma: float
-    latents: bytes
-    estimate: bytes
+    latents: np.ndarray
+    denoised: np.ndarray
+    decoded: bytes | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory that it takes."""
+        return self.latents.nbytes + self.denoised.nbytes + len(self.decoded or b"")
 
 
-@dataclass
+@dataclass(eq=False)
 class Picture:
     """One picture of a job: its steps so far and, when finished, its file (or its PNG bytes, where saving failed)."""
 
@@ -64,6 +81,7 @@ class Picture:
     size: tuple[int, int] = (0, 0)
     path: Path | None = None
     unsaved: bytes | None = None
+    skipped: bool = False
 
     @property
     def finished(self) -> bool:
@@ -71,22 +89,19 @@ class Picture:
         return self.path is not None or self.unsaved is not None
 
 
-class Job:
-    """A request on its way. Written by the worker's thread alone (but for the wish to cancel); read by anyone."""
+class Work:
+    """Something for the worker to do. Written by its thread alone (but for the wish to cancel); read by anyone."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, model: str) -> None:
         self.id = secrets.token_hex(6)
-        self.request = request
+        self.model = model
         self.state = State.QUEUED
-        self.note = ""  # what is going on, in words: "Downloading ..."
+        self.note = ""  # what is going on, in words: "Loading ..."
         self.note_fraction: float | None = None
         self.error = ""
-        self.warning = ""
-        self.pictures: list[Picture] = []
         self.submitted = time.time()
         self.started: float | None = None
         self.ended: float | None = None
-        self.step_seconds: deque[float] = deque(maxlen=8)
         self.cancel_event = threading.Event()
 
     @property
@@ -100,6 +115,33 @@ class Job:
         return self.cancel_event.is_set()
 
     @property
+    def elapsed(self) -> float:
+        """Seconds since the worker took it up."""
+        return 0.0 if self.started is None else (self.ended or time.time()) - self.started
+
+
+class Task(Work):
+    """Something other than painting that needs the model: `function(model, report)` gives plain objects."""
+
+    def __init__(self, model: str, function: Callable[[Any, Report], Any]) -> None:
+        super().__init__(model)
+        self.function = function
+        self.result: Any = None
+
+
+class Job(Work):
+    """A request on its way."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.model)
+        self.request = request
+        self.warning = ""
+        self.pictures: list[Picture] = []
+        self.latent_space: tuple[str, ...] = ()  # names under which utils may know how latents become colours
+        self.step_seconds: deque[float] = deque(maxlen=8)
+        self.skip_event = threading.Event()
+
+    @property
     def frame(self) -> Frame | None:
         """The newest step there is."""
         return next((picture.frames[-1] for picture in reversed(self.pictures) if picture.frames), None)
@@ -109,16 +151,11 @@ class Job:
         """How much of the denoising is done, 0 to 1, over all pictures."""
         done = 0.0
         for picture in self.pictures:
-            if picture.finished:
+            if picture.finished or picture.skipped:
                 done += 1
             elif picture.frames:
                 done += picture.frames[-1].index / picture.frames[-1].total
         return min(1.0, done / self.request.n_images)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the worker took it up."""
-        return 0.0 if self.started is None else (self.ended or time.time()) - self.started
 
     @property
     def steps_per_second(self) -> float | None:

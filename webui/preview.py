@@ -1,47 +1,51 @@
-"""What a step looks like, as small JPEGs: the latents' channels, and the x_0 estimate decoded or mapped to RGB."""
+"""What a recorded step looks like, as small JPEGs. Any thread may ask: it is arithmetic, no model is needed."""
 
 import base64
 import io
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 import utils
+from webui.jobs import Frame
 
+KINDS = {"fast": "Approximate colours", "latents": "Latents", "full": "Full decode"}
 MAX_SIDE = 512  # pixels; larger previews cost bandwidth and memory, and show nothing more
-FULL_DECODE_SIDE = 160  # pixels; up to here a full decode takes a moment even on a CPU, about as long as a step
 QUALITY = 85
 
 
 def latents_jpeg(latents: np.ndarray) -> bytes:
-    """Encode the channels of (h, w, C) latents side by side."""
-    scale = max(1, MAX_SIDE // (latents.shape[1] * latents.shape[2]))
-    return _jpeg(utils.latent_picture(latents, scale))
+    """Encode the channels of (h, w, C) latents, two in a row."""
+    scale = max(1, MAX_SIDE // (2 * max(latents.shape[:2])))
+    return jpeg(utils.latent_picture(latents, scale, columns=2))
 
 
-def estimate_jpeg(model: Any, denoised: Any, kind: str = "auto", finished: Image.Image | None = None) -> bytes:
-    """Encode the x_0 estimate (1, h, w, C): the finished picture where there is one, else a decode or a linear map.
-
-    kind: "full" (decode), "fast" (linear map to RGB), or "auto": full for small pictures. A full decode, too, where no
-    linear map is known for the model.
-    """
-    if finished is not None:
-        return _jpeg(finished)
-    height, width = denoised.shape[1:3]
-    if kind == "fast" or (kind == "auto" and max(height, width) * 8 > FULL_DECODE_SIDE):
-        picture = utils.approximate_rgb(np.asarray(denoised, dtype=np.float32)[0], (model.name, model.family), 8)
-        if picture is not None:
-            return _jpeg(picture)
-    return _jpeg(utils.to_picture(np.asarray(model.decode(denoised), dtype=np.float32)[0]))
+def approximate_jpeg(denoised: np.ndarray, latent_space: Sequence[str]) -> bytes | None:
+    """Encode a linear map of an x_0 estimate (h, w, C) to colours, or None where none is known for the latent space."""
+    picture = utils.approximate_rgb(denoised, latent_space, 8)
+    return None if picture is None else jpeg(picture)
 
 
-def data_url(jpeg: bytes) -> str:
+def frame_jpeg(frame: Frame, kind: str, latent_space: Sequence[str]) -> bytes | None:
+    """A step as one of `KINDS`, or None where that is not to be had (yet)."""
+    if kind == "latents":
+        return latents_jpeg(frame.latents)
+    return frame.decoded if kind == "full" else approximate_jpeg(frame.denoised, latent_space)
+
+
+def knows_colours(latents: np.ndarray, latent_space: Sequence[str]) -> bool:
+    """Whether there is a linear map from latents (h, w, C) of this space to colours."""
+    return utils.approximate_rgb(latents[:1, :1], latent_space, 1) is not None
+
+
+def data_url(data: bytes) -> str:
     """Put a JPEG into a URL, which a browser shows without asking the server again (and so without blinking)."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def jpeg(picture: Image.Image) -> bytes:
+    """Encode a picture small."""
     if max(picture.size) > MAX_SIDE:
         picture = picture.copy()
         picture.thumbnail((MAX_SIDE, MAX_SIDE))

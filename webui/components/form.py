@@ -4,12 +4,15 @@ import streamlit as st
 from PIL import Image
 
 from stable_diffusion.errors import StableDiffusionError
-from stable_diffusion.picture import open_picture
-from webui.components import session
+from stable_diffusion.picture import fit, open_picture
+from webui.components import model_choice, prompt_count, session
+
+FITS = {"crop": "Crop", "pad": "Pad", "stretch": "Stretch"}
+SHOWN_SIDE = 384  # pixels
 
 
 def prompts() -> None:
-    """Draw the two prompts."""
+    """Draw the two prompts, each with the tokens that it takes."""
     st.text_area(
         "Prompt",
         key="prompt",
@@ -17,6 +20,7 @@ def prompts() -> None:
         placeholder="a red house on green hills at sunset, with clouds",
         persist_state="session",
     )
+    prompt_count.draw("Prompt", "prompt")
     st.text_area(
         "Negative prompt",
         key="negative",
@@ -24,6 +28,13 @@ def prompts() -> None:
         placeholder="what should not be in the picture",
         persist_state="session",
     )
+    added = session.default_negative()
+    if added:
+        st.caption(f"Added to every generation: {session.plain(added)}")
+    if st.session_state["cfg"] <= 1:
+        st.caption("Not read at CFG 1 or below.")
+    else:
+        prompt_count.draw("Negative prompt", "negative", added)
 
 
 def input_picture() -> Image.Image | None:
@@ -32,13 +43,29 @@ def input_picture() -> Image.Image | None:
     if problem := st.session_state.get("upload_problem"):
         st.error(session.plain(problem), icon=":material/error:")
     picture: Image.Image | None = st.session_state.get("input_picture")
-    shown, beside = st.columns(2, vertical_alignment="center")
-    if picture is not None:
-        shown.image(picture, width="stretch", output_format="JPEG", alt="The input picture")
-    with beside if picture is not None else st.container():
+    shown, beside = st.columns(2, vertical_alignment="center") if picture is not None else (None, st.container())
+    with beside:
+        how = st.segmented_control(
+            "Other shapes are",
+            list(FITS),
+            key="fit",
+            required=True,
+            format_func=FITS.__getitem__,
+            help="Crop fills the size and cuts what stands over, pad shows all of it on white, stretch distorts.",
+            persist_state="session",
+        )
         strength = st.slider("Denoising strength", 0.0, 1.0, step=0.05, key="strength", persist_state="session")
         st.caption(strength_in_words(strength, int(st.session_state["steps"])))
+    if picture is not None and shown is not None:
+        shown.image(_as_painted(picture, how or "crop"), width="stretch", output_format="JPEG", alt="The input picture")
     return picture
+
+
+def _as_painted(picture: Image.Image, how: str) -> Image.Image:
+    """The picture as the chosen size and fit leave it, small."""
+    width, height = st.session_state["width"], st.session_state["height"]
+    scale = min(1.0, SHOWN_SIDE / max(width, height))
+    return fit(picture, max(1, round(width * scale)), max(1, round(height * scale)), how)
 
 
 def strength_in_words(strength: float, steps: int) -> str:
@@ -75,6 +102,8 @@ def buttons(kind: str) -> None:
             width="stretch",
         )
         st.button("Cancel", shortcut="Esc", disabled=not active, on_click=_cancel, width="stretch")
+        if job is not None and job.active and job.request.n_images > 1:
+            st.button("Skip", help="Go on with the next picture", on_click=_skip, width="stretch")
     problem = st.session_state.get("form_problem") or (job.error if job is not None else "")
     if problem:
         st.error(session.plain(problem), icon=":material/error:")
@@ -91,6 +120,10 @@ def _generate(kind: str) -> None:
     if kind == "picture" and picture is None:
         st.session_state["form_problem"] = "Choose an input picture first."
         return
+    model = session.chosen_model()
+    if not model.present:
+        st.session_state["form_problem"] = model_choice.not_here(model)
+        return
     try:
         session.show_job(session.the_worker().submit(session.request_from_form(picture)))
     except StableDiffusionError as error:
@@ -101,3 +134,9 @@ def _cancel() -> None:
     job = session.current_job()
     if job is not None:
         session.the_worker().cancel(job)
+
+
+def _skip() -> None:
+    job = session.current_job()
+    if job is not None:
+        session.the_worker().skip(job)

@@ -1,13 +1,27 @@
 """The panel that shows this tab's job: step by step while it runs, then the pictures and a replay of their steps."""
 
-import streamlit as st
+import io
+import time
+from collections.abc import Sequence
 
+import streamlit as st
+from PIL import Image
+
+import utils
+from stable_diffusion.errors import StableDiffusionError
 from webui.components import session
-from webui.jobs import Frame, Job, Picture, State
-from webui.preview import data_url
+from webui.jobs import Frame, Job, Picture, Request, State, Task
+from webui.preview import KINDS, data_url, frame_jpeg
 
 REFRESH = 0.2  # seconds
-MAX_SHOWN = 640  # pixels: how wide a picture is shown at most
+DECODE_PATIENCE = 5.0  # seconds that a replay waits for a full decode
+ALL = -1  # in place of a picture's number
+MIME = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
+ALTS = {
+    "fast": "The current estimate of the picture",
+    "latents": "The channels of the latents",
+    "full": "The current estimate, decoded in full",
+}
 
 
 def panel() -> None:
@@ -32,8 +46,8 @@ def _watch(job_id: str) -> None:
     _progress(job)
     frame = job.frame
     if frame is not None:
-        _show_frame(frame, f"step {frame.index} of {frame.total}")
-    _thumbnails([picture for picture in job.pictures if picture.finished])
+        _show_frame(job, frame, job.request.previews)
+    _grid([picture for picture in job.pictures if picture.finished], columns=4)
 
 
 def _progress(job: Job) -> None:
@@ -56,6 +70,8 @@ def progress_in_words(job: Job) -> str:
         parts.insert(0, f"Picture {len(job.pictures)} of {job.request.n_images}")
     if job.cancelling:
         return " · ".join([*parts, "cancelling"])
+    if job.elapsed >= 0.5:
+        parts.append(f"{duration(job.elapsed)} gone")
     if job.seconds_left is not None and job.seconds_left >= 0.5:
         parts.append(f"{duration(job.seconds_left)} left")
     if job.steps_per_second is not None:
@@ -74,17 +90,38 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _show_frame(frame: Frame, where: str) -> None:
-    st.image(data_url(frame.estimate), width="stretch", alt=f"The current estimate of the picture, {where}")
-    st.caption("The model's current estimate of the picture, x₀")
-    st.image(data_url(frame.latents), width="stretch", alt=f"The channels of the latents, {where}")
-    st.caption(f"The latents xₜ, channel by channel, at noise level σ = {frame.sigma:.3g}")
+def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
+    """Draw a step as each of the kinds, side by side."""
+    where = f"step {frame.index} of {frame.total}"
+    shown = [(kind, jpeg) for kind in KINDS if kind in kinds and (jpeg := _jpeg(job, frame, kind)) is not None]
+    if not shown:
+        return
+    for column, (kind, jpeg) in zip(st.columns(len(shown)), shown, strict=True):
+        column.image(data_url(jpeg), width="stretch", alt=f"{ALTS[kind]}, {where}")
+        column.caption(_caption(kind, frame))
 
 
-def _thumbnails(pictures: list[Picture]) -> None:
-    if pictures:
-        columns = st.columns(max(4, len(pictures)))
-        for column, picture in zip(columns, pictures, strict=False):
+def _caption(kind: str, frame: Frame) -> str:
+    if kind == "latents":
+        return f"The latents xₜ, channel by channel, at noise level σ = {frame.sigma:.3g}"
+    if kind == "full":
+        return "The model's current estimate of the picture, x₀, decoded in full"
+    return "The model's current estimate of the picture, x₀, in approximate colours"
+
+
+def _jpeg(job: Job, frame: Frame, kind: str) -> bytes | None:
+    """A step as one kind; a full decode is not made at every step, so that of an earlier one stands in."""
+    jpeg = frame_jpeg(frame, kind, job.latent_space)
+    if jpeg is None and job.active and job.pictures:
+        decoded = [other.decoded for other in job.pictures[-1].frames if other.decoded is not None]
+        return decoded[-1] if decoded else None
+    return jpeg if jpeg is not None else frame.decoded
+
+
+def _grid(pictures: Sequence[Picture], columns: int) -> None:
+    for i in range(0, len(pictures), columns):
+        row = pictures[i : i + columns]
+        for column, picture in zip(st.columns(columns), row, strict=False):
             column.image(_source(picture), width="stretch", alt=f"Finished picture, small, seed {picture.seed}")
 
 
@@ -98,25 +135,33 @@ def _result(job_id: str) -> None:
         done = sum(picture.finished for picture in job.pictures)
         st.caption(f"Cancelled. Finished before that: {done} of {job.request.n_images}.")
     picture = _choose(job.id, pictures)
+    if picture is None:
+        finished = [picture for picture in pictures if picture.finished]
+        _grid(finished, columns=2)
+        _download_sheet(job, finished)
+        return
     if picture.finished:
         st.image(_source(picture), width="stretch", output_format="PNG", alt=f"Finished picture, seed {picture.seed}")
         _download(job, picture)
     _replay(job, picture)
 
 
-def _choose(job_id: str, pictures: list[Picture]) -> Picture:
+def _choose(job_id: str, pictures: list[Picture]) -> Picture | None:
+    """The picture to show, or None for all of them."""
     if len(pictures) == 1:
         return pictures[0]
-    _thumbnails([picture for picture in pictures if picture.finished])
+    several = sum(picture.finished for picture in pictures) > 1
+    options = [ALL, *range(len(pictures))] if several else [*range(len(pictures))]
+
+    def name(i: int) -> str:
+        if i == ALL:
+            return "All"
+        return f"{i + 1}" if pictures[i].finished else f"{i + 1} (unfinished)"
+
     chosen = st.segmented_control(
-        "Picture",
-        range(len(pictures)),
-        default=0,
-        required=True,
-        format_func=lambda i: f"{i + 1}" if pictures[i].finished else f"{i + 1} (unfinished)",
-        key=f"picture-{job_id}",
+        "Picture", options, default=options[0], required=True, format_func=name, key=f"picture-{job_id}"
     )
-    return pictures[chosen or 0]
+    return None if chosen == ALL else pictures[chosen or 0]
 
 
 def _download(job: Job, picture: Picture) -> None:
@@ -126,30 +171,82 @@ def _download(job: Job, picture: Picture) -> None:
             "Download",
             data=lambda: _bytes(picture),
             file_name=name,
-            mime="image/png",
+            mime=MIME[name[name.rindex(".") :]],
             on_click="ignore",
             icon=":material/download:",
         )
         st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
 
 
+def _download_sheet(job: Job, pictures: list[Picture]) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.download_button(
+            "Download as one sheet",
+            data=lambda: _sheet(pictures),
+            file_name=f"{job.id}.png",
+            mime="image/png",
+            on_click="ignore",
+            icon=":material/download:",
+        )
+        st.caption(f"{len(pictures)} pictures · {duration(job.elapsed)}")
+
+
 def _replay(job: Job, picture: Picture) -> None:
     frames = picture.frames
     with st.expander("Replay the denoising", expanded=not picture.finished):
+        key = f"{job.id}-{job.pictures.index(picture)}"
         at = len(frames)
         if at > 1:
-            at = st.slider("Step", 1, at, value=at, key=f"replay-{job.id}-{job.pictures.index(picture)}")
+            at = st.slider("Step", 1, at, value=at, key=f"replay-{key}")
+        kinds = st.pills(
+            "Show",
+            list(KINDS),
+            selection_mode="multi",
+            default=[kind for kind in KINDS if kind in (job.request.previews or Request.previews)],
+            format_func=KINDS.__getitem__,
+            key=f"kinds-{key}",
+        )
         frame = frames[at - 1]
-        _show_frame(frame, f"step {frame.index} of {frame.total}")
+        if "full" in kinds and frame.decoded is None:
+            _decode(job, frame)
+        _show_frame(job, frame, kinds)
+
+
+def _decode(job: Job, frame: Frame) -> None:
+    """Have a step decoded, and wait a little for it."""
+    worker = session.the_worker()
+    try:
+        task = worker.decode(job, frame)
+    except StableDiffusionError as error:
+        st.caption(session.plain(str(error)))
+        return
+    _wait(task)
+    if task.error:
+        st.caption(session.plain(task.error))
+    elif task.active:
+        st.caption("The full decode waits for what is being painted.")
+        st.button("Look again")
+
+
+def _wait(task: Task) -> None:
+    end = time.monotonic() + DECODE_PATIENCE
+    while task.active and session.the_worker().position(task) == 0 and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def _source(picture: Picture) -> str | bytes:
     if picture.path is not None and picture.path.exists():
         return str(picture.path)
-    return picture.unsaved or data_url(picture.frames[-1].estimate)
+    return picture.unsaved or data_url(picture.frames[-1].decoded or b"")
 
 
 def _bytes(picture: Picture) -> bytes:
     if picture.path is not None and picture.path.exists():
         return picture.path.read_bytes()
-    return picture.unsaved or b""
+    return picture.unsaved or picture.frames[-1].decoded or b""
+
+
+def _sheet(pictures: list[Picture]) -> bytes:
+    buffer = io.BytesIO()
+    utils.grid([Image.open(io.BytesIO(_bytes(picture))) for picture in pictures], gap=4).save(buffer, "PNG")
+    return buffer.getvalue()

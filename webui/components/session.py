@@ -1,24 +1,44 @@
 """The one worker behind all tabs, and what this tab remembers: its settings, its job, its input picture."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 from PIL import Image
 
 import models
+from webui import presets, values
+from webui.downloads import Downloads
 from webui.jobs import Job, Request
+from webui.values import AUTOMATIC, RANDOM_SEED
 from webui.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
-RANDOM_SEED = -1
-USUAL_SIDES = {"sdxl": 1024}  # pixels, where the catalogue names none
+NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
 
 @st.cache_resource(on_release=lambda made: made.close())
 def the_worker() -> Worker:
     """The worker of this server: one, whatever the number of tabs."""
-    return Worker(Path(os.environ.get("STABLE_DIFFUSION_OUTPUTS") or ROOT / "outputs"))
+    return Worker(outputs())
+
+
+@st.cache_resource(on_release=lambda made: made.close())
+def the_downloads() -> Downloads:
+    """The downloads of this server."""
+    return Downloads()
+
+
+def outputs() -> Path:
+    """Where finished pictures go."""
+    return Path(os.environ.get("STABLE_DIFFUSION_OUTPUTS") or ROOT / "outputs")
+
+
+def presets_file() -> Path:
+    """Where settings are saved by name."""
+    return outputs() / "presets.json"
 
 
 def current_job() -> Job | None:
@@ -45,13 +65,20 @@ def begin() -> None:
     """Fill in the settings where this session has none: those of the job in the address, or the default model's."""
     job = current_job()
     if "model" not in st.session_state:
+        st.session_state.update(
+            model=models.DEFAULT,
+            prompt="",
+            negative="",
+            seed=RANDOM_SEED,
+            n_images=1,
+            fit="crop",
+            file_format="png",
+            previews=list(Request.previews),
+        )
+        apply_defaults()
         if job is not None:
             recall(job.request)
-        else:
-            st.session_state.update(
-                model=models.DEFAULT, prompt="", negative="", seed=RANDOM_SEED, n_images=1, preview="auto"
-            )
-            apply_defaults()
+    _make_showable()
     if job is not None:
         st.session_state["job_id"] = job.id
         if st.query_params.get("job") != job.id:
@@ -60,40 +87,87 @@ def begin() -> None:
         del st.query_params["job"]
 
 
+def _make_showable() -> None:
+    """Bring what others put into the form, or what went away meanwhile, to what the form can show."""
+    state = st.session_state
+    known = [model.name for model in models.all()]
+    if state["model"] not in known:
+        state["form_problem"] = f"The model {state['model']!r} is no longer there; {models.DEFAULT} is chosen instead."
+        state["model"] = models.DEFAULT
+        apply_defaults()
+    for key, value in values.clean({key: state.get(key) for key in values.KEYS}, known).items():
+        if state.get(key) != value:
+            state[key] = value
+    typed = values.without_default(state["negative"], default_negative())
+    if typed != state["negative"].strip():
+        state["negative"] = typed
+
+
+def chosen_model() -> models.Model:
+    """The model that the dropdown shows."""
+    name = st.session_state["model"]
+    return next((model for model in models.all() if model.name == name), None) or models.find(models.DEFAULT)
+
+
+def default_negative() -> str:
+    """What is added to every negative prompt: the chosen model's own, and that of whoever installed this."""
+    own = chosen_model().defaults.negative or ""
+    everyones = os.environ.get(NEGATIVE_VARIABLE, "").strip()
+    return ", ".join(dict.fromkeys(part for part in (own, everyones) if part))
+
+
 def apply_defaults() -> None:
     """Set steps, guidance and size to what the chosen model does best."""
-    model = models.find(st.session_state["model"])
-    defaults = model.defaults
-    side = USUAL_SIDES.get(model.family, 512)
-    st.session_state.update(
-        steps=defaults.steps,
-        cfg=float(defaults.cfg),
-        sampler=defaults.sampler,
-        strength=defaults.strength,
-        width=defaults.width or side,
-        height=defaults.height or side,
+    model = chosen_model()
+    width, height = values.usual_size(model)
+    put(
+        {
+            "steps": model.defaults.steps,
+            "cfg": model.defaults.cfg,
+            "sampler": model.defaults.sampler,
+            "strength": model.defaults.strength,
+            "width": width,
+            "height": height,
+        }
     )
+
+
+def put(settings: Mapping[str, Any]) -> None:
+    """Put settings into the form, as far as it can show them; a model that is not here is left out."""
+    st.session_state.update(values.clean(settings, [model.name for model in models.all()]))
 
 
 def recall(request: Request) -> None:
     """Put a request's values back into the form."""
-    st.session_state["model"] = request.model
+    put({"model": request.model})
     apply_defaults()
-    st.session_state.update(
-        prompt=request.prompt,
-        negative=request.negative,
-        sampler=request.sampler,
-        steps=request.steps,
-        cfg=request.cfg,
-        seed=RANDOM_SEED if request.seed is None else request.seed,
-        n_images=request.n_images,
-        strength=request.strength,
-        preview=request.preview,
+    put(
+        {key: getattr(request, key) for key in values.KEYS if hasattr(request, key)}
+        | {"seed": RANDOM_SEED if request.seed is None else request.seed}
     )
-    if request.width and request.height:
-        st.session_state.update(width=request.width, height=request.height)
     if request.input_picture is not None:
         st.session_state["input_picture"] = request.input_picture
+
+
+def recall_seed() -> None:
+    """Put the seed of the picture that is shown into the form."""
+    job = shown_job()
+    if job is not None and job.pictures and job.pictures[0].seed is not None:
+        put({"seed": job.pictures[0].seed})
+
+
+def settings_of_form() -> dict[str, Any]:
+    """The form's values, as a preset keeps them."""
+    return {key: st.session_state[key] for key in values.KEYS}
+
+
+def recall_preset(name: str) -> None:
+    """Put a preset's values into the form."""
+    found = presets.load(presets_file()).get(name)
+    if found:
+        put({"model": found.get("model")})
+        apply_defaults()
+        put(found)
 
 
 def request_from_form(input_picture: Image.Image | None) -> Request:
@@ -102,9 +176,9 @@ def request_from_form(input_picture: Image.Image | None) -> Request:
     seed = int(state["seed"])
     return Request(
         prompt=state["prompt"].strip(),
-        negative=state["negative"].strip(),
+        negative=values.with_default(state["negative"], default_negative()),
         model=state["model"],
-        sampler=state["sampler"],
+        sampler=values.join_sampler(state["sampler"], state.get("schedule", AUTOMATIC)),
         steps=int(state["steps"]),
         cfg=float(state["cfg"]),
         seed=None if seed == RANDOM_SEED else seed,
@@ -113,7 +187,9 @@ def request_from_form(input_picture: Image.Image | None) -> Request:
         n_images=int(state["n_images"]),
         input_picture=input_picture,
         strength=float(state["strength"]) if input_picture is not None else Request.strength,
-        preview=state["preview"],
+        fit=state["fit"],
+        file_format=state["file_format"],
+        previews=tuple(state["previews"] or ()),
     )
 
 

@@ -1,76 +1,164 @@
-"""The sidebar: which model, how it is sampled, and how large, how many."""
+"""The sidebar: which model, how it is sampled, how large, how many, and settings saved by name."""
 
 import streamlit as st
 
 import models
-from stable_diffusion.sampler import sampler_names
-from webui.components import session
-from webui.worker import MAX_SEED
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.sampler import SAMPLERS
+from webui import presets, values
+from webui.components import model_choice, session
+from webui.preview import KINDS
+from webui.values import RATIOS, SCHEDULES
+from webui.worker import MAX_SEED, in_plain_words
 
-FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
-PREVIEWS = {"auto": "Automatic", "fast": "Fast, approximate colours", "full": "Full decode"}
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
 
 
 def sidebar() -> None:
-    """Draw the settings that both pages share; their values live in the session's state."""
-    catalogue = {model.name: model for model in models.all()}
+    """Draw the settings that all pages share; their values live in the session's state."""
     with st.sidebar:
-        st.selectbox(
-            "Model",
-            list(catalogue),
-            key="model",
-            format_func=lambda name: catalogue[name].title if name in catalogue else name,
-            on_change=session.apply_defaults,
-            persist_state="session",
-        )
-        _about(catalogue.get(st.session_state["model"]))
-        names = sampler_names()
-        st.selectbox(
-            "Sampler",
-            list(names),
-            key="sampler",
-            format_func=lambda key: names.get(key, key),
-            persist_state="session",
-        )
-        st.slider("Steps", 1, 150, key="steps", persist_state="session")
-        st.slider(
-            "CFG",
-            0.0,
-            20.0,
-            step=0.5,
-            key="cfg",
-            help="How closely the picture follows the prompt. Up to 1: no guidance, and each step costs half.",
-            persist_state="session",
-        )
-        left, right = st.columns(2)
-        left.number_input("Width", 64, 2048, step=8, key="width", persist_state="session")
-        right.number_input("Height", 64, 2048, step=8, key="height", persist_state="session")
+        model_choice.draw()
+        _sampling()
+        _size()
         st.number_input("Number of pictures", 1, 16, key="n_images", persist_state="session")
-        st.number_input(
-            "Seed",
-            -1,
-            MAX_SEED,
-            key="seed",
-            help="The same seed and settings give the same picture. -1: a new one every time.",
-            persist_state="session",
+        _seed()
+        with st.expander("Advanced"):
+            _advanced()
+        with st.expander("Presets"):
+            _presets()
+
+
+def _sampling() -> None:
+    titles = {known.key: known.title for known in SAMPLERS}
+    left, right = st.columns(2)
+    left.selectbox("Sampler", list(titles), key="sampler", format_func=titles.__getitem__, persist_state="session")
+    schedules = SCHEDULES[st.session_state["sampler"]]
+    if st.session_state.get("schedule") not in schedules:
+        st.session_state["schedule"] = values.AUTOMATIC
+    right.selectbox(
+        "Schedule",
+        schedules,
+        key="schedule",
+        format_func=str.title,
+        help="How the noise levels are spaced. Automatic: as the checkpoint asks.",
+        persist_state="session",
+    )
+    st.slider("Steps", *values.WHOLE["steps"], key="steps", persist_state="session")
+    st.slider(
+        "CFG",
+        *values.REAL["cfg"],
+        step=0.5,
+        key="cfg",
+        help="How closely the picture follows the prompt. Up to 1: no guidance, and each step costs half.",
+        persist_state="session",
+    )
+
+
+def _size() -> None:
+    left, right = st.columns(2)
+    left.number_input("Width", *values.WHOLE["width"], step=8, key="width", persist_state="session")
+    right.number_input("Height", *values.WHOLE["height"], step=8, key="height", persist_state="session")
+    with st.container(horizontal=True, gap="small"):
+        for name, ratio in RATIOS.items():
+            st.button(name, key=f"ratio-{name}", help=f"Set the size to {name}", on_click=_set_ratio, args=(ratio,))
+        st.button("Swap", help="Exchange width and height", on_click=_swap_sides)
+
+
+def _set_ratio(ratio: tuple[int, int]) -> None:
+    width, height = values.size_of_ratio(ratio, values.usual_size(session.chosen_model()))
+    session.put({"width": width, "height": height})
+
+
+def _swap_sides() -> None:
+    session.put({"width": st.session_state["height"], "height": st.session_state["width"]})
+
+
+def _seed() -> None:
+    st.number_input(
+        "Seed",
+        -1,
+        MAX_SEED,
+        key="seed",
+        help="The same seed and settings give the same picture. -1: a new one every time.",
+        persist_state="session",
+    )
+    with st.container(horizontal=True, gap="small"):
+        st.button(
+            "Random",
+            icon=":material/casino:",
+            help="A new seed for every picture (-1)",
+            on_click=session.put,
+            args=({"seed": values.RANDOM_SEED},),
         )
-        st.selectbox(
-            "Preview",
-            list(PREVIEWS),
-            key="preview",
-            format_func=PREVIEWS.__getitem__,
-            help="What shows the current estimate while it is painted. A full decode is sharper and takes longer.",
-            persist_state="session",
+        st.button(
+            "Reuse last",
+            icon=":material/history:",
+            help="The seed of the picture that is shown",
+            on_click=session.recall_seed,
         )
 
 
-def _about(model: models.Model | None) -> None:
-    if model is not None:
-        parts = [FAMILIES.get(model.family), model.licence, _size(model.size_bytes)]
-        st.caption(session.plain(" · ".join(part for part in parts if part)))
+def _advanced() -> None:
+    st.pills(
+        "Preview",
+        list(KINDS),
+        selection_mode="multi",
+        key="previews",
+        format_func=KINDS.__getitem__,
+        help="What shows the picture while it is painted. A full decode is sharper and takes time from the painting.",
+        persist_state="session",
+    )
+    st.segmented_control(
+        "File format",
+        list(FORMATS),
+        key="file_format",
+        required=True,
+        format_func=FORMATS.__getitem__,
+        help="Each keeps the parameters inside the file. PNG loses nothing; JPEG and WebP are smaller.",
+        persist_state="session",
+    )
 
 
-def _size(n_bytes: int | None) -> str:
-    if not n_bytes:
-        return ""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+def _presets() -> None:
+    names = sorted(presets.load(session.presets_file()), key=str.casefold)
+    if names:
+        if st.session_state.get("preset") not in names:
+            st.session_state["preset"] = names[0]
+        st.selectbox("Preset", names, key="preset")
+        with st.container(horizontal=True, gap="small"):
+            st.button("Apply", help="Put all its settings into the form", on_click=_apply_preset)
+            st.button("Delete preset", on_click=_delete_preset)
+    st.text_input("Name of a new preset", key="preset_name", max_chars=presets.MAX_NAME)
+    st.button("Save settings", help="Save all settings of the form, the prompts included", on_click=_save_preset)
+    if problem := st.session_state.pop("preset_problem", None):
+        st.error(session.plain(problem), icon=":material/error:")
+
+
+def _apply_preset() -> None:
+    session.recall_preset(st.session_state["preset"])
+
+
+def _delete_preset() -> None:
+    _mending(presets.delete, session.presets_file(), st.session_state["preset"])
+
+
+def _save_preset() -> None:
+    name = st.session_state["preset_name"].strip()
+    if _mending(presets.save, session.presets_file(), name, session.settings_of_form()):
+        st.session_state.update(preset=name, preset_name="")
+
+
+def _mending(function, *arguments) -> bool:
+    """Call, and keep in words what went wrong; True where nothing did."""
+    try:
+        function(*arguments)
+    except (StableDiffusionError, OSError) as error:
+        st.session_state["preset_problem"] = in_plain_words(error)
+        return False
+    return True
+
+
+def model_or_default() -> models.Model:
+    """The chosen model where it can be loaded without the network, else the embedded one."""
+    model = session.chosen_model()
+    return model if model.present else models.find(models.DEFAULT)

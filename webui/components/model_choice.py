@@ -1,0 +1,74 @@
+"""The dropdown of models: what each one is, whether it is here, and its download where it is not."""
+
+import streamlit as st
+
+import models
+from webui.components import session
+from webui.downloads import hub_page
+
+FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+REFRESH = 0.5  # seconds
+
+
+def draw() -> None:
+    """Draw the dropdown, and below it the chosen model's family, size and licence, or its download."""
+    catalogue = {model.name: model for model in models.all()}
+    missing = {name for name, model in catalogue.items() if not model.present}
+    st.selectbox(
+        "Model",
+        list(catalogue),
+        key="model",
+        format_func=lambda name: catalogue[name].title + (" (not downloaded)" if name in missing else ""),
+        on_change=session.apply_defaults,
+        persist_state="session",
+    )
+    model = catalogue[st.session_state["model"]]
+    parts = [FAMILIES.get(model.family), model.licence, size_in_words(model.size_bytes)]
+    st.caption(session.plain(" · ".join(part for part in parts if part)))
+    if model.name in missing:
+        download = session.the_downloads().get(model.name)
+        active = download is not None and download.active
+        st.fragment(_download if active else _offer, run_every=REFRESH if active else None)(model)
+
+
+def size_in_words(n_bytes: int | None) -> str:
+    """Say a size on disk shortly: 4.3 GB, 26 MB."""
+    if not n_bytes:
+        return ""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def not_here(model: models.Model) -> str:
+    """Say what must be done before a model that is not downloaded can paint."""
+    size = size_in_words(_download_size(model))
+    return f"{model.title} is not downloaded yet{f' ({size})' if size else ''}: press Download under Model first."
+
+
+def _download_size(model: models.Model) -> int | None:
+    from stable_diffusion.backend import default_float16
+
+    return model.download_size(default_float16())
+
+
+def _offer(model: models.Model) -> None:
+    size = size_in_words(_download_size(model)) or "a size that is not known"
+    with st.container(border=True):
+        st.markdown(session.plain(f"Not on this machine yet. Download {size}?"))
+        licence = f"Its licence: {model.licence}. " if model.licence else ""
+        st.caption(session.plain(f"{licence}By downloading you agree to it."))
+        st.link_button("Licence and model card", hub_page(model), type="tertiary")
+        if st.button("Download", icon=":material/download:", key="download-model", width="stretch"):
+            session.the_downloads().start(model)
+            st.rerun()
+        download = session.the_downloads().get(model.name)
+        if download is not None and download.error:
+            st.error(session.plain(download.error), icon=":material/error:")
+
+
+def _download(model: models.Model) -> None:
+    download = session.the_downloads().get(model.name)
+    if download is None or not download.active:
+        st.rerun()
+    note = f"{download.note}, {download.fraction:.0%}" if download.fraction is not None else download.note
+    st.progress(min(1.0, max(0.0, download.fraction or 0.0)), text=session.plain(note))
+    st.button("Cancel download", disabled=download.cancelling, on_click=download.cancel, width="stretch")
