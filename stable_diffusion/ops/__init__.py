@@ -21,6 +21,7 @@ __all__ = [
     "conv2d",
     "geglu",
     "group_norm",
+    "quantized_matmul",
     "upsample_nearest",
 ]
 
@@ -37,6 +38,7 @@ def _fused(function: Activation) -> Activation:
 attention = cpu.attention if _on_cpu else plain.attention
 geglu = cpu.geglu if _on_cpu else plain.geglu
 group_norm = plain.group_norm
+quantized_matmul = plain.quantized_matmul if backend.has_gpu() else cpu.quantized_matmul
 _silu, _gelu, _quick_gelu = (
     (cpu.silu, cpu.gelu, cpu.quick_gelu) if _on_cpu else map(_fused, (plain.silu, plain.gelu, plain.quick_gelu))
 )

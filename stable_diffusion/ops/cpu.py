@@ -2,7 +2,7 @@
 
 exp is a polynomial here, of additions and multiplications, as exact as MLX's own (2e-6 relative); the others come from
 it. Everything goes through in blocks that stay in the cache, because a dozen passes over memory would cost what the
-polynomial saves. float32 only: other types take the plain forms.
+polynomial saves. float32 only: other types take the plain forms. (`quantized_matmul` has reasons of its own.)
 """
 
 from __future__ import annotations
@@ -66,6 +66,13 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None
         parts = [_attend(q[some, j : j + rows], k[some], v[some]) for j in range(0, length, rows)]
         blocks.append(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1))
     return mx.concatenate(blocks).reshape(batch, heads, length, -1)
+
+
+def quantized_matmul(
+    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+) -> mx.array:
+    """Unpack W, then multiply by BLAS: MLX's own form takes a CPU 35 times as long as that for an attention layer."""
+    return x @ mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits).T
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:

@@ -66,6 +66,13 @@ def geglu(x: mx.array) -> mx.array:
     return value * gelu(gate)
 
 
+def quantized_matmul(
+    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+) -> mx.array:
+    """x W^T with W (O, I) as `mx.quantize` packs it; x (..., I). Returns (..., O)."""
+    return mx.quantized_matmul(x, weight, scales, biases, group_size=group_size, bits=bits)
+
+
 def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
     """2-D convolution: x (B, H, W, C), weight (O, kH, kW, C), bias (O,). Returns (B, H', W', O)."""
     return mx.conv2d(x, weight, stride=stride, padding=padding) + bias
