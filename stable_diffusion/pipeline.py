@@ -166,6 +166,22 @@ class StableDiffusion:
         pictures = [self._vae.decode(one) for one in mx.split(latents, latents.shape[0])]
         return mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
 
+    def encode(self, picture: Any, width: int | None = None, height: int | None = None, seed: int = 0) -> mx.array:
+        """A PIL image or uint8 array (H, W, 3), cropped to the size -> its latents (1, h, w, latent_channels); lazy.
+
+        Width and height as in `generate_latents`; the posterior is drawn from with `seed`. Raises `InputError` and
+        `PictureError`.
+        """
+        seed = _whole("seed", seed, 0, MAX_SEED)
+        width, height = self._size(width, height)
+        noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
+        return self._vae.encode(mx.array(as_input(picture, width, height))[None], noise())
+
+    def encode_text(self, text: str) -> mx.array:
+        """A text -> the hidden states (1, 77, D) that the U-Net attends to; lazy. Raises `InputError`."""
+        _check_text("text", text)
+        return self._conditioner(text).text
+
     def _generate(
         self,
         texts: tuple[str, str | None],
