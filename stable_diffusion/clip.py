@@ -88,5 +88,5 @@ class CLIPTextModel(nn.Module):
         vocabulary is the end of text.
         """
         if self.config.eos_token_id == 2:
-            return mx.argmax(ids, axis=1)
+            return mx.argmax(mx.where(ids < self.config.vocab_size, ids, 0), axis=1)  # ids beyond stand for embeddings
         return mx.argmax((ids == self.config.eos_token_id).astype(mx.int32), axis=1)

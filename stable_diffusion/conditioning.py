@@ -38,6 +38,14 @@ class TextConditioner:
         self.xl = xl
         self.zeros_for_none = zeros_for_none
 
+    def replaced(
+        self, tokenizers: Sequence[Tokenizer] | None = None, encoders: Sequence[CLIPTextModel] | None = None
+    ) -> TextConditioner:
+        """The same with other tokenizers or encoders."""
+        return TextConditioner(
+            tokenizers or self.tokenizers, encoders or self.encoders, self.xl, zeros_for_none=self.zeros_for_none
+        )
+
     def __call__(self, text: str) -> Conditioning:
         """Encode a text; warns with `PromptTruncatedWarning` where it is too long to be read whole.
 

@@ -6,14 +6,20 @@ import math
 import operator
 import os
 import secrets
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mlx.utils import tree_map
 
 from . import backend
+from .adapters.embeddings import Embeddings, with_embeddings
+from .adapters.lora import Networks
+from .adapters.overlay import Choice, Loras, Overlay
+from .adapters.tags import Strength, take_loras
 from .backend import mx
 from .conditioning import TextConditioner
 from .denoiser import Denoiser, UNetCall
@@ -25,6 +31,7 @@ from .noise import NoiseStream
 from .picture import as_input
 from .sampler import Sampler, sampler_by_name
 from .schedule import Plan
+from .unet import UNet
 
 DEFAULT_MODEL = "postcards-tiny"
 MAX_SEED = 2**64 - 1
@@ -85,6 +92,41 @@ class StableDiffusion:
             xl=self.family == "sdxl",
             zeros_for_none=checkpoint.force_zeros_for_empty_prompt,
         )
+        self._overlay = Overlay(Networks(checkpoint.unet, checkpoint.text_encoders), self.family)
+        self._loras: tuple[Choice, ...] = ()
+        self._embeddings = Embeddings(self.family)
+
+    @property
+    def lora_folders(self) -> list[Path]:
+        """Where LoRAs are looked for by name: loras/ beside the program, $STABLE_DIFFUSION_LORAS; add your own."""
+        return self._overlay.folders
+
+    @property
+    def embedding_folders(self) -> list[Path]:
+        """Where a prompt's words are looked for as embeddings: embeddings/, $STABLE_DIFFUSION_EMBEDDINGS, your own."""
+        return self._embeddings.folders
+
+    @property
+    def loras(self) -> dict[str, Strength]:
+        """What `set_loras` has set: the strengths by file name."""
+        return {choice.name: choice.strength for choice in self._loras}
+
+    def set_loras(self, loras: Loras) -> None:
+        """Lay LoRAs (LoCon, LoHa, LoKr, DoRA) over the checkpoint, in the place of those before; {} takes all off.
+
+        `loras` is {name or file: strength}, or a list of (name or file, strength); a strength is a number, or two:
+        (of the U-Net, of the text encoders). A prompt's tags, `<lora:name:0.8>`, come on top of these for one
+        generation. The checkpoint's weights stay as they are, so taking off is exact, and costs nothing.
+
+        Raises `CheckpointNotFoundError` for a name that is in no folder, `UnsupportedCheckpointError` for a LoRA of
+        another family, `WeightsError` for a damaged one; then nothing has changed. Warns with `AdapterWarning` of
+        tensors that match nothing.
+        """
+        choices = self._overlay.choose(loras)
+        networks = self._overlay.networks(choices)
+        self._loras = choices
+        self._unet = networks.unet
+        self._conditioner = self._conditioner.replaced(encoders=networks.text_encoders)
 
     @property
     def latent_channels(self) -> int:
@@ -120,7 +162,11 @@ class StableDiffusion:
         `latents` (n_images, h, w, latent_channels) is unit normal noise to begin with, in place of the seed's.
         `guidance_rescale` is Lin et al.'s (2023). Dropping the generator cancels the generation.
 
-        Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range or of a wrong type.
+        `<lora:name:0.8>` in the text lays a LoRA over this generation, beside those of `set_loras`; the name of a file
+        in `embedding_folders` stands for its vectors, in both texts.
+
+        Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range or of a wrong type,
+        and what `set_loras` raises for what the texts name.
         """
         # 1. Everything that can be refused is refused here.
         _check_text("text", text)
@@ -142,7 +188,14 @@ class StableDiffusion:
             cfg_weight=_number("cfg_weight", cfg_weight, 0.0, math.inf),
             rescale=_number("guidance_rescale", guidance_rescale, 0.0, 1.0),
         )
+        text, tags = take_loras(text)
+        if negative_text is not None:
+            negative_text, without_effect = take_loras(negative_text)
+            if without_effect:
+                warnings.warn("LoRA tags in the negative text have no effect; write them into the text.", stacklevel=2)
+        unet, conditioner = self._networks(tags, [text, negative_text or ""])
         return self._generate(
+            (unet, conditioner),
             (text, negative_text),
             guidance,
             (width, height),
@@ -184,6 +237,7 @@ class StableDiffusion:
 
     def _generate(
         self,
+        networks: tuple[UNet, TextConditioner],
         texts: tuple[str, str | None],
         guidance: Guidance,
         size: tuple[int, int],
@@ -196,7 +250,7 @@ class StableDiffusion:
         backend.fit_threads(self._largest_product(len(seeds), size))
         # 2. The texts are encoded, and projected to the U-Net's keys and values, once.
         denoiser = Denoiser(
-            self._conditioned_unet(*texts, guidance, size, len(seeds)),
+            self._conditioned_unet(*networks, *texts, guidance, size, len(seeds)),
             self.scheduler_config.prediction_type,
             guidance.cfg_weight,
             guidance.rescale,
@@ -211,14 +265,33 @@ class StableDiffusion:
         for step in sampler.sample(denoiser, x, plan, noise):
             yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds[0], step.x, step.x_0)
 
+    def _networks(self, tags: Loras, texts: Sequence[str]) -> tuple[UNet, TextConditioner]:
+        """What paints and what reads for one generation: with the LoRAs and the embeddings that its texts name."""
+        unet, conditioner = self._unet, self._conditioner
+        if tags:
+            networks = self._overlay.networks((*self._loras, *self._overlay.choose(tags, names_only=True)))
+            unet, conditioner = networks.unet, conditioner.replaced(encoders=networks.text_encoders)
+        else:
+            self._overlay.forget()
+        if found := self._embeddings.used_in(texts, self.tokenizer, self._overlay.bare.text_encoders):
+            conditioner = conditioner.replaced(*with_embeddings(conditioner.tokenizers, conditioner.encoders, found))
+        return unet, conditioner
+
     def _conditioned_unet(
-        self, text: str, negative_text: str | None, guidance: Guidance, size: tuple[int, int], n_images: int
+        self,
+        unet: UNet,
+        conditioner: TextConditioner,
+        text: str,
+        negative_text: str | None,
+        guidance: Guidance,
+        size: tuple[int, int],
+        n_images: int,
     ) -> UNetCall:
         """The U-Net as a function of latents and time, with everything else of this generation filled in."""
-        unet, dtype = self._unet, self._dtype
-        conditionings = [self._conditioner(text)]
+        dtype = self._dtype
+        conditionings = [conditioner(text)]
         if guidance.cfg_weight > 1 and not self._embeds_guidance:
-            conditionings.insert(0, self._conditioner.negative(negative_text, conditionings[0]))
+            conditionings.insert(0, conditioner.negative(negative_text, conditionings[0]))
         context = unet.project_text(mx.concatenate([each.text for each in conditionings]).astype(dtype))
         context = tree_map(lambda projected: mx.repeat(projected, n_images, axis=0), context)
         extras: dict[str, mx.array] = {}

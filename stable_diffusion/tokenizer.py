@@ -4,10 +4,11 @@ Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Lan
 2016. Reference: transformers/models/clip/tokenization_clip.py, which runs on the tokenizers library.
 """
 
+import copy
 import functools
 import heapq
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,7 +171,9 @@ class Tokenizer:
         self._contents |= {token_id: normalize(t.content) for t, token_id in added.values() if t.normalized}
         self._added_ids = {token_id for _, token_id in added.values()}
         self._in_raw = _AddedTokenFinder({c: pair for c, pair in added.items() if not pair[0].normalized})
-        self._in_normal = _AddedTokenFinder({normalize(c): pair for c, pair in added.items() if pair[0].normalized})
+        self._normal_tokens = {normalize(c): pair for c, pair in added.items() if pair[0].normalized}
+        self._in_normal = _AddedTokenFinder(self._normal_tokens)
+        self._word_lengths: dict[int, int] = {}
         self._cached_word_ids = functools.lru_cache(maxsize=2**14)(self._word_ids)
 
     @classmethod
@@ -189,6 +192,25 @@ class Tokenizer:
             raise InputError(f"CLIP's vocabulary has no pad_token {pad_token!r}: give {EOS!r} or '!'")
         named = (BOS, EOS) if pad_token == EOS else (BOS, EOS, pad_token)
         return cls(replace(files, special=SpecialTokens(pad=pad_token, added=tuple(map(special_token, named)))))
+
+    def with_words(self, words: Mapping[str, int], first_id: int) -> "Tokenizer":
+        """A tokenizer that takes further words, in any case, each for a number of ids; they count from `first_id`.
+
+        Of words that begin alike the longest counts. A word of letters is not found inside of longer ones.
+        """
+        other = copy.copy(self)
+        other._normal_tokens, other._contents = dict(self._normal_tokens), dict(self._contents)
+        other._word_lengths = dict(self._word_lengths)
+        for word, length in words.items():
+            name = normalize(word)
+            whole = all(_WORD_CHARACTER.match(name[end]) for end in (0, -1))
+            other._normal_tokens[name] = (AddedToken(name, single_word=whole), first_id)
+            other._word_lengths[first_id] = length
+            other._contents |= {first_id: word + WORD_END} | dict.fromkeys(range(first_id + 1, first_id + length), "")
+            first_id += length
+        other.vocab_size = max(self.vocab_size, first_id)
+        other._in_normal = _AddedTokenFinder(other._normal_tokens)
+        return other
 
     def __call__(self, texts: str | Sequence[str]) -> tuple[np.ndarray, list[str]]:
         """Ids (B, max_length) int32, and for each text the part that was cut off, "" where nothing was."""
@@ -217,7 +239,7 @@ class Tokenizer:
         ids: list[int] = []
         for part, token_id in self._split_at_added_tokens(text):
             if token_id is not None:
-                ids.append(token_id)
+                ids += range(token_id, token_id + self._word_lengths.get(token_id, 1))
                 continue
             for word in _words(part):
                 ids += (self._cached_word_ids if len(word) <= _LONGEST_CACHED_WORD else self._word_ids)(word)

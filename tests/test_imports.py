@@ -33,6 +33,7 @@ ORDER = [
     "stable_diffusion/samplers",
     "stable_diffusion/sampler.py",
     "stable_diffusion/model_io",
+    "stable_diffusion/adapters",
     "stable_diffusion/pipeline.py",
     "models.py",
     "utils.py",

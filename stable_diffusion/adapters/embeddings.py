@@ -1,0 +1,127 @@
+"""Textual inversion (Gal et al. 2022): vectors that stand in the place of a word's, used by their file's name.
+
+The reference is diffusers' loaders/textual_inversion.py; the forms of the files are A1111's and diffusers'.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..backend import mx, nn
+from ..clip import CLIPTextModel
+from ..errors import UnsupportedCheckpointError, WeightsError
+from ..tokenizer import Tokenizer, normalize
+from . import files
+from .lora import FAMILIES, read_tensors
+
+# The keys that each encoder's vectors have in a file for SDXL: kohya and A1111, then diffusers' advanced training.
+SDXL_KEYS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One file's vectors for each of a checkpoint's text encoders, (N, D) each, with one N."""
+
+    name: str
+    vectors: tuple[mx.array, ...]
+
+
+class ExtendedEmbedding(nn.Module):
+    """An embedding table that knows further ids: from `first` on, the rows of `extra` (N, D)."""
+
+    def __init__(self, known: nn.Module, extra: mx.array, first: int):
+        super().__init__()
+        self.known = known
+        self.extra = extra
+        self.first = first
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        known = self.known(mx.where(ids < self.first, ids, 0))
+        extra = self.extra[mx.maximum(ids - self.first, 0)].astype(known.dtype)
+        return mx.where((ids < self.first)[..., None], known, extra)
+
+
+class Embeddings:
+    """The embeddings in some folders, for a checkpoint's tokenizers and text encoders."""
+
+    def __init__(self, family: str):
+        self.folders = files.folders(files.EMBEDDINGS)
+        self._family = family
+
+    def names(self) -> list[str]:
+        """What a prompt can use."""
+        return sorted(files.listed(files.EMBEDDINGS, self.folders), key=str.lower)
+
+    def used_in(
+        self, texts: Sequence[str], tokenizer: Tokenizer, encoders: Sequence[CLIPTextModel]
+    ) -> tuple[Embedding, ...]:
+        """Those that texts name, read. Raises `UnsupportedCheckpointError` for one of another family."""
+        lowered = [normalize(text) for text in texts]
+        paths = {
+            name: path
+            for name, path in files.listed(files.EMBEDDINGS, self.folders).items()
+            if any(normalize(name) in text for text in lowered)
+        }
+        if not paths:
+            return ()
+        first = tokenizer.vocab_size
+        knowing = tokenizer.with_words(dict.fromkeys(paths, 1), first)
+        named = {token for text in texts for token in knowing.encode(text) if token >= first}
+        widths = [encoder.config.hidden_size for encoder in encoders]
+        return tuple(
+            read_embedding(path, name, widths, self._family)
+            for token, (name, path) in enumerate(paths.items(), first)
+            if token in named
+        )
+
+
+def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) -> Embedding:
+    """Read a file for text encoders of these widths.
+
+    Raises `UnsupportedCheckpointError` for vectors of another width, and `WeightsError` for a file that is damaged or
+    holds something else.
+    """
+    tensors, _ = read_tensors(path)
+    pair = next((keys for keys in SDXL_KEYS if set(keys) <= tensors.keys()), None)
+    found = [tensors[key] for key in pair] if pair else list(tensors.values())
+    if not pair and len(found) != 1:
+        raise WeightsError(
+            f"{os.fspath(path)!r} is no textual-inversion embedding: it holds {len(found)} tensors that are not "
+            f"{SDXL_KEYS[0][0]} and {SDXL_KEYS[0][1]}."
+        )
+    vectors = [tensor.reshape(1, -1) if tensor.ndim == 1 else tensor for tensor in found]
+    if any(vector.ndim != 2 or vector.shape[0] != vectors[0].shape[0] or not vector.size for vector in vectors):
+        raise WeightsError(f"{os.fspath(path)!r} holds tensors of the shapes {[v.shape for v in found]}, not vectors.")
+    given = [vector.shape[1] for vector in vectors]
+    if given != list(widths):
+        made_for = "SDXL" if pair else WIDTHS.get(given[0], "another model")
+        raise UnsupportedCheckpointError(
+            f"The embedding {name!r} is for {made_for} (its vectors are {_sides(given)} wide), this checkpoint is "
+            f"{FAMILIES[family]} ({_sides(widths)} wide). Choose one of the same family, or another word than {name!r}."
+        )
+    return Embedding(name, tuple(vectors))
+
+
+def with_embeddings(
+    tokenizers: Sequence[Tokenizer], encoders: Sequence[CLIPTextModel], embeddings: Sequence[Embedding]
+) -> tuple[list[Tokenizer], list[CLIPTextModel]]:
+    """Tokenizers that know the embeddings' names, and encoders that know their vectors; copies, both."""
+    words: Mapping[str, int] = {each.name: each.vectors[0].shape[0] for each in embeddings}
+    knowing, extended = [], []
+    for i, (tokenizer, encoder) in enumerate(zip(tokenizers, encoders, strict=True)):
+        first = max(tokenizer.vocab_size, encoder.config.vocab_size)
+        knowing.append(tokenizer.with_words(words, first))
+        encoder = copy.copy(encoder)  # its layers are shared
+        extra = mx.concatenate([each.vectors[i].astype(mx.float32) for each in embeddings])
+        encoder["token_embedding"] = ExtendedEmbedding(encoder.token_embedding, extra, first)
+        extended.append(encoder)
+    return knowing, extended
+
+
+def _sides(widths: Sequence[int]) -> str:
+    return " and ".join(map(str, widths))

@@ -1,0 +1,314 @@
+"""LoRA and its kin: a file -> the layers of the loaded networks that it changes -> networks with it laid over.
+
+Nothing is changed in place. Networks with adapters are copies that share all arrays with the checkpoint's, but for the
+weights that are changed: taking an adapter off is letting go of the copy, and two generations can have different ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ..backend import mx, nn
+from ..clip import CLIPTextModel
+from ..errors import UnsupportedCheckpointError, WeightsError
+from ..model_io.weights import FLOATS, read_header
+from ..unet import UNet
+from . import names
+from .forms import FORMS, Layer
+from .tags import Strength
+
+FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
+TEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL's refiner"}  # what attn2 reads
+WITH_WIDTH = FORMS[:7]
+# Tell-tale keys of other architectures; the first that fits.
+ARCHITECTURES = (
+    (r"double_blocks|single_blocks|single_transformer_blocks", "FLUX"),
+    (r"joint_blocks|^(lora_te3_|text_encoder_3\.)|^(lora_)?transformer[._]transformer_blocks", "Stable Diffusion 3"),
+    (
+        r"^(lora_)?transformer[._]|^diffusion_model\.(blocks|layers)\.|^lora_unet_(blocks|layers)_\d",
+        "another architecture",
+    ),
+    (r"^lora_prior_|^lora_(stage_[bc]|prior)_", "Stable Cascade or Kandinsky"),
+    (r"^(lora_te2_|text_encoder_2\.)", "SDXL"),
+)
+# What trainers write into metadata, by its beginning.
+BASE_MODELS = {
+    "sd_v1": "SD 1.x",
+    "sd_v2": "SD 2.x",
+    "sdxl": "SDXL",
+    "stable-diffusion-v1": "SD 1.x",
+    "stable-diffusion-v2": "SD 2.x",
+    "stable-diffusion-xl": "SDXL",
+    "stable-diffusion-v3": "Stable Diffusion 3",
+    "sd3": "Stable Diffusion 3",
+    "flux": "FLUX",
+}
+
+
+class AdapterWarning(UserWarning):
+    """Some of an adapter's tensors match nothing in the checkpoint, and are left out."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What an adapter can change."""
+
+    unet: UNet
+    text_encoders: tuple[CLIPTextModel, ...]
+
+    def components(self) -> dict[str, nn.Module]:
+        """The networks by the names that adapter files have for them."""
+        return {names.UNET: self.unet, **dict(zip((names.TEXT, names.TEXT_2), self.text_encoders, strict=False))}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file's layers by component and path; its tensors are read when they are first needed."""
+
+    name: str
+    layers: Mapping[tuple[str, str], Layer]
+
+
+def load_lora(path: Path, networks: Networks, family: str) -> Lora:
+    """Read a file's header and match it with the networks of a checkpoint of `family` ("sd1", "sd2" or "sdxl").
+
+    Warns with `AdapterWarning` of tensors that match nothing. Raises `UnsupportedCheckpointError` for a file of another
+    family, of a form that is not built here, or that matches nothing at all, and `WeightsError` for a damaged one.
+    """
+    name = path.stem
+    tensors, metadata = read_tensors(path)
+    parts = {key: names.parse(key) for key in tensors}
+    groups: dict[tuple[str, str], Layer] = {}
+    for key, part in parts.items():
+        if part:
+            layer = groups.setdefault((part.component, part.flat), Layer(part.module))
+            layer.parts[part.part] = tensors[key]
+            layer.keys[part.part] = key
+    _refuse_other_families(name, tensors, groups, metadata, networks, family)
+    tables = _tables(networks)
+    layers: dict[tuple[str, str], Layer] = {}
+    unmatched = [key for key, part in parts.items() if part is None]
+    for (component, module), layer in groups.items():
+        owner = next((owner for owner in ([component] if component else tables) if module in tables.get(owner, {})), "")
+        if not owner or layer.form() is None:
+            unmatched += layer.keys.values()
+            continue
+        unmatched += layer.left_over()
+        layers[owner, tables[owner][module]] = layer
+    _report(name, unmatched, layers, family)
+    _set_alphas(layers, metadata, path)
+    _check_shapes(name, layers, networks)
+    return Lora(name, layers)
+
+
+def lay_over(networks: Networks, loras: Sequence[tuple[Lora, Strength]]) -> Networks:
+    """Networks with adapters added: W + sum of strength * change. Arrays are lazy, and the given networks untouched.
+
+    Strengths other than 1 of a DoRA go straight from the weight to the one that was learnt. A quantised layer that is
+    changed becomes a plain one.
+    """
+    changed = {}
+    for component, model in networks.components().items():
+        changes: dict[str, list[tuple[Layer, float]]] = {}
+        for lora, strength in loras:
+            amount = strength.unet if component == names.UNET else strength.text
+            for (owner, path), layer in lora.layers.items():
+                if owner == component and amount:
+                    changes.setdefault(path, []).append((layer, amount))
+        changed[component] = _with_changes(model, changes) if changes else model
+    encoders = [changed[component] for component in (names.TEXT, names.TEXT_2) if component in changed]
+    return Networks(changed[names.UNET], tuple(encoders))  # type: ignore[arg-type]
+
+
+def shared_copy(node: Any) -> Any:
+    """A module's structure copied, its arrays shared."""
+    if isinstance(node, nn.Module):
+        node = copy.copy(node)
+        for key, child in node.items():
+            dict.__setitem__(node, key, shared_copy(child))
+        return node
+    if isinstance(node, list):
+        return [shared_copy(child) for child in node]
+    if isinstance(node, dict):
+        return {key: shared_copy(child) for key, child in node.items()}
+    return node
+
+
+def read_tensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """A file's tensors, lazy, and its metadata; raises `WeightsError` for one that is not intact."""
+    if path.suffix.lower() != ".safetensors":
+        raise UnsupportedCheckpointError(f"{path} is no safetensors file; save it as one.")
+    header = read_header(path)
+    wrong = [key for key, (_, dtype) in header.items() if dtype not in FLOATS and not key.endswith(".alpha")]
+    if wrong:
+        raise WeightsError(f"{path}: the tensor {wrong[0]} is of type {header[wrong[0]][1]}, not floating point.")
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    try:
+        return mx.load(str(path), format="safetensors"), metadata  # type: ignore[return-value]
+    except (RuntimeError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from None
+
+
+# --- Matching
+
+
+def _tables(networks: Networks) -> dict[str, dict[str, str]]:
+    """Component -> every name of each of its layers -> the layer's path."""
+    tables = {names.UNET: names.unet_modules(networks.unet)}
+    for component, encoder in zip((names.TEXT, names.TEXT_2), networks.text_encoders, strict=False):
+        tables[component] = names.text_modules(encoder)
+    return tables
+
+
+def _refuse_other_families(
+    name: str,
+    keys: Iterable[str],
+    groups: Mapping[tuple[str, str], Layer],
+    metadata: Mapping[str, str],
+    networks: Networks,
+    family: str,
+) -> None:
+    form = names.other_form(keys)
+    if form:
+        raise UnsupportedCheckpointError(f"The LoRA {name!r} is of the form {form}, which this engine does not build.")
+    found = _family(keys, groups, metadata, networks)
+    if found and found != FAMILIES[family]:
+        raise UnsupportedCheckpointError(
+            f"The LoRA {name!r} is for {found}, this checkpoint is {FAMILIES[family]}. Choose one of the same family."
+        )
+
+
+def _family(
+    keys: Iterable[str], groups: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], networks: Networks
+) -> str | None:
+    """What a file was made for, by its keys, then by the width of the text that it reads, then by its metadata."""
+    keys = list(keys)
+    for pattern, architecture in ARCHITECTURES:
+        if any(re.search(pattern, key) for key in keys):
+            return architecture
+    for (_, module), layer in groups.items():
+        if module.endswith("attn2_to_k") and layer.form() in WITH_WIDTH:
+            width = layer.product().shape[1]
+            if width == networks.unet.config.per_block("cross_attention_dim")[0]:
+                return None
+            return TEXT_WIDTHS.get(width, f"a model whose text is {width} wide")
+    told = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
+    return next((title for start, title in BASE_MODELS.items() if told.startswith(start)), None)
+
+
+def _report(name: str, unmatched: list[str], layers: Mapping, family: str) -> None:
+    shown = ", ".join(sorted(unmatched)[:6]) + (f" and {len(unmatched) - 6} more" if len(unmatched) > 6 else "")
+    if not layers:
+        what = (
+            f"none of its tensors matches this checkpoint ({FAMILIES[family]}): {shown}" if unmatched else "it is empty"
+        )
+        raise UnsupportedCheckpointError(f"The LoRA {name!r} cannot be used: {what}.")
+    if unmatched:
+        warnings.warn(
+            f"The LoRA {name!r} holds {len(unmatched)} tensors that match nothing in this checkpoint; they are left "
+            f"out: {shown}",
+            AdapterWarning,
+            stacklevel=5,
+        )
+
+
+def _set_alphas(layers: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], path: Path) -> None:
+    """Read alpha from where peft keeps it: the file's metadata, as diffusers writes them, or adapter_config.json."""
+    config = _json(metadata.get("lora_adapter_metadata"))
+    bare = _json(path.with_name("adapter_config.json"))
+    for (component, _), layer in layers.items():
+        start = component + "."
+        own = {key.removeprefix(start): value for key, value in config.items() if key.startswith(start)} or bare
+        patterns = own.get("alpha_pattern") or {}
+        special = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer.module))
+        layer.alpha = next(special, own.get("lora_alpha", own.get("alpha")))
+        layer.root = bool(own.get("use_rslora"))
+
+
+def _json(source: str | Path | None) -> dict[str, Any]:
+    try:
+        values = json.loads(source.read_text(encoding="utf-8") if isinstance(source, Path) else source or "{}")
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _check_shapes(name: str, layers: Mapping[tuple[str, str], Layer], networks: Networks) -> None:
+    """Build every change, which computes nothing, so that what does not fit is known now."""
+    modules = {component: dict(model.named_modules()) for component, model in networks.components().items()}
+    for (component, path), layer in layers.items():
+        module = modules[component][path]
+        try:
+            layer.weight_change(_torch_weight(module))
+            bias = layer.bias_change()
+            if bias is not None and ("bias" not in module or bias.shape != module.bias.shape):
+                raise ValueError(f"a bias of {bias.shape}")
+        except ValueError as error:
+            shapes = ", ".join(f"{layer.keys[part]} {tensor.shape}" for part, tensor in layer.parts.items())
+            raise UnsupportedCheckpointError(
+                f"The LoRA {name!r} does not fit this checkpoint at {component}.{path}: {error} ({shapes}). It was "
+                f"made for another model."
+            ) from None
+
+
+# --- Laying over
+
+
+def _with_changes(model: nn.Module, changes: Mapping[str, list[tuple[Layer, float]]]) -> nn.Module:
+    model = shared_copy(model)
+    modules = dict(model.named_modules())
+    for path, layers in changes.items():
+        module = modules[path]
+        if "scales" in module:
+            module = _plain(module)
+            parent, _, last = path.rpartition(".")
+            modules[parent][last] = module
+        _change(module, layers)
+    return model
+
+
+def _change(module: nn.Module, layers: Sequence[tuple[Layer, float]]) -> None:
+    """Give a module, a copy, its changed weight and bias: float32 arithmetic, the weight's own type and layout."""
+    weight = _torch_weight(module)
+    total = weight
+    for layer, amount in layers:
+        change = layer.weight_change(weight)
+        if change is not None:
+            total = total + amount * change
+        bias = layer.bias_change()
+        if bias is not None:
+            module.bias = (module.bias.astype(mx.float32) + amount * bias).astype(module.bias.dtype)
+    if total is not weight:
+        total = total.transpose(0, 2, 3, 1) if total.ndim == 4 else total
+        module.weight = mx.contiguous(total.astype(module.weight.dtype))
+
+
+def _torch_weight(module: nn.Module) -> mx.array:
+    """A module's weight in torch's layout, float32; lazy."""
+    weight = _dequantized(module) if "scales" in module else module.weight
+    weight = weight.astype(mx.float32)
+    return weight.transpose(0, 3, 1, 2) if weight.ndim == 4 else weight
+
+
+def _dequantized(module: nn.Module) -> mx.array:
+    return mx.dequantize(
+        module.weight, module.scales, module.get("biases"), module.group_size, module.bits, module.mode
+    )
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    plain = nn.Linear(1, 1, bias="bias" in module)
+    plain.weight = _dequantized(module)
+    if "bias" in module:
+        plain.bias = module.bias
+    return plain

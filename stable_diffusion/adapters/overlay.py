@@ -1,0 +1,90 @@
+"""Which LoRAs lie over a checkpoint: for good, as `set_loras` says, or for one generation, as a prompt's tags say."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from . import files
+from .lora import Networks, lay_over, load_lora
+from .tags import Strength
+
+Source = str | os.PathLike
+# {"name or file": 0.8}, or ("name or file", 0.8) one after another; (0.8, 0.5): U-Net, text encoders.
+Loras = Mapping[Any, Any] | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A LoRA's file, as it is now, and how much of it is wanted."""
+
+    path: Path
+    strength: Strength
+    stamp: tuple[int, int] = (0, 0)  # of the file: when it was changed, and its size
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+class Overlay:
+    """A checkpoint's networks, and the same with LoRAs laid over; the last overlay is kept for the next generation."""
+
+    def __init__(self, networks: Networks, family: str):
+        self.folders = files.folders(files.LORAS)
+        self.bare = networks
+        self._family = family
+        self._last: tuple[tuple[Choice, ...], Networks] = ((), networks)
+
+    def choose(self, loras: Loras, names_only: bool = False) -> tuple[Choice, ...]:
+        """Find the files; `names_only` takes no paths, which a prompt should not reach.
+
+        Raises `InputError` for a strength that is none, `CheckpointNotFoundError` for a name without a file.
+        """
+        pairs = loras.items() if isinstance(loras, Mapping) else loras
+        chosen = []
+        for pair in [pairs] if isinstance(pairs, str | os.PathLike) else pairs:
+            source, strength = (pair, 1.0) if isinstance(pair, str | os.PathLike) else _pair(pair)
+            path = files.find(files.LORAS, source, self.folders, names_only)
+            stat = path.stat()
+            chosen.append(Choice(path.resolve(), _strength(source, strength), (stat.st_mtime_ns, stat.st_size)))
+        return tuple(chosen)
+
+    def networks(self, choices: tuple[Choice, ...]) -> Networks:
+        """The networks with these LoRAs over them; raises what `load_lora` raises."""
+        if self._last[0] != choices:
+            self.forget()  # the last one's weights go before the next one's come
+            loras = [(load_lora(choice.path, self.bare, self._family), choice.strength) for choice in choices]
+            self._last = (choices, lay_over(self.bare, loras))
+        return self._last[1]
+
+    def forget(self) -> None:
+        """Keep no overlay: the memory of its weights is free as soon as nobody else has it."""
+        self._last = ((), self.bare)
+
+
+def _pair(pair: Any) -> tuple[Source, Any]:
+    try:
+        source, strength = pair
+    except (TypeError, ValueError):
+        source, strength = None, None
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"A LoRA should be given as a name or file, or as (name or file, strength), not {pair!r}.")
+    return source, strength
+
+
+def _strength(source: Source, value: Any) -> Strength:
+    if isinstance(value, Strength):
+        return value
+    values = value if isinstance(value, tuple) else (value, value)
+    numbers = [number for number in values if isinstance(number, int | float) and not isinstance(number, bool)]
+    if len(values) != 2 or len(numbers) != 2 or not all(map(math.isfinite, numbers)):
+        raise InputError(
+            f"The strength {value!r} of the LoRA {os.fspath(source)!r} should be a number, or two: (U-Net, text)."
+        )
+    return Strength(unet=float(values[0]), text=float(values[1]))

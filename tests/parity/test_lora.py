@@ -1,0 +1,239 @@
+"""LoRAs against diffusers and peft: the same pictures in every style of key; LyCORIS's forms against its own merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+import mlx.core as mx  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from stable_diffusion import StableDiffusion  # noqa: E402
+
+from .. import drawn  # noqa: E402
+from . import pipelines  # noqa: E402
+from .test_pipeline import assert_same_pictures, reference, same_noise  # noqa: E402, F401
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("error::stable_diffusion.adapters.lora.AdapterWarning")]
+
+PROMPT, NEGATIVE = "a red house on green hills at sunset, with clouds", "a blue tent"
+SIZE = {"width": 64, "height": 64}
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "proj_in", "proj_out", "conv_in", "time_emb_proj", "ff.net.0.proj"]
+TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {name: pipelines.save(tmp_path_factory.mktemp(name), name) for name in ("sd1", "sd2", "sdxl")}
+
+
+def adapted(folder: Path, family: str, rank: int = 4, alpha: float = 3.0, **options):
+    """The reference's pipeline with a random adapter of peft's in each network."""
+    pipe = reference(folder)
+    parts = {"unet": ATTENTION + CONVOLUTIONS, "text_encoder": TEXT}
+    if family == "sdxl":
+        parts["text_encoder_2"] = TEXT
+    for name, targets in parts.items():
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **options)
+        getattr(pipe, name).add_adapter(config)
+        with torch.no_grad():
+            for key, parameter in getattr(pipe, name).named_parameters():
+                if "lora_A" in key or "lora_B" in key:
+                    parameter.copy_(torch.from_numpy(drawn.normal(name + key, *parameter.shape)) * 0.05)
+                elif "lora_magnitude" in key:
+                    parameter.mul_(torch.from_numpy(1 + 0.2 * drawn.normal(name + key, *parameter.shape)))
+    return pipe
+
+
+def layers_of(pipe, family: str) -> dict[str, dict[str, torch.Tensor]]:
+    names = ["unet", "text_encoder"] + ["text_encoder_2"] * (family == "sdxl")
+    return {name: peft.get_peft_model_state_dict(getattr(pipe, name), adapter_name="default") for name in names}
+
+
+def write(folder: Path, pipe, family: str, style: str, alpha: float) -> Path:
+    """The pipeline's adapters as a file, in one of the styles that people have."""
+    file = folder / f"{style}.safetensors"
+    parts = layers_of(pipe, family)
+    if style == "diffusers":  # as save_lora_weights writes it today, with alpha in the metadata
+        metadata = {
+            f"{name}_lora_adapter_metadata": getattr(pipe, name).peft_config["default"].to_dict() for name in parts
+        }
+        layers = {f"{name}_lora_layers": values for name, values in parts.items()}
+        type(pipe).save_lora_weights(folder, weight_name=file.name, **layers, **metadata)
+        return file
+    flat = {f"{name}.{key}": value for name, values in parts.items() for key, value in values.items()}
+    if style == "peft":
+        file = folder / "adapter" / "adapter_model.safetensors"
+        file.parent.mkdir()
+        (file.parent / "adapter_config.json").write_text(f'{{"peft_type": "LORA", "r": 4, "lora_alpha": {alpha}}}')
+        assert family == "sd1"
+        names = {"unet": "base_model.model.", "text_encoder": "base_model.model.text_model."}
+        tensors = {names[n] + key: value for n, values in parts.items() for key, value in values.items()}
+    else:
+        tensors = kohya(flat, family, alpha)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, file)
+    return file
+
+
+def kohya(flat: dict[str, torch.Tensor], family: str, alpha: float) -> dict[str, torch.Tensor]:
+    tensors = {}
+    text = "lora_te1_text_model_" if family == "sdxl" else "lora_te_text_model_"
+    for key, value in flat.items():
+        component, _, rest = key.partition(".")
+        start = {"unet": "lora_unet_", "text_encoder": text, "text_encoder_2": "lora_te2_text_model_"}[component]
+        module, _, end = rest.partition(".lora_")
+        new = start + module.removeprefix("text_model.").replace(".", "_")
+        end = end.replace("A.", "down.").replace("B.", "up.")
+        if end.startswith("magnitude"):
+            shape = (-1, *(1 for _ in range(value.ndim - 1)))
+            tensors[f"{new}.dora_scale"] = value.reshape(shape if value.ndim > 1 else (-1, 1))
+        else:
+            tensors[f"{new}.lora_{end}"] = value
+            tensors[f"{new}.alpha"] = torch.tensor(float(alpha))
+    return tensors
+
+
+def theirs(pipe, steps: int = 4) -> np.ndarray:
+    return pipe(
+        PROMPT, negative_prompt=NEGATIVE, num_inference_steps=steps, guidance_scale=7.5, output_type="np", **SIZE
+    ).images
+
+
+def ours(sd: StableDiffusion, prompt: str = PROMPT, steps: int = 4) -> np.ndarray:
+    for step in sd.generate_latents(prompt, NEGATIVE, num_steps=steps, seed=5, **SIZE):
+        mx.eval(step.latents)
+    return np.array(sd.decode(step.latents))
+
+
+@pytest.mark.parametrize(
+    "family, style",
+    [
+        ("sd1", "diffusers"),
+        ("sd1", "kohya"),
+        ("sd1", "peft"),
+        ("sd2", "kohya"),
+        ("sdxl", "diffusers"),
+        ("sdxl", "kohya"),
+    ],
+)
+def test_what_peft_made(family, style, folders, tmp_path, same_noise):  # noqa: F811
+    pipe = adapted(folders[family], family)
+    file = write(tmp_path, pipe, family, style, 3.0)
+    sd = StableDiffusion(folders[family], float16=False)
+    plain = ours(sd)
+    sd.set_loras([file])
+    picture = ours(sd)
+    same_noise(5, 1, **SIZE)
+    assert_same_pictures(picture, theirs(pipe))
+    assert np.abs(picture - plain).mean() > 0.02
+    sd.set_loras([])
+    assert np.array_equal(ours(sd), plain)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}, {"alpha_pattern": {"attn2.to_k": 9}}])
+def test_pefts_options(options, folders, tmp_path, same_noise):  # noqa: F811
+    pipe = adapted(folders["sd1"], "sd1", **options)
+    file = write(tmp_path, pipe, "sd1", "diffusers", 3.0)
+    sd = StableDiffusion(folders["sd1"], float16=False)
+    sd.set_loras([file])
+    picture = ours(sd)
+    same_noise(5, 1, **SIZE)
+    assert_same_pictures(picture, theirs(pipe))
+
+
+@pytest.mark.parametrize("family, style", [("sd1", "kohya"), ("sdxl", "ldm"), ("sd1", "old diffusers")])
+def test_two_files_with_strengths(family, style, folders, tmp_path, same_noise):  # noqa: F811
+    """What diffusers' load_lora_weights makes of the files, and set_adapters of the strengths."""
+    tables = {"kohya": kohya_file, "ldm": ldm_file, "old diffusers": old_file}
+    files = [tables[style](tmp_path / f"{i}.safetensors", family, i) for i in (1, 2)]
+    pipe = reference(folders[family])
+    for file in files:
+        pipe.load_lora_weights(str(file), adapter_name=f"a{file.stem}")
+    pipe.set_adapters(["a1", "a2"], [0.7, -0.4])
+    sd = StableDiffusion(folders[family], float16=False)
+    sd.set_loras({files[0]: 0.7, files[1]: -0.4})
+    picture = ours(sd)
+    same_noise(5, 1, **SIZE)
+    assert_same_pictures(picture, theirs(pipe))
+
+
+def test_the_strength_of_unet_and_text_by_itself(folders, tmp_path, same_noise):  # noqa: F811
+    file = kohya_file(tmp_path / "1.safetensors", "sd1", 1)
+    pipe = reference(folders["sd1"])
+    pipe.load_lora_weights(str(file), adapter_name="a")
+    pipe.set_adapters(["a"], [{"unet": 0.3, "text_encoder": 0.9}])
+    sd = StableDiffusion(folders["sd1"], float16=False)
+    sd.lora_folders.append(tmp_path)
+    tagged = ours(sd, f"{PROMPT}<lora:1:0.9:0.3>")
+    sd.set_loras([("1", (0.3, 0.9))])
+    picture = ours(sd)
+    same_noise(5, 1, **SIZE)
+    assert_same_pictures(picture, theirs(pipe))
+    assert np.array_equal(picture, tagged)
+
+
+def pair(key: str, inputs: int, outputs: int, rank: int = 3, kernel: int | None = None) -> list[torch.Tensor]:
+    """Random down and up matrices of a layer, as torch has them."""
+    shapes = (rank, inputs), (outputs, rank)
+    if kernel:
+        shapes = (rank, inputs, kernel, kernel), (outputs, rank, 1, 1)
+    return [torch.from_numpy(drawn.normal(f"{key} {i}", *shape)) * 0.1 for i, shape in enumerate(shapes)]
+
+
+def kohya_file(file: Path, family: str, seed: int) -> Path:
+    """Linear layers and convolutions of a 1 and a 3 kernel, in both networks."""
+    tensors = {}
+    for module, sides, kernel in [
+        ("unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", (64, 32), None),
+        ("unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0", (32, 32), None),
+        ("unet_down_blocks_1_attentions_0_transformer_blocks_0_ff_net_2", (192, 48), None),
+        ("unet_mid_block_attentions_0_proj_in", (64, 64), 1),
+        ("unet_up_blocks_1_attentions_0_proj_out", (48, 48), 1),
+        ("te_text_model_encoder_layers_0_mlp_fc2", (160, 64), None),
+        ("te_text_model_encoder_layers_1_mlp_fc1", (64, 160), None),
+    ]:
+        down, up = pair(f"{module}{seed}", *sides, kernel=kernel)
+        tensors[f"lora_{module}.lora_down.weight"], tensors[f"lora_{module}.lora_up.weight"] = down, up
+        tensors[f"lora_{module}.alpha"] = torch.tensor(1.5)
+    save_file(tensors, file)
+    return file
+
+
+def ldm_file(file: Path, family: str, seed: int) -> Path:
+    """kohya's names for SDXL's U-Net, which are the original repository's."""
+    tensors = {}
+    for module, sides, kernel in [
+        ("unet_input_blocks_4_1_transformer_blocks_1_attn2_to_v", (112, 48), None),
+        ("unet_input_blocks_8_1_proj_in", (64, 64), None),
+        ("unet_middle_block_1_transformer_blocks_2_ff_net_0_proj", (64, 512), None),
+        ("unet_output_blocks_4_1_transformer_blocks_0_attn1_to_q", (48, 48), None),
+        ("te1_text_model_encoder_layers_0_mlp_fc1", (64, 160), None),
+        ("te2_text_model_encoder_layers_1_mlp_fc2", (160, 48), None),
+    ]:
+        down, up = pair(f"{module}{seed}", *sides, kernel=kernel)
+        tensors[f"lora_{module}.lora_down.weight"], tensors[f"lora_{module}.lora_up.weight"] = down, up
+        tensors[f"lora_{module}.alpha"] = torch.tensor(1.5)
+    save_file(tensors, file)
+    return file
+
+
+def old_file(file: Path, family: str, seed: int) -> Path:
+    """diffusers before peft: attention processors."""
+    tensors = {}
+    block = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
+    for module, sides in [
+        (f"{block}.attn2.processor.to_k_lora", (64, 32)),
+        (f"{block}.attn1.processor.to_out_lora", (32, 32)),
+    ]:
+        down, up = pair(f"{module}{seed}", *sides)
+        tensors[f"{module}.down.weight"], tensors[f"{module}.up.weight"] = down, up
+    save_file(tensors, file)
+    return file
