@@ -24,9 +24,9 @@ from .backend import mx
 from .conditioning import TextConditioner
 from .denoiser import Denoiser, UNetCall
 from .errors import InputError
-from .model_io.folder import load_folder
 from .model_io.hub import Progress
-from .model_io.sources import locate
+from .model_io.quantised import check_bits, quantisation_of, quantise
+from .model_io.sources import load, locate
 from .noise import NoiseStream
 from .picture import as_input
 from .sampler import Sampler, sampler_by_name
@@ -63,10 +63,12 @@ class GenerationStep:
 class StableDiffusion:
     """A loaded checkpoint that paints.
 
-    `model` is an embedded model's name, a hub id, or a folder in diffusers' form. `float16` None takes what suits the
-    device. `progress(message, fraction or None)` hears of downloads and loading, and may raise to cancel them;
-    `check_weights` refuses NaN and infinite weights (and reads all of them for it). Raises the errors below
-    `CheckpointError`.
+    `model` is an embedded model's name, a hub id, a folder in diffusers' form, or a single file (.safetensors, .ckpt,
+    .pt) in the original layout. `float16` None takes what suits the device. `progress(message, fraction or None)` hears
+    of downloads and loading, and may raise to cancel them; `check_weights` refuses NaN and infinite weights (and reads
+    all of them for it). `bits` 8 or 4 keeps the U-Net's and the text encoders' large layers as whole numbers of so many
+    bits. `prediction_type` ("epsilon", "v_prediction" or "sample") overrides what the checkpoint says of itself. Raises
+    the errors below `CheckpointError`, and `InputError` for other bits or prediction types.
     """
 
     def __init__(
@@ -75,11 +77,18 @@ class StableDiffusion:
         float16: bool | None = None,
         progress: Progress | None = None,
         check_weights: bool = False,
+        bits: int | None = None,
+        prediction_type: str | None = None,
     ):
+        check_bits(bits)
         self.float16 = backend.default_float16() if float16 is None else float16
         self._dtype = mx.float16 if self.float16 else mx.float32
-        self.name, folder = locate(model, self.float16, progress)
-        checkpoint = load_folder(folder, self._dtype, progress, check_weights)
+        self.name, path = locate(model, self.float16, progress)
+        checkpoint = load(path, self._dtype, progress, check_weights, prediction_type)
+        if bits is not None:
+            quantise(checkpoint.unet, checkpoint.text_encoders, bits, progress)
+        quantisation = quantisation_of(checkpoint.unet)
+        self.bits = quantisation.bits if quantisation else None
         self.family = checkpoint.family
         self.default_size = checkpoint.default_size
         self.scheduler_config = checkpoint.scheduler

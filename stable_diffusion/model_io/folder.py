@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,9 @@ from ..tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import Autoencoder
 from . import mapping
+from .checkpoint import Checkpoint, assemble, family_of, vae_dtype
 from .hub import Progress, weight_files
+from .own_form import QUANTIZATION, is_own_form, load_own_form
 from .weights import load_weights
 
 # Beginnings of other architectures' pipeline class names, as a folder's model_index.json has them.
@@ -51,26 +51,6 @@ OTHER_ARCHITECTURES = {
 PIPELINES = ("StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel", "AltDiffusion")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others one."""
-
-    family: str  # "sd1", "sd2" or "sdxl"
-    unet: UNet
-    vae: Autoencoder
-    text_encoders: tuple[CLIPTextModel, ...]
-    tokenizers: tuple[Tokenizer, ...]
-    scheduler: SchedulerConfig
-    force_zeros_for_empty_prompt: bool
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """(width, height) in pixels, the size that the U-Net was trained for."""
-        size = self.unet.config.sample_size or 64
-        height, width = size if isinstance(size, tuple) else (size, size)
-        return width * self.vae.config.downscale, height * self.vae.config.downscale
-
-
 def load_folder(
     folder: Path, dtype: mx.Dtype, progress: Progress | None = None, check_values: bool = False
 ) -> Checkpoint:
@@ -84,28 +64,15 @@ def load_folder(
     tokenizer_names = [name.replace("text_encoder", "tokenizer") for name in names]
     load = _Loader(folder, dtype, check_values, report)
     unet = load("unet", UNetConfig, UNet, mapping.UNET)
-    family = _family(unet.config, len(names))
+    family = family_of(unet.config, len(names))
     vae_config = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"), f"{folder}/vae/config.json")
-    # The reference decodes SDXL in float32 where the autoencoder asks for it, even when the rest is float16.
-    upcast = family == "sdxl" and vae_config.force_upcast
-    vae = load("vae", AutoencoderConfig, Autoencoder, mapping.VAE, mx.float32 if upcast else dtype)
+    vae = load("vae", AutoencoderConfig, Autoencoder, mapping.VAE, vae_dtype(family, vae_config, dtype))
     text_encoders = [load(name, CLIPTextConfig, CLIPTextModel, mapping.TEXT_ENCODER) for name in names]
     tokenizers = [Tokenizer.from_files(folder / name) for name in tokenizer_names]
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = SchedulerConfig.from_dict(read_json(scheduler_file), str(scheduler_file))
-    if family != "sdxl":
-        # Files of SD 1.x and 2.x with another offset, or none, are held to be mistaken by the reference's pipeline.
-        scheduler = dataclasses.replace(scheduler, steps_offset=1)
-    _check_widths(folder, unet.config, [encoder.config for encoder in text_encoders], vae_config)
-    return Checkpoint(
-        family=family,
-        unet=unet,
-        vae=vae,
-        text_encoders=tuple(text_encoders),
-        tokenizers=tuple(tokenizers),
-        scheduler=scheduler,
-        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
-    )
+    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    return assemble(repr(str(folder)), family, unet, vae, text_encoders, tokenizers, scheduler, zeros)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -179,7 +146,9 @@ class _Loader:
         self.report(f"Loading {name}", None)
         folder = self.folder / name
         config_file = folder / "config.json"
-        model: nn.Module = module(config_type.from_dict(read_json(config_file), str(config_file)))
+        values = read_json(config_file)
+        quantisation = values.pop(QUANTIZATION, None) if isinstance(values, dict) else None
+        model: nn.Module = module(config_type.from_dict(values, str(config_file)))
         files = [
             folder / file
             for file in weight_files(_names(folder), float16=self.dtype == mx.float16)
@@ -190,38 +159,12 @@ class _Loader:
                 f"{folder} holds no safetensors weights (such as diffusion_pytorch_model.safetensors or "
                 f"model.safetensors); it holds {', '.join(_names(folder)) or 'nothing'}."
             )
-        load_weights(model, files, names, dtype or self.dtype, self.check_values)
+        dtype = dtype or self.dtype
+        if is_own_form(files[0]):
+            load_own_form(model, files[0], dtype, quantisation, self.check_values)
+        else:
+            load_weights(model, files, names, dtype, self.check_values)
         return model
-
-
-def _family(config: UNetConfig, text_encoders: int) -> str:
-    if config.addition_embed_type == "text_time" or text_encoders == 2:
-        return "sdxl"
-    return "sd2" if config.per_block("cross_attention_dim")[0] == 1024 else "sd1"
-
-
-def _check_widths(folder: Path, unet: UNetConfig, encoders: list[CLIPTextConfig], vae: AutoencoderConfig) -> None:
-    """Refuse parts that each load but do not go together, such as one family's text encoder with another's U-Net."""
-    context = sum(config.hidden_size for config in encoders)
-    if any(width != context for width in unet.per_block("cross_attention_dim")):
-        raise ConfigError(
-            f"{str(folder)!r}: the U-Net expects text of width {unet.cross_attention_dim} (cross_attention_dim), but "
-            f"the text encoder gives {context} (hidden_size). They are of different families."
-        )
-    if unet.out_channels != vae.latent_channels:
-        raise ConfigError(
-            f"{str(folder)!r}: the U-Net makes latents of {unet.out_channels} channels, the autoencoder reads "
-            f"{vae.latent_channels}."
-        )
-    if unet.addition_embed_type == "text_time":
-        assert unet.addition_time_embed_dim and encoders[-1].projection_dim
-        expected = encoders[-1].projection_dim + 6 * unet.addition_time_embed_dim
-        if unet.projection_class_embeddings_input_dim != expected or not encoders[-1].with_projection:
-            raise ConfigError(
-                f"{str(folder)!r}: projection_class_embeddings_input_dim = "
-                f"{unet.projection_class_embeddings_input_dim} does not go with the text encoder's projection and "
-                f"six time ids, which make {expected}."
-            )
 
 
 def _names(folder: Path) -> list[str]:

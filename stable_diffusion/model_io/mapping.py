@@ -10,19 +10,44 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Place:
+    """A parameter, and what of a file's tensor it takes: all, or one of several equal parts along the first axis."""
+
+    target: str
+    part: tuple[int, int] | None = None  # index and number of parts
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
 class NameMap:
-    """The renames of one component's file, and the keys in it that hold no weights of the model."""
+    """The renames of one component's file, and the keys in it that hold no weights of the model.
+
+    `splits` renames one key to several, whose parameters lie one after another in the tensor; `transposed` names
+    matrices, by the file's key, that it holds the other way round.
+    """
 
     renames: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...] = ()
+    splits: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    transposed: tuple[str, ...] = ()
 
-    def target(self, key: str) -> str | None:
-        """The parameter that a file's key stands for; None for a key to be passed over."""
+    def places(self, key: str) -> list[Place]:
+        """The parameters that a file's key gives: none for a key to be passed over, several for a fused one."""
         if any(re.search(pattern, key) for pattern in self.ignored):
-            return None
+            return []
+        turned = any(re.search(pattern, key) for pattern in self.transposed)
         for pattern, replacement in self.renames:
             key = re.sub(pattern, replacement, key)
-        return key
+        for pattern, replacements in self.splits:
+            if re.search(pattern, key):
+                n = len(replacements)
+                return [Place(re.sub(pattern, each, key), (i, n), turned) for i, each in enumerate(replacements)]
+        return [Place(key, None, turned)]
+
+    def target(self, key: str) -> str | None:
+        """The parameter that a key stands for, in files that fuse none; None for a key to be passed over."""
+        places = self.places(key)
+        return places[0].target if places else None
 
 
 UNET = NameMap(

@@ -1,16 +1,47 @@
-"""Where a checkpoint comes from: the embedded model, a folder, or the hub."""
+"""Where a checkpoint comes from: the embedded model, a folder, a single file, or the hub."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
-from ..errors import CheckpointNotFoundError, UnsupportedCheckpointError
+from ..backend import mx
+from ..errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError
 from . import hub
-from .folder import is_complete
+from .checkpoint import Checkpoint
+from .folder import is_complete, load_folder
+from .single_file import load_single_file
 
 EMBEDDED = Path(__file__).parent.parent / "checkpoints"
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def load(
+    path: Path,
+    dtype: mx.Dtype,
+    progress: hub.Progress | None = None,
+    check_values: bool = False,
+    prediction_type: str | None = None,
+) -> Checkpoint:
+    """Load a folder or a single file; `prediction_type` overrides what it says of itself.
+
+    Raises `InputError` for another prediction type, and the errors below `CheckpointError`.
+    """
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        raise InputError(
+            f"prediction_type = {prediction_type!r} should be one of {', '.join(PREDICTION_TYPES)}, or None."
+        )
+    if not path.is_dir():
+        return load_single_file(path, dtype, progress, check_values, prediction_type)
+    checkpoint = load_folder(path, dtype, progress, check_values)
+    if prediction_type:
+        scheduler = dataclasses.replace(checkpoint.scheduler, prediction_type=prediction_type)
+        checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
+    return checkpoint
 
 
 def embedded_models() -> list[str]:
@@ -19,10 +50,10 @@ def embedded_models() -> list[str]:
 
 
 def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | None = None) -> tuple[str, Path]:
-    """A checkpoint's name and its folder on this disk, fetched from the hub first where it is not here yet.
+    """A checkpoint's name and its folder or file on this disk, fetched from the hub first where it is not here yet.
 
-    `model` is an embedded model's name, a folder, or a hub id "organisation/name". Raises `CheckpointNotFoundError`,
-    `UnsupportedCheckpointError` or `DownloadError`.
+    `model` is an embedded model's name, a folder, a single file, or a hub id "organisation/name". Raises
+    `CheckpointNotFoundError`, `UnsupportedCheckpointError` or `DownloadError`.
     """
     name = os.fspath(model)
     path = Path(name).expanduser()
@@ -31,13 +62,14 @@ def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | Non
     if name and path.is_dir():
         return path.resolve().name, path
     if path.suffix in SINGLE_FILES:
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointNotFoundError(f"No checkpoint file at {name!r}.")
-        raise UnsupportedCheckpointError(
-            f"{name!r} is a single-file checkpoint, which cannot be loaded yet; give a folder in diffusers' form."
-        )
+        return path.stem, path
     if name and path.exists():
-        raise UnsupportedCheckpointError(f"{name!r} is no checkpoint: give a folder in diffusers' form or a hub id.")
+        raise UnsupportedCheckpointError(
+            f"{name!r} is no checkpoint: give a folder in diffusers' form, a file ending in "
+            f"{', '.join(SINGLE_FILES)}, or a hub id."
+        )
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
         folder = hub.cached_folder(name)
         if folder is None or not is_complete(folder):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +16,18 @@ from ..errors import WeightsError
 from .mapping import NameMap
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+AT_ONCE = 64 << 20  # bytes of parameters to be computed together
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parameter's tensor, still in its file."""
+
+    label: str  # the file and the key, for errors
+    key: str
+    shape: tuple[int, ...]  # torch's: kernels are (O, I, kH, kW)
+    dtype: str  # in safetensors' words
+    read: Callable[[], mx.array]
 
 
 def load_weights(
@@ -24,15 +38,36 @@ def load_weights(
     Raises `WeightsError` for a file that is cut short or corrupt, for tensors that are missing, left over or of
     another shape, and, where `check_values` asks for it (which reads everything), for NaN or infinite values.
     """
+    give(model, _sources(files, names), _named(files), dtype, check_values)
+
+
+def give(
+    model: nn.Module,
+    sources: Mapping[str, Source],
+    where: str,
+    dtype: mx.Dtype,
+    check_values: bool = False,
+    at_once: bool = False,
+) -> None:
+    """Give `model` its parameters, each from the source of its name; names and shapes are checked before any is read.
+
+    `where` names the files in errors. `at_once` computes the parameters now, a few at a time, so that what is read and
+    what is made of it are never in memory whole, side by side. Raises `WeightsError`.
+    """
     expected = dict(tree_flatten(model.parameters()))
-    sources = _sources(files, names)
-    _check_names(sources, expected, files)
-    loaded = []
-    tensors = {path: _load(path) for path in files}
-    for target, (path, key) in sources.items():
-        loaded.append((target, _arranged(tensors[path][key], expected[target].shape, f"{path}: {key}").astype(dtype)))
+    _check_names(sources, expected, where)
+    turns = {target: _turn(source, expected[target].shape) for target, source in sources.items()}
+    loaded: list[tuple[str, mx.array]] = []
+    done = waiting = 0
+    for target, source in sources.items():
+        tensor = turns[target](source.read()).astype(dtype)
+        loaded.append((target, tensor))
+        waiting += tensor.nbytes
+        if at_once and (waiting > AT_ONCE or len(loaded) == len(sources)):
+            mx.eval([tensor for _, tensor in loaded[done:]])
+            done, waiting = len(loaded), 0
     if check_values:
-        _check_values(loaded, files)
+        _check_values(loaded, where)
     model.load_weights(loaded, strict=True)
 
 
@@ -50,43 +85,54 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         ) from None
 
 
-def _sources(files: Sequence[Path], names: NameMap) -> dict[str, tuple[Path, str]]:
-    """Parameter name -> the file and key that hold it."""
-    sources: dict[str, tuple[Path, str]] = {}
+def _sources(files: Sequence[Path], names: NameMap) -> dict[str, Source]:
+    """Parameter name -> the tensor that a file holds for it."""
+    sources: dict[str, Source] = {}
     for path in files:
-        for key, (_, dtype) in read_header(path).items():
+        header = read_header(path)
+        tensors = _load(path)
+        for key, (shape, dtype) in header.items():
             target = names.target(key)
-            if target is None:
-                continue
-            if dtype not in FLOATS:
-                raise WeightsError(f"{path}: the tensor {key} is of type {dtype}; weights should be floating point.")
-            if target in sources:
-                raise WeightsError(f"{path}: both {sources[target][1]} and {key} hold the parameter {target}.")
-            sources[target] = (path, key)
+            if target is not None:
+                read = functools.partial(tensors.__getitem__, key)
+                add_source(sources, target, Source(f"{path}: {key}", key, shape, dtype, read))
     return sources
 
 
-def _check_names(sources: dict[str, tuple[Path, str]], expected: dict[str, mx.array], files: Sequence[Path]) -> None:
+def add_source(sources: dict[str, Source], target: str, source: Source) -> None:
+    """Add a parameter's source; `WeightsError` where there is one already, or where it holds no real numbers."""
+    if source.dtype not in FLOATS:
+        raise WeightsError(f"{source.label} is of type {source.dtype}; weights should be floating point.")
+    if target in sources:
+        raise WeightsError(f"{source.label} and {sources[target].key} both hold the parameter {target}.")
+    sources[target] = source
+
+
+def _check_names(sources: Mapping[str, Source], expected: Mapping[str, mx.array], where: str) -> None:
     missing = sorted(expected.keys() - sources.keys())
-    extra = sorted(sources[name][1] for name in sources.keys() - expected.keys())
+    extra = sorted(sources[name].key for name in sources.keys() - expected.keys())
     problems = [_listed("missing", missing)] * bool(missing) + [_listed("not known", extra)] * bool(extra)
     if problems:
         raise WeightsError(
-            f"{_named(files)} does not hold the tensors that its config.json calls for: {'; '.join(problems)}."
+            f"{where} does not hold the tensors that its configuration calls for: {'; '.join(problems)}."
         )
 
 
-def _arranged(tensor: mx.array, shape: tuple[int, ...], label: str) -> mx.array:
-    """A torch tensor as the layers here want it: kernels (O, I, kH, kW) -> (O, kH, kW, I), or (O, I) for a 1x1 kernel.
+def _turn(source: Source, shape: tuple[int, ...]) -> Callable[[mx.array], mx.array]:
+    """How a torch tensor becomes one for the layers here: kernels (O, I, kH, kW) -> (O, kH, kW, I), or (O, I) for 1x1.
 
     The same the other way round for a linear layer that the file holds as (O, I) and the model as (O, 1, 1, I).
     """
-    given = tensor.shape
-    if tensor.ndim == 4:
-        tensor = tensor.squeeze((2, 3)) if len(shape) == 2 and given[2:] == (1, 1) else tensor.transpose(0, 2, 3, 1)
-    if tensor.shape != shape:
-        raise WeightsError(f"{label} has the shape {given}; the model as configured calls for {shape} (channels last).")
-    return mx.contiguous(tensor)
+    given = source.shape
+    if given == shape and len(given) != 4:
+        return mx.contiguous
+    if len(shape) == 2 and len(given) in (3, 4) and given == (*shape, *(1,) * (len(given) - 2)):
+        return lambda tensor: mx.contiguous(tensor.reshape(shape))
+    if len(given) == 4 and (given[0], *given[2:], given[1]) == shape:
+        return lambda tensor: mx.contiguous(tensor.transpose(0, 2, 3, 1))
+    raise WeightsError(
+        f"{source.label} has the shape {given}; the model as configured calls for {shape} (channels last)."
+    )
 
 
 def _load(path: Path) -> dict[str, mx.array]:
@@ -96,10 +142,10 @@ def _load(path: Path) -> dict[str, mx.array]:
         raise WeightsError(f"{path} cannot be read: {error}") from None
 
 
-def _check_values(loaded: list[tuple[str, mx.array]], files: Sequence[Path]) -> None:
+def _check_values(loaded: list[tuple[str, mx.array]], where: str) -> None:
     bad = [name for name, tensor in loaded if not mx.isfinite(tensor).all().item()]
     if bad:
-        raise WeightsError(f"{_named(files)} holds NaN or infinite values: {_listed('', bad)}. The file is damaged.")
+        raise WeightsError(f"{where} holds NaN or infinite values: {_listed('', bad)}. The file is damaged.")
 
 
 def _listed(what: str, names: Sequence[str], most: int = 4) -> str:

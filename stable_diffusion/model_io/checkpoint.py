@@ -1,0 +1,91 @@
+"""A loaded checkpoint: its parts put together, and checked to go together. Where they come from is others' matter."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backend import mx
+from ..clip import CLIPTextModel
+from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
+from ..errors import ConfigError
+from ..tokenizer import Tokenizer
+from ..unet import UNet
+from ..vae import Autoencoder
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others one."""
+
+    family: str  # "sd1", "sd2" or "sdxl"
+    unet: UNet
+    vae: Autoencoder
+    text_encoders: tuple[CLIPTextModel, ...]
+    tokenizers: tuple[Tokenizer, ...]
+    scheduler: SchedulerConfig
+    force_zeros_for_empty_prompt: bool
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(width, height) in pixels, the size that the U-Net was trained for."""
+        size = self.unet.config.sample_size or 64
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return width * self.vae.config.downscale, height * self.vae.config.downscale
+
+
+def assemble(
+    where: str,
+    family: str,
+    unet: UNet,
+    vae: Autoencoder,
+    text_encoders: Sequence[CLIPTextModel],
+    tokenizers: Sequence[Tokenizer],
+    scheduler: SchedulerConfig,
+    force_zeros_for_empty_prompt: bool = True,
+) -> Checkpoint:
+    """Put the parts together; `where` names the checkpoint in errors. Raises `ConfigError` where they do not fit."""
+    _check_widths(where, unet.config, [encoder.config for encoder in text_encoders], vae.config)
+    if family != "sdxl":
+        # Files of SD 1.x and 2.x with another offset, or none, are held to be mistaken by the reference's pipeline.
+        scheduler = dataclasses.replace(scheduler, steps_offset=1)
+    return Checkpoint(
+        family, unet, vae, tuple(text_encoders), tuple(tokenizers), scheduler, force_zeros_for_empty_prompt
+    )
+
+
+def vae_dtype(family: str, config: AutoencoderConfig, dtype: mx.Dtype) -> mx.Dtype:
+    """The reference decodes SDXL in float32 where the autoencoder asks for it, even when the rest is float16."""
+    return mx.float32 if family == "sdxl" and config.force_upcast else dtype
+
+
+def family_of(config: UNetConfig, text_encoders: int) -> str:
+    """ "sd1", "sd2" or "sdxl", from the U-Net's configuration and the number of text encoders."""
+    if config.addition_embed_type == "text_time" or text_encoders == 2:
+        return "sdxl"
+    return "sd2" if config.per_block("cross_attention_dim")[0] == 1024 else "sd1"
+
+
+def _check_widths(where: str, unet: UNetConfig, encoders: list[CLIPTextConfig], vae: AutoencoderConfig) -> None:
+    """Refuse parts that each load but do not go together, such as one family's text encoder with another's U-Net."""
+    context = sum(config.hidden_size for config in encoders)
+    if any(width != context for width in unet.per_block("cross_attention_dim")):
+        raise ConfigError(
+            f"{where}: the U-Net expects text of width {unet.cross_attention_dim} (cross_attention_dim), but "
+            f"the text encoder gives {context} (hidden_size). They are of different families."
+        )
+    if unet.out_channels != vae.latent_channels:
+        raise ConfigError(
+            f"{where}: the U-Net makes latents of {unet.out_channels} channels, the autoencoder reads "
+            f"{vae.latent_channels}."
+        )
+    if unet.addition_embed_type == "text_time":
+        assert unet.addition_time_embed_dim and encoders[-1].projection_dim
+        expected = encoders[-1].projection_dim + 6 * unet.addition_time_embed_dim
+        if unet.projection_class_embeddings_input_dim != expected or not encoders[-1].with_projection:
+            raise ConfigError(
+                f"{where}: projection_class_embeddings_input_dim = "
+                f"{unet.projection_class_embeddings_input_dim} does not go with the text encoder's projection and "
+                f"six time ids, which make {expected}."
+            )
