@@ -11,6 +11,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+WITH_FORM = ("Text to image", "Image to image")  # pages beside which the live panel stands; on others it is below
+
 
 def main() -> None:
     """Draw the page."""
@@ -22,16 +24,21 @@ def main() -> None:
         [
             st.Page("webui/pages/text_to_image.py", title="Text to image", icon=":material/edit:", default=True),
             st.Page("webui/pages/image_to_image.py", title="Image to image", icon=":material/image:"),
+            st.Page("webui/pages/how_it_works.py", title="How it works", icon=":material/school:"),
         ],
         position="top",
     )
     session.begin()
     settings.sidebar()
-    form, picture = st.columns(2, gap="large")
-    with form:
+    if page.title in WITH_FORM:
+        form, picture = st.columns(2, gap="large")
+        with form:
+            page.run()
+        with picture:
+            live.panel()
+    else:
         page.run()
-    with picture:
-        live.panel()
+        live.strip()
 
 
 if get_script_run_ctx() is None:

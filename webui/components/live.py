@@ -33,6 +33,24 @@ def panel() -> None:
     st.fragment(_watch if job.active else _result, run_every=REFRESH if job.active else None)(job.id)
 
 
+def strip() -> None:
+    """Draw how far the job is, for pages that are about something else; nothing where none is active."""
+    job = session.current_job()
+    if job is not None and job.active:
+        st.divider()
+        st.fragment(_watch_strip, run_every=REFRESH)(job.id)
+
+
+def _watch_strip(job_id: str) -> None:
+    job = session.the_worker().job(job_id)
+    if job is None or not job.active:
+        st.rerun()
+    left, right = st.columns([3, 1], vertical_alignment="center")
+    with left:
+        _progress(job)
+    right.button("Cancel", disabled=job.cancelling, on_click=session.the_worker().cancel, args=(job,), width="stretch")
+
+
 def _welcome() -> None:
     with st.container(border=True):
         st.markdown("**Nothing painted yet**")

@@ -44,6 +44,12 @@ def not_here(model: models.Model) -> str:
     return f"{model.title} is not downloaded yet{f' ({size})' if size else ''}: press Download under Model first."
 
 
+def model_or_default() -> models.Model:
+    """The chosen model where it can be loaded without the network, else the embedded one."""
+    model = session.chosen_model()
+    return model if model.present else models.find(models.DEFAULT)
+
+
 def _download_size(model: models.Model) -> int | None:
     from stable_diffusion.backend import default_float16
 

@@ -31,11 +31,13 @@ _listen = st.components.v2.component("prompt_listener", js=LISTENER)
 @st.fragment
 def draw(label: str, key: str, added: str = "") -> None:
     """Draw the count of the text field `label`, whose value is `key` in the session's state, and of `added`."""
-    listener = _listen(key=f"typed-{key}", data={"label": label}, on_text_change=lambda: None, height=1)
+    with st.container(gap=None):
+        place = st.empty()
+        listener = _listen(key=f"typed-{key}", data={"label": label}, on_text_change=lambda: None, height=1)
     text = _newest(f"counted-{key}", st.session_state.get(key) or "", getattr(listener, "text", None))
     counted = tokens.count(session.chosen_model(), with_default(text, added))
     words = session.plain(counted.words)
-    st.caption(f":orange[{words}]" if counted.cut_off else words)
+    place.caption(f":orange[{words}]" if counted.cut_off else words)
 
 
 def _newest(memory: str, committed: str, typed: str | None) -> str:

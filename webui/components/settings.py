@@ -2,7 +2,6 @@
 
 import streamlit as st
 
-import models
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.sampler import SAMPLERS
 from webui import presets, values
@@ -60,8 +59,15 @@ def _size() -> None:
     right.number_input("Height", *values.WHOLE["height"], step=8, key="height", persist_state="session")
     with st.container(horizontal=True, gap="small"):
         for name, ratio in RATIOS.items():
-            st.button(name, key=f"ratio-{name}", help=f"Set the size to {name}", on_click=_set_ratio, args=(ratio,))
-        st.button("Swap", help="Exchange width and height", on_click=_swap_sides)
+            st.button(
+                name,
+                key=f"ratio-{name}",
+                type="tertiary",
+                help=f"Set width and height to {name}",
+                on_click=_set_ratio,
+                args=(ratio,),
+            )
+        st.button("Swap", type="tertiary", help="Exchange width and height", on_click=_swap_sides)
 
 
 def _set_ratio(ratio: tuple[int, int]) -> None:
@@ -156,9 +162,3 @@ def _mending(function, *arguments) -> bool:
         st.session_state["preset_problem"] = in_plain_words(error)
         return False
     return True
-
-
-def model_or_default() -> models.Model:
-    """The chosen model where it can be loaded without the network, else the embedded one."""
-    model = session.chosen_model()
-    return model if model.present else models.find(models.DEFAULT)

@@ -1,0 +1,243 @@
+"""What stands behind the form, without a browser: its values, token counts, presets, downloads."""
+
+import json
+import threading
+
+import pytest
+
+import models
+from stable_diffusion.errors import CheckpointNotFoundError, DownloadError, InputError
+from tests.pretend import wait
+from webui import presets, tokens, values
+from webui.downloads import Downloads, DownloadState, hub_page
+
+POSTCARDS, BIG = models.find(models.DEFAULT), models.find("sdxl-turbo")
+
+
+def test_values_that_the_form_can_show_are_kept():
+    given = {
+        "prompt": "a", "negative": "", "model": "one", "sampler": "dpmpp_2m", "schedule": "karras", "steps": 20,
+        "width": 512, "height": 768, "n_images": 2, "seed": -1, "cfg": 7.5, "strength": 0.5, "fit": "pad",
+        "file_format": "webp", "previews": ["latents"],
+    }  # fmt: skip
+    assert values.clean(given, ["one"]) == given
+    assert set(given) == set(values.KEYS)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "../../etc"},
+        {"prompt": 7, "negative": None},
+        {"steps": "20", "seed": True, "width": None},
+        {"cfg": float("nan"), "strength": float("inf")},
+        {"sampler": "none such", "schedule": "karras"},
+        {"fit": "explode", "file_format": "exe", "previews": "fast"},
+        {"os": "command"},
+    ],
+)
+def test_values_that_make_no_sense_are_left_out(given):
+    assert values.clean(given, ["one"]) == {}
+
+
+def test_numbers_are_brought_within_their_bounds():
+    given = {"steps": 10**6, "width": -4, "cfg": 99, "seed": -7, "strength": 2, "n_images": 0}
+    assert values.clean(given, []) == {
+        "steps": 150, "width": 64, "cfg": 20.0, "seed": -1, "strength": 1.0, "n_images": 1
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "sampler", "schedule"),
+    [("euler", "euler", "automatic"), ("dpmpp_2m_karras", "dpmpp_2m", "karras"), ("euler_a", "euler_a", "automatic")],
+)
+def test_a_sampler_and_its_schedule(key, sampler, schedule):
+    assert values.split_sampler(key) == (sampler, schedule)
+    assert values.join_sampler(sampler, schedule) == key
+    assert values.clean({"sampler": key}, []) == {"sampler": sampler, "schedule": schedule}
+
+
+def test_a_schedule_that_a_sampler_does_not_have_becomes_automatic():
+    assert values.clean({"sampler": "ddim", "schedule": "karras"}, [])["schedule"] == "automatic"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "usual", "size"),
+    [
+        ((1, 1), (128, 128), (128, 128)),
+        ((3, 2), (128, 128), (160, 104)),
+        ((1, 1), (512, 512), (512, 512)),
+        ((16, 9), (1024, 1024), (1344, 768)),
+        ((3, 2), (512, 512), (640, 448)),
+    ],
+)
+def test_sizes_of_the_usual_ratios(ratio, usual, size):
+    assert values.size_of_ratio(ratio, usual) == size
+
+
+@pytest.mark.parametrize(
+    ("typed", "default", "read"),
+    [
+        ("rain", "", "rain"),
+        ("", "lowres", "lowres"),
+        ("rain", "lowres, bad", "rain, lowres, bad"),
+        ("rain, lowres, bad", "lowres, bad", "rain, lowres, bad"),
+        ("lowres", "lowres", "lowres"),
+    ],
+)
+def test_the_default_negative_prompt_is_added_once(typed, default, read):
+    assert values.with_default(typed, default) == read
+    assert values.with_default(values.without_default(read, default), default) == read
+
+
+# --- Token counts
+
+
+def test_a_count_is_the_models_own():
+    assert tokens.count(POSTCARDS, "a red house") == tokens.Count(3, 75, "")
+    assert tokens.count(POSTCARDS, "a red house").words == "3 / 75 tokens"
+    assert tokens.count(POSTCARDS, "").tokens == 0
+
+
+def test_a_model_that_is_not_here_is_counted_with_clips_tokenizer(monkeypatch, tmp_path):
+    missing = models.Model("x/y", models.HUB, "x/y-that-is-not-there", "Y")
+    assert tokens.count(missing, "a photograph of an astronaut").tokens == 5
+    broken = tmp_path / "tokenizer"
+    broken.mkdir()
+    (broken / "vocab.json").write_text("{")
+    assert tokens.count(models.Model("z", models.LOCAL, str(tmp_path), "Z"), "a cat").tokens == 2
+
+
+@pytest.mark.parametrize("text", ["house " * 200, "🏠" * 333, "بيت أحمر " * 111, "x" * 1000])
+def test_what_is_too_long_is_said(text):
+    counted = tokens.count(BIG, text)
+    assert counted.tokens > counted.limit == 75
+    assert "this part is not read" in counted.words and len(counted.words) < 200
+
+
+# --- Presets
+
+
+def test_presets_are_saved_loaded_and_deleted(tmp_path):
+    path = tmp_path / "outputs" / "presets.json"
+    assert presets.load(path) == {}
+    presets.save(path, " sunset ", {"prompt": "a", "steps": 3})
+    presets.save(path, "night 🌙", {"prompt": "b"})
+    assert presets.load(path) == {"sunset": {"prompt": "a", "steps": 3}, "night 🌙": {"prompt": "b"}}
+    presets.delete(path, "sunset")
+    presets.delete(path, "sunset")
+    assert list(presets.load(path)) == ["night 🌙"]
+    assert [file.name for file in path.parent.iterdir()] == ["presets.json"]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 61, "a\nb"])
+def test_a_name_that_is_none_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="name for a preset"):
+        presets.save(tmp_path / "presets.json", name, {})
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"a": 1}', "\0", "[" * 100_000])
+def test_a_broken_file_of_presets_is_none(tmp_path, text):
+    path = tmp_path / "presets.json"
+    path.write_text(text)
+    assert presets.load(path) == {}
+    presets.save(path, "new", {"steps": 1})
+    assert presets.load(path) == {"new": {"steps": 1}}
+
+
+def test_a_full_disk_leaves_the_presets_as_they_were(tmp_path, monkeypatch):
+    path = tmp_path / "presets.json"
+    presets.save(path, "one", {"steps": 1})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(OSError):
+        presets.save(path, "two", {"steps": 2})
+    assert presets.load(path) == {"one": {"steps": 1}}
+    assert [file.name for file in tmp_path.iterdir()] == ["presets.json"]
+
+
+def test_presets_are_not_endless(tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, "MAX_PRESETS", 2)
+    path = tmp_path / "presets.json"
+    for name in ("a", "b", "a"):
+        presets.save(path, name, {})
+    with pytest.raises(InputError, match="delete one"):
+        presets.save(path, "c", {})
+
+
+# --- Downloads
+
+
+@pytest.fixture
+def hub():
+    """Downloads whose pieces come when `go` is set, and that end with `error` where one is given."""
+
+    class Hub:
+        def __init__(self):
+            self.go, self.error, self.asked = threading.Event(), None, []
+            self.downloads = Downloads(self.fetch)
+
+        def fetch(self, source, report):
+            self.asked.append(source)
+            report("Downloading", 0.25)
+            assert self.go.wait(10)
+            report("Downloading", 0.5)
+            if self.error:
+                raise self.error
+
+    hub = Hub()
+    yield hub
+    hub.go.set()
+
+
+def test_a_download_tells_how_far_it_is_and_ends(hub):
+    assert hub.downloads.get(BIG.name) is None
+    download = hub.downloads.start(BIG)
+    wait(lambda: download.fraction == 0.25)
+    assert hub.downloads.start(BIG) is download is hub.downloads.get(BIG.name)
+    assert download.active and download.note == "Downloading"
+    hub.go.set()
+    wait(lambda: not download.active)
+    assert (download.state, download.error, hub.asked) == (DownloadState.DONE, "", [BIG.source])
+
+
+def test_a_download_can_be_cancelled_and_begun_again(hub):
+    download = hub.downloads.start(BIG)
+    wait(lambda: download.fraction == 0.25)
+    download.cancel()
+    hub.go.set()
+    wait(lambda: not download.active)
+    assert (download.state, download.error) == (DownloadState.CANCELLED, "")
+    again = hub.downloads.start(BIG)
+    assert again is not download
+    wait(lambda: not again.active)
+    assert again.state is DownloadState.DONE
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DownloadError("'x' asks for its licence to be accepted: do so on its page"), hub_page(BIG)),
+        (DownloadError("The hub cannot be reached."), "The hub cannot be reached."),
+        (CheckpointNotFoundError("No repository 'x'."), "No repository 'x'."),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_why_a_download_failed(hub, error, words):
+    hub.error = error
+    hub.go.set()
+    download = hub.downloads.start(BIG)
+    wait(lambda: not download.active)
+    assert download.state is DownloadState.FAILED and words in download.error
+
+
+def test_closing_cancels_the_downloads(hub):
+    download = hub.downloads.start(BIG)
+    wait(lambda: download.fraction == 0.25)
+    hub.downloads.close()
+    hub.go.set()
+    wait(lambda: not download.active)
+    assert download.state is DownloadState.CANCELLED
