@@ -5,10 +5,15 @@ ROOT=$(cd "$(dirname "$0")" && pwd) || exit 1
 
 usage() {
     cat <<'TEXT'
-Usage: ./webui.sh [--port N] [OPTIONS OF streamlit run]    start the page in the browser
+Usage: ./webui.sh [OPTIONS] [OPTIONS OF streamlit run]     start the page in the browser
        ./webui.sh txt2img "a red house on green hills"     make a picture from the command line
        ./webui.sh COMMAND --help                           COMMAND: txt2img, img2img, models, info
        ./webui.sh --setup                                  only install, start nothing
+
+Options of the page:
+  --port N                          the port that it answers at (default: 8501)
+  --ckpt-dir FOLDER                 a further folder with models, beside models/; may be given several times
+  --default-negative TEXT           what every picture's negative prompt ends with
 
 The first start makes a virtual environment in .venv and installs what this machine needs (Mac: Metal; Linux: the CPU, or CUDA
 where an NVIDIA driver answers). Later starts skip that.
@@ -17,6 +22,7 @@ Environment:
   PYTHON=/path/to/python3           the Python to make the environment with (default: the newest of 3.10 to 3.13 that is found)
   VENV=/path                        where the environment is (default: .venv beside this script)
   MLX_BACKEND=cpu|cuda12|cuda13     on Linux, instead of looking for a driver
+  STABLE_DIFFUSION_MODELS=/a:/b     as --ckpt-dir; STABLE_DIFFUSION_NEGATIVE=TEXT as --default-negative
   STABLE_DIFFUSION_OUTPUTS=/path    where the page puts finished pictures (default: outputs beside this script)
 TEXT
 }
@@ -37,21 +43,39 @@ case ${1:-} in
     say "Ready."
     exit 0
     ;;
---port)
-    [ -n "${2:-}" ] || fail "--port needs a number: ./webui.sh --port 8501"
-    port=$2
-    shift 2
-    set -- --server.port "$port" "$@"
-    ;;
---port=*)
-    port=${1#--port=}
-    shift
-    set -- --server.port "$port" "$@"
-    ;;
 esac
 
 case ${1:-} in
 "" | --*)
+    # Ours become Streamlit's or go into the environment; the others are Streamlit's own.
+    left=$#
+    while [ "$left" -gt 0 ]; do
+        option=$1 value=""
+        shift
+        left=$((left - 1))
+        case $option in
+        --port | --ckpt-dir | --default-negative)
+            [ "$left" -gt 0 ] || fail "$option needs a value. ./webui.sh --help shows how it is used."
+            value=$1
+            shift
+            left=$((left - 1))
+            ;;
+        --port=* | --ckpt-dir=* | --default-negative=*)
+            value=${option#*=}
+            option=${option%%=*}
+            ;;
+        esac
+        case $option in
+        --port) set -- "$@" --server.port "$value" ;;
+        --ckpt-dir)
+            [ -d "$value" ] || fail "--ckpt-dir $value: there is no such folder."
+            folder=$(cd "$value" && pwd) || exit 1
+            export STABLE_DIFFUSION_MODELS="$folder${STABLE_DIFFUSION_MODELS:+:$STABLE_DIFFUSION_MODELS}"
+            ;;
+        --default-negative) export STABLE_DIFFUSION_NEGATIVE="$value" ;;
+        *) set -- "$@" "$option" ;;
+        esac
+    done
     # Streamlit reads .streamlit/config.toml from the folder it is started in.
     cd "$ROOT" || exit 1
     exec "$VENV/bin/python" -m streamlit run app.py "$@"

@@ -34,6 +34,7 @@ case "$*" in
     ;;
 *)
     echo "run in $PWD: $*" >>"$PRETEND_LOG"
+    for name in ${PRETEND_TELLS:-}; do echo "$name=${!name}" >>"$PRETEND_LOG"; done
     case "$*" in *"${PRETEND_FAILS:-nothing fails}"*) exit "${PRETEND_CODE:-1}" ;; esac
     ;;
 esac
@@ -99,6 +100,29 @@ def test_the_second_start_installs_nothing(house):
     again = house.run("webui.sh", "--port", "9000", "--server.headless", "true")
     assert again.log == f"run in {house.root}: -m streamlit run app.py --server.port 9000 --server.headless true\n"
     assert again.stderr == ""
+
+
+def test_the_pages_own_options_reach_it(house, tmp_path):
+    models = tmp_path / "my models"
+    models.mkdir()
+    arguments = ("--ckpt-dir", "my models", "--default-negative=low *res*", "--server.headless", "true", "--port=9")
+    done = house.run(
+        "webui.sh", *arguments, cwd=tmp_path, PRETEND_TELLS="STABLE_DIFFUSION_MODELS STABLE_DIFFUSION_NEGATIVE"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "-m streamlit run app.py --server.headless true --server.port 9\n" in done.log
+    assert f"STABLE_DIFFUSION_MODELS={models}\n" in done.log
+    assert "STABLE_DIFFUSION_NEGATIVE=low *res*\n" in done.log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--port"], "--port needs a value"), (["--ckpt-dir", "nowhere"], "there is no such folder")],
+)
+def test_an_option_of_the_page_that_makes_no_sense_is_refused(house, arguments, words):
+    done = house.run("webui.sh", *arguments)
+    assert done.returncode == 1 and words in done.stderr
+    assert "streamlit run" not in done.log
 
 
 def test_arguments_pass_to_the_command_line_in_the_callers_folder(house, tmp_path):
