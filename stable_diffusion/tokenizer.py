@@ -206,7 +206,7 @@ class Tokenizer:
             whole = all(_WORD_CHARACTER.match(name[end]) for end in (0, -1))
             other._normal_tokens[name] = (AddedToken(name, single_word=whole), first_id)
             other._word_lengths[first_id] = length
-            other._contents |= {first_id: word + WORD_END} | dict.fromkeys(range(first_id + 1, first_id + length), "")
+            other._contents |= dict.fromkeys(range(first_id, first_id + length), word + WORD_END)
             first_id += length
         other.vocab_size = max(self.vocab_size, first_id)
         other._in_normal = _AddedTokenFinder(other._normal_tokens)

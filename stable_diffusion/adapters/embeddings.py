@@ -16,7 +16,7 @@ from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
 from ..tokenizer import Tokenizer, normalize
 from . import files
-from .lora import FAMILIES, read_tensors
+from .lora import FAMILIES, NUMBERS, read_tensors
 
 # The keys that each encoder's vectors have in a file for SDXL: kohya and A1111, then diffusers' advanced training.
 SDXL_KEYS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
@@ -88,7 +88,7 @@ def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) ->
     """
     tensors, _ = read_tensors(path)
     pair = next((keys for keys in SDXL_KEYS if set(keys) <= tensors.keys()), None)
-    found = [tensors[key] for key in pair] if pair else list(tensors.values())
+    found = [tensors[key] for key in pair] if pair else [t for key, t in tensors.items() if not key.endswith(NUMBERS)]
     if not pair and len(found) != 1:
         raise WeightsError(
             f"{os.fspath(path)!r} is no textual-inversion embedding: it holds {len(found)} tensors that are not "

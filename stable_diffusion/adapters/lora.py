@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import numpy as np
 
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
-from ..model_io.weights import FLOATS, read_header
+from ..model_io.stored import open_tensors
+from ..model_io.weights import FLOATS
 from ..unet import UNet
 from . import names
 from .forms import FORMS, Layer
@@ -29,6 +30,7 @@ from .tags import Strength
 FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 TEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL's refiner"}  # what attn2 reads
 WITH_WIDTH = FORMS[:7]
+NUMBERS = ("string_to_token.*",)  # an embedding's word, which its file's name replaces
 # Tell-tale keys of other architectures; the first that fits.
 ARCHITECTURES = (
     (r"double_blocks|single_blocks|single_transformer_blocks", "FLUX"),
@@ -144,19 +146,27 @@ def shared_copy(node: Any) -> Any:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """A file's tensors, lazy, and its metadata; raises `WeightsError` for one that is not intact."""
-    if path.suffix.lower() != ".safetensors":
-        raise UnsupportedCheckpointError(f"{path} is no safetensors file; save it as one.")
-    header = read_header(path)
-    wrong = [key for key, (_, dtype) in header.items() if dtype not in FLOATS and not key.endswith(".alpha")]
-    if wrong:
-        raise WeightsError(f"{path}: the tensor {wrong[0]} is of type {header[wrong[0]][1]}, not floating point.")
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
+    """The tensors and metadata of a safetensors file (lazy), or of one of torch's (read without running anything).
+
+    Raises `WeightsError` for a file that is not intact, and `UnsupportedCheckpointError` for what is none of the two.
+    """
+    with open_tensors(path) as file:
+        for tensor in file.tensors.values():
+            if tensor.dtype not in FLOATS and not tensor.key.endswith((".alpha", *NUMBERS)):
+                raise WeightsError(f"{path}: the tensor {tensor.key} is of type {tensor.dtype}, not floating point.")
+        if file.form != "safetensors":
+            return {key: _to_mlx(file.read(stored), stored.dtype) for key, stored in file.tensors.items()}, {}
+        metadata = file.metadata
     try:
         return mx.load(str(path), format="safetensors"), metadata  # type: ignore[return-value]
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from None
+
+
+def _to_mlx(numbers: np.ndarray, dtype: str) -> mx.array:
+    if dtype == "BF16":
+        return mx.array(numbers).view(mx.bfloat16)
+    return mx.array(numbers.astype(np.float32) if dtype == "F64" else numbers)
 
 
 # --- Matching

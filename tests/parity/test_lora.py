@@ -18,6 +18,7 @@ from safetensors.torch import save_file  # noqa: E402
 from stable_diffusion import StableDiffusion  # noqa: E402
 
 from .. import drawn  # noqa: E402
+from ..networks import relative_error  # noqa: E402
 from . import pipelines  # noqa: E402
 from .test_pipeline import assert_same_pictures, reference, same_noise  # noqa: E402, F401
 
@@ -237,3 +238,58 @@ def old_file(file: Path, family: str, seed: int) -> Path:
         tensors[f"{module}.down.weight"], tensors[f"{module}.up.weight"] = down, up
     save_file(tensors, file)
     return file
+
+
+@pytest.mark.parametrize("algorithm", ["LoConModule", "LohaModule", "LokrModule"])
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("tucker", [False, True])
+def test_lycoris(algorithm, decomposed, tucker, folders, tmp_path):
+    """Layers as the library itself runs them: a linear one, and convolutions of a 1 and a 3 kernel.
+
+    (Its merged weights differ from that where alpha is not the rank: they have alpha twice.)
+    """
+    lycoris = pytest.importorskip("lycoris")
+    unet = pipelines.unet("sd1")
+    attention = "mid_block.attentions.0"
+    modules = {
+        name: unet.get_submodule(name)
+        for name in (
+            f"{attention}.transformer_blocks.0.attn2.to_k",
+            f"{attention}.proj_in",
+            "mid_block.resnets.0.conv1",
+        )
+    }
+    tensors, expected = {}, {}
+    for name, module in modules.items():
+        key = "lora_unet_" + name.replace(".", "_")
+        options = {"use_tucker": tucker, "weight_decompose": decomposed}
+        options |= {"factor": 4, "decompose_both": True} if algorithm == "LokrModule" else {}
+        adapter = getattr(lycoris.modules, algorithm)(key, module, 1.0, 4, 2.0, **options).eval()
+        with torch.no_grad():
+            for part, parameter in adapter.named_parameters():
+                if "dora" in part:
+                    parameter.mul_(1 + 0.3 * torch.from_numpy(drawn.normal(key + part, *parameter.shape)))
+                elif parameter.ndim > 1:
+                    parameter.copy_(torch.from_numpy(drawn.normal(key + part, *parameter.shape)) * 0.3)
+            adapter.apply_to()
+            expected[name] = module(an_input(module)).numpy()
+            adapter.restore()
+        tensors |= {f"{key}.{part}": value.detach().clone() for part, value in adapter.state_dict().items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    sd = StableDiffusion(folders["sd1"], float16=False)
+    sd.set_loras([tmp_path / "x.safetensors"])
+    ours = dict(sd._unet.named_modules())
+    for name, module in modules.items():
+        x = an_input(module)
+        plain = module(x).detach().numpy()
+        weight = np.array(ours[name].weight)
+        weight = weight.transpose(0, 3, 1, 2) if weight.ndim == 4 else weight
+        with torch.no_grad():
+            module.weight.copy_(torch.from_numpy(weight.reshape(module.weight.shape)))
+            assert relative_error(module(x).numpy(), expected[name]) < 1e-5
+        assert relative_error(plain, expected[name]) > 1e-2
+
+
+def an_input(module: torch.nn.Module) -> torch.Tensor:
+    shape = (5, module.in_channels, 6, 6) if isinstance(module, torch.nn.Conv2d) else (5, module.in_features)
+    return torch.from_numpy(drawn.normal("x", *shape))
