@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from stable_diffusion import StableDiffusion, ops
+from stable_diffusion import StableDiffusion
 from stable_diffusion.backend import mx
-from stable_diffusion.ops import plain
 
 from . import drawn, networks, shapes
 from .networks import relative_error
@@ -65,10 +64,7 @@ def stored() -> dict[str, np.ndarray]:
 def forms(request, monkeypatch) -> None:
     """Run with the forms of operations that this device takes, and with the plain ones."""
     if request.param == "plain":
-        monkeypatch.setattr(ops, "attention", plain.attention)
-        monkeypatch.setattr(ops, "geglu", plain.geglu)
-        for name in ops.ACTIVATIONS:
-            monkeypatch.setitem(ops.ACTIVATIONS, name, getattr(plain, "silu" if name == "swish" else name))
+        networks.take_plain_forms(monkeypatch)
 
 
 def write_weights(stored: dict[str, np.ndarray], network: str, folder: Path) -> Path:

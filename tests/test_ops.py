@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stable_diffusion import ops
 from stable_diffusion.backend import mx
-from stable_diffusion.ops import cpu, plain
+from stable_diffusion.ops import cpu, plain, winograd
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 5e-5  # what a special form may differ from the plain one, relative to the largest value
@@ -59,7 +59,7 @@ def test_exp():
 
 
 def test_exp_at_its_ends():
-    assert cpu.exp(mx.array([0.0])).item() == pytest.approx(1, abs=1e-7)
+    assert cpu.exp(mx.array([0.0])).item() == pytest.approx(1, abs=2e-7)
     ends = cpu.exp(mx.array([-math.inf, -1e4, -100.0, 100.0, 1e4, math.inf]))
     assert mx.all(ends[:3] < 2e-38) and mx.all(ends[:3] >= 0)
     assert mx.all(ends[3:] > 1e38)
@@ -172,6 +172,41 @@ def test_group_norm(shape):
     assert np.abs(np.array(ops.group_norm(x, weight, bias, 8, 1e-5, plain.silu)) - silu).max() < 2e-4
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 60),
+    groups=st.integers(1, 6),
+    width=st.integers(1, 5),
+    block=st.sampled_from([1, 50, 1000]),
+    offset=st.sampled_from([0.0, 1.0, 100.0]),
+    act=st.sampled_from([None, plain.silu]),
+)
+def test_group_norm_in_blocks(batch, rows, groups, width, block, offset, act):
+    channels = groups * width
+    x = normal(0, batch, rows, channels) + offset
+    weight, bias = normal(1, channels), normal(2, channels)
+    before, cpu.BLOCK = cpu.BLOCK, block
+    try:
+        result = cpu.group_norm(x, weight, bias, groups, 1e-2, act)
+    finally:
+        cpu.BLOCK = before
+    expected = plain.group_norm(x, weight, bias, groups, 1e-2, act)
+    assert mx.abs(result - expected).max() <= 1e-5 * (1 + offset)
+
+
+def test_group_norm_of_a_constant_and_of_large_values():
+    """Nothing varies: what is left is the bias. And values of 1e4 do not overflow."""
+    weight, bias = mx.ones((64,)), normal(2, 64)
+    constant = cpu.group_norm(mx.full((1, 80, 80, 64), 1234.5), weight, bias, 8, 1e-5)
+    assert mx.abs(constant - bias).max() < 0.05
+    large = normal(0, 1, 80, 80, 64, scale=1e4)
+    assert (
+        difference(cpu.group_norm(large, weight, bias, 8, 1e-5), plain.group_norm(large, weight, bias, 8, 1e-5))
+        <= TOLERANCE
+    )
+
+
 def test_upsample_to_any_size():
     x = mx.arange(6).reshape(1, 2, 3, 1)
     assert ops.upsample_nearest(x, 4, 6)[0, :, :, 0].tolist() == [
@@ -182,6 +217,52 @@ def test_upsample_to_any_size():
     ]
     assert ops.upsample_nearest(x, 3, 5)[0, :, :, 0].tolist() == [[0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [3, 3, 4, 4, 5]]
     assert ops.upsample_nearest(x, 5, 3)[0, :, 0, 0].tolist() == [0, 0, 0, 3, 3]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(1, 45),
+    width=st.integers(1, 45),
+    channels=st.integers(1, 40),
+    outputs=st.integers(1, 40),
+    elements=st.sampled_from([1, 10_000, 1 << 21]),
+)
+def test_winograd(batch, height, width, channels, outputs, elements):
+    """Any size, also one that tiles do not fill, in strips of any height."""
+    x, weight = normal(1, batch, height, width, channels), normal(2, outputs, 3, 3, channels)
+    before, winograd.ELEMENTS = winograd.ELEMENTS, elements
+    try:
+        result = winograd.conv3x3(x, weight)
+    finally:
+        winograd.ELEMENTS = before
+    assert difference(result, mx.conv2d(x, weight, padding=1)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("scale, offset", [(1e4, 0), (1, 1e4), (1e-4, 0)])
+def test_winograd_with_large_and_small_values(scale, offset):
+    x, weight = normal(1, 1, 40, 40, 64) * scale + offset, normal(2, 64, 3, 3, 64)
+    assert difference(winograd.conv3x3(x, weight), mx.conv2d(x, weight, padding=1)) <= TOLERANCE
+
+
+def test_which_convolutions_take_winograds_form(monkeypatch):
+    """Large ones of stride 1 only; whatever is taken, the result is the plain form's."""
+    taken = []
+    monkeypatch.setattr(cpu, "conv3x3", lambda x, weight: taken.append(x.shape) or winograd.conv3x3(x, weight))
+    large, small, bias = normal(1, 1, 40, 40, 32), normal(1, 1, 8, 8, 32), normal(3, 32)
+    kernel, point = normal(2, 32, 3, 3, 32), normal(2, 32, 1, 1, 32)
+    cases = [
+        (large, kernel, 1, 1),
+        (small, kernel, 1, 1),
+        (large, kernel, 2, 1),
+        (large, kernel, 1, 0),
+        (large, point, 1, 0),
+        (large.astype(mx.float16), kernel.astype(mx.float16), 1, 1),
+    ]
+    for x, weight, stride, padding in cases:
+        result = cpu.conv2d(x, weight, bias.astype(x.dtype), stride, padding)
+        assert difference(result, plain.conv2d(x, weight, bias.astype(x.dtype), stride, padding)) <= TOLERANCE
+    assert taken == [large.shape]
 
 
 def test_the_variable_takes_the_plain_forms():

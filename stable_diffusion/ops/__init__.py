@@ -1,7 +1,7 @@
 """The few operations whose best form depends on the device. The networks call these and know nothing of it.
 
 plain.py says what each operation means. cpu.py has the forms for a CPU on which MLX's exp is slow, and they are taken
-there; STABLE_DIFFUSION_OPS=plain takes the plain ones everywhere.
+there (winograd.py is one of them); STABLE_DIFFUSION_OPS=plain takes the plain ones everywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from .. import backend
 from ..backend import mx
 from . import cpu, plain
-from .plain import Activation, conv2d, upsample_nearest
+from .plain import Activation, upsample_nearest
 
 __all__ = [
     "ACTIVATIONS",
@@ -36,8 +36,9 @@ def _fused(function: Activation) -> Activation:
 
 
 attention = cpu.attention if _on_cpu else plain.attention
+conv2d = cpu.conv2d if _on_cpu else plain.conv2d
 geglu = cpu.geglu if _on_cpu else plain.geglu
-group_norm = plain.group_norm
+group_norm = cpu.group_norm if _on_cpu else plain.group_norm
 quantized_matmul = plain.quantized_matmul if backend.has_gpu() else cpu.quantized_matmul
 _silu, _gelu, _quick_gelu = (
     (cpu.silu, cpu.gelu, cpu.quick_gelu) if _on_cpu else map(_fused, (plain.silu, plain.gelu, plain.quick_gelu))

@@ -1,6 +1,6 @@
 """Forms for a CPU on which MLX adds and multiplies quickly, but takes exp, erf and tanh one element at a time.
 
-exp is a polynomial here, of additions and multiplications, as exact as MLX's own (2e-6 relative); the others come from
+exp is a polynomial here, of additions and multiplications, as exact as MLX's own (1e-6 relative); the others come from
 it. Everything goes through in blocks that stay in the cache, because a dozen passes over memory would cost what the
 polynomial saves. float32 only: other types take the plain forms. (`quantized_matmul` has reasons of its own.)
 """
@@ -12,24 +12,32 @@ from collections.abc import Callable
 
 from ..backend import mx
 from . import plain
+from .winograd import conv3x3
 
 BLOCK = 1 << 17  # elements that a block holds: half a megabyte
 
-# 2^f for f in [-1/2, 1/2], to 1e-8 relative: coefficients of f^0 .. f^6 (least squares at Chebyshev's points).
-_POWERS = (1.000000001, 0.6931472056, 0.2402264661, 0.05550328998, 0.009618519535, 0.001339986037, 0.0001533757676)
-_ROUND = 1.5 * 2.0**23  # adding it rounds a float32 to a whole number, which its lowest bits then hold
+WINOGRAD_PIXELS = 32 * 32  # below it the kernels' transform costs what the products save
+WINOGRAD_CHANNELS = 32
+
+# 2^f for f in [-1/2, 1/2], to 8e-8 relative: coefficients of f^0 .. f^5 (least squares at Chebyshev's points).
+_POWERS = (1.00000007103, 0.69314694916, 0.24022121754, 0.05550742616, 0.00967545975, 0.0013266970)
+# Adding it rounds a float32 to a whole number n, and leaves n + 127 in the lowest bits: the exponent of 2^n.
+_ROUND = 1.5 * 2.0**23 + 127
 
 
 def exp(x: mx.array) -> mx.array:
-    """e^x of float32, 2e-6 relative; below -87 it is 0 to within 2e-38, above 88 it is infinite or nearly so."""
-    t = mx.clip(x * (1 / math.log(2)), -126.0, 127.999)
-    shifted = t + _ROUND
-    f = t - (shifted - _ROUND)
+    """e^x of float32, to about 1e-6 relative; below -87 it is 0 to within 2e-38, above 88 it is 3e38 or nearly so."""
+    return _exp2(mx.clip(x * (1 / math.log(2)), -126.0, 127.999))
+
+
+def _exp2(t: mx.array) -> mx.array:
+    """2^t for -126 <= t < 128."""
+    rounded = t + _ROUND
+    f = t - (rounded - _ROUND)
     power = f * _POWERS[-1] + _POWERS[-2]
     for coefficient in _POWERS[-3::-1]:
         power = power * f + coefficient
-    exponent = (shifted.view(mx.int32) + 127) << 23  # 2^n, as a float32's bits
-    return exponent.view(mx.float32) * power
+    return (rounded.view(mx.int32) << 23).view(mx.float32) * power
 
 
 def silu(x: mx.array) -> mx.array:
@@ -57,7 +65,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None
     shape = (batch * heads, *k.shape[2:])
     k = mx.broadcast_to(k, (batch, *k.shape[1:])).reshape(shape).swapaxes(-1, -2)
     v = mx.broadcast_to(v, (batch, *v.shape[1:])).reshape(*shape[:2], -1)
-    q = (q * (1 / math.sqrt(q.shape[-1]))).reshape(batch * heads, length, -1)
+    q = (q * (1 / (math.log(2) * math.sqrt(q.shape[-1])))).reshape(batch * heads, length, -1)
     rows = max(1, BLOCK // shape[1])
     together = max(1, rows // length)  # heads, where several fit into a block
     blocks = []
@@ -75,9 +83,58 @@ def quantized_matmul(
     return x @ mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits).T
 
 
+def group_norm(
+    x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: plain.Activation | None = None
+) -> mx.array:
+    """Sums over space as products with ones, everything else in blocks of rows, where there is more than one block."""
+    if x.dtype != mx.float32 or x.size <= BLOCK:
+        return plain.group_norm(x, weight, bias, groups, eps, act)
+    rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    images = [_normalised(image, weight, bias, groups, eps, act) for image in rows]
+    return mx.concatenate(images).reshape(x.shape)
+
+
+def _normalised(
+    x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: plain.Activation | None
+) -> mx.array:
+    """One image (N, C). The mean is taken twice: what the first leaves of it is too small to lose digits by."""
+    count, channels = x.shape
+    step = max(1, BLOCK // channels)
+    blocks = [x[i : i + step] for i in range(0, count, step)]
+    ones = mx.ones((1, min(step, count)))
+
+    def mean(parts: list[mx.array]) -> mx.array:
+        """Of each channel's group, (1, C)."""
+        sums = mx.concatenate([ones[:, : part.shape[0]] @ part for part in parts]).sum(axis=0) / count
+        return mx.repeat(sums.reshape(groups, -1).mean(axis=1), channels // groups)[None]
+
+    shift = mean(blocks)
+    rest = mean([block - shift for block in blocks])
+    square = mean([mx.square(block - shift) for block in blocks])
+    scale = weight * mx.rsqrt(square - mx.square(rest) + eps)
+    shift = shift + rest
+    scaled = [(block - shift) * scale + bias for block in blocks]
+    return mx.concatenate([act(block) for block in scaled] if act else scaled)
+
+
+def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
+    """A 3x3 convolution of a large picture by Winograd's method."""
+    outputs, *kernel, channels = weight.shape
+    if (
+        kernel == [3, 3]
+        and (stride, padding) == (1, 1)
+        and x.dtype == weight.dtype == mx.float32
+        and x.shape[1] * x.shape[2] >= WINOGRAD_PIXELS
+        and min(channels, outputs) >= WINOGRAD_CHANNELS
+    ):
+        return conv3x3(x, weight) + bias
+    return plain.conv2d(x, weight, bias, stride, padding)
+
+
 def _attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """q is scaled by log2(e), so that the scores are logarithms to the base 2."""
     scores = q @ k
-    weights = exp(scores - scores.max(axis=-1, keepdims=True))
+    weights = _exp2(mx.maximum(scores - scores.max(axis=-1, keepdims=True), -126.0))
     return (weights @ v) / weights.sum(axis=-1, keepdims=True)
 
 
