@@ -33,6 +33,7 @@ examples:
   python -m stable_diffusion img2img photo.jpg "a windmill in the desert" --strength 0.6
   python -m stable_diffusion txt2img "a fox, watercolour" --model stable-diffusion-v1-5/stable-diffusion-v1-5
   python -m stable_diffusion models
+  python -m stable_diffusion convert model.safetensors model-4-bit --bits 4
   python -m stable_diffusion info lighthouse-1.png
 
 `COMMAND --help` tells what a command can do.
@@ -127,7 +128,30 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG or WebP file")
     info.add_argument("--json", action="store_true", help="print them as JSON")
     info.set_defaults(run=cli.show_info)
-    for command in (listing, info):
+    conversion = kinds.add_parser(
+        "convert",
+        help="write a checkpoint in another form or precision",
+        description="Write a checkpoint in another form or precision: as a single file in the original layout where "
+        "DEST ends in .safetensors, else as a folder in diffusers' form, or with --mlx or --bits as a folder of this "
+        "program's own form, which loads fastest and may be quantised. Pictures stay the same, but for the precision.",
+    )
+    conversion.add_argument(
+        "source", metavar="SOURCE", help="a name that `models` lists, a folder, a single file, or an id of the hub"
+    )
+    conversion.add_argument("destination", metavar="DEST", help="a new folder, or a new file that ends in .safetensors")
+    conversion.add_argument("--mlx", action="store_true", help="a folder in this program's own form")
+    _add_bits(conversion)
+    conversion.add_argument(
+        "--float16",
+        action="store_true",
+        default=None,
+        help="in half precision: half the size (default: as the source is)",
+    )
+    conversion.add_argument("--float32", action="store_false", dest="float16", help="in single precision")
+    conversion.add_argument("--force", action="store_true", help="replace the checkpoint that is at DEST")
+    conversion.add_argument("--quiet", action="store_true", help="print nothing but the name of what was written")
+    conversion.set_defaults(run=cli.convert)
+    for command in (listing, info, conversion):
         command.add_argument("--debug", action="store_true", help="show a traceback where something goes wrong")
     return parser
 
@@ -202,6 +226,7 @@ def _add_generation_options(command: argparse.ArgumentParser) -> argparse._Argum
         action=argparse.BooleanOptionalAction,
         help="half precision: half the memory (default: on a GPU yes, on a CPU no)",
     )
+    _add_bits(machine)
     machine.add_argument(
         "--batch-size",
         type=_whole(1, 256),
@@ -211,6 +236,17 @@ def _add_generation_options(command: argparse.ArgumentParser) -> argparse._Argum
     )
     machine.add_argument("--debug", action="store_true", help="show a traceback where something goes wrong")
     return how
+
+
+def _add_bits(where: argparse._ActionsContainer) -> None:
+    where.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 4),
+        metavar="N",
+        help="8 or 4: keep the large layers as whole numbers of so many bits: less memory, slightly (8) or clearly (4) "
+        "other pictures (default: as the checkpoint has them)",
+    )
 
 
 def _whole(low: int, high: int, multiple: int = 1) -> Callable[[str], int]:

@@ -1,4 +1,4 @@
-"""What the command line does: paint pictures into files, list the models, tell how a picture was made.
+"""What the command line does: paint pictures into files, list and convert models, tell how a picture was made.
 
 Each command takes the parsed arguments of `__main__`, and raises what the engine raises. What is slow to import (MLX,
 the engine, numpy, tqdm) is imported where it is needed, once the arguments have been checked.
@@ -61,7 +61,8 @@ def generate(args: argparse.Namespace) -> None:
     from . import StableDiffusion
 
     report = Report(args.quiet)
-    sd = StableDiffusion(model.source, float16=args.float16, progress=report)
+    bits = {} if args.bits is None else {"bits": args.bits}
+    sd = StableDiffusion(model.source, float16=args.float16, progress=report, **bits)
     report.end()
     parameters = Parameters(
         prompt=args.prompt,
@@ -94,6 +95,30 @@ After --model stands one of these names, any other folder in diffusers' form, or
 What is not here is downloaded when it is first used (about half as much with --float16, where the hub has it so).
 Folders inside models/, and inside those that ${models.FOLDERS_VARIABLE} names, are listed here."""
     )
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Write a checkpoint in another form, and print where and how large it is."""
+    model = models.find(args.source)
+
+    from .model_io.convert import convert as write
+
+    report = Report(args.quiet)
+    try:
+        path = write(
+            model.source,
+            args.destination,
+            mlx=args.mlx,
+            float16=args.float16,
+            bits=args.bits,
+            force=args.force,
+            progress=report,
+        )
+    finally:
+        report.end()
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    print(path if args.quiet else f"{path}  ({_bytes(size)})")
 
 
 def show_info(args: argparse.Namespace) -> None:

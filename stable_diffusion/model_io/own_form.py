@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlx.utils import tree_flatten
 from safetensors import SafetensorError, safe_open
@@ -37,12 +37,14 @@ def load_own_form(model: nn.Module, path: Path, dtype: mx.Dtype, quantization: A
     if quantization is not None:
         scales = sorted(key.removesuffix(".scales") for key in given if key.endswith(".scales"))
         prepare(model, Quantisation.from_config(quantization, f"{path.parent}/config.json"), scales, str(path))
-    wanted = {key: (value.shape, value.dtype == mx.uint32) for key, value in tree_flatten(model.parameters())}
+    wanted = {
+        key: (value.shape, value.dtype == mx.uint32) for key, value in dict(tree_flatten(model.parameters())).items()
+    }
     bad = sorted(key for key in given.keys() | wanted.keys() if given.get(key) != wanted.get(key))
     if bad:
         told = "; ".join(f"{key} should be {_told(wanted.get(key))}, is {_told(given.get(key))}" for key in bad[:4])
         raise WeightsError(f"{path} does not go with its config.json in {len(bad)} tensors: {told}.")
-    tensors: dict[str, mx.array] = mx.load(str(path))
+    tensors = cast(dict[str, mx.array], mx.load(str(path)))
     if check_values and (broken := [key for key, tensor in tensors.items() if not mx.isfinite(tensor).all().item()]):
         raise WeightsError(f"{path} holds NaN or infinite values: {', '.join(broken[:4])}. The file is damaged.")
     loaded = [(key, tensor if given[key][1] else tensor.astype(dtype)) for key, tensor in tensors.items()]

@@ -57,7 +57,7 @@ class QuantizedLinear(nn.QuantizedLinear):
     """MLX's layer, multiplied as the device does it best."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = ops.quantized_matmul(x, self.weight, self.scales, self.biases, self.group_size, self.bits)
+        y = ops.quantized_matmul(x, self.weight, self.scales, self["biases"], self.group_size, self.bits)
         return y + self.bias if "bias" in self else y
 
 
@@ -82,7 +82,7 @@ def quantise(unet: nn.Module, text_encoders: Sequence[nn.Module], bits: int, pro
     found = [
         (model, path)
         for model in (unet, *text_encoders)
-        for path, layer in _layers(model)
+        for path, layer in _layers(model).items()
         if quantisation.takes(path, layer)
     ]
     for done, (model, path) in enumerate(found):
@@ -93,7 +93,7 @@ def quantise(unet: nn.Module, text_encoders: Sequence[nn.Module], bits: int, pro
 
 def prepare(model: nn.Module, quantisation: Quantisation, paths: Iterable[str], source: str) -> None:
     """Give the layers at `paths` the form that quantised weights load into. Raises `ConfigError` for any other path."""
-    layers = dict(_layers(model))
+    layers = _layers(model)
     for path in paths:
         layer = layers.get(path)
         if not isinstance(layer, nn.Linear | nn.Embedding) or layer.weight.shape[-1] % quantisation.group_size:
@@ -103,7 +103,7 @@ def prepare(model: nn.Module, quantisation: Quantisation, paths: Iterable[str], 
 
 def quantisation_of(model: nn.Module) -> Quantisation | None:
     """How a network's weights are kept; None for plain weights."""
-    for _, layer in _layers(model):
+    for layer in _layers(model).values():
         if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
             return Quantisation(layer.bits, layer.group_size)
     return None
@@ -125,8 +125,8 @@ def _turn_over(model: nn.Module, path: str, quantisation: Quantisation) -> nn.Mo
     return parent[key]
 
 
-def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
 
 
 def _either(values: tuple[int, ...]) -> str:

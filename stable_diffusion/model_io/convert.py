@@ -1,0 +1,196 @@
+"""A checkpoint of any form -> a diffusers folder, a single file, or a folder of our own form, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..backend import mx
+from ..errors import InputError
+from ..tokenizer import Tokenizer
+from . import save
+from .checkpoint import Checkpoint
+from .hub import COMPONENTS, Progress
+from .kinds import describe
+from .quantised import check_bits, quantise
+from .safetensors_file import write_safetensors
+from .single_file_terms import check_terms
+from .sources import load, locate
+from .weights import read_header
+
+SINGLE_FILE, FOLDER, OWN = "single file", "diffusers", "mlx"
+SUFFIX = ".safetensors"
+OTHER_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+SPARE = 1 << 20  # bytes on the disk, for configurations
+
+
+def convert(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    mlx: bool = False,
+    float16: bool | None = None,
+    bits: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a checkpoint in another form or precision, and return where.
+
+    `source` is whatever `StableDiffusion` takes. A `destination` ending in .safetensors is a single file in the
+    original layout; any other is a folder, in diffusers' form or, with `mlx` or `bits` (8 or 4), in this engine's own,
+    which loads without a conversion and may be quantised. `float16` None keeps half precision where the source has it.
+    `force` replaces what is at `destination`: a file, or a folder that holds a checkpoint and nothing else.
+
+    Raises `InputError` for a destination that is taken or a form that cannot hold this checkpoint, an error below
+    `CheckpointError` for the source, and OSError for the disk, a full one (ENOSPC) before anything is written.
+    """
+    check_bits(bits)
+    target = Path(destination).expanduser()
+    form = _form(target, mlx, bits)
+    _check_free(target, form, force)
+    report = progress or (lambda message, fraction: None)
+    _, path = locate(source, bool(float16), progress)
+    if float16 is None:
+        float16 = _is_half(path)
+    dtype = mx.float16 if float16 else mx.float32
+    texts, weights = _contents(path, form, dtype, bits, target.stem, report)
+    size = sum(tensor.nbytes for tensors, _ in weights.values() for tensor in tensors.values())
+    size += sum(map(len, texts.values()))
+    _check_space(target, size)
+    with _disk_errors(target, size), _replaced(target, form, force) as temporary:
+        _write(temporary, texts, weights, size, report)
+    return target
+
+
+def _form(target: Path, mlx: bool, bits: int | None) -> str:
+    own = mlx or bits is not None
+    if target.suffix in OTHER_SUFFIXES:
+        raise InputError(f"{str(target)!r} cannot be written: end the name in {SUFFIX}, or in nothing for a folder.")
+    if target.suffix == SUFFIX and own:
+        raise InputError(f"{str(target)!r} cannot be written: MLX's form and quantised weights are kept in a folder.")
+    return SINGLE_FILE if target.suffix == SUFFIX else OWN if own else FOLDER
+
+
+def _check_free(target: Path, form: str, force: bool) -> None:
+    """Refuse to write over anything, and even with `force` over what is no checkpoint."""
+    if not target.parent.is_dir():
+        raise InputError(f"{str(target)!r} cannot be written: there is no folder {str(target.parent)!r}.")
+    if not os.path.lexists(target) or (form != SINGLE_FILE and target.is_dir() and not any(target.iterdir())):
+        return
+    if target.is_symlink() or (target.is_file() if form != SINGLE_FILE else not target.is_file()):
+        raise InputError(f"{str(target)!r} is there already, and is no {'file' if form == SINGLE_FILE else 'folder'}.")
+    if not force:
+        raise InputError(f"{str(target)!r} is there already; --force (force=True) replaces it.")
+    if target.is_dir():
+        foreign = sorted({entry.name for entry in target.iterdir()} - {*COMPONENTS, "model_index.json"})
+        if foreign:
+            raise InputError(
+                f"{str(target)!r} holds more than a checkpoint ({', '.join(foreign[:3])}), so it is not replaced; "
+                f"choose another name."
+            )
+
+
+def _is_half(path: Path) -> bool:
+    """True where the U-Net of a checkpoint is of float16; bfloat16 goes to float32, which holds all its values."""
+    if path.is_file():
+        return describe(path).precision == "float16"
+    files = sorted((path / "unet").glob("*.safetensors"))
+    plain = [file for file in files if ".fp16." not in file.name] or files
+    return bool(plain) and any(dtype == "F16" for _, dtype in list(read_header(plain[0]).values())[:3])
+
+
+def _contents(
+    path: Path, form: str, dtype: mx.Dtype, bits: int | None, name: str, report: Progress
+) -> tuple[dict[str, bytes], save.Weights]:
+    """What is to be written. The checkpoint is let go of, so that weights leave memory as they are written."""
+    checkpoint = load(path, dtype, report)
+    if bits is not None:
+        quantise(checkpoint.unet, checkpoint.text_encoders, bits, report)
+    if form == SINGLE_FILE:
+        _check_tokenizers(checkpoint)
+        weights = save.single_file_weights(checkpoint, dtype, name)
+        check_terms(checkpoint, weights[""][0])
+        return {}, weights
+    texts = save.folder_texts(checkpoint, path, own=form == OWN)
+    return texts, (save.own_weights if form == OWN else save.diffusers_weights)(checkpoint, dtype)
+
+
+def _check_tokenizers(checkpoint: Checkpoint) -> None:
+    clip = Tokenizer.clip()
+    if any(tokenizer.vocab_size != clip.vocab_size for tokenizer in checkpoint.tokenizers):
+        raise InputError("A single file carries no tokenizer, and this checkpoint's is not CLIP's: name a folder.")
+
+
+def _write(temporary: Path, texts: dict[str, bytes], weights: save.Weights, size: int, report: Progress) -> None:
+    done = sum(map(len, texts.values()))
+
+    def written(count: int) -> None:
+        nonlocal done
+        done += count
+        report("Writing", min(done / max(size, 1), 1.0))
+
+    for name, content in texts.items():
+        file = temporary / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    for name in list(weights):
+        tensors, metadata = weights.pop(name)
+        file = temporary / name if name else temporary
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_safetensors(file, tensors, metadata, written)
+
+
+# --- The disk
+
+
+@contextlib.contextmanager
+def _replaced(target: Path, form: str, force: bool) -> Iterator[Path]:
+    """A temporary name beside the target, which takes its place when all has gone well, and is removed if not."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        _check_free(target, form, force)  # a conversion takes its time
+        if target.is_dir() and any(target.iterdir()):
+            old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+            target.rename(old)
+            try:
+                temporary.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.replace(target)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _check_space(target: Path, size: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < size + SPARE:
+        raise _full(target, size, free)
+
+
+@contextlib.contextmanager
+def _disk_errors(target: Path, size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise _full(target, size, shutil.disk_usage(target.parent).free) from error
+
+
+def _full(target: Path, size: int, free: int) -> OSError:
+    return OSError(
+        errno.ENOSPC,
+        f"The disk has too little room: {size / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
+        str(target),
+    )

@@ -1,0 +1,81 @@
+"""What a single file can say. It has no configurations: whoever loads it tells them from the tensors and the family."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..backend import mx
+from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
+from ..errors import ConfigError, InputError, UnsupportedCheckpointError, WeightsError
+from . import kinds, ldm
+from .checkpoint import Checkpoint
+from .outward import plain_parameters
+
+# What changes no result at inference, or follows from the rest.
+UNET_FREE = ("sample_size", "upcast_attention", "attention_head_dim", "num_attention_heads", "time_embedding_dim",
+             "reverse_transformer_layers_per_block")  # fmt: skip
+VAE_FREE = ("sample_size", "force_upcast", "down_block_types", "up_block_types")
+TEXT_FREE = ("eos_token_id", "architectures", "projection_dim")
+SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+
+
+def check_terms(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> None:
+    """Raise `InputError` where a loader would tell another configuration from the tensors than the checkpoint's."""
+    family, no_file = checkpoint.family, kinds.OriginalConfig()
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    unet, vae = (
+        {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+        for prefix in (kinds.UNET, kinds.VAE)
+    )
+    prediction = checkpoint.scheduler.prediction_type
+    try:
+        told_unet = ldm.unet_config(unet, family, no_file, 64, checkpoint.text_encoders[-1].config.projection_dim)
+        told_vae = ldm.vae_config(vae, family, no_file, 64)
+        told_schedule = ldm.scheduler_config(family, prediction, checkpoint.scheduler.rescale_betas_zero_snr, no_file)
+        pairs = [
+            ("U-Net", _unet(checkpoint.unet.config), _unet(UNetConfig.from_dict(told_unet))),
+            ("VAE", _less(checkpoint.vae.config, VAE_FREE), _less(AutoencoderConfig.from_dict(told_vae), VAE_FREE)),
+            ("schedule", _schedule(checkpoint.scheduler), _schedule(SchedulerConfig.from_dict(told_schedule))),
+        ]
+        for i, encoder in enumerate(checkpoint.text_encoders):
+            own = {name: tuple(value.shape) for name, value in plain_parameters(encoder).items()}
+            told_text = CLIPTextConfig.from_dict(ldm.text_encoder_config(own, family == "sd2" or i == 1))
+            pairs.append(("text encoder", _less(encoder.config, TEXT_FREE), _less(told_text, TEXT_FREE)))
+    except (ConfigError, UnsupportedCheckpointError, WeightsError) as error:
+        raise InputError(f"This checkpoint has no place in a single file; name a folder. {error}") from None
+    for what, own_terms, told in pairs:
+        bad = [f"{key} = {own_terms[key]!r} (not {told[key]!r})" for key in own_terms if own_terms[key] != told[key]]
+        if bad:
+            raise InputError(
+                f"A single file cannot say that the {what} has {', '.join(bad[:3])}; name a folder instead."
+            )
+    if prediction not in ("epsilon", "v_prediction"):
+        raise InputError(f"A single file cannot say that the U-Net predicts {prediction!r}; name a folder instead.")
+
+
+def _less(config: Any, free: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
+
+
+def _unet(config: UNetConfig) -> dict[str, Any]:
+    """A U-Net's configuration with one spelling for what means the same."""
+    values = _less(config, UNET_FREE)
+    layers = config.per_block("layers_per_block")
+    attends = [kind.startswith("CrossAttn") for kind in config.down_block_types]
+    attends[-1] = True  # as its middle does
+    depths = [
+        each if isinstance(each, tuple) else (each,) * n
+        for each, n in zip(config.per_block("transformer_layers_per_block"), layers, strict=True)
+    ]
+    values |= {key: config.per_block(key) for key in ("cross_attention_dim", "only_cross_attention")}
+    values["layers_per_block"] = layers
+    values["transformer_layers_per_block"] = [each for each, used in zip(depths, attends, strict=True) if used]
+    values["heads"] = [each for each, used in zip(config.heads, attends, strict=True) if used]
+    values["down_block_types"], values["up_block_types"] = list(config.down_block_types), list(config.up_block_types)
+    return values
+
+
+def _schedule(config: SchedulerConfig) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in SCHEDULE}
