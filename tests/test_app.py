@@ -1,9 +1,11 @@
 """The page's logic, without a browser: the script runs for real, the worker too, and only the engine pretends."""
 
+import errno
 import io
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,6 +13,7 @@ st = pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest  # noqa: E402
 
 import models  # noqa: E402
+import utils  # noqa: E402
 from tests.pretend import PretendEngine, over, wait  # noqa: E402
 from webui.components import form, live, session  # noqa: E402
 from webui.jobs import Frame, Job, Picture, Request, State  # noqa: E402
@@ -238,6 +241,307 @@ def test_the_steps_of_a_finished_picture_can_be_replayed(engine, page):
     replay.set_value(2)
     page.run()
     assert not page.exception
+
+
+def captions(page):
+    return [caption.value for caption in page.caption]
+
+
+def test_the_tokens_of_both_prompts_are_counted(page, monkeypatch):
+    monkeypatch.setenv(session.NEGATIVE_VARIABLE, "a *bad* house")
+    labelled(page.text_area, "Prompt").set_value("a red house")
+    labelled(page.text_area, "Negative prompt").set_value("house " * 80)
+    page.run()
+    assert session.plain("3 / 75 tokens") in captions(page)
+    assert any("this part is not read" in caption.replace("\\", "") for caption in captions(page))
+
+
+def test_a_default_negative_prompt_is_shown_and_added(engine, page, monkeypatch):
+    monkeypatch.setenv(session.NEGATIVE_VARIABLE, "low *res*")
+    labelled(page.text_area, "Prompt").set_value("a")
+    labelled(page.text_area, "Negative prompt").set_value("rain")
+    over(job := generate(page))
+    assert engine.models[0].calls[0][1]["negative_text"] == "rain, low *res*"
+    assert f"Added to every generation: {session.plain('low *res*')}" in captions(page)
+    again = open_page(job=job.id)
+    assert labelled(again.text_area, "Negative prompt").value == "rain"
+
+
+def test_the_schedule_goes_with_the_sampler(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a")
+    labelled(page.selectbox, "Sampler").set_value("dpmpp_2m")
+    page.run()
+    schedule = labelled(page.selectbox, "Schedule")
+    assert schedule.options == ["Automatic", "Karras", "Exponential"]
+    schedule.set_value("karras")
+    over(job := generate(page))
+    assert engine.models[0].calls[0][1]["sampler"] == "dpmpp_2m_karras"
+    again = open_page(job=job.id)
+    assert labelled(again.selectbox, "Sampler").value == "dpmpp_2m"
+    assert labelled(again.selectbox, "Schedule").value == "karras"
+    labelled(again.selectbox, "Sampler").set_value("ddim")
+    again.run()
+    assert labelled(again.selectbox, "Schedule").options == ["Automatic"]
+
+
+def test_ratios_and_swap_set_the_size(page):
+    for name, size in (("3:2", (160, 104)), ("Swap", (104, 160)), ("1:1", (128, 128))):
+        button(page, name).click()
+        page.run()
+        assert tuple(labelled(page.number_input, side).value for side in ("Width", "Height")) == size
+
+
+def test_the_seed_of_the_last_picture_comes_back_and_goes(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a")
+    over(generate(page))
+    page.run()
+    assert labelled(page.number_input, "Seed").value == -1
+    button(page, "Reuse last").click()
+    page.run()
+    assert labelled(page.number_input, "Seed").value == 1000
+    button(page, "Random").click()
+    page.run()
+    assert labelled(page.number_input, "Seed").value == -1
+
+
+def test_presets_keep_all_settings(page):
+    labelled(page.text_area, "Prompt").set_value("a 🌙 بيت")
+    labelled(page.slider, "Steps").set_value(33)
+    labelled(page.selectbox, "Sampler").set_value("heun")
+    labelled(page.text_input, "Name of a new preset").set_value("night")
+    button(page, "Save settings").click()
+    page.run()
+    assert labelled(page.text_input, "Name of a new preset").value == ""
+    other = open_page()
+    assert labelled(other.selectbox, "Preset").value == "night"
+    button(other, "Apply").click()
+    other.run()
+    assert labelled(other.text_area, "Prompt").value == "a 🌙 بيت"
+    assert labelled(other.slider, "Steps").value == 33
+    assert labelled(other.selectbox, "Sampler").value == "heun"
+    button(other, "Delete preset").click()
+    other.run()
+    assert [element for element in other.selectbox if element.label == "Preset"] == []
+
+
+def test_a_preset_without_a_name_is_refused_in_words(page):
+    button(page, "Save settings").click()
+    page.run()
+    assert "name for a preset" in page.error[0].value.replace("\\", "")
+
+
+def test_several_pictures_are_shown_together_and_one_by_one(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a")
+    labelled(page.number_input, "Number of pictures").set_value(3)
+    labelled(page.slider, "Steps").set_value(2)
+    over(job := generate(page))
+    page.run()
+    assert [element.label for element in page.get("download_button")] == ["Download as one sheet"]
+    labelled(page.button_group, "Picture").set_value(1)
+    page.run()
+    assert not page.exception
+    assert labelled(page.slider, "Step").value == 2
+    sheet = Image.open(io.BytesIO(live._sheet(job.pictures)))
+    assert sheet.size == (132, 132)
+
+
+def test_a_picture_in_hand_can_be_skipped(engine):
+    engine.gate = threading.Semaphore(0)
+    page = open_page()
+    labelled(page.text_area, "Prompt").set_value("a")
+    labelled(page.number_input, "Number of pictures").set_value(2)
+    job = generate(page)
+    engine.gate.release(1)
+    wait(lambda: job.frame is not None)
+    button(page, "Skip").click()
+    page.run()
+    engine.gate.release(100)
+    over(job)
+    page.run()
+    assert [picture.finished for picture in job.pictures] == [False, True]
+    assert labelled(page.button_group, "Picture").options[0] == "1 (unfinished)"
+
+
+def test_a_replay_decodes_a_step_when_it_is_asked_to(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a")
+    over(job := generate(page))
+    page.run()
+    labelled(page.slider, "Step").set_value(3)
+    labelled(page.button_group, "Show").set_value(["full"])
+    page.run()
+    assert not page.exception
+    assert job.pictures[0].frames[2].decoded and not job.pictures[0].frames[3].decoded
+
+
+def test_a_model_that_is_not_downloaded_asks_first(engine, page, monkeypatch):
+    began, go = threading.Event(), threading.Event()
+
+    def fetch(source, report):
+        began.set()
+        report("Downloading", 0.5)
+        assert go.wait(10)
+        report("Downloading", 0.6)
+
+    monkeypatch.setattr(session.the_downloads(), "_fetch", fetch)
+    turbo = models.find("sdxl-turbo")
+    labelled(page.selectbox, "Model").set_value(turbo.name)
+    page.run()
+    assert any("(not downloaded)" in option for option in labelled(page.selectbox, "Model").options)
+    assert any("Download" in text.value and "GB" in text.value for text in page.markdown)
+    assert any(session.plain(turbo.licence) in caption for caption in captions(page))
+    labelled(page.text_area, "Prompt").set_value("a")
+    button(page, "Generate").click()
+    page.run()
+    assert "is not downloaded yet" in page.error[0].value.replace("\\", "")
+    assert engine.models == []
+    button(page, "Download").click()
+    page.run()
+    assert began.wait(10)
+    download = session.the_downloads().get(turbo.name)
+    button(page, "Cancel download").click()
+    page.run()
+    go.set()
+    wait(lambda: not download.active)
+    page.run()
+    assert button(page, "Download")
+
+
+def test_a_model_that_went_away_leaves_the_page_standing(engine, page, monkeypatch):
+    other = models.Model("mine", models.LOCAL, "/nowhere/mine", "Mine", "sd1")
+    listed = models.all()
+    monkeypatch.setattr(models, "all", lambda folders=None: [*listed, other])
+    page.run()
+    labelled(page.selectbox, "Model").set_value("mine")
+    page.run()
+    monkeypatch.setattr(models, "all", lambda folders=None: listed)
+    page.run()
+    assert not page.exception
+    assert labelled(page.selectbox, "Model").value == models.DEFAULT
+    assert "no longer there" in page.error[0].value
+
+
+def test_what_others_put_into_the_form_is_made_showable(engine):
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    given = dict.fromkeys(("prompt", "negative"), "") | dict.fromkeys(("width", "height"), 7) | {"seed": -1}
+    given |= {"n_images": 1, "fit": "crop", "file_format": "png", "previews": [], "cfg": 5.0, "strength": 0.5}
+    for key, value in (given | {"model": models.DEFAULT, "sampler": "dpmpp_2m_karras", "steps": 10**6}).items():
+        page.session_state[key] = value
+    page.run()
+    assert not page.exception
+    assert labelled(page.selectbox, "Sampler").value == "dpmpp_2m"
+    assert labelled(page.selectbox, "Schedule").value == "karras"
+    assert labelled(page.slider, "Steps").value == 150
+    assert labelled(page.number_input, "Width").value == 64
+
+
+@pytest.mark.parametrize(
+    "prompt", ["x" * 1000, "🏠" * 1000, "بيت أحمر على تلال خضراء " * 42, "a\u202eb\u0000c", "*a* <b>b</b> $x$ :red[y]"]
+)
+def test_any_prompt_is_taken_as_it_is(engine, page, prompt):
+    labelled(page.text_area, "Prompt").set_value(prompt)
+    over(job := generate(page))
+    page.run()
+    assert not page.exception
+    assert job.state is State.DONE, job.error
+    assert engine.models[0].calls[0][0] == prompt.strip()
+    assert labelled(page.text_area, "Prompt").value == prompt
+
+
+def damaged(kind):
+    good = png()
+    return {
+        "text": b"not a picture",
+        "empty": b"",
+        "cut short": good[: len(good) // 2],
+        "another kind": b"GIF89a" + bytes(20),
+        "bomb": good[:16] + (60_000).to_bytes(4, "big") * 2 + good[24:],
+        "html": b"<svg onload=alert(1)></svg>",
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "cut short", "another kind", "bomb", "html"])
+def test_every_bad_upload_is_refused_in_words_and_nothing_is_lost(engine, page, kind):
+    labelled(page.text_area, "Prompt").set_value("a red house")
+    page.run()
+    page.switch_page(IMAGE_PAGE).run()
+    labelled(page.get("file_uploader"), "Input picture").set_value(("in.png", damaged(kind), "image/png"))
+    page.run()
+    assert not page.exception
+    assert len(page.error) == 1
+    assert labelled(page.text_area, "Prompt").value == "a red house"
+    assert page.session_state["input_picture"] is None
+
+
+def test_a_full_disk_is_said_and_the_picture_can_be_had(engine, page, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(utils, "save_new_picture", full)
+    labelled(page.text_area, "Prompt").set_value("a")
+    over(job := generate(page))
+    page.run()
+    assert "disk is full" in page.warning[0].value
+    assert [element.label for element in page.get("download_button")] == ["Download"]
+    assert Image.open(io.BytesIO(live._bytes(job.pictures[0]))).size == (64, 64)
+
+
+# --- How it works
+
+
+@pytest.fixture
+def lessons(monkeypatch):
+    """The lessons' page with a function in the place of one of its lessons."""
+    from webui import lessons as module
+
+    def open_lesson(name, function):
+        monkeypatch.setattr(module, name, function)
+        page = open_page()
+        page.switch_page("webui/pages/how_it_works.py").run()
+        return page
+
+    return open_lesson
+
+
+def settle(page):
+    wait(lambda: session.the_worker()._in_hand is None and not session.the_worker()._waiting)
+    page.run()
+    assert not page.exception
+
+
+def test_a_lesson_is_computed_once_and_then_shown(engine, lessons):
+    from webui.lessons import Schedule
+
+    asked = []
+    curve = np.linspace(0.1, 1, 10)
+    page = lessons("schedule", lambda model, report: asked.append(model.name) or Schedule(curve, curve, curve))
+    settle(page)
+    assert len(page.get("arrow_vega_lite_chart")) == 3 or len(page.get("vega_lite_chart")) == 3
+    open_page().switch_page("webui/pages/how_it_works.py").run()
+    settle(page)
+    assert asked == [models.DEFAULT]
+
+
+def test_a_lesson_that_fails_says_so_and_can_be_tried_again(engine, lessons):
+    page = lessons("schedule", lambda model, report: 1 / 0)
+    settle(page)
+    assert "ZeroDivisionError" in page.error[0].value
+    button(page, "Try again").click()
+    page.run()
+    settle(page)
+    assert len(page.error) == 1
+
+
+def test_the_live_panel_is_a_strip_beside_a_lesson(engine):
+    engine.gate = threading.Semaphore(0)
+    page = open_page()
+    labelled(page.text_area, "Prompt").set_value("a")
+    job = generate(page)
+    page.switch_page("webui/pages/how_it_works.py").run()
+    button(page, "Cancel").click()
+    page.run()
+    engine.gate.release(5)
+    over(job)
+    assert job.state is State.CANCELLED
 
 
 @pytest.mark.parametrize(
