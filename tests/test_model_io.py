@@ -139,6 +139,16 @@ class TestFolders:
         with pytest.raises(UnsupportedCheckpointError, match="refiner"):
             load_folder(checkpoint, mx.float32)
 
+    @pytest.mark.parametrize("value", [None, 3, [], "CLIPTextModel", {}])
+    def test_an_index_of_nonsense(self, checkpoint, value):
+        change_json(checkpoint / "model_index.json", text_encoder_2=value)
+        assert load_folder(checkpoint, mx.float32).family == "sd1"
+        change_json(checkpoint / "model_index.json", text_encoder=value)
+        with pytest.raises(UnsupportedCheckpointError, match="no text_encoder"):
+            load_folder(checkpoint, mx.float32)
+        replace(checkpoint / "model_index.json", json.dumps(value))
+        assert not is_complete(checkpoint)
+
     @pytest.mark.parametrize("file", ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"])
     @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\x00\x01", "nonsense"])
     def test_a_config_that_is_not_json(self, checkpoint, file, content):

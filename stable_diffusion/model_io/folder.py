@@ -60,7 +60,7 @@ def load_folder(
     """
     report = progress or (lambda message, fraction: None)
     index = read_index(folder)
-    names = ["text_encoder", "text_encoder_2"] if index.get("text_encoder_2", [None])[0] else ["text_encoder"]
+    names = ["text_encoder", "text_encoder_2"] if _has(index, "text_encoder_2") else ["text_encoder"]
     tokenizer_names = [name.replace("text_encoder", "tokenizer") for name in names]
     load = _Loader(folder, dtype, check_values, report)
     unet = load("unet", UNetConfig, UNet, mapping.UNET)
@@ -95,11 +95,17 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise UnsupportedCheckpointError(
             f"{str(folder)!r} holds {kind}; this engine loads Stable Diffusion 1.x, 2.x and XL."
         )
-    if not index.get("text_encoder", [None])[0]:
+    if not _has(index, "text_encoder"):
         raise UnsupportedCheckpointError(
             f"{str(folder)!r} has no text_encoder; SDXL's refiner and other second stages are not supported."
         )
     return index
+
+
+def _has(index: dict[str, Any], name: str) -> bool:
+    """Whether model_index.json names a class for a component: ["diffusers", "..."], not [null, null]."""
+    value = index.get(name)
+    return isinstance(value, list) and bool(value) and bool(value[0])
 
 
 def read_json(path: Path) -> Any:
@@ -116,10 +122,11 @@ def is_complete(folder: Path) -> bool:
     """True where every component that model_index.json names has its configuration and weights in place."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        parts = [name for name, value in index.items() if isinstance(value, list) and value and value[0]]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return False
-    modules = [name for name in parts if name in ("unet", "vae", "text_encoder", "text_encoder_2")]
+    if not isinstance(index, dict):
+        return False
+    modules = [name for name in ("unet", "vae", "text_encoder", "text_encoder_2") if _has(index, name)]
     return all(
         (folder / name / "config.json").is_file() and weight_files(_names(folder / name), float16=False)
         for name in modules
