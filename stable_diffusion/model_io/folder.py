@@ -127,7 +127,7 @@ def is_complete(folder: Path) -> bool:
     if not isinstance(index, dict):
         return False
     modules = [name for name in ("unet", "vae", "text_encoder", "text_encoder_2") if _has(index, name)]
-    return all(
+    return "unet" in modules and all(
         (folder / name / "config.json").is_file() and weight_files(_names(folder / name), float16=False)
         for name in modules
     )
