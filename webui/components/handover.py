@@ -5,6 +5,7 @@ then goes to the page that was meant, and `notes` says there what could not be t
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 from PIL import Image
@@ -13,16 +14,20 @@ import models
 import utils
 from stable_diffusion.errors import SamplerError, StableDiffusionError
 from stable_diffusion.sampler import key_of, sampler_from_a1111
-from webui.components import session
-from webui.worker import MAX_SEED
+from webui import values
+from webui.components import details, session
 
 TEXT_PAGE = "webui/pages/text_to_image.py"
 PICTURE_PAGE = "webui/pages/image_to_image.py"
-MAX_PROMPT = 20_000  # characters; more is no prompt but a file that somebody made to be difficult
-SIDES = range(64, 2049, 8)  # pixels
-STEPS = range(1, 151)
-CFG = (0.0, 20.0)
-SEEDS = range(0, MAX_SEED + 1)
+SIDES = 8  # pixels: what width and height are multiples of
+NUMBERS = {
+    "steps": "Steps",
+    "cfg": "CFG",
+    "seed": "Seed",
+    "width": "Width",
+    "height": "Height",
+    "strength": "Denoising strength",
+}
 
 
 def send(parameters: utils.Parameters | None, picture: Image.Image | Callable[[], Image.Image] | None = None) -> None:
@@ -48,46 +53,38 @@ def follow() -> None:
 def notes() -> None:
     """Say once what could not be taken over."""
     if left_out := st.session_state.pop("handover_notes", None):
-        st.info("  \n".join(session.plain(note) for note in left_out), icon=":material/info:")
+        st.info("  \n".join(session.plain(details.one_line(note, 300)) for note in left_out), icon=":material/info:")
 
 
 def fill(parameters: utils.Parameters) -> list[str]:
-    """Put a picture's parameters into the form's session state; return, in words, what was left as it is and why.
+    """Put a picture's parameters into the form; return, in words, what was left as it is and why.
 
     A picture may come from anywhere: a model counts only by a name of the catalogue (never as a path or as something to
     download), and numbers only within what the form offers.
     """
     left_out: list[str] = []
-    _take_model(parameters, left_out)
-    st.session_state["prompt"] = parameters.prompt[:MAX_PROMPT]
-    st.session_state["negative"] = parameters.negative[:MAX_PROMPT]
-    _take_sampler(parameters, left_out)
-    found: dict[str, tuple[str, float | int | None, bool]] = {
-        "steps": ("Steps", parameters.steps, parameters.steps in STEPS),
-        "cfg": ("CFG", parameters.cfg, parameters.cfg is not None and CFG[0] <= parameters.cfg <= CFG[1]),
-        "seed": ("Seed", parameters.seed, parameters.seed in SEEDS),
-        "width": ("Width", parameters.width, parameters.width in SIDES),
-        "height": ("Height", parameters.height, parameters.height in SIDES),
-        "strength": ("Denoising strength", parameters.strength, 0.0 <= (parameters.strength or 0.0) <= 1.0),
-    }
-    for key, (label, value, usable) in found.items():
-        if value is not None and usable:
-            st.session_state[key] = float(value) if key in ("cfg", "strength") else int(value)
-        elif value is not None:
-            left_out.append(f"{label} {value} is not offered here, and was left as it is.")
+    found: dict[str, Any] = {"prompt": parameters.prompt, "negative": parameters.negative}
+    if parameters.model:
+        if name := model_named(parameters.model):
+            session.put({"model": name})
+            session.apply_defaults()
+        else:
+            left_out.append(f"The model {parameters.model!r} is not here; the chosen one was left.")
+    if parameters.sampler:
+        try:
+            found["sampler"] = key_of(sampler_from_a1111(parameters.sampler, parameters.schedule))
+        except SamplerError:
+            wanted = " ".join(filter(None, (parameters.sampler, parameters.schedule)))
+            left_out.append(f"The sampler {wanted!r} is not offered here; the chosen one was left.")
+    for key, label in NUMBERS.items():
+        number = getattr(parameters, key)
+        low, high = (values.WHOLE | values.REAL)[key]
+        if number is not None and low <= number <= high and not (key in ("width", "height") and number % SIDES):
+            found[key] = number
+        elif number is not None:
+            left_out.append(f"{label} {number} is not offered here, and was left as it is.")
+    session.put(found)
     return left_out
-
-
-def _take_model(parameters: utils.Parameters, left_out: list[str]) -> None:
-    wanted = parameters.model
-    if not wanted:
-        return
-    name = model_named(wanted)
-    if name is None:
-        left_out.append(f"The model {wanted!r} is not here; the chosen one was left.")
-    elif name != st.session_state.get("model"):
-        st.session_state["model"] = name
-        session.apply_defaults()
 
 
 def model_named(wanted: str) -> str | None:
@@ -101,13 +98,3 @@ def model_named(wanted: str) -> str | None:
         if model := next(filter(fits, listed), None):
             return model.name
     return None
-
-
-def _take_sampler(parameters: utils.Parameters, left_out: list[str]) -> None:
-    if not parameters.sampler:
-        return
-    try:
-        st.session_state["sampler"] = key_of(sampler_from_a1111(parameters.sampler, parameters.schedule))
-    except SamplerError:
-        wanted = " ".join(filter(None, (parameters.sampler, parameters.schedule)))
-        left_out.append(f"The sampler {wanted!r} is not offered here; the chosen one was left.")

@@ -1,0 +1,57 @@
+"""Picture info: drop a picture, read how it was made, send that to the form."""
+
+import io
+
+import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+import utils
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.picture import open_picture
+from webui.components import details, handover, session
+from webui.worker import in_plain_words
+
+
+def show() -> None:
+    """Draw the page."""
+    upload = st.file_uploader("Picture to read", type=["png", "jpg", "jpeg", "webp"], key="info_upload")
+    if upload is None:
+        st.caption(
+            "PNG, JPEG or WebP, made here or by another program that writes its parameters as AUTOMATIC1111's "
+            "web UI does. The picture stays on this machine."
+        )
+        return
+    try:
+        picture = open_picture(io.BytesIO(upload.getvalue()))
+        text = utils.read_text(io.BytesIO(upload.getvalue()))
+    except (StableDiffusionError, OSError) as error:
+        st.error(session.plain(in_plain_words(error)), icon=":material/error:")
+        return
+    shown, beside = st.columns(2, gap="large")
+    with shown:
+        st.image(upload.getvalue(), width="stretch", output_format="JPEG", alt="The picture that was read")
+        st.caption(session.plain(f"{details.one_line(upload.name, 80)} · {picture.width} × {picture.height}"))
+    with beside:
+        _actions(upload, text)
+        if text:
+            details.show(text)
+        else:
+            st.info("This picture says nothing about how it was made.", icon=":material/info:")
+
+
+def _actions(upload: UploadedFile, text: str | None) -> None:
+    parameters = utils.Parameters.from_text(text) if text else None
+    with st.container(horizontal=True, gap="small"):
+        st.button(
+            "Reuse all settings",
+            on_click=handover.send,
+            args=(parameters,),
+            disabled=parameters is None,
+            icon=":material/edit:",
+        )
+        st.button(
+            "Send to image to image",
+            on_click=handover.send,
+            args=(parameters, lambda: open_picture(io.BytesIO(upload.getvalue()))),
+            icon=":material/image:",
+        )
