@@ -16,7 +16,7 @@ WITH_FORM = ("Text to image", "Image to image")  # pages beside which the live p
 
 def main() -> None:
     """Draw the page."""
-    from webui.components import live, session, settings
+    from webui.components import handover, live, session, settings
 
     icon = Path(__file__).with_name("webui") / "icon.png"
     st.set_page_config(page_title="Stable Diffusion", page_icon=icon, layout="wide")
@@ -24,12 +24,16 @@ def main() -> None:
         [
             st.Page("webui/pages/text_to_image.py", title="Text to image", icon=":material/edit:", default=True),
             st.Page("webui/pages/image_to_image.py", title="Image to image", icon=":material/image:"),
+            st.Page("webui/pages/gallery.py", title="Gallery", icon=":material/photo_library:"),
+            st.Page("webui/pages/picture_info.py", title="Picture info", icon=":material/info:"),
             st.Page("webui/pages/how_it_works.py", title="How it works", icon=":material/school:"),
         ],
         position="top",
     )
     session.begin()
+    handover.follow()
     settings.sidebar()
+    handover.notes()
     if page.title in WITH_FORM:
         form, picture = st.columns(2, gap="large")
         with form:
