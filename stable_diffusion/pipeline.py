@@ -24,6 +24,7 @@ from .backend import mx
 from .conditioning import TextConditioner
 from .denoiser import Denoiser, UNetCall
 from .errors import InputError
+from .model_io.autoencoder import load_vae
 from .model_io.hub import Progress
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .model_io.sources import load, locate
@@ -67,8 +68,9 @@ class StableDiffusion:
     .pt) in the original layout. `float16` None takes what suits the device. `progress(message, fraction or None)` hears
     of downloads and loading, and may raise to cancel them; `check_weights` refuses NaN and infinite weights (and reads
     all of them for it). `bits` 8 or 4 keeps the U-Net's and the text encoders' large layers as whole numbers of so many
-    bits. `prediction_type` ("epsilon", "v_prediction" or "sample") overrides what the checkpoint says of itself. Raises
-    the errors below `CheckpointError`, and `InputError` for other bits or prediction types.
+    bits. `prediction_type` ("epsilon", "v_prediction" or "sample") overrides what the checkpoint says of itself. `vae`
+    (a folder, a file or a hub id) takes the place of the checkpoint's own. Raises the errors below `CheckpointError`,
+    and `InputError` for other bits or prediction types.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class StableDiffusion:
         check_weights: bool = False,
         bits: int | None = None,
         prediction_type: str | None = None,
+        vae: str | os.PathLike | None = None,
     ):
         check_bits(bits)
         self.float16 = backend.default_float16() if float16 is None else float16
@@ -95,6 +98,8 @@ class StableDiffusion:
         self.tokenizer = checkpoint.tokenizers[0]
         self._unet = checkpoint.unet
         self._vae = checkpoint.vae
+        if vae is not None:
+            self._vae = load_vae(vae, checkpoint.vae.config, self.family, self._dtype, progress)
         self._conditioner = TextConditioner(
             checkpoint.tokenizers,
             checkpoint.text_encoders,

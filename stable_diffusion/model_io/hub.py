@@ -12,6 +12,7 @@ Progress = Callable[[str, float | None], None]  # a message, and the fraction do
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+KINDS = {"model_index.json": "a checkpoint in diffusers' folder form", "config.json": "a VAE in diffusers' form"}
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 
 
@@ -23,6 +24,23 @@ def cached_folder(repository: str) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
+def cached_vae(repository: str) -> Path | None:
+    """The folder of a repository that is or holds a VAE, where that has been downloaded; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for part in ("vae/", ""):
+        config = try_to_load_from_cache(repository, f"{part}config.json")
+        folder = Path(config).parent if isinstance(config, str) else None
+        if folder and any(weight_files([path.name for path in folder.iterdir()], half) for half in (False, True)):
+            return folder
+    return None
+
+
+def download_vae(repository: str, float16: bool, progress: Progress | None = None) -> Path:
+    """Fetch the VAE of a repository that is one, or that is a whole checkpoint; as `download`."""
+    return _download(repository, lambda names: needed_for_vae(names, float16), "config.json", progress)
+
+
 def download(repository: str, float16: bool, progress: Progress | None = None) -> Path:
     """Fetch what a checkpoint needs, and return its folder in huggingface_hub's cache (HF_HOME).
 
@@ -30,6 +48,13 @@ def download(repository: str, float16: bool, progress: Progress | None = None) -
     `CheckpointNotFoundError` for a repository that does not exist or is not to be had offline, and `DownloadError`
     where the hub refuses or cannot be reached.
     """
+    return _download(repository, lambda names: needed_files(names, float16), "model_index.json", progress)
+
+
+def _download(
+    repository: str, choose: Callable[[Iterable[str]], list[str]], index: str, progress: Progress | None
+) -> Path:
+    """Fetch the chosen files, among which the `index` should be."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     report = progress or (lambda message, fraction: None)
@@ -37,11 +62,9 @@ def download(repository: str, float16: bool, progress: Progress | None = None) -
         report(f"Looking up {repository}", None)
         info = HfApi().model_info(repository, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        wanted = needed_files(sizes, float16)
-        if "model_index.json" not in wanted:
-            raise CheckpointNotFoundError(
-                f"{repository!r} holds no model_index.json, so it is not a checkpoint in diffusers' folder form."
-            )
+        wanted = choose(sizes)
+        if not any(name.rpartition("/")[2] == index for name in wanted):
+            raise CheckpointNotFoundError(f"{repository!r} holds no {index}, so it is not {KINDS[index]}.")
         meter = _Meter(report, f"Downloading {repository}", sum(sizes[name] for name in wanted))
         for name in wanted:
             path = hf_hub_download(repository, name, tqdm_class=meter.bar())
@@ -83,6 +106,14 @@ def needed_files(names: Iterable[str], float16: bool) -> list[str]:
         weights = weight_files([name.rpartition("/")[2] for name in files], float16)
         wanted += [f"{component}/{name}" for name in weights]
     return wanted
+
+
+def needed_for_vae(names: Iterable[str], float16: bool) -> list[str]:
+    """Of a repository's files, the configuration and the weights of the VAE that it holds or is."""
+    names = set(names)
+    part = "vae/" if "vae/config.json" in names else ""
+    own = [name.removeprefix(part) for name in names if name.rpartition("/")[0] == part.rstrip("/")]
+    return [part + name for name in (["config.json"] * ("config.json" in own) + weight_files(own, float16))]
 
 
 def weight_files(names: Iterable[str], float16: bool) -> list[str]:
