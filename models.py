@@ -1,26 +1,31 @@
-"""The catalogue of models: the embedded one, folders on this machine, and what the hub holds that people run today.
+"""The catalogue of models: the embedded one, files and folders on this machine, and what people run from the hub.
 
-Needs neither MLX nor Streamlit. Nothing here goes to the network: the hub's models are looked for in its cache only.
+Needs neither MLX nor Streamlit. Nothing here goes to the network: the hub's models are looked for in its cache only. Of
+local files nothing but headers and configurations is read.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from stable_diffusion.errors import CheckpointNotFoundError
+from stable_diffusion.errors import CheckpointError, CheckpointNotFoundError
+from stable_diffusion.model_io import hashes
 
 DEFAULT = "postcards-tiny"
 EMBEDDED, LOCAL, HUB = "embedded", "local", "hub"
 FOLDERS_VARIABLE = "STABLE_DIFFUSION_MODELS"
 WEIGHTS = (".safetensors", ".ckpt", ".pt")
+VAES = tuple(f".vae{suffix}" for suffix in WEIGHTS)  # beside their checkpoints, as A1111 has them
+# Where other programs keep their checkpoints: A1111 and Forge, ComfyUI. Their other folders hold other things.
+LAYOUTS = ("models/Stable-diffusion", "Stable-diffusion", "models/checkpoints", "checkpoints")
+DEEPEST = 8  # levels of folders
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 
@@ -47,7 +52,8 @@ class Model:
 
     `name` is what a user picks it by and `source` what `StableDiffusion` is given. `size_bytes` is what lies on disk,
     or what a hub model downloads in float32 (`size_float16`: in float16, where the hub has such files). None: unknown.
-    `family` is "sd1", "sd2", "sdxl", or "" where it is not known without reading the weights.
+    `family` is "sd1", "sd2", "sdxl", or "" where it is not known without reading the weights. `precision`
+    ("float16") and `prediction_type` ("epsilon") are told for local models; `problem` says why one cannot be used.
     """
 
     name: str
@@ -59,6 +65,9 @@ class Model:
     size_bytes: int | None = None
     size_float16: int | None = None
     defaults: Defaults = field(default_factory=Defaults)
+    precision: str = ""
+    prediction_type: str = ""
+    problem: str = ""
 
     @property
     def family_title(self) -> str:
@@ -154,26 +163,53 @@ def model_folders() -> list[Path]:
 
 
 def local(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
-    """The diffusers folders of Stable Diffusion 1.x, 2.x and XL, one or two levels below `folders`, by name."""
+    """The checkpoints below `folders`, files and diffusers folders, by name; those that cannot be used come last."""
     found: dict[str, Model] = {}
-    for folder in model_folders() if folders is None else map(Path, folders):
-        for index in sorted([*folder.glob("*/model_index.json"), *folder.glob("*/*/model_index.json")]):
-            model = from_folder(index.parent, name=index.parent.relative_to(folder).as_posix())
-            if model and model.family:
-                found.setdefault(model.name, model)
-    return sorted(found.values(), key=lambda model: model.name.lower())
+    for folder in map(Path, model_folders() if folders is None else folders):
+        root = next((inner for name in LAYOUTS if (inner := folder / name).is_dir()), folder)
+        for model in _walk(root, "", DEEPEST, frozenset()):
+            found.setdefault(model.name, model)
+    return sorted(found.values(), key=lambda model: (bool(model.problem), model.name.lower()))
 
 
 def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | None:
-    """A diffusers folder as an entry, or None when it is none; `family` is "" when it holds something else than SD."""
+    """A diffusers folder as an entry, or None when it is none."""
     folder = Path(folder)
+    if not (folder / "model_index.json").is_file():
+        return None
+    title = name or folder.resolve().name
     kind = _json(folder / "model_index.json").get("_class_name")
     if not isinstance(kind, str):
-        return None
-    family, title = _family(folder, kind), name or folder.resolve().name
-    size = sum(path.stat().st_size for path in _one_precision(folder))
+        return Model(title, LOCAL, str(folder), title, problem="its model_index.json cannot be read")
+    family = _family(folder, kind)
+    weights = _one_precision(folder)
     return Model(
-        title, LOCAL, str(folder), title, family, "", size or None, None, _folder_defaults(folder, kind, family)
+        title,
+        LOCAL,
+        str(folder),
+        title,
+        family,
+        size_bytes=sum(map(_size, weights)) or None,
+        defaults=_folder_defaults(folder, kind, family),
+        precision=_folder_precision(folder, weights),
+        prediction_type=_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"),
+        problem="" if family else f"it holds {kind}",
+    )
+
+
+def from_file(path: str | os.PathLike, name: str | None = None) -> Model:
+    """A single file as an entry, told from its header; `problem` says what is wrong with one that cannot be loaded."""
+    path = Path(path)
+    name = name or path.name
+    title = name.removesuffix(path.suffix)
+    try:
+        stat, beside = path.stat(), path.with_suffix(".yaml")
+        told_beside = beside.stat().st_mtime_ns if beside.is_file() else 0
+        family, precision, prediction, defaults, problem = _told(path, stat.st_size, stat.st_mtime_ns, told_beside)
+    except OSError as error:
+        return Model(name, LOCAL, str(path), title, problem=error.strerror or str(error))
+    return Model(
+        name, LOCAL, str(path), title, family, "", stat.st_size, None, defaults, precision, prediction, problem
     )
 
 
@@ -195,7 +231,7 @@ def find(name: str, folders: Iterable[str | os.PathLike] | None = None) -> Model
     if path.is_dir():
         return from_folder(path) or Model(str(path), LOCAL, str(path), path.name)
     if path.is_file():
-        return Model(path.name, LOCAL, str(path), path.name, size_bytes=path.stat().st_size)
+        return from_file(path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.lower().endswith(WEIGHTS):
         return Model(name, HUB, name, name)
     near = difflib.get_close_matches(name, [part for m in listed for part in {m.name, m.name.rpartition("/")[2]}], 3)
@@ -207,20 +243,71 @@ def find(name: str, folders: Iterable[str | os.PathLike] | None = None) -> Model
 
 def short_hash(source: str | os.PathLike) -> str | None:
     """The first ten hex digits of a checkpoint file's sha256, as A1111 writes it; None for what is not one file."""
-    path = Path(source)
-    if not path.is_file():
-        return None
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)[:10]
+    return hashes.short_hash(source) if os.path.isfile(source) else None
 
 
-@lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def known_hash(source: str | os.PathLike) -> str | None:
+    """`short_hash` where it has been computed before, which takes no time; else None."""
+    return hashes.known_hash(source)
+
+
+# --- Looking at files
+
+
+def _walk(folder: Path, name: str, levels: int, above: frozenset[tuple[int, int]]) -> Iterator[Model]:
+    """What is in a folder and below; `above` are the folders that lead here, since links may lead back to one."""
+    try:
+        stat = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if name:
+            yield Model(name, LOCAL, str(folder), name, problem=error.strerror or str(error))
+        return
+    here = (stat.st_dev, stat.st_ino)
+    if here in above:
+        return
+    if name and any(entry.name == "model_index.json" for entry in entries):
+        model = from_folder(folder, name)
+        yield from [model] if model else []
+        return
+    for entry in entries:
+        inner = f"{name}/{entry.name}".lstrip("/")
+        if _is_folder(entry):
+            if levels > 1 and not entry.name.startswith("."):
+                yield from _walk(folder / entry.name, inner, levels - 1, above | {here})
+        elif entry.name.lower().endswith(WEIGHTS) and not entry.name.lower().endswith(VAES):
+            yield from_file(folder / entry.name, inner)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _told(path: Path, size: int, mtime_ns: int, told_beside: int) -> tuple[str, str, str, Defaults, str]:
+    """Family, precision, prediction type, defaults and problem of a file; looked at again only when it has changed."""
+    from stable_diffusion.model_io import kinds, ldm  # here, since they take numpy, which nobody else needs
+
+    try:
+        told = kinds.describe(path)
+    except CheckpointError as error:
+        return "", "", "", Defaults(), _shortly(error, path)
+    if not told.family:
+        return "", told.precision, "", Defaults(), f"it is {told.kind}"
+    side = 8 * ldm.sample_size(told.family, told.prediction_type, told.size)
+    lcm = "latent consistency" in told.kind
+    problem = f"it lacks its {' and '.join(told.missing)}" if told.missing else ""
+    return told.family, told.precision, told.prediction_type, _usual(told.family, lcm, side), problem
+
+
+def _shortly(error: Exception, path: Path) -> str:
+    """What an error says, without the file's name, which stands beside it."""
+    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
 
 
 def _family(folder: Path, kind: str) -> str:
@@ -239,9 +326,26 @@ def _folder_defaults(folder: Path, kind: str, family: str) -> Defaults:
         side = sample * 8
     else:
         side = 1024 if family == "sdxl" else 512
-    if kind.startswith("LatentConsistency"):
+    return _usual(family, kind.startswith("LatentConsistency"), side)
+
+
+def _usual(family: str, lcm: bool, side: int) -> Defaults:
+    if lcm:
         return Defaults(steps=4, cfg=8.0, sampler="lcm", width=side, height=side)
     return Defaults(cfg=7.0 if family == "sdxl" else 7.5, width=side, height=side)
+
+
+def _folder_precision(folder: Path, weights: list[Path]) -> str:
+    """The precision of the U-Net's weights, or the bits that they are quantised to."""
+    quantisation = _json(folder / "unet" / "config.json").get("quantization")
+    if isinstance(quantisation, dict):
+        return f"{quantisation.get('bits')} bits"
+    unet = next((path for path in weights if path.parent.name == "unet"), None)
+    try:
+        stat = unet.stat() if unet else None
+    except OSError:
+        return ""
+    return _told(unet, stat.st_size, stat.st_mtime_ns, 0)[1] if unet and stat else ""
 
 
 def _one_precision(folder: Path) -> list[Path]:
@@ -251,6 +355,13 @@ def _one_precision(folder: Path) -> list[Path]:
         weights = sorted((folder / part).glob("*.safetensors"))
         files += [path for path in weights if ".fp16" not in path.name] or weights
     return files
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_downloaded(hub_id: str) -> bool:

@@ -80,20 +80,29 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def list_models(args: argparse.Namespace) -> None:
-    """A table of all models."""
-    rows = [("NAME", "FAMILY", "SIZE", "LICENCE", "HERE")]
-    for model in models.all():
+    """A table of all models, and below it what is wrong with those that cannot be used."""
+    rows = [("NAME", "FAMILY", "PRECISION", "PREDICTS", "SIZE", "HASH", "LICENCE", "HERE")]
+    listed = models.all()
+    for model in listed:
         size = _bytes(model.size_bytes) if model.size_bytes else "?"
         here = {models.EMBEDDED: "comes along", models.LOCAL: "yes"}.get(model.kind, "yes" if model.present else "no")
-        rows.append((model.name, model.family_title or "?", size, model.licence or "?", here))
+        told = (model.name, model.family_title or "?", model.precision, model.prediction_type, size)
+        hash_ = models.known_hash(model.source) if model.kind == models.LOCAL else None
+        rows.append((*told, hash_ or "", model.licence or "?", "unusable" if model.problem else here))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if any(model.problem for model in listed):
+        print("\nUnusable:")
+    for model in listed:
+        if model.problem:
+            print(f"  {model.name}: {' '.join(model.problem.split())}")
     print(
         f"""
-After --model stands one of these names, any other folder in diffusers' form, or any other id of the Hugging Face hub.
-What is not here is downloaded when it is first used (about half as much with --float16, where the hub has it so).
-Folders inside models/, and inside those that ${models.FOLDERS_VARIABLE} names, are listed here."""
+After --model stands one of these names, any other folder in diffusers' form, any other single file (.safetensors,
+.ckpt), or any other id of the Hugging Face hub. What is not here is downloaded when it is first used (about half as
+much with --float16, where the hub has it so). Files and folders inside models/, and inside those that
+${models.FOLDERS_VARIABLE} names (A1111's or ComfyUI's too), are listed here; a file's hash once it was used."""
     )
 
 

@@ -9,6 +9,14 @@ import pytest
 EMBEDDED = Path(__file__).parents[1] / "stable_diffusion" / "checkpoints" / "postcards-tiny"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """No test remembers hashes in the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STABLE_DIFFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
     """The embedded checkpoint as a folder of links, any of which a test may replace by a file of its own."""

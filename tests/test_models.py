@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import models
 from stable_diffusion.errors import CheckpointNotFoundError
+from stable_diffusion.model_io import hashes, kinds, stored
 
 ROOT = Path(models.__file__).parent
 
@@ -19,6 +21,7 @@ def only_here(tmp_path, monkeypatch):
     """No model folders but the test's, an empty hub cache, no network."""
     monkeypatch.setattr(models, "model_folders", lambda: [tmp_path / "models"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("STABLE_DIFFUSION_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -32,6 +35,37 @@ def make_folder(folder, kind="StableDiffusionPipeline", unet=None, weights=1000)
         (folder / part).mkdir(exist_ok=True)
         (folder / part / "diffusion_pytorch_model.safetensors").write_bytes(b"0" * weights)
     return folder
+
+
+ENCODERS = {
+    "sd1": ("cond_stage_model.transformer.text_model.final_layer_norm.bias",),
+    "sd2": ("cond_stage_model.model.ln_final.bias",),
+    "sdxl": (
+        "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias",
+        "conditioner.embedders.1.model.ln_final.bias",
+    ),
+}
+
+
+def make_file(path, family="sd1", dtype="F16", keys=(), size=None, metadata=None, vae=True):
+    """A checkpoint's header with nothing behind it: its numbers are a hole in the file."""
+    names = ["model.diffusion_model.input_blocks.0.0.weight", *ENCODERS.get(family, ()), *keys]
+    names += ["first_stage_model.decoder.conv_in.weight"] if vae else []
+    item = {"F16": 2, "BF16": 2, "F32": 4}[dtype]
+    header, end = {"__metadata__": metadata or {}}, 0
+    for name in names:
+        shape = [320, 4, 3, 3] if "input_blocks" in name else [8]
+        start, end = end, end + item * (320 * 36 if "input_blocks" in name else 8)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    if not family:
+        header = {"lora_unet_mid_block.lora_up.weight": {"dtype": "F16", "shape": [4], "data_offsets": [0, 8]}}
+        end = 8
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(size or 8 + len(text) + end)
+    return path
 
 
 def make_cached(cache, hub_id, complete=True):
@@ -106,12 +140,13 @@ def test_local_folders_are_found_and_told_apart(only_here):
     make_folder(home / "flux", "FluxPipeline")
     (home / "broken").mkdir()
     (home / "broken" / "model_index.json").write_text("{")
-    (home / "file.safetensors").touch()
     found = {model.name: model for model in models.local()}
-    assert list(found) == ["b-one", "lcm", "org/A-two", "xl"]
+    assert list(found) == ["b-one", "lcm", "org/A-two", "xl", "broken", "flux"]  # what cannot be used comes last
     assert {name: model.family for name, model in found.items()} == {
-        "b-one": "sd1", "lcm": "sd1", "org/A-two": "sd2", "xl": "sdxl",
+        "b-one": "sd1", "lcm": "sd1", "org/A-two": "sd2", "xl": "sdxl", "broken": "", "flux": "",
     }  # fmt: skip
+    assert found["flux"].problem == "it holds FluxPipeline" and "model_index.json" in found["broken"].problem
+    assert not any(found[name].problem for name in ("b-one", "lcm", "org/A-two", "xl"))
     assert found["b-one"].defaults == models.Defaults(width=768, height=768)
     assert (found["lcm"].defaults.steps, found["lcm"].defaults.sampler) == (4, "lcm")
     assert found["xl"].size_bytes == 2000 and found["xl"].source == str(home / "xl")
@@ -147,6 +182,9 @@ def test_find_takes_paths_and_hub_ids(only_here):
     assert (model.kind, model.source, model.family) == ("local", "elsewhere/mine", "sdxl")
     (only_here / "one.safetensors").write_bytes(b"1234")
     assert (models.find("one.safetensors").kind, models.find("one.safetensors").size_bytes) == ("local", 4)
+    assert "cut short" in models.find("one.safetensors").problem
+    two = models.find(str(make_file(only_here / "two.safetensors", "sdxl")))
+    assert (two.name, two.title, two.family, two.problem) == ("two.safetensors", "two", "sdxl", "")
     other = models.find("some/other-model")
     assert (other.kind, other.source, other.family, other.defaults.width) == ("hub", "some/other-model", "", None)
     (only_here / "empty").mkdir()
@@ -175,6 +213,123 @@ def test_the_short_hash_is_the_beginning_of_the_sha256(only_here):
     path.write_bytes(b"three")
     assert models.short_hash(path) == hashlib.sha256(b"three").hexdigest()[:10]
     assert models.short_hash(only_here) is None and models.short_hash("org/name") is None
+
+
+def test_hashes_are_kept_on_the_disk_and_asked_for_without_reading(only_here, monkeypatch):
+    path = only_here / "a.safetensors"
+    path.write_bytes(b"one")
+    expected = hashlib.sha256(b"one").hexdigest()[:10]
+    assert models.known_hash(path) is None and models.known_hash("org/name") is None
+    assert models.short_hash(path) == expected == models.known_hash(path)
+    (only_here / "link.safetensors").symlink_to(path)
+    assert models.known_hash(only_here / "link.safetensors") == expected  # one file, one hash
+    hashes._sha256.cache_clear()  # as in a new process
+    monkeypatch.setattr(hashes.hashlib, "sha256", lambda: pytest.fail("computed again"))
+    assert models.short_hash(path) == expected
+    monkeypatch.undo()
+    assert [file.name for file in (only_here / "cache").iterdir()] == ["hashes.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"PATH": 3}', '{"PATH": {"size": 3, "sha256": "x"}}', "[" * 9999])
+def test_a_broken_cache_of_hashes_is_made_anew(only_here, content):
+    path = only_here / "a.safetensors"
+    path.write_bytes(b"one")
+    cache = only_here / "cache" / "hashes.json"
+    cache.parent.mkdir()
+    cache.write_text(content.replace("PATH", str(path)))
+    hashes._sha256.cache_clear()
+    assert models.short_hash(path) == hashlib.sha256(b"one").hexdigest()[:10] == models.known_hash(path)
+    assert json.loads(cache.read_text())[str(path)]["size"] == 3
+
+
+def test_hashes_need_no_cache(only_here, monkeypatch):
+    path = only_here / "a.safetensors"
+    path.write_bytes(b"one")
+    (only_here / "cache").write_text("a file where the folder should be")
+    hashes._sha256.cache_clear()
+    assert models.short_hash(path) == hashlib.sha256(b"one").hexdigest()[:10]
+    monkeypatch.delenv("STABLE_DIFFUSION_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert hashes.cache_folder() == Path("/somewhere/stable-diffusion-mlx")
+
+
+def test_files_tell_family_precision_and_prediction(only_here):
+    home = only_here / "models"
+    make_file(home / "one.safetensors")
+    make_file(home / "sub" / "deep" / "xl.safetensors", "sdxl", "BF16", keys=["v_pred"])
+    make_file(home / "two.safetensors", "sd2", "F32", metadata={"modelspec.prediction_type": "epsilon"})
+    make_file(home / "a-lora.safetensors", family="")
+    make_file(home / "no-vae.safetensors", vae=False)
+    make_file(home / "one.vae.safetensors", family="")  # stands beside its checkpoint, and is none itself
+    (home / "empty.ckpt").touch()
+    (home / "cut.safetensors").write_bytes((home / "one.safetensors").read_bytes()[:100])
+    (home / "notes.txt").write_text("no checkpoint")
+    found = {model.name: model for model in models.local()}
+    told = {name: (m.family, m.precision, m.prediction_type, m.defaults.width) for name, m in found.items()}
+    assert told["one.safetensors"] == ("sd1", "float16", "epsilon", 512)
+    assert told["sub/deep/xl.safetensors"] == ("sdxl", "bfloat16", "v_prediction", 1024)
+    assert told["two.safetensors"] == ("sd2", "float32", "epsilon", 512)
+    assert found["sub/deep/xl.safetensors"].title == "sub/deep/xl"
+    problems = {name: model.problem for name, model in found.items() if model.problem}
+    assert list(found)[-4:] == list(problems) == [
+        "a-lora.safetensors", "cut.safetensors", "empty.ckpt", "no-vae.safetensors",
+    ]  # fmt: skip
+    assert problems["a-lora.safetensors"] == "it is a LoRA" and problems["no-vae.safetensors"] == "it lacks its vae"
+    assert "cut short" in problems["cut.safetensors"] or "no intact" in problems["cut.safetensors"]
+    assert "empty" in problems["empty.ckpt"]
+
+
+def test_links_and_what_cannot_be_read_do_not_break_the_listing(only_here, monkeypatch):
+    home = only_here / "models"
+    make_file(home / "a" / "one.safetensors")
+    (home / "a" / "up").symlink_to(home)
+    (home / "self").symlink_to(home / "self")
+    (home / "loop.safetensors").symlink_to(home / "loop.safetensors")
+    (home / "gone.safetensors").symlink_to(home / "nothing")
+    make_file(only_here / "elsewhere" / "Stable-diffusion" / "far.safetensors")
+    (home / "linked").symlink_to(only_here / "elsewhere" / "Stable-diffusion")
+    make_file(home / "locked.safetensors")
+    os.mkfifo(home / "pipe.ckpt")
+    real = kinds.describe
+
+    def describe(path):
+        if path.name == "locked.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(kinds, "describe", describe)
+    found = {model.name: model.problem for model in models.local()}
+    assert [name for name, problem in found.items() if not problem] == ["a/one.safetensors", "linked/far.safetensors"]
+    assert found["locked.safetensors"] == "Permission denied" and "no ordinary file" in found["pipe.ckpt"]
+    assert found["gone.safetensors"] and found["loop.safetensors"] and len(found) == 6
+
+
+@pytest.mark.parametrize("layout", ["models/Stable-diffusion", "Stable-diffusion", "models/checkpoints", "checkpoints"])
+def test_folders_of_other_programs_are_understood(only_here, layout):
+    make_file(only_here / "webui" / layout / "photon.safetensors")
+    make_file(only_here / "webui" / layout.replace("Stable-diffusion", "Lora") / "lora.safetensors", family="")
+    assert "photon.safetensors" in [model.name for model in models.local([only_here / "webui"]) if not model.problem]
+
+
+def test_500_files_are_listed_by_their_headers(only_here, monkeypatch):
+    """A second listing reads nothing at all; a changed file is looked at again."""
+    home = only_here / "models"
+    keys = [f"model.diffusion_model.middle_block.{i}.weight" for i in range(50)]
+    for i in range(500):
+        make_file(home / f"{i}.safetensors", keys=keys, size=2_132_000_000)
+    read = []
+    fill = stored.TensorFile._fill
+    monkeypatch.setattr(
+        stored.TensorFile, "_fill", lambda f, buffer, at: (read.append(len(buffer)), fill(f, buffer, at))
+    )
+    models._told.cache_clear()
+    assert len(models.local()) == 500
+    header = int.from_bytes((home / "0.safetensors").open("rb").read(8), "little")
+    assert sum(read) <= 500 * (header + 200)
+    read.clear()
+    assert {model.family for model in models.local()} == {"sd1"} and not read
+    make_file(home / "7.safetensors", "sdxl")
+    assert models.find("7").family == "sdxl" and 0 < sum(read) < 2 * header
 
 
 def test_listing_asks_no_network_and_needs_no_engine(only_here):

@@ -18,17 +18,24 @@ def draw() -> None:
         "Model",
         list(catalogue),
         key="model",
-        format_func=lambda name: catalogue[name].title + (" (not downloaded)" if name in missing else ""),
+        format_func=lambda name: catalogue[name].title + _note(catalogue[name], name in missing),
         on_change=session.apply_defaults,
         persist_state="session",
     )
     model = catalogue[st.session_state["model"]]
-    parts = [FAMILIES.get(model.family), model.licence, size_in_words(model.size_bytes)]
+    told = [model.precision, "" if model.prediction_type == "epsilon" else model.prediction_type]
+    parts = [FAMILIES.get(model.family), *told, model.licence, size_in_words(model.size_bytes)]
     st.caption(session.plain(" · ".join(part for part in parts if part)))
+    if model.problem:
+        st.warning(session.plain(f"This model cannot be used: {model.problem}"), icon=":material/error:")
     if model.name in missing:
         download = session.the_downloads().get(model.name)
         active = download is not None and download.active
         st.fragment(_download if active else _offer, run_every=REFRESH if active else None)(model)
+
+
+def _note(model: models.Model, missing: bool) -> str:
+    return " (cannot be used)" if model.problem else " (not downloaded)" if missing else ""
 
 
 def size_in_words(n_bytes: int | None) -> str:

@@ -1,0 +1,92 @@
+"""Hashes of checkpoint files, computed once and remembered on the disk by path, size and time of change. No MLX."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+CACHE_VARIABLE = "STABLE_DIFFUSION_CACHE"
+NAME = "hashes.json"
+SHORT = 10  # hex digits, as A1111 shows them
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def cache_folder() -> Path:
+    """Where hashes are remembered: $STABLE_DIFFUSION_CACHE, or a folder of the user's cache ($XDG_CACHE_HOME)."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stable-diffusion-mlx"
+
+
+def short_hash(path: str | os.PathLike) -> str:
+    """The first ten hex digits of a file's sha256; reads the whole file the first time. Raises OSError."""
+    stat = os.stat(path)
+    return _sha256(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)[:SHORT]
+
+
+def known_hash(path: str | os.PathLike) -> str | None:
+    """The same where it has been computed before, else None; reads no file but the cache."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    found = _remembered(_read(), os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+    return found[:SHORT] if found else None
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    found = _remembered(_read(), path, size, mtime_ns)
+    if found:
+        return found
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_mtime_ns) == (size, mtime_ns):  # else somebody is writing to it
+        _remember(path, {"size": size, "mtime_ns": mtime_ns, "sha256": digest.hexdigest()})
+    return digest.hexdigest()
+
+
+def _remembered(entries: dict[str, Any], path: str, size: int, mtime_ns: int) -> str | None:
+    entry = entries.get(path)
+    if not isinstance(entry, dict) or (entry.get("size"), entry.get("mtime_ns")) != (size, mtime_ns):
+        return None
+    sha256 = entry.get("sha256")
+    return sha256 if isinstance(sha256, str) and _SHA256.fullmatch(sha256) else None
+
+
+def _read() -> dict[str, Any]:
+    """What is remembered; nothing where the file is not there or broken: then hashes are computed anew."""
+    file = cache_folder() / NAME
+    try:
+        return _parsed(file, file.stat().st_mtime_ns, file.stat().st_size)
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+@lru_cache(maxsize=1)
+def _parsed(file: Path, mtime_ns: int, size: int) -> dict[str, Any]:
+    entries = json.loads(file.read_bytes())
+    return entries if isinstance(entries, dict) else {}
+
+
+def _remember(path: str, entry: dict[str, Any]) -> None:
+    """Write the cache whole, by a temporary file and a rename. A hash that cannot be kept is computed again."""
+    folder = cache_folder()
+    temporary = folder / f".{NAME}.{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(_read() | {path: entry}, indent=0), encoding="utf-8")
+        temporary.replace(folder / NAME)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
