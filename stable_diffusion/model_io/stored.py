@@ -110,6 +110,21 @@ class HeaderText(Mapping[str, StoredTensor]):
         return header
 
 
+class Scratch:
+    """Memory that is used again and again: to get new memory takes longer than to fill it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """An array for one use at a time; of a name, each ends the use of the one before it."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if name not in self._buffers or self._buffers[name].size < size:
+            self._buffers.pop(name, None)
+            self._buffers[name] = np.empty(size, np.uint8)
+        return self._buffers[name][:size].view(dtype).reshape(shape)
+
+
 @dataclass
 class TensorFile:
     """An open file: use it in a `with` statement, or close it."""
@@ -125,6 +140,7 @@ class TensorFile:
             self._stream = io.FileIO(self.path, "r", opener=_open_without_waiting)
         except OSError as error:
             raise CheckpointNotFoundError(f"{self.path} cannot be opened: {error.strerror}.") from None
+        self.scratch = Scratch()
         self._state = self._stat()
         self.size = self._state[0]
 
@@ -146,15 +162,17 @@ class TensorFile:
         self._fill(memoryview(buffer), start)
         return bytes(buffer)
 
-    def read(self, tensor: StoredTensor) -> np.ndarray:
-        """A tensor's numbers, in the file's type; bfloat16 as its bits in uint16.
+    def read(self, tensor: StoredTensor, buffer: np.ndarray | None = None) -> np.ndarray:
+        """A tensor's numbers, in the file's type; bfloat16 as its bits in uint16. `buffer`: bytes to read into.
 
         Raises `WeightsError` where the file has changed since it was opened.
         """
         size = ITEM_SIZES[tensor.dtype]
-        numbers = np.empty(tensor.nbytes // size, DTYPES[tensor.dtype])
-        if numbers.size:
-            self._fill(numbers.view(np.uint8).data, tensor.start)
+        if buffer is None:
+            buffer = np.empty(tensor.nbytes, np.uint8)
+        if buffer.size:
+            self._fill(buffer.data, tensor.start)
+        numbers = buffer.view(DTYPES[tensor.dtype])
         if tensor.strides is None or not numbers.size:
             return numbers.reshape(tensor.shape)
         strides = tuple(stride * size for stride in tensor.strides)
@@ -166,8 +184,8 @@ class TensorFile:
             raise WeightsError(f"{self.path} has changed while it was being read. Try again when it is complete.")
 
     def _fill(self, buffer: memoryview, start: int) -> None:
-        self._stream.seek(start)
         done = 0
+        self._stream.seek(start)
         while done < len(buffer) and (count := self._stream.readinto(buffer[done:])):
             done += count
         self.check_unchanged()

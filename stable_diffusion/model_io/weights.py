@@ -16,7 +16,15 @@ from ..errors import WeightsError
 from .mapping import NameMap
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-AT_ONCE = 64 << 20  # bytes of parameters to be computed together
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a parameter is to become of the tensor in the file."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    channels_last: bool  # a kernel: (O, I, kH, kW) in the file, (O, kH, kW, I) here
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Source:
     key: str
     shape: tuple[int, ...]  # torch's: kernels are (O, I, kH, kW)
     dtype: str  # in safetensors' words
-    read: Callable[[], mx.array]
+    read: Callable[[Form], mx.array]
 
 
 def load_weights(
@@ -47,25 +55,15 @@ def give(
     where: str,
     dtype: mx.Dtype,
     check_values: bool = False,
-    at_once: bool = False,
 ) -> None:
     """Give `model` its parameters, each from the source of its name; names and shapes are checked before any is read.
 
-    `where` names the files in errors. `at_once` computes the parameters now, a few at a time, so that what is read and
-    what is made of it are never in memory whole, side by side. Raises `WeightsError`.
+    `where` names the files in errors. Raises `WeightsError`.
     """
     expected = dict(tree_flatten(model.parameters()))
     _check_names(sources, expected, where)
-    turns = {target: _turn(source, expected[target].shape) for target, source in sources.items()}
-    loaded: list[tuple[str, mx.array]] = []
-    done = waiting = 0
-    for target, source in sources.items():
-        tensor = turns[target](source.read()).astype(dtype)
-        loaded.append((target, tensor))
-        waiting += tensor.nbytes
-        if at_once and (waiting > AT_ONCE or len(loaded) == len(sources)):
-            mx.eval([tensor for _, tensor in loaded[done:]])
-            done, waiting = len(loaded), 0
+    forms = {target: _form(source, expected[target].shape, dtype) for target, source in sources.items()}
+    loaded = [(target, source.read(forms[target])) for target, source in sources.items()]
     if check_values:
         _check_values(loaded, where)
     model.load_weights(loaded, strict=True)
@@ -94,7 +92,7 @@ def _sources(files: Sequence[Path], names: NameMap) -> dict[str, Source]:
         for key, (shape, dtype) in header.items():
             target = names.target(key)
             if target is not None:
-                read = functools.partial(tensors.__getitem__, key)
+                read = functools.partial(_formed, tensors[key])
                 add_source(sources, target, Source(f"{path}: {key}", key, shape, dtype, read))
     return sources
 
@@ -118,21 +116,21 @@ def _check_names(sources: Mapping[str, Source], expected: Mapping[str, mx.array]
         )
 
 
-def _turn(source: Source, shape: tuple[int, ...]) -> Callable[[mx.array], mx.array]:
-    """How a torch tensor becomes one for the layers here: kernels (O, I, kH, kW) -> (O, kH, kW, I), or (O, I) for 1x1.
-
-    The same the other way round for a linear layer that the file holds as (O, I) and the model as (O, 1, 1, I).
-    """
+def _form(source: Source, shape: tuple[int, ...], dtype: mx.Dtype) -> Form:
+    """How a torch tensor becomes one for the layers: kernels (O, I, kH, kW) -> (O, kH, kW, I), or (O, I) for 1x1."""
     given = source.shape
-    if given == shape and len(given) != 4:
-        return mx.contiguous
-    if len(shape) == 2 and len(given) in (3, 4) and given == (*shape, *(1,) * (len(given) - 2)):
-        return lambda tensor: mx.contiguous(tensor.reshape(shape))
     if len(given) == 4 and (given[0], *given[2:], given[1]) == shape:
-        return lambda tensor: mx.contiguous(tensor.transpose(0, 2, 3, 1))
+        return Form(shape, dtype, channels_last=True)
+    if given == shape or (len(given) > len(shape) == 2 and given == (*shape, *(1,) * (len(given) - 2))):
+        return Form(shape, dtype, channels_last=False)
     raise WeightsError(
         f"{source.label} has the shape {given}; the model as configured calls for {shape} (channels last)."
     )
+
+
+def _formed(tensor: mx.array, form: Form) -> mx.array:
+    tensor = tensor.transpose(0, 2, 3, 1) if form.channels_last else tensor.reshape(form.shape)
+    return mx.contiguous(tensor).astype(form.dtype)
 
 
 def _load(path: Path) -> dict[str, mx.array]:
