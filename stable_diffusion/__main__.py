@@ -189,6 +189,20 @@ def _add_generation_options(command: argparse.ArgumentParser) -> argparse._Argum
         f"(default: {models.DEFAULT}, the small model that comes along; it knows drawn postcards only)",
     )
     how.add_argument(
+        "--lora",
+        action="append",
+        type=_lora,
+        default=[],
+        metavar="NAME[:STRENGTH]",
+        help="a LoRA (LoCon, LoHa, LoKr, DoRA): the name of a file in loras/ or in one of $STABLE_DIFFUSION_LORAS, "
+        "or a file; may be given several times. <lora:NAME:STRENGTH> in PROMPT does the same (default strength: 1)",
+    )
+    how.add_argument(
+        "--vae",
+        metavar="FILE",
+        help="a VAE in the place of the model's own: a file, a folder in diffusers' form, or an id of the hub",
+    )
+    how.add_argument(
         "--steps", type=_whole(1, 1000), metavar="N", help="denoising steps (default: the model's, usually 20)"
     )
     how.add_argument(
@@ -247,6 +261,18 @@ def _add_bits(where: argparse._ActionsContainer) -> None:
         help="8 or 4: keep the large layers as whole numbers of so many bits: less memory, slightly (8) or clearly (4) "
         "other pictures (default: as the checkpoint has them)",
     )
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """A name or file, with a strength behind its last colon, or without."""
+    name, _, strength = text.rpartition(":")
+    try:
+        value = float(strength) if name else 1.0
+    except ValueError:  # the colon is part of the name
+        name, value = text, 1.0
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} should be like watercolour:0.8")
+    return name or text, value
 
 
 def _whole(low: int, high: int, multiple: int = 1) -> Callable[[str], int]:

@@ -61,9 +61,11 @@ def generate(args: argparse.Namespace) -> None:
     from . import StableDiffusion
 
     report = Report(args.quiet)
-    bits = {} if args.bits is None else {"bits": args.bits}
-    sd = StableDiffusion(model.source, float16=args.float16, progress=report, **bits)
+    given = {name: value for name in ("bits", "vae") if (value := getattr(args, name)) is not None}
+    sd = StableDiffusion(model.source, float16=args.float16, progress=report, **given)
     report.end()
+    if args.lora:
+        sd.set_loras(args.lora)
     parameters = Parameters(
         prompt=args.prompt,
         negative=settings.negative or "",
@@ -74,9 +76,24 @@ def generate(args: argparse.Namespace) -> None:
         model_hash=models.short_hash(model.source),
         model=sd.name,
         strength=None if picture is None else settings.strength,
+        extra=_overlaid(args, sd),
     )
     seeds = range(seed, seed + args.n_images)
     Painter(sd, call, output, args.preview, args.quiet).paint(seeds, args.batch_size, parameters)
+
+
+def _overlaid(args: argparse.Namespace, sd: Any) -> dict[str, str]:
+    """What lies over the model, for a picture's parameters; the hashes are A1111's."""
+    from .adapters.files import short_hash
+    from .adapters.tags import take_loras
+
+    extra = {} if args.vae is None else {"VAE": Path(args.vae).name}
+    if args.lora:
+        extra["LoRA"] = ", ".join(f"{name}:{strength.unet:g}" for name, strength in sd.loras)
+    if args.lora or take_loras(args.prompt)[1]:
+        hashes = {name: short_hash(path) for name, path in sd.lora_files(args.prompt).items()}
+        extra["Lora hashes"] = ", ".join(f"{name}: {digits}" for name, digits in hashes.items())
+    return extra
 
 
 def list_models(args: argparse.Namespace) -> None:

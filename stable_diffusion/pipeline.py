@@ -121,9 +121,9 @@ class StableDiffusion:
         return self._embeddings.folders
 
     @property
-    def loras(self) -> dict[str, Strength]:
-        """What `set_loras` has set: the strengths by file name."""
-        return {choice.name: choice.strength for choice in self._loras}
+    def loras(self) -> list[tuple[str, Strength]]:
+        """What `set_loras` has set: the files' names and strengths."""
+        return [(choice.name, choice.strength) for choice in self._loras]
 
     def set_loras(self, loras: Loras) -> None:
         """Lay LoRAs (LoCon, LoHa, LoKr, DoRA) over the checkpoint, in the place of those before; {} takes all off.
@@ -141,6 +141,11 @@ class StableDiffusion:
         self._loras = choices
         self._unet = networks.unet
         self._conditioner = self._conditioner.replaced(encoders=networks.text_encoders)
+
+    def lora_files(self, text: str = "") -> dict[str, Path]:
+        """The files of all LoRAs that a generation with this text has, by name; raises for a tag without one."""
+        tagged = self._overlay.choose(take_loras(text)[1], names_only=True)
+        return {choice.name: choice.path for choice in (*self._loras, *tagged)}
 
     @property
     def latent_channels(self) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from PIL import Image
 from safetensors.numpy import save_file
 
+import utils
 from stable_diffusion import StableDiffusion
+from stable_diffusion import __main__ as program
 from stable_diffusion.adapters import files, names
 from stable_diffusion.adapters.lora import AdapterWarning, Networks, lay_over, load_lora
 from stable_diffusion.adapters.tags import Strength, take_loras
@@ -18,6 +22,7 @@ from stable_diffusion.backend import mx, nn
 from stable_diffusion.errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError, WeightsError
 
 from . import drawn
+from .conftest import EMBEDDED
 
 PROMPT = "a red house on green hills at sunset"
 # By kohya's names: a linear layer, convolutions of a 1 kernel (linear here) and of a 3 kernel; a text encoder's layer.
@@ -270,7 +275,7 @@ class TestOverlay:
         sd.set_loras({"a": 0.8})
         assert np.array_equal(run(sd), tagged)
         assert not np.array_equal(run(sd, PROMPT + "<lora:a:0.8>"), tagged)  # on top of the other
-        assert sd.loras == {"a": Strength(0.8, 0.8)}
+        assert sd.loras == [("a", Strength(0.8, 0.8))]
 
     def test_two_generations_at_once_keep_apart(self, sd, tmp_path):
         lora(tmp_path / "a.safetensors", sd=sd)
@@ -290,7 +295,7 @@ class TestOverlay:
         sd.set_loras({"b": 0.5, "a": 1})
         assert np.allclose(run(sd), one, atol=1e-5)
         sd.set_loras("a")
-        assert sd.loras == {"a": Strength(1, 1)}
+        assert sd.loras == [("a", Strength(1, 1))]
 
     def test_the_text_encoders_strength_by_itself(self, sd, tmp_path):
         lora(tmp_path / "a.safetensors", sd=sd)
@@ -406,7 +411,7 @@ class TestRefusals:
         with pytest.raises(error, match=match):
             sd.set_loras({"x": 1})
         after = arrays(sd)
-        assert all(after[key] is before[key] for key in before) and sd.loras == {}
+        assert all(after[key] is before[key] for key in before) and sd.loras == []
 
     def test_by_its_second_text_encoder(self, sd, tmp_path):
         tensors = part("lora_te2_text_model_encoder_layers_0_mlp_fc1", "lora_down.weight", 4, 1280)
@@ -491,6 +496,49 @@ class TestRefusals:
     def test_sources(self, given, sd):
         with pytest.raises(InputError, match="name or file"):
             sd.set_loras(given)
+
+
+class TestCommandLine:
+    """With the embedded model, since it is what the options reach that counts."""
+
+    def paint(self, folder: Path, *options: str, prompt: str = PROMPT) -> tuple[np.ndarray, utils.Parameters]:
+        argv = ["txt2img", prompt, "--seed", "1", "--steps", "2", "--width", "64", "--height", "64", "--quiet"]
+        assert program.main([*argv, "--output", str(folder / "out.png"), *options]) == 0
+        with Image.open(folder / "out.png") as picture:
+            return np.array(picture), utils.read_parameters(folder / "out.png")
+
+    def test_options_and_tags_do_the_same(self, sd, tmp_path, monkeypatch):
+        monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path))
+        file = lora(tmp_path / "deep.safetensors", sd=sd)
+        plain, parameters = self.paint(tmp_path)
+        assert parameters.extra == {}
+        tagged, parameters = self.paint(tmp_path, prompt=PROMPT + "<lora:deep:0.8>")
+        assert parameters.prompt == PROMPT + "<lora:deep:0.8>"
+        digits = hashlib.sha256(file.read_bytes()[8 + int.from_bytes(file.read_bytes()[:8], "little") :]).hexdigest()
+        assert parameters.extra == {"Lora hashes": f"deep: {digits[:12]}"}
+        named, parameters = self.paint(tmp_path, "--lora", "deep:0.8")
+        assert parameters.extra == {"LoRA": "deep:0.8", "Lora hashes": f"deep: {digits[:12]}"}
+        by_path, _ = self.paint(tmp_path, "--lora", f"{file}:0.5", "--lora", f"{file}:0.3")
+        assert np.abs(plain.astype(int) - tagged).max() > 2
+        assert np.array_equal(tagged, named)
+        assert np.abs(tagged.astype(int) - by_path).max() <= 1
+
+    def test_a_vae(self, sd, tmp_path):
+        _, parameters = self.paint(tmp_path, "--vae", str(EMBEDDED / "vae"))
+        assert parameters.extra == {"VAE": "vae"}
+
+    @pytest.mark.parametrize("option", [["--lora", "nothing"], ["--vae", "nothing"]])
+    def test_what_is_missing(self, option, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert program.main(["txt2img", PROMPT, *option]) == 1
+        assert "'nothing'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "text, read",
+        [("a", ("a", 1)), ("a:0.5", ("a", 0.5)), ("a:b:-1", ("a:b", -1)), ("a:b", ("a:b", 1)), ("C:/a", ("C:/a", 1))],
+    )
+    def test_forms(self, text, read):
+        assert program.build_parser().parse_args(["txt2img", "x", "--lora", text]).lora == [read]
 
 
 def test_every_layer_has_a_name(sd):
