@@ -45,7 +45,7 @@ def server(outputs, tmp_path_factory):
         process = subprocess.Popen(
             [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"],
             cwd=ROOT,
-            env=os.environ | {"STABLE_DIFFUSION_OUTPUTS": str(outputs)},
+            env=os.environ | {"STABLE_DIFFUSION_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -99,7 +99,7 @@ def open_page(browser, server, screenshots, request):
     """Opens pages in a fresh browser profile, and takes a picture of each at the end of the test."""
     contexts, pages = [], []
 
-    def open_(path="", width=1280, height=900, scheme="light"):
+    def open_(path="", width=1280, height=900, scheme="light", ready="Prompt"):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
@@ -108,7 +108,7 @@ def open_page(browser, server, screenshots, request):
         page.foreign = []
         page.on("request", lambda asked: _note_foreign(page.foreign, asked.url, server))
         page.goto(f"{server}/{path}")
-        page.get_by_label("Prompt", exact=True).wait_for()
+        page.get_by_label(ready, exact=True).wait_for()
         return page
 
     yield open_

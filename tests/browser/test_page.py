@@ -90,6 +90,78 @@ def test_the_steps_can_be_replayed(open_page, request):
     expect(page.get_by_role("img", name="The channels of the latents, step 6 of 6")).to_be_visible()
 
 
+def test_tokens_are_counted_while_one_types(open_page):
+    page = open_page()
+    field = page.get_by_label("Prompt", exact=True)
+    field.press_sequentially(PROMPT)
+    expect(page.get_by_text("11 / 75 tokens")).to_be_visible()
+    field.press_sequentially(" house" * 70)
+    expect(page.get_by_text("81 / 75 tokens")).to_be_visible()
+    expect(field).to_be_focused()
+    field.fill("")
+    expect(page.get_by_text("0 / 75 tokens")).to_have_count(2)
+
+
+def test_a_replay_decodes_a_step_in_full(open_page, request):
+    page = open_page()
+    generate(page, request, steps=4)
+    finished(page).wait_for()
+    page.get_by_text("Replay the denoising").click()
+    page.get_by_test_id("stMain").get_by_role("button", name="Full decode").click()
+    set_slider(page, "Step", 2)
+    expect(page.get_by_role("img", name="The current estimate, decoded in full, step 2 of 4")).to_be_visible()
+
+
+def test_several_pictures_one_skipped(open_page, request):
+    page = open_page()
+    page.get_by_label("Number of pictures").fill("3")
+    page.get_by_label("Number of pictures").press("Enter")
+    generate(page, request, steps=30)
+    estimate(page).wait_for()
+    page.get_by_role("button", name="Skip").click()
+    expect(page.get_by_text("Picture 2 of 3")).to_be_visible()
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    expect(page.get_by_role("img", name=re.compile("^Finished picture, small"))).to_have_count(2)
+    page.get_by_role("radio", name="1 (unfinished)").click()
+    expect(page.get_by_role("img", name=re.compile("^The current estimate of the picture, step"))).to_be_visible()
+
+
+@pytest.mark.parametrize("prompt", ["🏠 بيت أحمر على تلال خضراء " * 40, "x" * 1000], ids=["emoji and RTL", "1000"])
+def test_odd_prompts_come_back_as_they_were(open_page, request, outputs, prompt):
+    page = open_page()
+    generate(page, request, prompt.strip(), steps=1)
+    finished(page).wait_for()
+    newest = max(outputs.rglob("*.png"), key=lambda path: path.stat().st_mtime_ns)
+    assert utils.read_parameters(newest).prompt == prompt.strip()
+    page.reload()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(prompt.strip())
+
+
+def test_a_model_that_is_not_downloaded_asks_first(open_page):
+    page = open_page()
+    page.get_by_label("Model", exact=True).press("ArrowDown")
+    page.get_by_role("option", name=re.compile("^SDXL Turbo .*not downloaded")).click()
+    expect(page.get_by_text("Not on this machine yet.")).to_be_visible()
+    expect(page.get_by_text("Its licence: Stability AI Non-Commercial Community.")).to_be_visible()
+    expect(page.get_by_role("button", name="Download")).to_be_enabled()
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("alert")).to_contain_text("is not downloaded yet")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_how_it_works_teaches_on_the_model(open_page, width):
+    page = open_page("how_it_works", width=width, ready="Lesson")
+    expect(page.get_by_text("In training, noise is added to a picture")).to_be_visible()
+    page.get_by_role("radio", name="Tokens", exact=True).click()
+    expect(page.get_by_text("11 tokens, and the two marks.")).to_be_visible()
+    page.get_by_role("radio", name="Denoising", exact=True).click()
+    expect(page.get_by_role("img", name="The estimate of the finished picture, step 20 of 20")).to_be_visible()
+    page.get_by_role("radio", name="Meaning", exact=True).click()
+    expect(page.get_by_text("These two directions hold")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it should not scroll sideways"
+
+
 def test_image_to_image_starts_from_an_upload(open_page, request, tmp_path):
     page = open_page("image_to_image")
     buffer = io.BytesIO()

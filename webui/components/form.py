@@ -7,7 +7,7 @@ from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.picture import fit, open_picture
 from webui.components import model_choice, prompt_count, session
 
-FITS = {"crop": "Crop", "pad": "Pad", "stretch": "Stretch"}
+FITS = {"crop": "Cropped", "pad": "Padded", "stretch": "Stretched"}
 SHOWN_SIDE = 384  # pixels
 
 
@@ -43,17 +43,17 @@ def input_picture() -> Image.Image | None:
     if problem := st.session_state.get("upload_problem"):
         st.error(session.plain(problem), icon=":material/error:")
     picture: Image.Image | None = st.session_state.get("input_picture")
+    how = st.segmented_control(
+        "Other shapes are",
+        list(FITS),
+        key="fit",
+        required=True,
+        format_func=FITS.__getitem__,
+        help="Crop fills the size and cuts what stands over, pad shows all of it on white, stretch distorts.",
+        persist_state="session",
+    )
     shown, beside = st.columns(2, vertical_alignment="center") if picture is not None else (None, st.container())
     with beside:
-        how = st.segmented_control(
-            "Other shapes are",
-            list(FITS),
-            key="fit",
-            required=True,
-            format_func=FITS.__getitem__,
-            help="Crop fills the size and cuts what stands over, pad shows all of it on white, stretch distorts.",
-            persist_state="session",
-        )
         strength = st.slider("Denoising strength", 0.0, 1.0, step=0.05, key="strength", persist_state="session")
         st.caption(strength_in_words(strength, int(st.session_state["steps"])))
     if picture is not None and shown is not None:

@@ -37,7 +37,7 @@ def draw(label: str, key: str, added: str = "") -> None:
     text = _newest(f"counted-{key}", st.session_state.get(key) or "", getattr(listener, "text", None))
     counted = tokens.count(session.chosen_model(), with_default(text, added))
     words = session.plain(counted.words)
-    place.caption(f":orange[{words}]" if counted.cut_off else words)
+    place.caption(f":material/warning: {words}" if counted.cut_off else words)
 
 
 def _newest(memory: str, committed: str, typed: str | None) -> str:
