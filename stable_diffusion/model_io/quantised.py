@@ -63,7 +63,7 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 def check_bits(bits: int | None) -> None:
     """Refuse what weights cannot be quantised to: raises `InputError`."""
-    if bits is not None and (isinstance(bits, bool) or bits not in BITS):
+    if bits is not None and (type(bits) is not int or bits not in BITS):
         raise InputError(f"bits = {bits!r} should be {_either(BITS)}, or None for weights as they are.")
 
 
