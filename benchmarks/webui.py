@@ -1,0 +1,136 @@
+"""What the page costs: previews as a share of a step, and the server's memory over many generations.
+
+    python benchmarks/webui.py [--generations 200] [--steps 4] [--json FILE]
+
+The worker runs as it does behind the page, with the embedded model. "Painting" compares a job with nobody watching and
+one whose newest step is drawn five times a second by another thread, as the live panel draws it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from webui.components.live import REFRESH
+from webui.jobs import Job, Request
+from webui.preview import KINDS, data_url, frame_jpeg
+from webui.worker import Worker
+
+PROMPT = "a red house on green hills at sunset, with clouds"
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generations", type=int, default=200, help="how many for the memory (default: 200)")
+    parser.add_argument("--steps", type=int, default=4, help="the steps of each of those (default: 4)")
+    parser.add_argument("--repeats", type=int, default=7, help="jobs of each kind for the painting (default: 7)")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        worker = Worker(Path(folder))
+        figures = previews(worker) | painting(worker, args.repeats) | memory(worker, args.generations, args.steps)
+        worker.close()
+    for name, value in figures.items():
+        print(f"{name:<56} {value:10.2f}")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def previews(worker: Worker) -> dict[str, float]:
+    """Milliseconds to draw one step as each kind, and as a share of the painting at the panel's refresh rate."""
+    job = finished(worker, Request(PROMPT, steps=20, cfg=5.0, seed=1))
+    frame = job.pictures[0].frames[10]
+    figures = {}
+    for kind in ("latents", "fast"):
+        times = [_timed(lambda kind=kind: data_url(frame_jpeg(frame, kind, job.latent_space))) for _ in range(50)]
+        figures[f"{KINDS[kind]}: ms a preview (median)"] = 1e3 * statistics.median(times)
+    both = sum(figures.values())
+    figures["Both: % of the time, at the refresh rate"] = both / (1e3 * REFRESH) * 100
+    return figures
+
+
+def painting(worker: Worker, repeats: int) -> dict[str, float]:
+    """Milliseconds a step: unwatched, watched, and with full decodes, in turns, since the machine may be busy."""
+    kinds = {"unwatched": ((), False), "watched": (("fast", "latents"), True), "with full decodes": (("full",), True)}
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for i in range(repeats):
+        for name, (shown, watched) in kinds.items():
+            job = worker.submit(Request(PROMPT, steps=20, cfg=5.0, seed=i, previews=shown))
+            over = threading.Event()
+            watcher = threading.Thread(target=_watch, args=(job, shown, over))
+            if watched:
+                watcher.start()
+            _wait(job)
+            over.set()
+            if watched:
+                watcher.join()
+            steps = job.pictures[0].frames
+            times[name].append(1e3 * job.elapsed / len(steps))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    figures = {f"Painting, {name}: ms a step (median)": value for name, value in medians.items()}
+    figures["Watching costs: % of a step"] = (medians["watched"] / medians["unwatched"] - 1) * 100
+    return figures
+
+
+def memory(worker: Worker, generations: int, steps: int) -> dict[str, float]:
+    """Megabytes of resident memory after a tenth of the generations, after half, and after all."""
+    figures = {}
+    marks = {max(1, generations // 10), max(1, generations // 2), generations}
+    for i in range(1, generations + 1):
+        finished(worker, Request(PROMPT, steps=steps, cfg=5.0, seed=i))
+        if i in marks:
+            figures[f"Memory after {i} generations: MB"] = resident() / 1e6
+    return figures
+
+
+def finished(worker: Worker, request: Request) -> Job:
+    """A job that is done."""
+    job = worker.submit(request)
+    _wait(job)
+    return job
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    if sys.platform == "linux":
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import subprocess
+
+    return 1024 * int(subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True).stdout)
+
+
+def _watch(job: Job, kinds: tuple[str, ...], over: threading.Event) -> None:
+    while not over.wait(REFRESH):
+        frame = job.frame
+        if frame is not None:
+            for kind in kinds:
+                drawn = frame_jpeg(frame, kind, job.latent_space)
+                if drawn is not None:
+                    data_url(drawn)
+
+
+def _wait(job: Job) -> None:
+    while job.active:
+        time.sleep(0.005)
+    if job.error:
+        raise SystemExit(job.error)
+
+
+def _timed(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
