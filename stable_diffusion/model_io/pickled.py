@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UnsupportedCheckpointError, WeightsError
 
-MAX_OPCODES = 4_000_000
+MAX_OPCODES = 2_000_000  # some twenty times what a checkpoint with its optimiser's state takes
 MAX_BYTES = 64 << 20  # of one pickle; a checkpoint's own is below 1 MB, with an optimiser's state some more
 MAX_DIMENSIONS = 16
 

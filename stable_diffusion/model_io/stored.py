@@ -411,6 +411,8 @@ def _collect(file: TensorFile, content: Any, place: Callable[[pickled.Storage], 
         if value.offset * item + tensor.nbytes > size:
             raise WeightsError(f"{file.path}: the tensor {key} is larger than its data, {size} bytes. {AGAIN}")
         tensors[key] = tensor
+    if not tensors:
+        raise UnsupportedCheckpointError(f"{file.path} is a pickle that holds no tensors, so it is no checkpoint.")
     file.tensors = tensors
 
 
