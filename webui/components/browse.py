@@ -61,7 +61,7 @@ def _many(gallery: Gallery) -> None:
         _nothing(query)
         return
     _bar(gallery, page, query)
-    with st.container(horizontal=True, gap="medium", key="gallery_cards"):
+    with st.container(horizontal=True, key="gallery_cards"):
         for entry in page.entries:
             _card(gallery, entry)
     _pager(page)

@@ -20,7 +20,7 @@ def show(text: str) -> None:
     if parameters.negative:
         _text("Negative prompt", parameters.negative)
     if rows := facts(parameters):
-        st.table({"": list(rows), "Value": list(rows.values())}, border="horizontal")
+        st.table({"Setting": list(rows), "Value": list(rows.values())}, border="horizontal")
     with st.expander("The text as it stands in the file"):
         st.code(_shortened(text), language=None, wrap_lines=True)
 
@@ -39,9 +39,11 @@ def facts(parameters: utils.Parameters) -> dict[str, str]:
         "Denoising strength": parameters.strength,
         **parameters.extra,
     }
-    known = [(name, f"{value:g}" if isinstance(value, float) else str(value)) for name, value in named.items() if value]
-    if parameters.seed == 0 and "Seed" not in dict(known):
-        known.append(("Seed", "0"))
+    known = [
+        (name, f"{value:.10g}" if isinstance(value, float) else str(value))
+        for name, value in named.items()
+        if value not in (None, "")
+    ]
     return {_cell(name): _cell(value) for name, value in known[:MAX_ROWS]}
 
 
