@@ -279,6 +279,52 @@ class AutoencoderConfig(Config):
 
 
 @dataclass(frozen=True)
+class AutoencoderTinyConfig(Config):
+    """vae/config.json of diffusers' AutoencoderTiny."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    encoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    act_fn: str = "relu"
+    latent_channels: int = 4
+    upsampling_scaling_factor: int = 2
+    num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    scaling_factor: float = 1.0
+
+    FIXED: ClassVar = {"upsample_fn": ("nearest",), "shift_factor": (0.0, None)}
+    # A copy of the decoder's channels, precision, and what only the reference's form of latents as bytes has.
+    IGNORED: ClassVar = frozenset({"block_out_channels", "force_upcast", "latent_magnitude", "latent_shift"})
+
+    def check(self) -> None:
+        self._check_positive(
+            "in_channels", "out_channels", "encoder_block_out_channels", "decoder_block_out_channels",
+            "latent_channels", "upsampling_scaling_factor", "num_encoder_blocks", "num_decoder_blocks",
+        )  # fmt: skip
+        self._check_choice("act_fn", ACTIVATIONS)
+        for way in ("encoder", "decoder"):
+            channels, blocks = getattr(self, f"{way}_block_out_channels"), getattr(self, f"num_{way}_blocks")
+            if len(channels) != len(blocks) or len(set(channels)) != 1:
+                raise ValueError(
+                    f"{way}_block_out_channels = {channels!r} should be as many as num_{way}_blocks = {blocks!r}, "
+                    f"and all the same."
+                )
+        if not self.scaling_factor:
+            raise ValueError(f"scaling_factor = {self.scaling_factor!r} should not be zero.")
+
+    @property
+    def downscale(self) -> int:
+        """Pixels of picture to one latent, along each side."""
+        return self.upsampling_scaling_factor ** (len(self.decoder_block_out_channels) - 1)
+
+    @property
+    def block_out_channels(self) -> tuple[int, ...]:
+        """Channels from the picture inwards, as the large autoencoder has them."""
+        return self.decoder_block_out_channels[::-1]
+
+
+@dataclass(frozen=True)
 class SchedulerConfig(Config):
     """scheduler/scheduler_config.json of any of diffusers' schedulers.
 

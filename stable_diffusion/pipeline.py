@@ -9,6 +9,7 @@ import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .backend import mx
 from .conditioning import TextConditioner
 from .denoiser import Denoiser, UNetCall
 from .errors import InputError
-from .model_io.autoencoder import load_vae
+from .model_io.autoencoder import cached_tiny_vae, load_vae
 from .model_io.hub import Progress
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .model_io.sources import load, locate
@@ -33,6 +34,8 @@ from .picture import as_input
 from .sampler import Sampler, sampler_by_name
 from .schedule import Plan
 from .unet import UNet
+from .vae import Autoencoder
+from .vae_tiny import TinyAutoencoder
 
 DEFAULT_MODEL = "postcards-tiny"
 MAX_SEED = 2**64 - 1
@@ -97,7 +100,8 @@ class StableDiffusion:
         self.scheduler_config = checkpoint.scheduler
         self.tokenizer = checkpoint.tokenizers[0]
         self._unet = checkpoint.unet
-        self._vae = checkpoint.vae
+        self._vae: Autoencoder | TinyAutoencoder = checkpoint.vae
+        self._own_vae_config = checkpoint.vae.config
         if vae is not None:
             self._vae = load_vae(vae, checkpoint.vae.config, self.family, self._dtype, progress)
         self._conditioner = TextConditioner(
@@ -237,6 +241,16 @@ class StableDiffusion:
         # One by one: memory is one picture's, whatever the batch.
         pictures = [self._vae.decode(one) for one in mx.split(latents, latents.shape[0])]
         return mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
+
+    def preview(self, latents: mx.array) -> mx.array:
+        """As `decode`, but roughly, by the tiny VAE for these latents (TAESD), where the hub's cache has it."""
+        if self._tiny_vae is None:
+            return self.decode(latents)
+        return mx.clip(self._tiny_vae.decode(latents).astype(mx.float32) / 2 + 0.5, 0, 1)
+
+    @cached_property
+    def _tiny_vae(self) -> TinyAutoencoder | None:
+        return cached_tiny_vae(self._own_vae_config, self.family, self._dtype)
 
     def encode(self, picture: Any, width: int | None = None, height: int | None = None, seed: int = 0) -> mx.array:
         """A PIL image or uint8 array (H, W, 3), cropped to the size -> its latents (1, h, w, latent_channels); lazy.

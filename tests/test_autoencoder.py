@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from stable_diffusion import StableDiffusion
 from stable_diffusion.backend import mx
+from stable_diffusion.config import AutoencoderTinyConfig
 from stable_diffusion.errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
-from stable_diffusion.model_io import hub
+from stable_diffusion.model_io import autoencoder, hub
+from stable_diffusion.vae_tiny import TinyAutoencoder
 
 from . import drawn
 from .conftest import EMBEDDED
@@ -118,6 +121,55 @@ def test_pictures_are_encoded_by_it_too(tmp_path):
 def test_half_precision(tmp_path, expected):
     half = decoded(StableDiffusion(vae=put(tmp_path / "vae", drawn_vae()), float16=True))
     assert 0 < np.abs(half - expected).max() < 0.05
+
+
+class TestTiny:
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        """A random TAESD of few channels, as diffusers writes it."""
+        values = {"encoder_block_out_channels": [8] * 4, "decoder_block_out_channels": [8] * 4}
+        model = TinyAutoencoder(AutoencoderTinyConfig.from_dict(values))
+        arrays = {key: np.array(value) for key, value in tree_flatten(model.parameters())}
+        tensors = {key: value.transpose(0, 3, 1, 2) if value.ndim == 4 else value for key, value in arrays.items()}
+        return put_tiny(tmp_path / "tiny", tensors, values)
+
+    def test_as_the_vae(self, folder):
+        sd = StableDiffusion(vae=folder, float16=False)
+        assert (sd.latent_channels, sd.downscale) == (4, 8)
+        assert sd.decode(mx.zeros((2, 5, 7, 4))).shape == (2, 40, 56, 3)
+        image = np.zeros((40, 56, 3), np.uint8)
+        assert sd.encode(image, width=56, height=40).shape == (1, 5, 7, 4)
+        assert next(sd.generate_latents("a house", input_image=image, width=64, height=64)).latents.dtype == mx.float32
+
+    def test_for_previews_where_it_is_there(self, folder, monkeypatch):
+        latents = mx.array(drawn.normal("latents", 1, 8, 8, 4))
+        plain = StableDiffusion(float16=False)
+        assert mx.array_equal(plain.preview(latents), plain.decode(latents))
+        factor = plain._vae.config.scaling_factor
+        monkeypatch.setattr(autoencoder, "TINY", {(factor, 4): "someone/tiny"})
+        monkeypatch.setattr(hub, "cached_vae", {"someone/tiny": folder}.get)
+        with_tiny = StableDiffusion(float16=False)
+        expected = StableDiffusion(vae=folder, float16=False).decode(latents)
+        assert mx.array_equal(with_tiny.preview(latents), expected)
+        assert mx.array_equal(with_tiny.decode(latents), plain.decode(latents))
+
+    @pytest.mark.parametrize(
+        "values, match",
+        [({"num_decoder_blocks": [1]}, "num_decoder_blocks"), ({"upsample_fn": "bilinear"}, "upsample_fn")],
+    )
+    def test_configurations_that_are_not_built(self, values, match, tmp_path):
+        with pytest.raises((ConfigError, UnsupportedCheckpointError), match=match):
+            StableDiffusion(vae=put_tiny(tmp_path / "tiny", {"x": np.zeros(1, np.float32)}, values))
+
+
+def put_tiny(folder: Path, tensors: dict[str, np.ndarray], values: dict) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderTiny", **values}))
+    save_file(
+        {key: np.ascontiguousarray(value) for key, value in tensors.items()},
+        folder / "diffusion_pytorch_model.safetensors",
+    )
+    return folder
 
 
 class TestRefusals:

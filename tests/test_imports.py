@@ -26,6 +26,7 @@ ORDER = [
     "stable_diffusion/clip.py",
     "stable_diffusion/unet.py",
     "stable_diffusion/vae.py",
+    "stable_diffusion/vae_tiny.py",
     "stable_diffusion/noise.py",
     "stable_diffusion/schedule.py",
     "stable_diffusion/conditioning.py",

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import mx
-from ..config import AutoencoderConfig
+from ..config import AutoencoderConfig, AutoencoderTinyConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
 from ..vae import Autoencoder
+from ..vae_tiny import TinyAutoencoder
 from . import hub, ldm, mapping
 from .checkpoint import vae_dtype
 from .folder import read_json
@@ -24,6 +25,8 @@ from .weights import Source, add_source, give, load_weights
 
 # What else lies in an autoencoder's file: losses, averages.
 IGNORED = r"^(loss|model_ema|discriminator|epoch|global_step|optimizer|lr_schedulers|callbacks)(\.|$)"
+# TAESD for the latents of SD 1.x and 2.x, and of SDXL, known by their scaling factor and channels.
+TINY = {(0.18215, 4): "madebyollin/taesd", (0.13025, 4): "madebyollin/taesdxl"}
 PREFIXES = (VAE, "vae.", "")
 
 
@@ -33,7 +36,7 @@ def load_vae(
     family: str,
     dtype: mx.Dtype,
     progress: hub.Progress | None = None,
-) -> Autoencoder:
+) -> Autoencoder | TinyAutoencoder:
     """Load an autoencoder for a checkpoint whose own one is configured as `own`.
 
     `source` is a folder of diffusers' (of the autoencoder, or of a whole pipeline), a file in diffusers' or the
@@ -70,26 +73,42 @@ def _component(folder: Path) -> Path:
     raise CheckpointNotFoundError(f"The folder {str(folder)!r} holds no VAE: neither config.json nor vae/config.json.")
 
 
-def _load_folder(folder: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> Autoencoder:
+def _load_folder(folder: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> Autoencoder | TinyAutoencoder:
     names = sorted(path.name for path in folder.iterdir())
     weights = hub.weight_files(names, float16=dtype == mx.float16)
     files = [folder / name for name in weights if name.endswith(".safetensors")]
     if not files:
         raise WeightsError(f"{folder} holds no safetensors weights; it holds {', '.join(names)}.")
     config = _config(folder / "config.json", own)
+    if isinstance(config, AutoencoderTinyConfig):
+        tiny = TinyAutoencoder(config)
+        load_weights(tiny, files, NameMap(()), dtype)
+        return tiny
     model = Autoencoder(config)
     load_weights(model, files, mapping.VAE, vae_dtype(family, config, dtype))
     return model
 
 
-def _config(file: Path, own: AutoencoderConfig) -> AutoencoderConfig:
+def _config(file: Path, own: AutoencoderConfig) -> AutoencoderConfig | AutoencoderTinyConfig:
     values = read_json(file)
     kind = values.get("_class_name", "AutoencoderKL") if isinstance(values, Mapping) else "AutoencoderKL"
+    if kind == "AutoencoderTiny":
+        return AutoencoderTinyConfig.from_dict(values, str(file))
     if kind != "AutoencoderKL":
-        raise UnsupportedCheckpointError(f"{file} is of an {kind}; this engine builds AutoencoderKL.")
+        raise UnsupportedCheckpointError(
+            f"{file} is of an {kind}; this engine builds AutoencoderKL and AutoencoderTiny."
+        )
     config = AutoencoderConfig.from_dict(values, str(file))
     # Files of before diffusers 0.12 do not say it; then it is the checkpoint's, for whose latents this VAE is meant.
     return config if "scaling_factor" in values else dataclasses.replace(config, scaling_factor=own.scaling_factor)
+
+
+def cached_tiny_vae(own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> TinyAutoencoder | None:
+    """The tiny VAE for a checkpoint's latents, where it has been downloaded; asks no network."""
+    repository = TINY.get((own.scaling_factor, own.latent_channels))
+    folder = hub.cached_vae(repository) if repository else None
+    vae = _load_folder(folder, own, family, dtype) if folder else None
+    return vae if isinstance(vae, TinyAutoencoder) else None
 
 
 def _load_file(path: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> Autoencoder:
