@@ -409,15 +409,30 @@ def test_a_model_that_is_not_downloaded_asks_first(engine, page, monkeypatch):
 def test_a_model_that_went_away_leaves_the_page_standing(engine, page, monkeypatch):
     other = models.Model("mine", models.LOCAL, "/nowhere/mine", "Mine", "sd1")
     listed = models.all()
-    monkeypatch.setattr(models, "all", lambda folders=None: [*listed, other])
+    monkeypatch.setattr(session, "catalogue", lambda: [*listed, other])
     page.run()
     labelled(page.selectbox, "Model").set_value("mine")
     page.run()
-    monkeypatch.setattr(models, "all", lambda folders=None: listed)
+    monkeypatch.setattr(session, "catalogue", lambda: listed)
     page.run()
     assert not page.exception
     assert labelled(page.selectbox, "Model").value == models.DEFAULT
     assert "no longer there" in page.error[0].value
+
+
+def test_a_model_that_cannot_be_used_says_why(engine, page, monkeypatch):
+    broken = models.Model("mine", models.LOCAL, "/nowhere/mine", "Mine", problem="'mine' is cut short.")
+    listed = models.all()
+    monkeypatch.setattr(session, "catalogue", lambda: [*listed, broken])
+    page.run()
+    labelled(page.selectbox, "Model").set_value("mine")
+    labelled(page.text_area, "Prompt").set_value("a")
+    page.run()
+    assert "Mine (cannot be used)" in labelled(page.selectbox, "Model").options
+    button(page, "Generate").click()
+    page.run()
+    assert page.warning[0].value == page.error[0].value == session.plain("'mine' is cut short.")
+    assert engine.models == []
 
 
 def test_what_others_put_into_the_form_is_made_showable(engine):

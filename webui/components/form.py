@@ -120,9 +120,8 @@ def _generate(kind: str) -> None:
     if kind == "picture" and picture is None:
         st.session_state["form_problem"] = "Choose an input picture first."
         return
-    model = session.chosen_model()
-    if not model.present:
-        st.session_state["form_problem"] = model_choice.not_here(model)
+    if problem := model_choice.why_not(session.chosen_model()):
+        st.session_state["form_problem"] = problem
         return
     try:
         session.show_job(session.the_worker().submit(session.request_from_form(picture)))

@@ -12,30 +12,43 @@ REFRESH = 0.5  # seconds
 
 def draw() -> None:
     """Draw the dropdown, and below it the chosen model's family, size and licence, or its download."""
-    catalogue = {model.name: model for model in models.all()}
-    missing = {name for name, model in catalogue.items() if not model.present}
+    catalogue = {model.name: model for model in session.catalogue()}
+    marks = {name: _mark(model) for name, model in catalogue.items()}
     st.selectbox(
         "Model",
         list(catalogue),
         key="model",
-        format_func=lambda name: catalogue[name].title + _note(catalogue[name], name in missing),
+        format_func=lambda name: catalogue[name].title + marks[name],
         on_change=session.apply_defaults,
         persist_state="session",
     )
     model = catalogue[st.session_state["model"]]
-    told = [model.precision, "" if model.prediction_type == "epsilon" else model.prediction_type]
-    parts = [FAMILIES.get(model.family), *told, model.licence, size_in_words(model.size_bytes)]
+    v_prediction = "v prediction" if model.prediction_type == "v_prediction" else ""
+    size = size_in_words(model.size_bytes)
+    parts = [FAMILIES.get(model.family), v_prediction, model.precision, model.licence, size]
     st.caption(session.plain(" · ".join(part for part in parts if part)))
     if model.problem:
-        st.warning(session.plain(f"This model cannot be used: {model.problem}"), icon=":material/error:")
-    if model.name in missing:
+        st.warning(session.plain(model.problem), icon=":material/warning:")
+    elif marks[model.name]:
         download = session.the_downloads().get(model.name)
         active = download is not None and download.active
         st.fragment(_download if active else _offer, run_every=REFRESH if active else None)(model)
 
 
-def _note(model: models.Model, missing: bool) -> str:
-    return " (cannot be used)" if model.problem else " (not downloaded)" if missing else ""
+def _mark(model: models.Model) -> str:
+    if model.problem:
+        return " (cannot be used)"
+    return "" if model.present else " (not downloaded)"
+
+
+def why_not(model: models.Model) -> str:
+    """Say why a model cannot paint as things are, or ""."""
+    if model.problem:
+        return model.problem
+    if model.present:
+        return ""
+    size = size_in_words(_download_size(model))
+    return f"{model.title} is not downloaded yet{f' ({size})' if size else ''}: press Download under Model first."
 
 
 def size_in_words(n_bytes: int | None) -> str:
@@ -45,16 +58,10 @@ def size_in_words(n_bytes: int | None) -> str:
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
-def not_here(model: models.Model) -> str:
-    """Say what must be done before a model that is not downloaded can paint."""
-    size = size_in_words(_download_size(model))
-    return f"{model.title} is not downloaded yet{f' ({size})' if size else ''}: press Download under Model first."
-
-
 def model_or_default() -> models.Model:
     """The chosen model where it can be loaded without the network, else the embedded one."""
     model = session.chosen_model()
-    return model if model.present else models.find(models.DEFAULT)
+    return models.find(models.DEFAULT) if model.problem or not model.present else model
 
 
 def _download_size(model: models.Model) -> int | None:

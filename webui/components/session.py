@@ -16,6 +16,7 @@ from webui.values import AUTOMATIC, RANDOM_SEED
 from webui.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
+CATALOGUE_AGE = 2.0  # seconds
 NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
 
@@ -29,6 +30,12 @@ def the_worker() -> Worker:
 def the_downloads() -> Downloads:
     """The downloads of this server."""
     return Downloads()
+
+
+@st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
+def catalogue() -> list[models.Model]:
+    """Every model to choose from; looked up anew after a moment, not at every click."""
+    return models.all()
 
 
 def outputs() -> Path:
@@ -90,7 +97,7 @@ def begin() -> None:
 def _make_showable() -> None:
     """Bring what others put into the form, or what went away meanwhile, to what the form can show."""
     state = st.session_state
-    known = [model.name for model in models.all()]
+    known = [model.name for model in catalogue()]
     if state["model"] not in known:
         state["form_problem"] = f"The model {state['model']!r} is no longer there; {models.DEFAULT} is chosen instead."
         state["model"] = models.DEFAULT
@@ -106,7 +113,7 @@ def _make_showable() -> None:
 def chosen_model() -> models.Model:
     """The model that the dropdown shows."""
     name = st.session_state["model"]
-    return next((model for model in models.all() if model.name == name), None) or models.find(models.DEFAULT)
+    return next((model for model in catalogue() if model.name == name), None) or models.find(models.DEFAULT)
 
 
 def default_negative() -> str:
@@ -134,7 +141,7 @@ def apply_defaults() -> None:
 
 def put(settings: Mapping[str, Any]) -> None:
     """Put settings into the form, as far as it can show them; a model that is not here is left out."""
-    st.session_state.update(values.clean(settings, [model.name for model in models.all()]))
+    st.session_state.update(values.clean(settings, [model.name for model in catalogue()]))
 
 
 def recall(request: Request) -> None:
