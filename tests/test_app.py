@@ -345,6 +345,18 @@ def test_several_pictures_are_shown_together_and_one_by_one(engine, page):
     assert sheet.size == (132, 132)
 
 
+def test_a_finished_picture_can_be_the_next_ones_start(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a red house")
+    over(generate(page))
+    page.run()
+    button(page, "To image to image").click()
+    page.run()
+    assert not page.exception
+    assert labelled(page.slider, "Denoising strength")
+    assert page.session_state["input_picture"].size == (64, 64)
+    assert labelled(page.text_area, "Prompt").value == "a red house"
+
+
 def test_a_picture_in_hand_can_be_skipped(engine):
     engine.gate = threading.Semaphore(0)
     page = open_page()

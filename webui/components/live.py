@@ -9,7 +9,8 @@ from PIL import Image
 
 import utils
 from stable_diffusion.errors import StableDiffusionError
-from webui.components import session
+from stable_diffusion.picture import open_picture
+from webui.components import handover, session
 from webui.jobs import Frame, Job, Picture, Request, State, Task
 from webui.preview import KINDS, data_url, frame_jpeg
 
@@ -193,6 +194,9 @@ def _download(job: Job, picture: Picture) -> None:
             on_click="ignore",
             icon=":material/download:",
         )
+        if st.button("To image to image", icon=":material/image:", help="Start the next picture from this one"):
+            handover.send(None, lambda: open_picture(_bytes(picture)))
+            st.rerun()
         st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
 
 
