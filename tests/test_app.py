@@ -349,7 +349,7 @@ def test_a_finished_picture_can_be_the_next_ones_start(engine, page):
     labelled(page.text_area, "Prompt").set_value("a red house")
     over(generate(page))
     page.run()
-    button(page, "To image to image").click()
+    button(page, "Send to image to image").click()
     page.run()
     assert not page.exception
     assert labelled(page.slider, "Denoising strength")

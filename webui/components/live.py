@@ -194,7 +194,8 @@ def _download(job: Job, picture: Picture) -> None:
             on_click="ignore",
             icon=":material/download:",
         )
-        if st.button("To image to image", icon=":material/image:", help="Start the next picture from this one"):
+        # Not by a callback: this is a fragment, and the whole page has to be drawn anew to go to another one.
+        if st.button("Send to image to image", icon=":material/image:", help="Start the next picture from this one"):
             handover.send(None, lambda: open_picture(_bytes(picture)))
             st.rerun()
         st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
