@@ -258,7 +258,7 @@ def _read_safetensors(file: TensorFile, check: bool) -> None:
         metadata = text.value("__metadata__")
         file.metadata = metadata if isinstance(metadata, dict) else {}
         file.tensors = text if not check else _checked_tensors(file, text, 8 + size)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = error if type(error) is ValueError else "its header is damaged"
         raise WeightsError(f"{file.path} is no intact safetensors file: {reason}. {AGAIN}") from None
 
