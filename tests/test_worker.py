@@ -2,14 +2,18 @@
 
 import errno
 import io
+import shutil
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+import models
+import stable_diffusion
 import utils
 from stable_diffusion.errors import InputError
 from tests.pretend import PretendEngine, over, wait
@@ -374,3 +378,27 @@ def test_nobody_finds_a_job_that_never_was(worker):
 )
 def test_errors_in_plain_words(error, words):
     assert words in in_plain_words(error)
+
+
+def test_a_model_deleted_under_the_server(tmp_path, monkeypatch):
+    """With the real engine: what is loaded goes on painting, and what has to be loaded again is said to be gone."""
+    folder = tmp_path / "models" / "mine"
+    shutil.copytree(Path(stable_diffusion.__file__).parent / "checkpoints" / models.DEFAULT, folder)
+    monkeypatch.setenv(models.FOLDERS_VARIABLE, str(folder.parent))
+    worker = Worker(tmp_path / "outputs")
+    try:
+        for model, deleted, state in (
+            ("mine", False, State.DONE),
+            ("mine", True, State.DONE),
+            (models.DEFAULT, True, State.DONE),
+            ("mine", True, State.FAILED),
+            (models.DEFAULT, True, State.DONE),
+        ):
+            if deleted:
+                shutil.rmtree(folder, ignore_errors=True)
+            job = worker.submit(Request("a red house", model=model, steps=1, cfg=1.0))
+            wait(lambda job=job: not job.active, 60)
+            assert job.state is state, job.error
+            assert ("mine" in job.error) == (state is State.FAILED)
+    finally:
+        worker.close()
