@@ -110,6 +110,7 @@ class TestLoading:
         one = np.ones(3, np.float32)
         stray = ["betas", "alphas_cumprod", "posterior_mean_coef2", "model_ema.decay", "first_stage_model.loss.logvar",
                  "model_ema.diffusion_modelout2bias", "cond_stage_model.logit_scale", "optimizer.state.0",
+                 "cond_stage_model.text_projection", "embedding_manager.embedder.x",
                  TEXT + "embeddings.position_ids", "cond_stage_model.transformer.text_projection.weight"]  # fmt: skip
         before = parameters(loaded(single_files.write(tmp_path / "plain.safetensors", sd1)))
         after = parameters(loaded(single_files.write(tmp_path / "stray.safetensors", sd1 | dict.fromkeys(stray, one))))

@@ -19,7 +19,7 @@ from .checkpoint import vae_dtype
 from .folder import read_json
 from .kinds import VAE
 from .mapping import NameMap
-from .single_file import _source
+from .single_file import source_of
 from .stored import TensorFile, open_tensors
 from .weights import Source, add_source, give, load_weights
 
@@ -138,7 +138,7 @@ def _sources(file: TensorFile, keys: Mapping[str, str]) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for name, key in keys.items():
         for place in names.places(name):
-            add_source(sources, place.target, _source(file, file.tensors[key], place.transposed))
+            add_source(sources, place.target, source_of(file, file.tensors[key], place.transposed))
     return sources
 
 

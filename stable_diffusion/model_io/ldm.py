@@ -27,6 +27,7 @@ IGNORED = (
     r"^(optimizer|optimizer_states|lr_schedulers?|callbacks|loops)(\.|$)",
     r"^(epoch|global_step|iteration|v_pred|ztsnr)$",
     r"^(cond_stage_model|conditioner\.embedders\.\d+)\.(model\.)?(logit_scale|attn_mask)$",
+    r"^(cond_stage_model|conditioner\.embedders\.0)\.text_projection$|^embedding_manager\.",
     r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_projection\.weight|logit_scale)$",
     r"^(cond_stage_model|conditioner\.embedders\.\d+)\.(model\.visual|transformer\.vision_model)\.",
     r"^cond_stage_model\.model\.(text_projection(\.weight)?|transformer\.resblocks\.23\..*)$",  # SD 2.x leaves them out

@@ -167,7 +167,7 @@ class _Loader:
                 stored = self.file.tensors[key]
                 if place.part is not None:
                     stored = self._checked(stored.rows, *place.part)
-                add_source(sources, place.target, _source(self.file, stored, place.transposed))
+                add_source(sources, place.target, source_of(self.file, stored, place.transposed))
         return sources
 
     def _checked(self, function: Callable, *arguments: Any) -> Any:
@@ -178,7 +178,9 @@ class _Loader:
             raise type(error)(f"{self.file.path}: {error}") from None
 
 
-def _source(file: TensorFile, stored: StoredTensor, transposed: bool) -> Source:
+def source_of(file: TensorFile, stored: StoredTensor, transposed: bool) -> Source:
+    """A tensor of an open file as the source of a parameter."""
+
     def read(form: Form) -> mx.array:
         numbers = file.read(stored, file.scratch.array("read", (stored.nbytes,), np.uint8))
         return _formed(numbers.T if transposed else numbers, stored.dtype, form, file.scratch)
