@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 Usage: ./webui.sh [OPTIONS] [OPTIONS OF streamlit run]     start the page in the browser
        ./webui.sh txt2img "a red house on green hills"     make a picture from the command line
-       ./webui.sh COMMAND --help                           COMMAND: txt2img, img2img, models, info
+       ./webui.sh COMMAND --help                           COMMAND: txt2img, img2img, models, convert, info
        ./webui.sh --setup                                  only install, start nothing
 
 Options of the page:

@@ -280,6 +280,16 @@ def test_nothing_is_overwritten_but_a_checkpoint_and_that_only_by_force(tmp_path
     assert listed(tmp_path) == ["empty", "file", "folder.safetensors", "link"]
 
 
+def test_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert convert("postcards-tiny", ".") == Path(".")
+    assert "model_index.json" in files(tmp_path / "here") and listed(tmp_path) == ["here"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="more than a checkpoint"):
+        convert("postcards-tiny", ".", force=True)
+
+
 def test_a_checkpoint_may_take_its_own_place(tmp_path):
     shutil.copytree(EMBEDDED, tmp_path / "m", ignore=shutil.ignore_patterns("README.md"))
     convert(tmp_path / "m", tmp_path / "m", bits=8, force=True)

@@ -49,7 +49,8 @@ def convert(
     `CheckpointError` for the source, and OSError for the disk, a full one (ENOSPC) before anything is written.
     """
     check_bits(bits)
-    target = Path(destination).expanduser()
+    named = Path(destination).expanduser()
+    target = Path(os.path.abspath(named))
     form = _form(target, mlx, bits)
     _check_free(target, form, force)
     report = progress or (lambda message, fraction: None)
@@ -63,7 +64,7 @@ def convert(
     _check_space(target, size)
     with _disk_errors(target, size), _replaced(target, form, force) as temporary:
         _write(temporary, texts, weights, size, report)
-    return target
+    return named
 
 
 def _form(target: Path, mlx: bool, bits: int | None) -> str:
