@@ -185,7 +185,7 @@ def _add_generation_options(command: argparse.ArgumentParser) -> argparse._Argum
         "--model",
         default=models.DEFAULT,
         metavar="NAME",
-        help="a name that `models` lists, a folder, or an id of the Hugging Face hub, which is downloaded "
+        help="a name that `models` lists, a folder, a file, or an id of the Hugging Face hub, which is downloaded "
         f"(default: {models.DEFAULT}, the small model that comes along; it knows drawn postcards only)",
     )
     how.add_argument(
