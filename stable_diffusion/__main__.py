@@ -203,6 +203,11 @@ def _add_generation_options(command: argparse.ArgumentParser) -> argparse._Argum
         help="a VAE in the place of the model's own: a file, a folder in diffusers' form, or an id of the hub",
     )
     how.add_argument(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction", "sample"),
+        help="what the model was trained to predict, where its file does not say or says it wrongly",
+    )
+    how.add_argument(
         "--steps", type=_whole(1, 1000), metavar="N", help="denoising steps (default: the model's, usually 20)"
     )
     how.add_argument(

@@ -61,7 +61,7 @@ def generate(args: argparse.Namespace) -> None:
     from . import StableDiffusion
 
     report = Report(args.quiet)
-    given = {name: value for name in ("bits", "vae") if (value := getattr(args, name)) is not None}
+    given = {name: value for name in ("bits", "vae", "prediction_type") if (value := getattr(args, name)) is not None}
     sd = StableDiffusion(model.source, float16=args.float16, progress=report, **given)
     report.end()
     if args.lora:

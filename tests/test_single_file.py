@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from PIL import Image
 
 from stable_diffusion import StableDiffusion
+from stable_diffusion.__main__ import main
 from stable_diffusion.backend import mx
 from stable_diffusion.errors import (
     CheckpointError,
@@ -265,6 +267,19 @@ class TestKinds:
         assert sd.scheduler_config.prediction_type == "v_prediction"
         with pytest.raises(InputError, match="'vpred'"):
             StableDiffusion(path, prediction_type="vpred")
+
+    def test_the_command_line(self, sd1, tmp_path):
+        """A file after --model, and another prediction type another picture."""
+        path = single_files.write(tmp_path / "model.safetensors", sd1)
+        pictures = []
+        for options in ([], ["--prediction-type", "epsilon"], ["--prediction-type", "v_prediction"]):
+            output = tmp_path / "picture.png"
+            command = ["txt2img", "a house", "--model", str(path), "--steps", "2", "--width", "32", "--height", "32"]
+            assert main([*command, "--seed", "1", "--quiet", "--output", str(output), *options]) == 0
+            with Image.open(output) as picture:
+                pictures.append(np.array(picture))
+        assert np.array_equal(pictures[0], pictures[1])
+        assert not np.array_equal(pictures[0], pictures[2])
 
     def test_the_caller_knows_better_of_a_folder(self, checkpoint):
         assert load(checkpoint, mx.float32, prediction_type="sample").scheduler.prediction_type == "sample"
