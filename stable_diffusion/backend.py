@@ -279,13 +279,15 @@ def _check_integer_width(sgemm: Callable) -> None:
     """Raise BlasError unless `sgemm` is a CBLAS function with 32-bit integers (LP64).
 
     The upper half of the 64-bit argument that carries n = 2 is set: a function with 32-bit integers does not see it,
-    one with 64-bit integers sees n > ldb, which CBLAS has it refuse, so that the result stays as it was.
+    one with 64-bit integers sees n > ldb, which CBLAS has it refuse, so that the result stays as it was. The other
+    integers are given in 64 bits too, since ctypes leaves the upper half of a shorter argument to chance.
     """
     matrix = ctypes.c_float * 6
     a, b, c = matrix(1, 2, 3, 4, 5, 6), matrix(1, -1, 2, 0, -3, 5), matrix(*[7] * 6)
-    row_major, plain, m, n, k = 101, 111, 2, 2, 3
+    row_major, plain = 101, 111
+    m, n, k, too_large_n = (ctypes.c_int64(size) for size in (2, 2, 3, 2 | 1 << 32))
     one, zero = ctypes.c_float(1), ctypes.c_float(0)
-    sgemm(row_major, plain, plain, m, ctypes.c_int64(n | 1 << 32), k, one, a, k, b, n, zero, c, n)
+    sgemm(row_major, plain, plain, m, too_large_n, k, one, a, k, b, n, zero, c, n)
     if list(c) != [-4, 14, -4, 26, 7, 7]:
         raise BlasError("it is not a CBLAS with 32-bit integers (a small product came out wrong)")
 
