@@ -6,7 +6,8 @@
 
 The weights are random, and written first, in a temporary folder. Each loading is a process of its own, the engines in
 turns; the file is in the system's cache for both. The picture is as small as can be (64x64 pixels), so that loading and
-not painting is measured. Peak memory is the process's largest resident set, which counts mapped pages of the file too.
+not painting is measured. Seconds of processors are the whole life of the process, and say more on a busy machine. Peak
+memory is its largest resident set, which counts mapped pages of the file too.
 Needs requirements-parity.txt.
 """
 
@@ -126,17 +127,17 @@ def table(path: Path, float16: bool, repeats: int) -> None:
     for _ in range(repeats):
         for engine, results in found.items():
             results.append(json.loads(run("--measure", engine, str(path), *["--float16"] * float16)))
-    print("| | loaded, s | first step, s: median (range) | peak MiB |\n|---|---|---|---|")
+    print("| | loaded, s | first step, s: median (range) | of processors, s | peak MiB |\n|---|---|---|---|---|")
     medians = {}
     for engine, results in found.items():
-        loaded, first, peaks = zip(*results, strict=True)
-        medians[engine] = statistics.median(first), max(peaks)
+        loaded, first, processors, peaks = zip(*results, strict=True)
+        medians[engine] = statistics.median(first), statistics.median(processors), max(peaks)
         print(
             f"| {engine} | {statistics.median(loaded):.2f} | {medians[engine][0]:.2f} ({min(first):.2f} to "
-            f"{max(first):.2f}) | {max(peaks):.0f} |"
+            f"{max(first):.2f}) | {medians[engine][1]:.2f} | {max(peaks):.0f} |"
         )
-    ours, theirs = (medians[engine] for engine in ENGINES)
-    print(f"| ratio | | {ours[0] / theirs[0]:.2f} | {ours[1] / theirs[1]:.2f} |", flush=True)
+    ratios = [f"{ours / theirs:.2f}" for ours, theirs in zip(*(medians[engine] for engine in ENGINES), strict=True)]
+    print(f"| ratio | | {' | '.join(ratios)} |", flush=True)
 
 
 def main() -> None:
@@ -153,7 +154,8 @@ def main() -> None:
     if options.measure:
         engine, path = options.measure
         seconds = (load_ours if engine == "ours" else load_diffusers)(Path(path), options.float16)
-        return print(json.dumps([*seconds, peak_mib(resource.getrusage(resource.RUSAGE_SELF))]))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return print(json.dumps([*seconds, usage.ru_utime + usage.ru_stime, peak_mib(usage)]))
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
