@@ -266,7 +266,7 @@ class StableDiffusion:
     def encode_text(self, text: str) -> mx.array:
         """A text -> the hidden states (1, 77, D) that the U-Net attends to; lazy. Raises `InputError`."""
         _check_text("text", text)
-        return self._conditioner(text).text
+        return self._networks((), [text])[1](text).text
 
     def _generate(
         self,

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import utils
 from stable_diffusion import StableDiffusion
@@ -36,6 +38,11 @@ PATHS = {
     CONV: ("unet", "mid_block.resnets.0.conv1"),
     TEXT: ("text_encoder", "layers.0.fc1"),
 }
+
+PARTS = [
+    "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "hada_w1_a", "hada_w1_b",
+    "hada_w2_a", "hada_w2_b", "hada_t1", "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "diff",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -317,17 +324,18 @@ class TestOverlay:
         assert not np.array_equal(run(sd, PROMPT + "<lora:a:1>"), first)
 
     def test_quantised_layers_become_plain_ones(self, sd, tmp_path):
-        lora(tmp_path / "a.safetensors", (LINEAR, TEXT), sd)
-        quantised = StableDiffusion(float16=False)
-        bare = networks(quantised)
-        for model in bare.components().values():
-            nn.quantize(model, 32, 8, class_predicate=lambda _, m: isinstance(m, nn.Linear) and m.weight.size % 32 == 0)
-        after = lay_over(bare, [(load_lora(tmp_path / "a.safetensors", bare, "sd1"), Strength())])
-        module = after.unet.mid_block.attentions[0].transformer_blocks[0].attn2
-        assert type(module.to_k) is nn.Linear and type(module.to_q) is nn.QuantizedLinear
-        sd.set_loras({"a": 1})
+        file = lora(tmp_path / "a.safetensors", (LINEAR, TEXT), sd)
+        eight = StableDiffusion(float16=False, bits=8)
+        before = eight._unet
+        eight.set_loras([file])
+        module = eight._unet.mid_block.attentions[0].transformer_blocks[0].attn2
+        assert type(module.to_k) is nn.Linear and isinstance(module.to_q, nn.QuantizedLinear)
+        sd.set_loras([file])
         exact = sd._unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.weight
         assert mx.abs(module.to_k.weight - exact).max() < 0.02
+        assert np.abs(run(eight) - run(sd)).max() < 0.5
+        eight.set_loras([])
+        assert eight._unet is before
 
 
 class TestTags:
@@ -475,11 +483,35 @@ class TestRefusals:
     def test_an_empty_one(self, sd, tmp_path):
         self.refused(sd, tmp_path, {}, "'x' cannot be used: it is empty")
 
-    @pytest.mark.parametrize("length", [0, 5, 100, 2000])
-    def test_a_file_cut_short(self, length, sd, tmp_path):
+    def test_a_file_cut_at_every_hundredth(self, sd, tmp_path):
         file = lora(tmp_path / "x.safetensors", sd=sd)
-        file.write_bytes(file.read_bytes()[:length])
-        with pytest.raises(WeightsError, match=r"x\.safetensors"):
+        whole = file.read_bytes()
+        for hundredth in range(100):
+            file.write_bytes(whole[: len(whole) * hundredth // 100])
+            with pytest.raises(WeightsError, match=r"x\.safetensors"):
+                sd.set_loras({"x": 1})
+
+    @pytest.mark.filterwarnings("ignore::stable_diffusion.adapters.lora.AdapterWarning")
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.dictionaries(st.sampled_from(PARTS), st.lists(st.integers(0, 9), max_size=5), min_size=1))
+    def test_shapes_of_any_kind(self, sd, tmp_path, shapes):
+        tensors = {f"{layer}.{part}": np.zeros(shape, np.float32) for layer in (LINEAR, CONV)
+                   for part, shape in shapes.items()}  # fmt: skip
+        save_file(tensors, tmp_path / "x.safetensors")
+        with pytest.raises(UnsupportedCheckpointError):
+            sd.set_loras({"x": 1})
+
+    @pytest.mark.parametrize(
+        "metadata", [{"unet.lora_alpha": "much"}, {"unet.lora_alpha": 2, "unet.alpha_pattern": []}, 3]
+    )
+    def test_metadata_of_any_kind(self, metadata, sd, tmp_path):
+        lora(tmp_path / "x.safetensors", (LINEAR,), sd)
+        tensors = load_file(tmp_path / "x.safetensors")
+        save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(metadata)})
+        if "much" in str(metadata):
+            with pytest.raises(WeightsError, match="'much'"):
+                sd.set_loras({"x": 1})
+        else:
             sd.set_loras({"x": 1})
 
     def test_whole_numbers_are_no_weights(self, sd, tmp_path):

@@ -20,6 +20,7 @@ import numpy as np
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
+from ..model_io.quantised import dequantised
 from ..model_io.stored import open_tensors
 from ..model_io.weights import FLOATS
 from ..unet import UNet
@@ -30,6 +31,7 @@ from .tags import Strength
 FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 TEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL's refiner"}  # what attn2 reads
 WITH_WIDTH = FORMS[:7]
+UNFIT = (ValueError, IndexError, KeyError, OverflowError, RuntimeError)  # of tensors that do not go together
 NUMBERS = ("string_to_token.*",)  # an embedding's word, which its file's name replaces
 # Tell-tale keys of other architectures; the first that fits.
 ARCHITECTURES = (
@@ -208,7 +210,10 @@ def _family(
             return architecture
     for (_, module), layer in groups.items():
         if module.endswith("attn2_to_k") and layer.form() in WITH_WIDTH:
-            width = layer.product().shape[1]
+            try:
+                width = layer.product().shape[1]
+            except UNFIT:
+                continue
             if width == networks.unet.config.per_block("cross_attention_dim")[0]:
                 return None
             return TEXT_WIDTHS.get(width, f"a model whose text is {width} wide")
@@ -239,10 +244,13 @@ def _set_alphas(layers: Mapping[tuple[str, str], Layer], metadata: Mapping[str, 
     for (component, _), layer in layers.items():
         start = component + "."
         own = {key.removeprefix(start): value for key, value in config.items() if key.startswith(start)} or bare
-        patterns = own.get("alpha_pattern") or {}
-        special = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer.module))
-        layer.alpha = next(special, own.get("lora_alpha", own.get("alpha")))
+        patterns = own.get("alpha_pattern")
+        special = patterns.items() if isinstance(patterns, dict) else ()
+        fits = (value for key, value in special if f".{layer.module}".endswith(f".{key}"))
+        layer.alpha = next(fits, own.get("lora_alpha", own.get("alpha")))
         layer.root = bool(own.get("use_rslora"))
+        if layer.alpha is not None and type(layer.alpha) not in (int, float):
+            raise WeightsError(f"{path}: its metadata say that alpha is {layer.alpha!r}, which is no number.")
 
 
 def _json(source: str | Path | None) -> dict[str, Any]:
@@ -263,7 +271,7 @@ def _check_shapes(name: str, layers: Mapping[tuple[str, str], Layer], networks: 
             bias = layer.bias_change()
             if bias is not None and ("bias" not in module or bias.shape != module.bias.shape):
                 raise ValueError(f"a bias of {bias.shape}")
-        except ValueError as error:
+        except UNFIT as error:
             shapes = ", ".join(f"{layer.keys[part]} {tensor.shape}" for part, tensor in layer.parts.items())
             raise UnsupportedCheckpointError(
                 f"The LoRA {name!r} does not fit this checkpoint at {component}.{path}: {error} ({shapes}). It was "
@@ -305,20 +313,14 @@ def _change(module: nn.Module, layers: Sequence[tuple[Layer, float]]) -> None:
 
 def _torch_weight(module: nn.Module) -> mx.array:
     """A module's weight in torch's layout, float32; lazy."""
-    weight = _dequantized(module) if "scales" in module else module.weight
+    weight = dequantised(module) if "scales" in module else module.weight
     weight = weight.astype(mx.float32)
     return weight.transpose(0, 3, 1, 2) if weight.ndim == 4 else weight
 
 
-def _dequantized(module: nn.Module) -> mx.array:
-    return mx.dequantize(
-        module.weight, module.scales, module.get("biases"), module.group_size, module.bits, module.mode
-    )
-
-
 def _plain(module: nn.Module) -> nn.Module:
     plain = nn.Linear(1, 1, bias="bias" in module)
-    plain.weight = _dequantized(module)
+    plain.weight = dequantised(module)
     if "bias" in module:
         plain.bias = module.bias
     return plain

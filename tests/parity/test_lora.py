@@ -166,6 +166,22 @@ def test_two_files_with_strengths(family, style, folders, tmp_path, same_noise):
     assert_same_pictures(picture, theirs(pipe))
 
 
+def test_a_file_of_torchs(folders, tmp_path):
+    """Read without running what it holds, and to the same weights."""
+    from safetensors.torch import load_file
+
+    file = kohya_file(tmp_path / "1.safetensors", "sd1", 1)
+    torch.save(load_file(file), tmp_path / "2.pt")
+    torch.save({"state_dict": {k: v.half() for k, v in load_file(file).items()}}, tmp_path / "3.ckpt")
+    sd = StableDiffusion(folders["sd1"], float16=False)
+    weights = []
+    for source in (file, tmp_path / "2.pt", tmp_path / "3.ckpt"):
+        sd.set_loras([source])
+        weights.append(np.array(sd._unet.mid_block.attentions[0].proj_in.weight))
+    assert np.array_equal(weights[0], weights[1])
+    assert 0 < np.abs(weights[0] - weights[2]).max() < 1e-3
+
+
 def test_the_strength_of_unet_and_text_by_itself(folders, tmp_path, same_noise):  # noqa: F811
     file = kohya_file(tmp_path / "1.safetensors", "sd1", 1)
     pipe = reference(folders["sd1"])
