@@ -39,8 +39,8 @@ _OUTPUT = (
 )
 
 
-def _both_axes(matrix: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    return np.kron(matrix, matrix).astype(np.float32)
+def _both_axes(matrix: tuple[tuple[float, ...], ...]) -> mx.array:
+    return mx.array(np.kron(matrix, matrix).astype(np.float32))
 
 
 _INPUT_2D, _KERNEL_2D, _OUTPUT_2D = map(_both_axes, (_INPUT, _KERNEL, _OUTPUT))
@@ -51,7 +51,7 @@ def conv3x3(x: mx.array, weight: mx.array) -> mx.array:
     batch, height, width, channels = x.shape
     outputs = weight.shape[0]
     down, across = -(-height // TILE), -(-width // TILE)  # tiles
-    kernels = mx.array(_KERNEL_2D) @ weight.transpose(1, 2, 3, 0).reshape(9, -1)
+    kernels = _KERNEL_2D @ weight.transpose(1, 2, 3, 0).reshape(9, -1)
     kernels = kernels.reshape(-1, channels, outputs)
     padding = [(0, 0), (1, TILE * down - height + 1), (1, TILE * across - width + 1), (0, 0)]
     x = mx.contiguous(mx.pad(x, padding))
@@ -73,7 +73,7 @@ def _strip(x: mx.array, image: int, row: int, rows: int, kernels: mx.array) -> m
         (line, channels, TILE * line, TILE * channels, 1),
         offset=(image * height + TILE * row) * line,
     )
-    transformed = (mx.array(_INPUT_2D) @ tiles.reshape(36, -1)).reshape(36, rows * across, channels)
+    transformed = (_INPUT_2D @ tiles.reshape(36, -1)).reshape(36, rows * across, channels)
     products = (transformed @ kernels).reshape(36, -1)
-    result = (mx.array(_OUTPUT_2D) @ products).reshape(TILE, TILE, rows, across, -1)
+    result = (_OUTPUT_2D @ products).reshape(TILE, TILE, rows, across, -1)
     return result.transpose(2, 0, 3, 1, 4).reshape(TILE * rows, TILE * across, -1)
