@@ -62,7 +62,7 @@ def estimate(page):
 
 def test_a_prompt_becomes_a_picture_while_one_watches(open_page, request, outputs):
     page = open_page()
-    generate(page, request, steps=30)
+    generate(page, request, steps=60)
     seen = set()
     end = time.time() + PATIENCE / 1000
     while not finished(page).is_visible():
@@ -74,7 +74,7 @@ def test_a_prompt_becomes_a_picture_while_one_watches(open_page, request, output
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
     found = utils.read_parameters(download.value.path())
-    assert (found.prompt, found.steps, found.model) == (PROMPT, 30, "postcards-tiny")
+    assert (found.prompt, found.steps, found.model) == (PROMPT, 60, "postcards-tiny")
     assert Image.open(download.value.path()).size == (128, 128)
     assert list(outputs.rglob("*.png"))
 

@@ -19,6 +19,7 @@ export default function ({ data, parentElement, setStateValue }) {
         }, 250)
     }
     field.addEventListener("input", tell)
+    if (parentElement.told !== undefined) tell() // what was typed while this was drawn anew
     return () => {
         clearTimeout(timer)
         field.removeEventListener("input", tell)
