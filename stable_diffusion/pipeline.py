@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import secrets
 import warnings
@@ -13,10 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mlx.utils import tree_map
 
-from . import backend
+from . import arguments, backend
 from .adapters.embeddings import Embeddings, with_embeddings
 from .adapters.lora import Networks
 from .adapters.overlay import Choice, Loras, Overlay
@@ -192,14 +190,14 @@ class StableDiffusion:
         and what `set_loras` raises for what the texts name.
         """
         # 1. Everything that can be refused is refused here.
-        _check_text("text", text)
+        arguments.text("text", text)
         if negative_text is not None:
-            _check_text("negative_text", negative_text)
-        n_images = _whole("n_images", n_images, 1, MAX_IMAGES)
-        seed = secrets.randbelow(2**32) if seed is None else _whole("seed", seed, 0, MAX_SEED - n_images + 1)
+            arguments.text("negative_text", negative_text)
+        n_images = arguments.whole("n_images", n_images, 1, MAX_IMAGES)
+        seed = secrets.randbelow(2**32) if seed is None else arguments.whole("seed", seed, 0, MAX_SEED - n_images + 1)
         width, height = self._size(width, height)
         shape = (height // self.downscale, width // self.downscale, self.latent_channels)
-        noise = None if latents is None else _given_noise(latents, (n_images, *shape))
+        noise = None if latents is None else arguments.noise(latents, (n_images, *shape))
         self._check_task()
         sampler = sampler_by_name(sampler)
         plan = sampler.plan(self.scheduler_config, num_steps)
@@ -208,8 +206,8 @@ class StableDiffusion:
             plan = _tail(plan, num_steps, denoising_strength)
             picture = mx.array(as_input(input_image, width, height))[None]
         guidance = Guidance(
-            cfg_weight=_number("cfg_weight", cfg_weight, 0.0, math.inf),
-            rescale=_number("guidance_rescale", guidance_rescale, 0.0, 1.0),
+            cfg_weight=arguments.number("cfg_weight", cfg_weight, 0.0, math.inf),
+            rescale=arguments.number("guidance_rescale", guidance_rescale, 0.0, 1.0),
         )
         text, tags = take_loras(text)
         if negative_text is not None:
@@ -258,14 +256,14 @@ class StableDiffusion:
         Width and height as in `generate_latents`; the posterior is drawn from with `seed`. Raises `InputError` and
         `PictureError`.
         """
-        seed = _whole("seed", seed, 0, MAX_SEED)
+        seed = arguments.whole("seed", seed, 0, MAX_SEED)
         width, height = self._size(width, height)
         noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
         return self._vae.encode(mx.array(as_input(picture, width, height))[None], noise())
 
     def encode_text(self, text: str) -> mx.array:
         """A text -> the hidden states (1, 77, D) that the U-Net attends to; lazy. Raises `InputError`."""
-        _check_text("text", text)
+        arguments.text("text", text)
         return self._networks((), [text])[1](text).text
 
     def _generate(
@@ -352,7 +350,7 @@ class StableDiffusion:
     def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
         sides = []
         for name, side, own in zip(("width", "height"), (width, height), self.default_size, strict=True):
-            side = own if side is None else _whole(name, side, self.downscale, MAX_SIDE)
+            side = own if side is None else arguments.whole(name, side, self.downscale, MAX_SIDE)
             if side % self.downscale:
                 below = side // self.downscale * self.downscale
                 raise InputError(
@@ -375,7 +373,7 @@ class StableDiffusion:
 
 def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
     """The steps of the plan that a denoising strength leaves, as the reference counts them."""
-    strength = _number("denoising_strength", strength, 0.0, 1.0)
+    strength = arguments.number("denoising_strength", strength, 0.0, 1.0)
     steps = int(num_steps * strength)
     if not steps:
         raise InputError(
@@ -383,38 +381,3 @@ def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
             f"{math.ceil(100 / num_steps) / 100} is the least that leaves one."
         )
     return plan.tail(steps)
-
-
-def _given_noise(latents: Any, shape: tuple[int, ...]) -> mx.array:
-    noise = latents if isinstance(latents, mx.array) else np.asarray(latents)
-    if tuple(noise.shape) != shape:
-        raise InputError(
-            f"latents of shape {tuple(noise.shape)} do not fit: (n_images, height, width, channels) is {shape} here."
-        )
-    return mx.array(noise).astype(mx.float32)
-
-
-def _check_text(name: str, text: Any) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"{name} should be a string, not {text!r}.")
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = low - 1
-    if isinstance(value, bool) or not low <= number <= high:
-        raise InputError(f"{name} = {value!r} should be a whole number from {low} to {high}.")
-    return number
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-    try:
-        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (low <= number <= high and math.isfinite(number)):
-        wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else f"from {low:g}"
-        raise InputError(f"{name} = {value!r} should be a number {wanted}.")
-    return number

@@ -28,6 +28,7 @@ ORDER = [
     "stable_diffusion/vae.py",
     "stable_diffusion/vae_tiny.py",
     "stable_diffusion/noise.py",
+    "stable_diffusion/arguments.py",
     "stable_diffusion/schedule.py",
     "stable_diffusion/conditioning.py",
     "stable_diffusion/denoiser.py",

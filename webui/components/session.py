@@ -69,7 +69,7 @@ def show_job(job: Job) -> None:
 
 
 def begin() -> None:
-    """Fill in the settings where this session has none: those of the job in the address, or the default model's."""
+    """Fill in settings that the browser has none of yet: those of the job in the address, or the default model's."""
     job = current_job()
     if "model" not in st.session_state:
         st.session_state.update(
