@@ -352,7 +352,6 @@ class SchedulerConfig(Config):
     variance_type: str | None = None
     skip_prk_steps: bool | None = None
     solver_order: int | None = None
-    algorithm_type: str | None = None
     solver_type: str | None = None
     lower_order_final: bool | None = None
     euler_at_final: bool | None = None
@@ -372,9 +371,10 @@ class SchedulerConfig(Config):
     }
     IGNORED: ClassVar = frozenset(
         # Of no effect without thresholding, clipping or flow matching; latents are never clipped, as in the
-        # reference's StableDiffusionPipeline, whose constructor turns clip_sample off.
-        """clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value flow_shift time_shift_type
-        shift_terminal noise_sampler_seed use_clipped_model_output""".split()
+        # reference's StableDiffusionPipeline, whose constructor turns clip_sample off. Which algorithm of DPM-Solver
+        # is run, the sampler's name says, not the file (algorithm_type).
+        """algorithm_type clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value flow_shift
+        time_shift_type shift_terminal noise_sampler_seed use_clipped_model_output""".split()
     )
 
     def check(self) -> None:
