@@ -39,7 +39,7 @@ ORDER = [
     "stable_diffusion/pipeline.py",
     "models.py",
     "utils.py",
-    "stable_diffusion/cli.py",
+    "stable_diffusion/commands",
     "stable_diffusion/__main__.py",
     "webui",
     "app.py",

@@ -390,9 +390,10 @@ def test_help_is_quick_because_it_loads_no_engine(argv):
 
 
 def test_the_help_names_every_sampler():
+    from stable_diffusion.commands import options
     from stable_diffusion.sampler import SAMPLERS
 
-    assert sorted(program.SAMPLERS.split(", ")) == sorted(each.key for each in SAMPLERS)
+    assert sorted(options.SAMPLERS.split(", ")) == sorted(each.key for each in SAMPLERS)
 
 
 def test_a_reader_that_leaves_early_is_no_error():

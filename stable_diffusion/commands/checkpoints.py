@@ -1,0 +1,97 @@
+"""models and convert: the checkpoints that are here, and a checkpoint in another form."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import models
+
+from .options import add_bits, add_debug
+from .running import Report
+
+
+def add_to(kinds: Any) -> None:
+    """Add the parsers of both."""
+    listing = kinds.add_parser("models", help="list the models", description="List the models to choose from.")
+    listing.set_defaults(run=list_models)
+    conversion = kinds.add_parser(
+        "convert",
+        help="write a checkpoint in another form or precision",
+        description="Write a checkpoint in another form or precision: as a single file in the original layout where "
+        "DEST ends in .safetensors, else as a folder in diffusers' form, or with --mlx or --bits as a folder of this "
+        "program's own form, which loads fastest and may be quantised. Pictures stay the same, but for the precision.",
+    )
+    conversion.add_argument(
+        "source", metavar="SOURCE", help="a name that `models` lists, a folder, a single file, or an id of the hub"
+    )
+    conversion.add_argument("destination", metavar="DEST", help="a new folder, or a new file that ends in .safetensors")
+    conversion.add_argument("--mlx", action="store_true", help="a folder in this program's own form")
+    add_bits(conversion)
+    conversion.add_argument(
+        "--float16",
+        action="store_true",
+        default=None,
+        help="in half precision: half the size (default: as the source is)",
+    )
+    conversion.add_argument("--float32", action="store_false", dest="float16", help="in single precision")
+    conversion.add_argument("--force", action="store_true", help="replace the checkpoint that is at DEST")
+    conversion.add_argument("--quiet", action="store_true", help="print nothing but the name of what was written")
+    conversion.set_defaults(run=convert)
+    add_debug(listing)
+    add_debug(conversion)
+
+
+def list_models(args: argparse.Namespace) -> None:
+    """A table of all models, and below it what is wrong with those that cannot be used."""
+    rows = [("NAME", "FAMILY", "PRECISION", "PREDICTS", "SIZE", "HASH", "LICENCE", "HERE")]
+    listed = models.all()
+    for model in listed:
+        size = _bytes(model.size_bytes) if model.size_bytes else "?"
+        here = {models.EMBEDDED: "comes along", models.LOCAL: "yes"}.get(model.kind, "yes" if model.present else "no")
+        told = (model.name, model.family_title or "?", model.precision, model.prediction_type, size)
+        hash_ = models.known_hash(model.source) if model.kind == models.LOCAL else None
+        rows.append((*told, hash_ or "", model.licence or "?", "unusable" if model.problem else here))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if any(model.problem for model in listed):
+        print("\nUnusable:")
+    for model in listed:
+        if model.problem:
+            print(f"  {model.name}: {' '.join(model.problem.split())}")
+    print(
+        f"""
+After --model stands one of these names, any other folder in diffusers' form, any other single file (.safetensors,
+.ckpt), or any other id of the Hugging Face hub. What is not here is downloaded when it is first used (about half as
+much with --float16, where the hub has it so). Files and folders inside models/, and inside those that
+${models.FOLDERS_VARIABLE} names (A1111's or ComfyUI's too), are listed here; a file's hash once it was used."""
+    )
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Write a checkpoint in another form, and print where and how large it is."""
+    model = models.find(args.source)
+
+    from ..model_io.convert import convert as write
+
+    report = Report(args.quiet)
+    try:
+        path = write(
+            model.source,
+            args.destination,
+            mlx=args.mlx,
+            float16=args.float16,
+            bits=args.bits,
+            force=args.force,
+            progress=report,
+        )
+    finally:
+        report.end()
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    print(path if args.quiet else f"{path}  ({_bytes(size)})")
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

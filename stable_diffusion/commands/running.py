@@ -1,0 +1,137 @@
+"""What the painting commands share: where pictures go, the run of a generation, and what is said meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from utils import Parameters
+
+BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left"
+
+
+class Output:
+    """Where pictures go: to a file, which is replaced as `cp` does, or into a folder, under new names."""
+
+    def __init__(self, where: str | None, several: bool):
+        """Make the folder. Raises `InputError` for a file that is no picture, OSError where nothing can be written."""
+        import utils
+
+        path = Path("outputs", date.today().isoformat()) if where is None else Path(where)
+        self.several = several
+        self.into_folder = where is None or where.endswith(("/", "\\")) or path.is_dir() or not path.suffix
+        if not self.into_folder and path.suffix.lower() not in utils.FORMATS:
+            raise InputError(
+                f"--output {where!r} should end in {', '.join(utils.FORMATS)}, or in a slash to mean a folder."
+            )
+        self.path = path
+        self.folder = path if self.into_folder else path.parent
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, picture: Any, number: int, parameters: Parameters) -> Path:
+        """Save picture `number` (from 1) of the run, and return where."""
+        import utils
+
+        if self.into_folder:
+            return utils.save_new_picture(picture, self.folder, parameters)
+        return utils.save_picture(picture, self._file(number), parameters)
+
+    def preview(self, number: int, seed: int) -> Path:
+        """The preview's file beside the one that picture `number` will get."""
+        import utils
+
+        name = utils.free_path(self.folder, seed) if self.into_folder else self._file(number)
+        return name.with_name(f"{name.stem}.preview.png")
+
+    def _file(self, number: int) -> Path:
+        return self.path.with_stem(f"{self.path.stem}-{number}") if self.several else self.path
+
+
+class Painter:
+    """Runs the generations of one command: a bar, previews, and every picture saved as soon as it is there."""
+
+    def __init__(self, sd: Any, call: dict[str, Any], output: Output, preview_every: int, quiet: bool):
+        self.sd = sd
+        self.call = call
+        self.output = output
+        self.preview_every = preview_every
+        self.quiet = quiet
+
+    def paint(self, seeds: range, batch_size: int, parameters: Parameters) -> None:
+        """Paint one picture for each seed, `batch_size` at a time, and print the files, also after an interruption."""
+        from tqdm import tqdm
+
+        batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
+        lines = []
+        bar = tqdm(total=0, bar_format=BAR, disable=self.quiet, leave=True)
+        try:
+            for batch in batches:
+                first = batch[0] - seeds[0] + 1
+                for i, picture in enumerate(self._pictures(batch, first, bar, len(batches))):
+                    height, width = picture.shape[:2]
+                    made = dataclasses.replace(parameters, seed=batch[i], width=width, height=height)
+                    path = self.output.save(picture, first + i, made)
+                    lines.append(str(path) if self.quiet else f"{path}  (seed {batch[i]})")
+        finally:
+            bar.close()
+            for line in lines:
+                print(line)
+
+    def _pictures(self, seeds: range, first: int, bar: Any, n_batches: int) -> Any:
+        """The pictures of one batch (B, H, W, 3); its preview file lives no longer than this call."""
+        import numpy as np
+
+        preview = self.output.preview(first, seeds[0]) if self.preview_every else None
+        latents = None
+        try:
+            for step in self.sd.generate_latents(**self.call, n_images=len(seeds), seed=seeds[0]):
+                latents = step.latents
+                np.asarray(latents)  # computes them: the bar shows what is done, not what is planned
+                bar.total = step.total * n_batches
+                bar.update()
+                if preview and step.index % self.preview_every == 0 and step.index < step.total:
+                    self._write_preview(np.asarray(self.sd.decode(step.denoised)), preview)
+            return np.asarray(self.sd.decode(latents))
+        finally:
+            if preview:
+                preview.unlink(missing_ok=True)
+
+    @staticmethod
+    def _write_preview(pictures: Any, path: Path) -> None:
+        import utils
+
+        utils.save_picture(utils.grid(list(pictures)), path)
+
+
+class Report:
+    """What the engine says while it downloads and loads, on stderr; on a terminal with the share that is done."""
+
+    def __init__(self, quiet: bool):
+        self.quiet = quiet
+        self.message = ""
+        self.live = sys.stderr.isatty()
+
+    def __call__(self, message: str, fraction: float | None = None) -> None:
+        if self.quiet:
+            return
+        new = message != self.message
+        if new:
+            self.end()
+            self.message = message
+        if self.live:
+            share = "" if fraction is None else f" {fraction:4.0%}"
+            print(f"\r\033[K{message}{share}", end="", file=sys.stderr, flush=True)
+        elif new:
+            print(message, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Finish the line."""
+        if self.live and self.message:
+            print(file=sys.stderr)
+        self.message = ""
