@@ -6,13 +6,11 @@ Needs numpy and Pillow only; whatever numpy can read (MLX arrays included) is ac
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +19,9 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from models import RGB_FACTORS
 from stable_diffusion.errors import InputError, PictureError
+from stable_diffusion.parameters import Parameters
 from stable_diffusion.picture import MAX_PIXELS
+from stable_diffusion.provenance import CHUNK, InputFile
 
 # --- Arrays and pictures
 
@@ -96,175 +96,6 @@ def _latents(latents: Any) -> np.ndarray:
     return np.nan_to_num(values, nan=0.0, posinf=LATENT_RANGE, neginf=-LATENT_RANGE)
 
 
-# --- The parameters of a picture, in the text form of AUTOMATIC1111's web UI
-
-
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"-?\d{1,20}", text):
-        raise ValueError(text)
-    return int(text)
-
-
-def _real(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(text)
-    return value
-
-
-_KEYS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
-    ("Steps", "steps", _whole),
-    ("Sampler", "sampler", str),
-    ("Schedule type", "schedule", str),
-    ("CFG scale", "cfg", _real),
-    ("Seed", "seed", _whole),
-    ("Size", "size", str),
-    ("Model hash", "model_hash", str),
-    ("Model", "model", str),
-    ("Denoising strength", "strength", _real),
-)
-_NEGATIVE = "Negative prompt:"
-_PROMPT_LENGTH = "Prompt length"  # ours; other programs pass over it
-_TELLING_KEYS = {"Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
-_SETTINGS_LINE = re.compile(r"\s*Steps: *(\d+ *(,|$)|\"\d)")  # in quotes where it was no number: "0,0"
-_KEY = re.compile(r"""\s*([^\s:,"\[\]{}][^:,"\n\[\]{}]*):[ \t]*""")
-
-
-@dataclass
-class Parameters:
-    """How a picture was made. None (or "") stands for a value that is not known, and leaves its key out.
-
-    `sampler` and `schedule` are the names that users know ("DPM++ 2M", "Karras"), `width` and `height` pixels,
-    `strength` the denoising strength of image to image, `model_hash` the first ten hex digits of the file's sha256;
-    `extra` keeps the keys that have no field here, in their order.
-    """
-
-    prompt: str = ""
-    negative: str = ""
-    steps: int | None = None
-    sampler: str | None = None
-    schedule: str | None = None
-    cfg: float | None = None
-    seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-    model_hash: str | None = None
-    model: str | None = None
-    strength: float | None = None
-    extra: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def size(self) -> str | None:
-        """ "512x768", width first, or None."""
-        return f"{self.width}x{self.height}" if self.width and self.height else None
-
-    def to_text(self) -> str:
-        """The prompt, a line `Negative prompt: ...` when there is one, and a line `Steps: 20, Sampler: Euler, ...`."""
-        pairs = {key: _plain(getattr(self, name)) for key, name, _ in _KEYS if getattr(self, name) not in (None, "")}
-        pairs.update(self.extra)
-        prompt, negative = (re.sub(r"\r\n?", "\n", text) for text in (self.prompt, self.negative))
-        if f"\n{_NEGATIVE}" in f"\n{prompt}":
-            # The one thing that the form cannot say by itself is that such a line belongs to the prompt.
-            pairs[_PROMPT_LENGTH] = str(len(prompt))
-        lines = [prompt]
-        if negative:
-            lines.append(f"{_NEGATIVE} {negative}")
-        if pairs:
-            lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in pairs.items()))
-        return "\n".join(lines)
-
-    @classmethod
-    def from_text(cls, text: str) -> Parameters:
-        """Read such a text, ours or another program's. Nothing in it is an error: what has no place goes to `extra`."""
-        head, settings = _split_settings(text.replace("\r\n", "\n").strip("\0"))
-        pairs = dict(settings)
-        prompt, negative = _split_negative(head, pairs)
-        found = cls(prompt=prompt, negative=negative)
-        size = re.fullmatch(r"(\d{1,6}) *x *(\d{1,6})", pairs.get("Size", ""))
-        if size:
-            found.width, found.height = int(size[1]), int(size[2])
-            del pairs["Size"]
-        for key, name, read in _KEYS:
-            if key in pairs and key != "Size":
-                with contextlib.suppress(ValueError):
-                    setattr(found, name, read(pairs[key]))
-                    del pairs[key]
-        found.extra = pairs
-        return found
-
-
-def _plain(value: Any) -> str:
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def _quote(value: str) -> str:
-    """JSON where a reader would otherwise end the value too early, or take something off it."""
-    bare = value and value == value.strip() and not re.search(r'[,:\n\r]|^["\[{]', value)
-    return value if bare else json.dumps(value, ensure_ascii=False)
-
-
-def _split_settings(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """The text before the line of settings, and the settings; that line is the last one that looks like it."""
-    lines = text.split("\n")
-    at = next((i for i in reversed(range(len(lines))) if _SETTINGS_LINE.match(lines[i])), None)
-    if at is None:
-        at = len(text.rstrip().split("\n")) - 1
-        if len(_TELLING_KEYS & {key for key, _ in _pairs(lines[at])}) < 2:
-            return text, []
-    pairs = _pairs(lines[at])
-    for line in lines[at + 1 :]:  # what other programs add
-        if _KEY.match(line):
-            pairs += _pairs(line)
-        elif line.strip():
-            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]}\n{line}")
-    return "\n".join(lines[:at]), pairs
-
-
-def _split_negative(head: str, pairs: dict[str, str]) -> tuple[str, str]:
-    length = pairs.pop(_PROMPT_LENGTH, "")
-    start = int(length) if re.fullmatch(r"[0-9]{1,9}", length) and int(length) <= len(head) else 0
-    at = f"\n{head}".find(f"\n{_NEGATIVE}", start)
-    if at < 0:
-        return head, ""
-    return head[: max(at - 1, 0)], head[at + len(_NEGATIVE) :].removeprefix(" ")
-
-
-def _pairs(line: str) -> list[tuple[str, str]]:
-    """`Key: value, Key: "quoted, value", Key: [...]`; a piece without a key belongs to the value before it.
-
-    A line that does not begin with a key is none of settings, and gives no pairs.
-    """
-    pairs: list[tuple[str, list[str]]] = []
-    at = 0
-    while at < len(line):
-        if key := _KEY.match(line, at):
-            value, at = _value(line, key.end())
-            pairs.append((key[1].strip(), [value]))
-        elif pairs:
-            pairs[-1][1].append(line[at : _comma(line, at)].rstrip())
-            at = _comma(line, at)
-        else:
-            return []
-        at += 1
-    return [(key, ",".join(pieces)) for key, pieces in pairs]
-
-
-def _value(line: str, at: int) -> tuple[str, int]:
-    if line[at : at + 1] in ('"', "[", "{") and len(line) < 100_000:  # json's errors take time in the line's length
-        try:
-            value, end = json.JSONDecoder(strict=False).raw_decode(line, at)
-        except (ValueError, RecursionError):
-            pass
-        else:
-            if not line[end : _comma(line, end)].strip():
-                return (value if isinstance(value, str) else line[at:end]), _comma(line, end)
-    return line[at : _comma(line, at)].strip(), _comma(line, at)
-
-
-def _comma(line: str, at: int) -> int:
-    end = line.find(",", at)
-    return len(line) if end < 0 else end
-
-
 # --- Picture files
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -272,23 +103,30 @@ _EXIF_IFD, _USER_COMMENT, _UNICODE = ExifTags.IFD.Exif, ExifTags.Base.UserCommen
 _NUMBERED = re.compile(r"(\d{5,})-")
 
 
-def save_picture(picture: Any, path: str | os.PathLike, parameters: Parameters | None = None) -> Path:
+def save_picture(
+    picture: Any, path: str | os.PathLike, parameters: Parameters | None = None, carry: Sequence[InputFile] = ()
+) -> Path:
     """Write a picture (Pillow, or what `to_picture` takes) as PNG, JPEG or WebP, as the path ends; return the path.
 
     The file appears whole or not at all (a temporary file beside it, then a rename), replaces one of its name, and
-    carries the parameters: PNG in the text key `parameters`, JPEG and WebP in EXIF UserComment. Folders are made.
-    Raises `PictureError` for another ending or for what is no ordinary file, and OSError when the disk refuses.
+    carries the parameters: PNG in the text key `parameters`, JPEG and WebP in EXIF UserComment. Folders are made. A PNG
+    can carry the files that went into it, too. Raises `PictureError` for another ending, or for what is no ordinary
+    file, and OSError when the disk refuses.
     """
     target = Path(os.path.realpath(path))  # through a link, to what it names, as `cp` does
     if target.exists() and not target.is_file():
         raise PictureError(f"{os.fspath(path)!r} is not an ordinary file; name a file to write to.")
-    with _written(picture, target, parameters) as temporary:
+    with _written(picture, target, parameters, carry) as temporary:
         os.replace(temporary, target)
     return Path(path)
 
 
 def save_new_picture(
-    picture: Any, folder: str | os.PathLike, parameters: Parameters | None = None, suffix: str = ".png"
+    picture: Any,
+    folder: str | os.PathLike,
+    parameters: Parameters | None = None,
+    suffix: str = ".png",
+    carry: Sequence[InputFile] = (),
 ) -> Path:
     """`save_picture` into a folder, under a free name: 00001-SEED.png, then 00002-..., and so on.
 
@@ -296,7 +134,7 @@ def save_new_picture(
     """
     seed = parameters.seed if parameters else None
     target = free_path(folder, seed, suffix)
-    with _written(picture, target, parameters) as temporary:
+    with _written(picture, target, parameters, carry) as temporary:
         while not _claim(temporary, target):
             target = free_path(folder, seed, suffix, after=target)
     return target
@@ -335,13 +173,15 @@ def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
 
 
 @contextlib.contextmanager
-def _written(picture: Any, target: Path, parameters: Parameters | None):
+def _written(picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]):
     """A finished temporary file beside `target`, gone at the end, however that comes."""
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
     kind = FORMATS.get(target.suffix.lower())
     if kind is None:
         raise PictureError(f"{target.name!r} should end in {', '.join(FORMATS)}, which says the kind of picture.")
-    options = _options(kind, parameters)
+    if carry and kind != "PNG":
+        raise PictureError(f"{target.name!r} cannot carry other files; give it a name that ends in .png.")
+    options = _options(kind, parameters, carry)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{secrets.token_hex(8)}.part")  # short, since `target` may be as long as allowed
     try:
@@ -371,13 +211,16 @@ def _claim(temporary: Path, target: Path) -> bool:
     return True
 
 
-def _options(kind: str, parameters: Parameters | None) -> dict[str, Any]:
+def _options(kind: str, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
     options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
     # What came in broken (half a surrogate pair from a command line) must not cost the picture.
     text = parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""
-    if text and kind == "PNG":
-        options["pnginfo"] = PngImagePlugin.PngInfo()
-        options["pnginfo"].add_text("parameters", text)  # becomes iTXt by itself where Latin-1 does not suffice
+    if kind == "PNG":
+        options["pnginfo"] = info = PngImagePlugin.PngInfo()
+        if text:
+            info.add_text("parameters", text)  # becomes iTXt by itself where Latin-1 does not suffice
+        for data in dict.fromkeys(file.data for file in carry):
+            info.add(CHUNK, data, after_idat=True)
     elif text:
         options["exif"] = exif = Image.Exif()
         exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + text.encode("utf-16-be")

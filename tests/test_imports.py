@@ -19,6 +19,8 @@ ORDER = [
     "stable_diffusion/backend.py",
     "stable_diffusion/config.py",
     "stable_diffusion/picture.py",
+    "stable_diffusion/parameters.py",
+    "stable_diffusion/provenance.py",
     "stable_diffusion/tokenizer_files.py",
     "stable_diffusion/tokenizer.py",
     "stable_diffusion/ops",

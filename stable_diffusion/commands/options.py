@@ -113,6 +113,16 @@ def add_generation_options(command: argparse.ArgumentParser) -> argparse._Argume
     return how
 
 
+def add_embed_inputs(where: argparse._ActionsContainer) -> None:
+    """--embed-inputs, which commands have that start from pictures."""
+    where.add_argument(
+        "--embed-inputs",
+        action="store_true",
+        help="let the files that the picture is made from travel inside it (PNG only), as they are, so that `again` "
+        "needs nothing else",
+    )
+
+
 def add_debug(where: argparse._ActionsContainer) -> None:
     """--debug, which every command has."""
     where.add_argument("--debug", action="store_true", help="show a traceback where something goes wrong")

@@ -11,7 +11,7 @@ from typing import Any
 import models
 
 from ..errors import InputError
-from .options import MAX_SEED, add_generation_options, number
+from .options import MAX_SEED, add_embed_inputs, add_generation_options, number
 from .running import Output, Painter, Report
 
 
@@ -23,7 +23,7 @@ def add_to(kinds: Any) -> None:
         description="Paint a picture from a text.",
         usage="%(prog)s PROMPT [options]",
     )
-    text.set_defaults(run=generate, picture=None, strength=None)
+    text.set_defaults(run=generate, picture=None, strength=None, embed_inputs=False)
     add_generation_options(text)
 
     image = kinds.add_parser(
@@ -34,7 +34,9 @@ def add_to(kinds: Any) -> None:
     )
     image.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file to start from")
     image.set_defaults(run=generate)
-    add_generation_options(image).add_argument(
+    how = add_generation_options(image)
+    add_embed_inputs(image)
+    how.add_argument(
         "--strength",
         type=number(0, 1),
         metavar="S",
@@ -53,13 +55,15 @@ def generate(args: argparse.Namespace) -> None:
     if seed + args.n_images - 1 > MAX_SEED:
         raise InputError(f"--seed {seed} is too near the largest seed, {MAX_SEED}, for {args.n_images} pictures.")
 
-    from ..picture import open_picture
+    from ..provenance import InputFile, record
     from ..sampler import a1111_name, sampler_by_name
 
     sampler = sampler_by_name(settings.sampler)
     sampler_title, schedule_title = a1111_name(sampler)
-    picture = None if args.picture is None else open_picture(args.picture)
-    output = Output(args.output, several=args.n_images > 1)
+    source = None if args.picture is None else InputFile.read(args.picture)
+    picture = source and source.open()
+    carry = [source] if source and args.embed_inputs else []
+    output = Output(args.output, args.n_images > 1, carry)
     call: dict[str, Any] = {
         "text": args.prompt,
         "negative_text": settings.negative,
@@ -92,7 +96,7 @@ def generate(args: argparse.Namespace) -> None:
         model_hash=models.short_hash(model.source),
         model=sd.name,
         strength=None if picture is None else settings.strength,
-        extra=_overlaid(args, sd),
+        extra=record(source) | _overlaid(args, sd),
     )
     seeds = range(seed, seed + args.n_images)
     Painter(sd, call, output, args.preview, args.quiet).paint(seeds, args.batch_size, parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,19 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from utils import Parameters
 
+    from ..provenance import InputFile
+
 BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left"
 
 
 class Output:
     """Where pictures go: to a file, which is replaced as `cp` does, or into a folder, under new names."""
 
-    def __init__(self, where: str | None, several: bool):
-        """Make the folder. Raises `InputError` for a file that is no picture, OSError where nothing can be written."""
+    def __init__(self, where: str | None, several: bool, carry: Sequence[InputFile] = ()):
+        """Make the folder. `carry` travels inside the pictures.
+
+        Raises `InputError` for a file that is no picture or cannot carry, OSError where nothing can be written.
+        """
         import utils
 
         path = Path("outputs", date.today().isoformat()) if where is None else Path(where)
@@ -30,7 +36,10 @@ class Output:
             raise InputError(
                 f"--output {where!r} should end in {', '.join(utils.FORMATS)}, or in a slash to mean a folder."
             )
+        if carry and not self.into_folder and path.suffix.lower() != ".png":
+            raise InputError(f"--embed-inputs needs a PNG; --output {where!r} should end in .png.")
         self.path = path
+        self.carry = carry
         self.folder = path if self.into_folder else path.parent
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -39,8 +48,8 @@ class Output:
         import utils
 
         if self.into_folder:
-            return utils.save_new_picture(picture, self.folder, parameters)
-        return utils.save_picture(picture, self._file(number), parameters)
+            return utils.save_new_picture(picture, self.folder, parameters, carry=self.carry)
+        return utils.save_picture(picture, self._file(number), parameters, self.carry)
 
     def preview(self, number: int, seed: int) -> Path:
         """The preview's file beside the one that picture `number` will get."""
