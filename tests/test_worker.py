@@ -17,10 +17,11 @@ import stable_diffusion
 import utils
 from stable_diffusion.errors import InputError
 from tests.pretend import PretendEngine, over, wait
-from webui import preview
+from webui import painting, preview
 from webui import worker as worker_module
 from webui.jobs import Request, State
-from webui.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker, in_plain_words
+from webui.words import in_plain_words
+from webui.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_the_default_previews_cost_no_decode(engine, worker):
 def test_a_full_decode_is_made_where_it_is_wished_or_nothing_else_shows_colours(
     engine, worker, monkeypatch, previews, name
 ):
-    monkeypatch.setattr(worker_module, "DECODE_EVERY", 0.0)
+    monkeypatch.setattr(painting, "DECODE_EVERY", 0.0)
     if name == "unknown":
         monkeypatch.setattr(preview.utils, "RGB_FACTORS", {})
     job = worker.submit(Request("a", steps=3, model=name, previews=previews))
@@ -85,7 +86,7 @@ def test_a_full_decode_is_made_where_it_is_wished_or_nothing_else_shows_colours(
 
 
 def test_full_decodes_are_no_more_frequent_than_they_are_seen(engine, worker, monkeypatch):
-    monkeypatch.setattr(worker_module, "DECODE_EVERY", 60.0)
+    monkeypatch.setattr(painting, "DECODE_EVERY", 60.0)
     job = worker.submit(Request("a", steps=9, previews=("full",)))
     over(job)
     assert [bool(frame.decoded) for frame in job.pictures[0].frames] == [True, *[False] * 7, True]

@@ -16,6 +16,10 @@ from PIL import Image
 Report = Callable[[str, float | None], None]  # what is going on, and how much of it is done where that is known
 
 
+class Cancelled(Exception):
+    """Raised in the worker's thread where a cancelled job stops."""
+
+
 class State(str, Enum):
     """Where a job is in its life; the values are words that a page can show."""
 
@@ -48,7 +52,7 @@ class Request:
     input_picture: Image.Image | None = field(default=None, compare=False, repr=False)
     strength: float = 0.7
     fit: str = "crop"  # of an input picture of another shape: "crop", "pad", "stretch"
-    file_format: str = "png"  # a key of worker.SUFFIXES
+    file_format: str = "png"  # a key of painting.SUFFIXES
     previews: tuple[str, ...] = ("fast", "latents")
 
 
@@ -118,6 +122,16 @@ class Work:
     def elapsed(self) -> float:
         """Seconds since the worker took it up."""
         return 0.0 if self.started is None else (self.ended or time.time()) - self.started
+
+    def report(self, message: str, fraction: float | None = None) -> None:
+        """Note what is going on, and how much of it is done. Raises Cancelled."""
+        self.note, self.note_fraction = message, fraction
+        self.stop_if_cancelled()
+
+    def stop_if_cancelled(self) -> None:
+        """Raise Cancelled where somebody wished to cancel it."""
+        if self.cancelling:
+            raise Cancelled
 
 
 class Task(Work):

@@ -7,9 +7,10 @@ from typing import Any
 import models
 from stable_diffusion.picture import FITS
 from stable_diffusion.sampler import SAMPLERS, key_of
+from webui.painting import SUFFIXES
 from webui.preview import KINDS
-from webui.worker import MAX_SEED, SUFFIXES
 
+MAX_SEED = 2**53 - 1  # what a browser counts exactly
 RANDOM_SEED = -1
 AUTOMATIC = "automatic"  # the schedule that the checkpoint asks for
 MAX_TEXT = 20_000  # characters of a prompt; far more than any encoder reads

@@ -1,50 +1,33 @@
-"""One thread that owns the engine, a queue in front of it, and jobs that any thread may read.
+"""One thread that owns the engine, and the queue in front of it.
 
 MLX arrays belong to the thread that made them, and a page's script may be stopped at any moment; so models are loaded,
 pictures made and files written here, and everyone else gets plain objects: numbers, text, encoded pictures, paths.
 """
 
-import errno
 import gc
-import io
-import logging
-import re
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from contextlib import closing
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 
 import models
-import utils
 from stable_diffusion.errors import StableDiffusionError
-from stable_diffusion.picture import fit
-from webui import preview
-from webui.jobs import Frame, Job, Picture, Report, Request, State, Task, Work
+from webui.jobs import Cancelled, Frame, Job, Report, Request, State, Task, Work
+from webui.painting import decoded_jpeg, paint
+from webui.words import in_plain_words
 
 MAX_WAITING = 50  # more than anyone means: a stuck key, or a page gone wild
 MAX_KEPT = 20  # finished jobs whose steps can be replayed; their pictures stay on disk for good
 MAX_RESULTS = 64  # of tasks, kept for whoever asks again
 MAX_FRAME_BYTES = 256 << 20  # of recorded steps, over all jobs; the oldest are forgotten first
-MAX_SEED = 2**53 - 1  # what a browser counts exactly
-DECODE_EVERY = 0.2  # seconds at least between full decodes while painting; and they take half of the time at most
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-
-log = logging.getLogger(__name__)
 
 
 class QueueFullError(StableDiffusionError):
     """More jobs wait than the worker takes."""
-
-
-class _Cancelled(Exception):
-    """Raised inside the worker's thread where a cancelled job stops."""
 
 
 def load_model(name: str, progress: Report) -> Any:
@@ -119,7 +102,7 @@ class Worker:
         def decode(model: Any, report: Report) -> None:
             import mlx.core as mx
 
-            frame.decoded = _decoded_jpeg(model, mx.array(frame.denoised.astype(np.float32))[None])
+            frame.decoded = decoded_jpeg(model, mx.array(frame.denoised.astype(np.float32))[None])
 
         return self.compute((job.id, id(frame)), job.model, decode, soon=True)
 
@@ -185,9 +168,9 @@ class Worker:
             if isinstance(work, Job):
                 self._paint_all(model, work)
             elif isinstance(work, Task):
-                work.result = work.function(model, _reporter(work))
+                work.result = work.function(model, work.report)
             state = State.DONE
-        except _Cancelled:
+        except Cancelled:
             state = State.CANCELLED
         except Exception as error:
             work.error = in_plain_words(error)
@@ -208,12 +191,11 @@ class Worker:
         name = work.model
         if name != self._model_name or self._model is None:
             self._drop_model()
-            report = _reporter(work)
-            report(f"Loading {name}", None)
-            self._model = load_model(name, report)
+            work.report(f"Loading {name}")
+            self._model = load_model(name, work.report)
             self._model_name = name
             work.note = ""
-        _stop_if_cancelled(work)
+        work.stop_if_cancelled()
         return self._model
 
     def _drop_model(self) -> None:
@@ -225,52 +207,9 @@ class Worker:
         job.latent_space = (model.name, model.family)
         for _ in range(job.request.n_images):
             if job.pictures:
-                _stop_if_cancelled(job)
-            self._paint(model, job)
+                job.stop_if_cancelled()
+            paint(model, job, self.outputs)
             self._forget_old_frames()
-
-    def _paint(self, model: Any, job: Job) -> None:
-        """Make one picture: note every step, look for a cancel or a skip after each, save the end."""
-        picture = Picture()
-        job.pictures.append(picture)
-        job.skip_event.clear()
-        decodes = _Decodes(job)
-        before = time.perf_counter()
-        last = None
-        with closing(model.generate_latents(job.request.prompt, **_arguments(job, model))) as steps:
-            for step in steps:
-                frame = _record(step)
-                picture.seed = step.seed
-                if step.index == step.total:
-                    last = utils.to_picture(np.asarray(model.decode(step.latents), dtype=np.float32)[0])
-                    frame.decoded = preview.jpeg(last)
-                elif decodes.due(frame):
-                    frame.decoded = decodes.make(model, step.denoised)
-                picture.frames.append(frame)
-                now = time.perf_counter()
-                if step.index > 1:  # the first one carries the text encoder and whatever else is made once
-                    job.step_seconds.append(now - before)
-                before = now
-                if last is None:  # a picture that is ready is kept, whatever was wished meanwhile
-                    _stop_if_cancelled(job)
-                    if job.skip_event.is_set():
-                        picture.skipped = True
-                        return
-        if last is None:
-            raise StableDiffusionError("The model made no step at all: nothing to show.")
-        self._save(job, picture, last, model)
-
-    def _save(self, job: Job, picture: Picture, image: Image.Image, model: Any) -> None:
-        folder = self.outputs / datetime.now().strftime("%Y-%m-%d")
-        picture.size = image.size
-        parameters = _parameters(job.request, picture, model)
-        try:
-            suffix = SUFFIXES[job.request.file_format]
-            picture.path = utils.save_new_picture(image, folder, parameters, suffix)
-        except OSError as error:
-            log.exception("could not save a picture in %s", folder)
-            picture.unsaved = _png(image, parameters)
-            job.warning = f"The picture could not be saved: {in_plain_words(error)} Download it from here to keep it."
 
     def _forget_old_frames(self) -> None:
         """Keep the recorded steps within MAX_FRAME_BYTES: of the oldest pictures, only the last step stays."""
@@ -283,127 +222,3 @@ class Worker:
                 break
             picture.frames = picture.frames[-1:]
             too_much -= size
-
-
-class _Decodes:
-    """When to decode an estimate in full while painting: where that is wished, or nothing else can show colours."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._next = 0.0
-
-    def due(self, frame: Frame) -> bool:
-        """Whether this step's estimate is to be decoded."""
-        previews = self._job.request.previews
-        wished = "full" in previews or (
-            "fast" in previews and not preview.knows_colours(frame.denoised, self._job.latent_space)
-        )
-        return wished and time.perf_counter() >= self._next
-
-    def make(self, model: Any, denoised: Any) -> bytes:
-        """Decode (1, h, w, C), and put off the next one."""
-        start = time.perf_counter()
-        decoded = _decoded_jpeg(model, denoised)
-        now = time.perf_counter()
-        self._next = now + max(DECODE_EVERY, now - start)
-        return decoded
-
-
-def _decoded_jpeg(model: Any, denoised: Any) -> bytes:
-    return preview.jpeg(utils.to_picture(np.asarray(model.decode(denoised), dtype=np.float32)[0]))
-
-
-def _record(step: Any) -> Frame:
-    x_t, x_0 = (np.asarray(array, dtype=np.float32)[0].astype(np.float16) for array in (step.latents, step.denoised))
-    return Frame(step.index, step.total, float(step.sigma), x_t, x_0)
-
-
-def _png(image: Image.Image, parameters: "utils.Parameters") -> bytes:
-    info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", parameters.to_text().encode("utf-8", "replace").decode())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
-
-
-def _arguments(job: Job, model: Any) -> dict[str, Any]:
-    """Say a request in the engine's words, for the picture in hand: its seed is the first one's plus its place."""
-    request, place = job.request, len(job.pictures) - 1
-    first = request.seed if place == 0 else job.pictures[0].seed
-    arguments: dict[str, Any] = {
-        "negative_text": request.negative or None,
-        "num_steps": request.steps,
-        "cfg_weight": request.cfg,
-        "width": request.width,
-        "height": request.height,
-        "seed": None if first is None else first + place,
-        "sampler": request.sampler,
-    }
-    if request.input_picture is not None:
-        width, height = model.default_size
-        size = (request.width or width, request.height or height)
-        arguments |= {
-            "input_image": fit(request.input_picture, *size, request.fit),
-            "denoising_strength": request.strength,
-        }
-    return arguments
-
-
-def _parameters(request: Request, picture: Picture, model: Any) -> "utils.Parameters":
-    """Gather what the saved file says about how it was made."""
-    from stable_diffusion.sampler import a1111_name
-
-    sampler, schedule = a1111_name(request.sampler)
-    return utils.Parameters(
-        prompt=request.prompt,
-        negative=request.negative,
-        steps=request.steps,
-        sampler=sampler,
-        schedule=schedule,
-        cfg=request.cfg,
-        seed=picture.seed,
-        width=picture.size[0],
-        height=picture.size[1],
-        model=getattr(model, "name", request.model),
-        model_hash=_model_hash(request.model),
-        strength=request.strength if request.input_picture is not None else None,
-    )
-
-
-def _model_hash(name: str) -> str | None:
-    try:
-        return models.short_hash(models.find(name).source)
-    except (StableDiffusionError, OSError):  # the file went away meanwhile: no reason to lose a picture
-        return None
-
-
-def _reporter(work: Work) -> Report:
-    def report(message: str, fraction: float | None = None) -> None:
-        work.note, work.note_fraction = message, fraction
-        _stop_if_cancelled(work)
-
-    return report
-
-
-def _stop_if_cancelled(work: Work) -> None:
-    if work.cancelling:
-        raise _Cancelled
-
-
-OUT_OF_MEMORY = re.compile(
-    r"out of memory|unable to allocate|failed to allocate|malloc|insufficient memory", re.IGNORECASE
-)
-
-
-def in_plain_words(error: BaseException) -> str:
-    """Say an error as a person may read it; what nobody foresaw goes to the terminal in full."""
-    if isinstance(error, StableDiffusionError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "The disk is full. Free some space and try again."
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
-        return "The machine ran out of memory. Choose a smaller width and height, or a smaller model."
-    if isinstance(error, PermissionError):
-        return f"No permission to write or read {error.filename}."
-    log.error("a job failed", exc_info=error)
-    return f"Something went wrong that nobody foresaw ({type(error).__name__}: {error}). The terminal says more."

@@ -9,7 +9,7 @@ from stable_diffusion.picture import open_picture
 from webui.components import details, handover, session
 from webui.gallery import MAX_ZIP_BYTES, Gallery
 from webui.gallery_index import SHOWN, TRASHED, Entry, Page, Query
-from webui.worker import in_plain_words
+from webui.words import in_plain_words
 
 CARD = 168  # pixels
 ALL, FAVOURITES, TRASH = "All", "Favourites", "Trash"

@@ -9,7 +9,7 @@ import utils
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.picture import open_picture
 from webui.components import details, handover, session
-from webui.worker import in_plain_words
+from webui.words import in_plain_words
 
 
 def show() -> None:

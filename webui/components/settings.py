@@ -7,8 +7,8 @@ from stable_diffusion.sampler import SAMPLERS
 from webui import presets, values
 from webui.components import model_choice, session
 from webui.preview import KINDS
-from webui.values import RATIOS, SCHEDULES
-from webui.worker import MAX_SEED, in_plain_words
+from webui.values import MAX_SEED, RATIOS, SCHEDULES
+from webui.words import in_plain_words
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
 

@@ -1,0 +1,165 @@
+"""A job's pictures, one after another: the engine's steps recorded, the end saved; for the worker's thread alone."""
+
+import io
+import logging
+import time
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+import models
+import utils
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.picture import fit
+from webui import preview
+from webui.jobs import Frame, Job, Picture, Request
+from webui.words import in_plain_words
+
+DECODE_EVERY = 0.2  # seconds at least between full decodes while painting; and they take half of the time at most
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+
+log = logging.getLogger(__name__)
+
+
+def paint(model: Any, job: Job, outputs: Path) -> None:
+    """Make the job's next picture: note every step, look for a cancel or a skip after each, save the end.
+
+    Raises Cancelled, and whatever the engine raises; what was recorded until then stays.
+    """
+    picture = Picture()
+    job.pictures.append(picture)
+    job.skip_event.clear()
+    decodes = Decodes(job)
+    before = time.perf_counter()
+    last = None
+    with closing(model.generate_latents(job.request.prompt, **arguments(job, model))) as steps:
+        for step in steps:
+            frame = _record(step)
+            picture.seed = step.seed
+            if step.index == step.total:
+                last = utils.to_picture(np.asarray(model.decode(step.latents), dtype=np.float32)[0])
+                frame.decoded = preview.jpeg(last)
+            elif decodes.due(frame):
+                frame.decoded = decodes.make(model, step.denoised)
+            picture.frames.append(frame)
+            now = time.perf_counter()
+            if step.index > 1:  # the first one carries the text encoder and whatever else is made once
+                job.step_seconds.append(now - before)
+            before = now
+            if last is None:  # a picture that is ready is kept, whatever was wished meanwhile
+                job.stop_if_cancelled()
+                if job.skip_event.is_set():
+                    picture.skipped = True
+                    return
+    if last is None:
+        raise StableDiffusionError("The model made no step at all: nothing to show.")
+    _save(job, picture, last, model, outputs)
+
+
+def decoded_jpeg(model: Any, denoised: Any) -> bytes:
+    """Decode an estimate (1, h, w, C) in full, as a small JPEG."""
+    return preview.jpeg(utils.to_picture(np.asarray(model.decode(denoised), dtype=np.float32)[0]))
+
+
+class Decodes:
+    """When to decode an estimate in full while painting: where that is wished, or nothing else can show colours."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._next = 0.0
+
+    def due(self, frame: Frame) -> bool:
+        """Whether this step's estimate is to be decoded."""
+        previews = self._job.request.previews
+        wished = "full" in previews or (
+            "fast" in previews and not preview.knows_colours(frame.denoised, self._job.latent_space)
+        )
+        return wished and time.perf_counter() >= self._next
+
+    def make(self, model: Any, denoised: Any) -> bytes:
+        """Decode (1, h, w, C), and put off the next one."""
+        start = time.perf_counter()
+        decoded = decoded_jpeg(model, denoised)
+        now = time.perf_counter()
+        self._next = now + max(DECODE_EVERY, now - start)
+        return decoded
+
+
+def arguments(job: Job, model: Any) -> dict[str, Any]:
+    """Say a request in the engine's words, for the picture in hand: its seed is the first one's plus its place."""
+    request, place = job.request, len(job.pictures) - 1
+    first = request.seed if place == 0 else job.pictures[0].seed
+    said: dict[str, Any] = {
+        "negative_text": request.negative or None,
+        "num_steps": request.steps,
+        "cfg_weight": request.cfg,
+        "width": request.width,
+        "height": request.height,
+        "seed": None if first is None else first + place,
+        "sampler": request.sampler,
+    }
+    if request.input_picture is not None:
+        width, height = model.default_size
+        size = (request.width or width, request.height or height)
+        said |= {
+            "input_image": fit(request.input_picture, *size, request.fit),
+            "denoising_strength": request.strength,
+        }
+    return said
+
+
+def parameters(request: Request, picture: Picture, model: Any) -> "utils.Parameters":
+    """Gather what the saved file says about how it was made."""
+    from stable_diffusion.sampler import a1111_name
+
+    sampler, schedule = a1111_name(request.sampler)
+    return utils.Parameters(
+        prompt=request.prompt,
+        negative=request.negative,
+        steps=request.steps,
+        sampler=sampler,
+        schedule=schedule,
+        cfg=request.cfg,
+        seed=picture.seed,
+        width=picture.size[0],
+        height=picture.size[1],
+        model=getattr(model, "name", request.model),
+        model_hash=_model_hash(request.model),
+        strength=request.strength if request.input_picture is not None else None,
+    )
+
+
+def _model_hash(name: str) -> str | None:
+    try:
+        return models.short_hash(models.find(name).source)
+    except (StableDiffusionError, OSError):  # the file went away meanwhile: no reason to lose a picture
+        return None
+
+
+def _record(step: Any) -> Frame:
+    x_t, x_0 = (np.asarray(array, dtype=np.float32)[0].astype(np.float16) for array in (step.latents, step.denoised))
+    return Frame(step.index, step.total, float(step.sigma), x_t, x_0)
+
+
+def _save(job: Job, picture: Picture, image: Image.Image, model: Any, outputs: Path) -> None:
+    folder = outputs / datetime.now().strftime("%Y-%m-%d")
+    picture.size = image.size
+    said = parameters(job.request, picture, model)
+    try:
+        picture.path = utils.save_new_picture(image, folder, said, SUFFIXES[job.request.file_format])
+    except OSError as error:
+        log.exception("could not save a picture in %s", folder)
+        picture.unsaved = _png(image, said)
+        job.warning = f"The picture could not be saved: {in_plain_words(error)} Download it from here to keep it."
+
+
+def _png(image: Image.Image, said: "utils.Parameters") -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", said.to_text().encode("utf-8", "replace").decode())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
