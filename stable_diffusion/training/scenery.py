@@ -187,6 +187,7 @@ def _mountains(canvas: Canvas, view: View, far: Colour, middle: Colour, near: Co
             mix(far, shade, 0.55),
             rng,
         )
+    canvas.polygon([(0.0, h + 0.04), (1.0, h + 0.04), (1.0, 1.0), (0.0, 1.0)], mix(far, near, 0.25))
     places = [0.16, 0.86] if rng.random() < 0.5 else [0.04, 0.52, 0.98]
     for x in places:
         tall = rng.uniform(0.27, 0.38)

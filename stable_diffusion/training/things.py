@@ -105,8 +105,11 @@ def tent(frame: Frame, tones: Tones, rng: Random) -> None:
     frame.polygon([(-0.23, 1.0), (back, 0.92), (back + 0.07, 0.70), (-0.10, 0.74)], mix(tones.shade, tones.body, 0.55))
     frame.polygon([(-0.78, 0.0), (0.24, 0.0), (-0.23, 1.0)], tones.body)
     inside = {"day": (62, 46, 66), "sunset": (255, 206, 120), "night": (255, 220, 124)}[tones.time]
-    if tones.body[0] < 90 and tones.time == "day":  # a black tent opens on something lighter
+    red, green, blue = tones.body
+    if tones.time == "day" and max(tones.body) < 90:  # black: opens on something lighter
         inside = (206, 186, 160)
+    elif min(red, green) > 150 and blue < 140:  # yellow: a lamp would not show
+        inside = (104, 60, 58)
     frame.polygon([(-0.42, 0.0), (-0.06, 0.0), (-0.23, 0.74)], inside)
     frame.polygon([(-0.42, 0.0), (-0.28, 0.0), (-0.23, 0.74)], tones.lit)
     frame.stroke([(-0.78, 0.0), (-0.23, 1.0)], 0.03, tones.lit)
@@ -154,9 +157,9 @@ def windmill(frame: Frame, tones: Tones, rng: Random) -> None:
 def cactus(frame: Frame, tones: Tones, rng: Random) -> None:
     left, right = rng.uniform(0.34, 0.44), rng.uniform(0.26, 0.50)
     parts = [
-        ([(-0.03, left), (-0.27, left), (-0.27, left + 0.30)], 0.13),
-        ([(0.03, right), (0.27, right), (0.27, right + 0.28)], 0.13),
-        ([(0.0, 0.0), (0.0, 0.90)], 0.20),
+        ([(-0.03, left), (-0.30, left), (-0.30, left + 0.28)], 0.16),
+        ([(0.03, right), (0.30, right), (0.30, right + 0.26)], 0.16),
+        ([(0.0, 0.0), (0.0, 0.88)], 0.24),
     ]
     for points, width in parts:
         frame.stroke(points, width, tones.shade)
@@ -167,9 +170,9 @@ def cactus(frame: Frame, tones: Tones, rng: Random) -> None:
         frame.stroke(moved, width * 0.70, tones.body)
         for u, v in moved[1:]:
             frame.ellipse(u, v, width * 0.35, width * 0.35, tones.body)
-    frame.stroke([(-0.05, 0.10), (-0.05, 0.88)], 0.03, tones.lit)
-    frame.stroke([(-0.285, left + 0.04), (-0.285, left + 0.28)], 0.022, tones.lit)
-    frame.stroke([(0.255, right + 0.04), (0.255, right + 0.26)], 0.022, tones.lit)
+    frame.stroke([(-0.065, 0.06), (-0.065, 0.87)], 0.036, tones.lit)
+    frame.stroke([(-0.33, left + 0.02), (-0.33, left + 0.27)], 0.026, tones.lit)
+    frame.stroke([(0.27, right + 0.02), (0.27, right + 0.25)], 0.026, tones.lit)
 
 
 def sailboat(frame: Frame, tones: Tones, rng: Random) -> None:
