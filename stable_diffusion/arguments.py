@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 import operator
+import secrets
 from typing import Any
 
 import numpy as np
 
 from .backend import mx
 from .errors import InputError
+from .noise import Seeds
+
+MAX_SEED = 2**64 - 1
 
 
 def text(name: str, value: Any) -> str:
@@ -43,6 +47,18 @@ def number(name: str, value: Any, low: float, high: float) -> float:
         wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else f"from {low:g}"
         raise InputError(f"{name} = {value!r} should be a number {wanted}.")
     return found
+
+
+def seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any) -> Seeds:
+    """The seeds of a batch; a seed that is None is drawn."""
+    largest = MAX_SEED - n_images + 1
+    seed = secrets.randbelow(2**32) if seed is None else whole("seed", seed, 0, largest)
+    strength = number("variation_strength", variation_strength, 0.0, 1.0)
+    if variation_seed is not None:
+        return Seeds(seed, n_images, whole("variation_seed", variation_seed, 0, largest), strength)
+    if strength:
+        raise InputError(f"variation_strength = {strength:g} needs a variation_seed to turn towards.")
+    return Seeds(seed, n_images)
 
 
 def noise(latents: Any, shape: tuple[int, ...]) -> mx.array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from .model_io.autoencoder import cached_tiny_vae, load_vae
 from .model_io.hub import Progress
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .model_io.sources import load, locate
-from .noise import NoiseStream
+from .noise import NoiseStream, Seeds
 from .picture import as_input
 from .sampler import Sampler, sampler_by_name
 from .schedule import Plan
@@ -36,7 +35,6 @@ from .vae import Autoencoder
 from .vae_tiny import TinyAutoencoder
 
 DEFAULT_MODEL = "postcards-tiny"
-MAX_SEED = 2**64 - 1
 MAX_SIDE = 8192
 MAX_IMAGES = 256
 
@@ -57,7 +55,7 @@ class GenerationStep:
     total: int
     t: float  # the time reached, in training steps
     sigma: float  # the noise level reached: noise to signal, k-diffusion's sigma
-    seed: int  # of the first picture; picture i has seed + i
+    seed: int  # of the first picture; picture i has seed + i, or with a variation the same
     latents: mx.array  # x_t (B, h, w, C), float32, of unit variance at the prior
     denoised: mx.array  # the current estimate of x_0, same shape
 
@@ -174,6 +172,8 @@ class StableDiffusion:
         sampler: str | Sampler = "euler",
         latents: Any = None,
         guidance_rescale: float = 0.0,
+        variation_seed: int | None = None,
+        variation_strength: float = 0.0,
     ) -> Iterator[GenerationStep]:
         """Generate step by step; the arguments are checked before the first one is taken.
 
@@ -181,7 +181,9 @@ class StableDiffusion:
         1 is no guidance, at half the work. `input_image`, a PIL image or a uint8 array (H, W, 3), is cropped to the
         size, encoded, noised, and denoised by the schedule's last int(num_steps * denoising_strength) steps.
         `latents` (n_images, h, w, latent_channels) is unit normal noise to begin with, in place of the seed's.
-        `guidance_rescale` is Lin et al.'s (2023). Dropping the generator cancels the generation.
+        `guidance_rescale` is Lin et al.'s (2023). With a `variation_strength` all pictures have the same seed, and the
+        first noise of picture i is turned that far, from 0 to 1, towards the noise of the seed `variation_seed` + i.
+        Dropping the generator cancels the generation.
 
         `<lora:name:0.8>` in the text lays a LoRA over this generation, beside those of `set_loras`; the name of a file
         in `embedding_folders` stands for its vectors, in both texts.
@@ -194,10 +196,12 @@ class StableDiffusion:
         if negative_text is not None:
             arguments.text("negative_text", negative_text)
         n_images = arguments.whole("n_images", n_images, 1, MAX_IMAGES)
-        seed = secrets.randbelow(2**32) if seed is None else arguments.whole("seed", seed, 0, MAX_SEED - n_images + 1)
         width, height = self._size(width, height)
         shape = (height // self.downscale, width // self.downscale, self.latent_channels)
+        seeds = arguments.seeds(seed, n_images, variation_seed, variation_strength)
         noise = None if latents is None else arguments.noise(latents, (n_images, *shape))
+        if noise is not None and seeds.strength:
+            raise InputError("latents are the first noise themselves: leave out variation_strength, or the latents.")
         self._check_task()
         sampler = sampler_by_name(sampler)
         plan = sampler.plan(self.scheduler_config, num_steps)
@@ -220,7 +224,7 @@ class StableDiffusion:
             (text, negative_text),
             guidance,
             (width, height),
-            range(seed, seed + n_images),
+            seeds,
             sampler,
             plan,
             picture,
@@ -256,7 +260,7 @@ class StableDiffusion:
         Width and height as in `generate_latents`; the posterior is drawn from with `seed`. Raises `InputError` and
         `PictureError`.
         """
-        seed = arguments.whole("seed", seed, 0, MAX_SEED)
+        seed = arguments.whole("seed", seed, 0, arguments.MAX_SEED)
         width, height = self._size(width, height)
         noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
         return self._vae.encode(mx.array(as_input(picture, width, height))[None], noise())
@@ -272,16 +276,16 @@ class StableDiffusion:
         texts: tuple[str, str | None],
         guidance: Guidance,
         size: tuple[int, int],
-        seeds: range,
+        seeds: Seeds,
         sampler: Sampler,
         plan: Plan,
         picture: mx.array | None,
         given_noise: mx.array | None,
     ) -> Iterator[GenerationStep]:
-        backend.fit_threads(self._largest_product(len(seeds), size))
+        backend.fit_threads(self._largest_product(seeds.n_images, size))
         # 2. The texts are encoded, and projected to the U-Net's keys and values, once.
         denoiser = Denoiser(
-            self._conditioned_unet(*networks, *texts, guidance, size, len(seeds)),
+            self._conditioned_unet(*networks, *texts, guidance, size, seeds.n_images),
             self.scheduler_config.prediction_type,
             guidance.cfg_weight,
             guidance.rescale,
@@ -290,11 +294,11 @@ class StableDiffusion:
         # 3. The first latents: noise, or the input picture's with noise of the plan's first level.
         noise = NoiseStream(seeds, (size[1] // self.downscale, size[0] // self.downscale, self.latent_channels))
         x_0 = None if picture is None else self._vae.encode(picture, noise())
-        first = noise() if given_noise is None else given_noise
+        first = noise.varied() if given_noise is None else given_noise
         x = plan.prior(first) if x_0 is None else plan.renoise(x_0, first)
         # 4. Step by step towards x_0.
         for step in sampler.sample(denoiser, x, plan, noise):
-            yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds[0], step.x, step.x_0)
+            yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds.first, step.x, step.x_0)
 
     def _networks(self, tags: Loras, texts: Sequence[str]) -> tuple[UNet, TextConditioner]:
         """What paints and what reads for one generation: with the LoRAs and the embeddings that its texts name."""

@@ -269,13 +269,3 @@ def test_an_inpainting_checkpoint_is_named(sd, monkeypatch):
     monkeypatch.setattr(sd._unet, "config", dataclasses.replace(sd._unet.config, in_channels=9))
     with pytest.raises(InputError, match="inpainting"):
         sd.generate_latents(PROMPT)
-
-
-def test_the_noise_of_a_seed():
-    stream = NoiseStream([3, 4], (2, 2, 4))
-    first, second = stream(), stream()
-    assert first.shape == (2, 2, 2, 4)
-    assert not mx.allclose(first, second)
-    assert mx.array_equal(NoiseStream([4], (2, 2, 4))()[0], first[1])
-    many = NoiseStream([0], (100, 100, 4))()
-    assert abs(many.mean().item()) < 0.02 and abs(many.std().item() - 1) < 0.02
