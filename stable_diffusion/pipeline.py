@@ -147,6 +147,10 @@ class StableDiffusion:
         tagged = self._overlay.choose(take_loras(text)[1], names_only=True)
         return {choice.name: choice.path for choice in (*self._loras, *tagged)}
 
+    def embedding_files(self, *texts: str) -> dict[str, Path]:
+        """The files of all embeddings that texts name, by name."""
+        return self._embeddings.named_in([take_loras(text)[0] for text in texts], self.tokenizer)
+
     @property
     def latent_channels(self) -> int:
         """Channels of the latents, 4 for Stable Diffusion."""

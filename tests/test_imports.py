@@ -39,6 +39,7 @@ ORDER = [
     "stable_diffusion/model_io",
     "stable_diffusion/adapters",
     "stable_diffusion/pipeline.py",
+    "stable_diffusion/recipe.py",
     "stable_diffusion/training",
     "models.py",
     "utils.py",

@@ -543,13 +543,13 @@ class TestCommandLine:
         monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path))
         file = lora(tmp_path / "deep.safetensors", sd=sd)
         plain, parameters = self.paint(tmp_path)
-        assert parameters.extra == {}
+        rest = parameters.extra
         tagged, parameters = self.paint(tmp_path, prompt=PROMPT + "<lora:deep:0.8>")
         assert parameters.prompt == PROMPT + "<lora:deep:0.8>"
         digits = hashlib.sha256(file.read_bytes()[8 + int.from_bytes(file.read_bytes()[:8], "little") :]).hexdigest()
-        assert parameters.extra == {"Lora hashes": f"deep: {digits[:12]}"}
+        assert parameters.extra == {"Lora hashes": f"deep: {digits[:12]}"} | rest
         named, parameters = self.paint(tmp_path, "--lora", "deep:0.8")
-        assert parameters.extra == {"LoRA": "deep:0.8", "Lora hashes": f"deep: {digits[:12]}"}
+        assert parameters.extra == {"LoRA": "deep:0.8", "Lora hashes": f"deep: {digits[:12]}"} | rest
         by_path, _ = self.paint(tmp_path, "--lora", f"{file}:0.5", "--lora", f"{file}:0.3")
         assert np.abs(plain.astype(int) - tagged).max() > 2
         assert np.array_equal(tagged, named)
@@ -557,7 +557,7 @@ class TestCommandLine:
 
     def test_a_vae(self, sd, tmp_path):
         _, parameters = self.paint(tmp_path, "--vae", str(EMBEDDED / "vae"))
-        assert parameters.extra == {"VAE": "vae"}
+        assert parameters.extra["VAE"] == "vae"
 
     @pytest.mark.parametrize("option", [["--lora", "nothing"], ["--vae", "nothing"]])
     def test_what_is_missing(self, option, tmp_path, monkeypatch, capsys):

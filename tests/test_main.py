@@ -1,5 +1,6 @@
 """The command line, with a stand-in for the engine; one test paints with the embedded model."""
 
+import hashlib
 import json
 import os
 import re
@@ -18,9 +19,11 @@ import models
 import stable_diffusion
 import utils
 from stable_diffusion import __main__ as program
+from stable_diffusion import provenance, recipe
 from stable_diffusion.errors import CheckpointError, DownloadError, InputError, WeightsError
 
 ROOT = Path(models.__file__).parent
+OF_ENGINE = {"Precision": "float32", "Version": recipe.version()}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -35,7 +38,7 @@ class Step:
 class Engine:
     """Paints each picture in the grey of its seed."""
 
-    name, family, default_size = "stand-in", "sd1", (32, 24)
+    name, family, default_size, float16, loras = "stand-in", "sd1", (32, 24), False, ()
     calls: list
     at_step = staticmethod(lambda step: None)
 
@@ -43,6 +46,9 @@ class Engine:
         type(self).calls = [{"model": model, "float16": float16}]
         progress("Loading unet", 0.5)
         progress("Loading unet", 1.0)
+
+    def embedding_files(self, *texts):
+        return {}
 
     def generate_latents(self, text, n_images=1, num_steps=20, width=None, height=None, seed=None, **options):
         self.calls.append({"text": text, "n_images": n_images, "num_steps": num_steps, "seed": seed, **options})
@@ -89,7 +95,7 @@ def test_a_text_becomes_a_file_with_its_parameters(engine, capsys):
     )
     assert capsys.readouterr().out == "cat.png  (seed 7)\n"
     assert utils.read_parameters("cat.png") == utils.Parameters(
-        "a cat", "dog", 20, "DPM++ 2M", "Karras", 5.0, 7, 32, 24, model="stand-in"
+        "a cat", "dog", 20, "DPM++ 2M", "Karras", 5.0, 7, 32, 24, model="stand-in", extra=OF_ENGINE
     )
     assert Image.open("cat.png").getpixel((0, 0)) == (7, 7, 7)
     assert files() == ["cat.png"]
@@ -163,6 +169,41 @@ def test_several_pictures_are_numbered_each_with_its_own_seed(engine, capsys, ba
         assert Image.open(name).getpixel((0, 0)) == (7 + i,) * 3
     assert capsys.readouterr().out.splitlines()[2] == "out-3.png  (seed 9)"
     assert len(engine.calls) - 1 == {1: 3, 2: 2, 5: 1}[batch]
+
+
+def test_variations_have_one_seed_and_count_the_other(engine, capsys):
+    options = ("--seed", 7, "--variation-seed", 30, "--variation-strength", 0.125)
+    assert run("txt2img", "x", "--n-images", 3, "--batch-size", 2, *options, "--output", "a.png") == 0
+    calls = [(c["seed"], c["n_images"], c["variation_seed"], c["variation_strength"]) for c in engine.calls[1:]]
+    assert calls == [(7, 2, 30, 0.125), (7, 1, 32, 0.125)]
+    told = [utils.read_parameters(f"a-{i}.png") for i in (1, 2, 3)]
+    assert [each.seed for each in told] == [7, 7, 7]
+    assert [each.extra["Variation seed"] for each in told] == ["30", "31", "32"]
+    assert told[0].extra["Variation seed strength"] == "0.125"
+    assert [(each.extra.get("Batch size"), each.extra.get("Batch pos")) for each in told] == [
+        ("2", "0"), ("2", "1"), (None, None)
+    ]  # fmt: skip
+
+
+def test_a_variation_seed_is_drawn_and_without_a_strength_there_is_none(engine, capsys):
+    run("txt2img", "x", "--seed", 7, "--variation-strength", 0.5, "--output", "a.png")
+    assert utils.read_parameters("a.png").extra["Variation seed"] == str(engine.calls[1]["variation_seed"])
+    run("txt2img", "x", "--seed", 7, "--output", "a.png")
+    assert "variation_seed" not in engine.calls[1] and "Variation seed" not in utils.read_parameters("a.png").extra
+    assert run("txt2img", "x", "--variation-seed", 5, "--output", "a.png") == 2
+    assert "--variation-strength" in capsys.readouterr().err
+
+
+def test_the_input_picture_is_recorded_and_carried_on_demand(engine, capsys):
+    Image.new("RGB", (50, 40)).save("in.png")
+    for options, carried in (((), []), (("--embed-inputs",), [Path("in.png").read_bytes()])):
+        assert run("img2img", "in.png", "x", "--output", "a.png", *options) == 0
+        extra = utils.read_parameters("a.png").extra
+        assert extra["Input picture"] == "in.png"
+        assert extra["Input sha256"] == hashlib.sha256(Path("in.png").read_bytes()).hexdigest()
+        assert list(provenance.carried("a.png")) == carried
+    assert run("img2img", "in.png", "x", "--output", "b.jpg", "--embed-inputs") == 2
+    assert ".png" in capsys.readouterr().err and not Path("b.jpg").exists()
 
 
 def test_a_new_seed_is_drawn_and_told(engine, capsys):

@@ -61,6 +61,12 @@ class Embeddings:
         self, texts: Sequence[str], tokenizer: Tokenizer, encoders: Sequence[CLIPTextModel]
     ) -> tuple[Embedding, ...]:
         """Those that texts name, read. Raises `UnsupportedCheckpointError` for one of another family."""
+        widths = [encoder.config.hidden_size for encoder in encoders]
+        named = self.named_in(texts, tokenizer)
+        return tuple(read_embedding(path, name, widths, self._family) for name, path in named.items())
+
+    def named_in(self, texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, Path]:
+        """The files of those that texts name, by name."""
         lowered = [normalize(text) for text in texts]
         paths = {
             name: path
@@ -68,16 +74,11 @@ class Embeddings:
             if any(normalize(name) in text for text in lowered)
         }
         if not paths:
-            return ()
+            return {}
         first = tokenizer.vocab_size
         knowing = tokenizer.with_words(dict.fromkeys(paths, 1), first)
         named = {token for text in texts for token in knowing.encode(text) if token >= first}
-        widths = [encoder.config.hidden_size for encoder in encoders]
-        return tuple(
-            read_embedding(path, name, widths, self._family)
-            for token, (name, path) in enumerate(paths.items(), first)
-            if token in named
-        )
+        return {name: path for token, (name, path) in enumerate(paths.items(), first) if token in named}
 
 
 def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) -> Embedding:

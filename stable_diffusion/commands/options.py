@@ -28,6 +28,21 @@ def add_generation_options(command: argparse.ArgumentParser) -> argparse._Argume
         metavar="N",
         help="the same seed and settings give the same picture; picture i gets seed + i (default: -1, a new one)",
     )
+    what.add_argument(
+        "--variation-strength",
+        type=number(0, 1),
+        default=0.0,
+        metavar="S",
+        help="small variations of one picture: how far to turn the seed's noise towards another seed's, from 0 to 1; "
+        "then all pictures have the same seed (default: 0)",
+    )
+    what.add_argument(
+        "--variation-seed",
+        type=whole(-1, MAX_SEED),
+        default=-1,
+        metavar="N",
+        help="that other seed; picture i gets it + i (default: -1, a new one)",
+    )
     for side in ("width", "height"):
         what.add_argument(
             f"--{side}",

@@ -14,6 +14,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from utils import Parameters
 
+    from ..noise import Seeds
     from ..provenance import InputFile
 
 BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left"
@@ -72,34 +73,44 @@ class Painter:
         self.preview_every = preview_every
         self.quiet = quiet
 
-    def paint(self, seeds: range, batch_size: int, parameters: Parameters) -> None:
-        """Paint one picture for each seed, `batch_size` at a time, and print the files, also after an interruption."""
+    def paint(self, seeds: Seeds, batch_size: int, parameters: Parameters, only: int | None = None) -> list[Path]:
+        """Paint a picture for each seed, `batch_size` at a time, and print the files, also after an interruption.
+
+        `only` is the one picture to keep, from 0.
+        """
         from tqdm import tqdm
 
-        batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
+        numbers = range(seeds.n_images)
+        batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
+        paths: list[Path] = []
         lines = []
         bar = tqdm(total=0, bar_format=BAR, disable=self.quiet, leave=True)
         try:
             for batch in batches:
-                first = batch[0] - seeds[0] + 1
-                for i, picture in enumerate(self._pictures(batch, first, bar, len(batches))):
-                    height, width = picture.shape[:2]
-                    made = dataclasses.replace(parameters, seed=batch[i], width=width, height=height)
-                    path = self.output.save(picture, first + i, made)
-                    lines.append(str(path) if self.quiet else f"{path}  (seed {batch[i]})")
+                for i, picture in zip(batch, self._pictures(seeds, batch, bar, len(batches)), strict=True):
+                    if only in (None, i):
+                        made = _of_picture(parameters, seeds, batch, i, picture)
+                        paths.append(self.output.save(picture, i + 1, made))
+                        lines.append(str(paths[-1]) if self.quiet else f"{paths[-1]}  (seed {made.seed})")
         finally:
             bar.close()
             for line in lines:
                 print(line)
+        return paths
 
-    def _pictures(self, seeds: range, first: int, bar: Any, n_batches: int) -> Any:
+    def _pictures(self, seeds: Seeds, batch: range, bar: Any, n_batches: int) -> Any:
         """The pictures of one batch (B, H, W, 3); its preview file lives no longer than this call."""
         import numpy as np
 
-        preview = self.output.preview(first, seeds[0]) if self.preview_every else None
+        seed = seeds.of_pictures()[batch[0]]
+        preview = self.output.preview(batch[0] + 1, seed) if self.preview_every else None
+        call = self.call | {"n_images": len(batch), "seed": seed}
+        if seeds.strength:
+            variation = seeds.of_variations()[batch[0]]
+            call |= {"variation_seed": variation, "variation_strength": seeds.strength}
         latents = None
         try:
-            for step in self.sd.generate_latents(**self.call, n_images=len(seeds), seed=seeds[0]):
+            for step in self.sd.generate_latents(**call):
                 latents = step.latents
                 np.asarray(latents)  # computes them: the bar shows what is done, not what is planned
                 bar.total = step.total * n_batches
@@ -116,6 +127,16 @@ class Painter:
         import utils
 
         utils.save_picture(utils.grid(list(pictures)), path)
+
+
+def _of_picture(parameters: Parameters, seeds: Seeds, batch: range, number: int, picture: Any) -> Parameters:
+    """The run's parameters with what is one picture's own; `number` counts from 0."""
+    from .. import recipe
+
+    height, width = picture.shape[:2]
+    variation = recipe.of_variation(seeds.of_variations()[number], seeds.strength)
+    extra = variation | parameters.extra | recipe.of_batch(len(batch), number - batch[0])
+    return dataclasses.replace(parameters, seed=seeds.of_pictures()[number], width=width, height=height, extra=extra)
 
 
 class Report:
