@@ -28,8 +28,9 @@ class Denoiser:
     """The U-Net with its prompt, as a function of latents and noise level.
 
     `cfg_weight` above 1 asks for negative and text in one batch; otherwise, or where the network takes the weight as
-    an input of its own (`embedded_guidance`, LCM), the U-Net sees each latent once. Raises `InputError` for a weight
-    that is not finite or a `guidance_rescale` outside 0 to 1.
+    an input of its own (`embedded_guidance`, LCM), the U-Net sees each latent once. `seen` changes the latents before
+    the U-Net sees them (inpainting puts back what is kept). Raises `InputError` for a weight that is not finite or a
+    `guidance_rescale` outside 0 to 1.
     """
 
     unet: UNetCall
@@ -37,6 +38,7 @@ class Denoiser:
     cfg_weight: float = 1.0
     guidance_rescale: float = 0.0
     embedded_guidance: bool = False
+    seen: Callable[[mx.array, NoiseLevel], mx.array] | None = None
 
     def __post_init__(self) -> None:
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
@@ -53,13 +55,15 @@ class Denoiser:
 
     def __call__(self, x: mx.array, level: NoiseLevel) -> Prediction:
         """Ask the U-Net about latents x (B, h, w, C) at a level."""
-        return self.prediction(self.output(x, level.t), x, level)
+        return self.prediction(self.output(x, level), x, level)
 
-    def output(self, x: mx.array, t: float) -> mx.array:
-        """The U-Net's guided answer, float32, still of its own prediction type."""
+    def output(self, x: mx.array, level: NoiseLevel) -> mx.array:
+        """The U-Net's guided answer about x at a level, float32, still of its own prediction type."""
+        if self.seen is not None:
+            x = self.seen(x, level)
         if not self.guided:
-            return self.unet(x, t).astype(mx.float32)
-        negative, text = mx.split(self.unet(mx.concatenate([x, x]), t).astype(mx.float32), 2)
+            return self.unet(x, level.t).astype(mx.float32)
+        negative, text = mx.split(self.unet(mx.concatenate([x, x]), level.t).astype(mx.float32), 2)
         return rescaled_guidance(guidance(negative, text, self.cfg_weight), text, self.guidance_rescale)
 
     def prediction(self, output: mx.array, x: mx.array, level: NoiseLevel) -> Prediction:

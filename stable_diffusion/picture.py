@@ -89,22 +89,25 @@ def fit(image: Image.Image, width: int, height: int, how: str = "crop") -> Image
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def as_input(image: Any, width: int, height: int, how: str = "crop") -> np.ndarray:
-    """A PIL image or uint8 array as what the autoencoder takes: (height, width, 3) float32 in [-1, 1]."""
+def as_picture(image: Any) -> Image.Image:
+    """A PIL image or uint8 array as RGB; raises `PictureError` for anything else."""
     if isinstance(image, Image.Image):
         _check_size(image, "the input picture")
         try:
-            image = to_rgb(image)
+            return to_rgb(image)
         except (OSError, SyntaxError, ValueError) as error:
             raise PictureError(f"The input picture cannot be read: {error}") from None
-    elif isinstance(image, np.ndarray):
-        image = from_array(image)
-    else:
-        raise PictureError(
-            f"An input picture should be a PIL image or a uint8 array (H, W, 3), not {type(image).__name__}. "
-            f"stable_diffusion.picture.open_picture opens a file."
-        )
-    return np.asarray(fit(image, width, height, how), np.float32) / 127.5 - 1.0
+    if isinstance(image, np.ndarray):
+        return from_array(image)
+    raise PictureError(
+        f"An input picture should be a PIL image or a uint8 array (H, W, 3), not {type(image).__name__}. "
+        f"stable_diffusion.picture.open_picture opens a file."
+    )
+
+
+def as_input(image: Any, width: int, height: int, how: str = "crop") -> np.ndarray:
+    """A PIL image or uint8 array as what the autoencoder takes: (height, width, 3) float32 in [-1, 1]."""
+    return np.asarray(fit(as_picture(image), width, height, how), np.float32) / 127.5 - 1.0
 
 
 def _check_size(image: Image.Image, name: str) -> None:

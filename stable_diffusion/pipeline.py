@@ -13,7 +13,7 @@ from typing import Any
 
 from mlx.utils import tree_map
 
-from . import arguments, backend
+from . import arguments, backend, masking
 from .adapters.embeddings import Embeddings, with_embeddings
 from .adapters.lora import Networks
 from .adapters.overlay import Choice, Loras, Overlay
@@ -161,6 +161,11 @@ class StableDiffusion:
         """Pixels to one latent along each side, 8 for Stable Diffusion; sizes are multiples of it."""
         return self._vae.config.downscale
 
+    @property
+    def inpainting(self) -> bool:
+        """True for an inpainting checkpoint, whose U-Net is shown picture and mask, and needs both."""
+        return self._unet.config.in_channels == 2 * self.latent_channels + 1
+
     def generate_latents(
         self,
         text: str,
@@ -178,12 +183,16 @@ class StableDiffusion:
         guidance_rescale: float = 0.0,
         variation_seed: int | None = None,
         variation_strength: float = 0.0,
+        mask_image: Any = None,
+        masked_content: str = "original",
     ) -> Iterator[GenerationStep]:
         """Generate step by step; the arguments are checked before the first one is taken.
 
         `width` and `height` are pixels, multiples of `downscale`; None is the checkpoint's own size. `cfg_weight` up to
         1 is no guidance, at half the work. `input_image`, a PIL image or a uint8 array (H, W, 3), is cropped to the
         size, encoded, noised, and denoised by the schedule's last int(num_steps * denoising_strength) steps.
+        `mask_image`, a picture of any mode and size, is white where the input picture is repainted; `masked_content`
+        ("original", "noise", "fill") is what that part begins from, but for strength 1, which begins from pure noise.
         `latents` (n_images, h, w, latent_channels) is unit normal noise to begin with, in place of the seed's.
         `guidance_rescale` is Lin et al.'s (2023). With a `variation_strength` all pictures have the same seed, and the
         first noise of picture i is turned that far, from 0 to 1, towards the noise of the seed `variation_seed` + i.
@@ -206,13 +215,12 @@ class StableDiffusion:
         noise = None if latents is None else arguments.noise(latents, (n_images, *shape))
         if noise is not None and seeds.strength:
             raise InputError("latents are the first noise themselves: leave out variation_strength, or the latents.")
-        self._check_task()
+        picture = masking.read_input(input_image, mask_image, masked_content, width, height)
+        masking.check_task(self.name, self._unet.config.in_channels, self.latent_channels, picture)
         sampler = sampler_by_name(sampler)
         plan = sampler.plan(self.scheduler_config, num_steps)
-        picture = None
-        if input_image is not None:
+        if picture is not None:
             plan = _tail(plan, num_steps, denoising_strength)
-            picture = mx.array(as_input(input_image, width, height))[None]
         guidance = Guidance(
             cfg_weight=arguments.number("cfg_weight", cfg_weight, 0.0, math.inf),
             rescale=arguments.number("guidance_rescale", guidance_rescale, 0.0, 1.0),
@@ -283,7 +291,7 @@ class StableDiffusion:
         seeds: Seeds,
         sampler: Sampler,
         plan: Plan,
-        picture: mx.array | None,
+        picture: masking.InputPicture | None,
         given_noise: mx.array | None,
     ) -> Iterator[GenerationStep]:
         backend.fit_threads(self._largest_product(seeds.n_images, size))
@@ -297,12 +305,10 @@ class StableDiffusion:
         )
         # 3. The first latents: noise, or the input picture's with noise of the plan's first level.
         noise = NoiseStream(seeds, (size[1] // self.downscale, size[0] // self.downscale, self.latent_channels))
-        x_0 = None if picture is None else self._vae.encode(picture, noise())
-        first = noise.varied() if given_noise is None else given_noise
-        x = plan.prior(first) if x_0 is None else plan.renoise(x_0, first)
+        start = masking.start(picture, plan, denoiser, noise, given_noise, self._vae.encode, self.inpainting)
         # 4. Step by step towards x_0.
-        for step in sampler.sample(denoiser, x, plan, noise):
-            yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds.first, step.x, step.x_0)
+        for step in sampler.sample(start.denoiser, start.x, plan, noise):
+            yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds.first, *start.shown(step))
 
     def _networks(self, tags: Loras, texts: Sequence[str]) -> tuple[UNet, TextConditioner]:
         """What paints and what reads for one generation: with the LoRAs and the embeddings that its texts name."""
@@ -367,16 +373,6 @@ class StableDiffusion:
                 )
             sides.append(side)
         return sides[0], sides[1]
-
-    def _check_task(self) -> None:
-        """Refuse a checkpoint whose U-Net wants more than latents, such as inpainting's mask."""
-        channels = self._unet.config.in_channels
-        if channels != self.latent_channels:
-            kind = "an inpainting checkpoint" if channels == 2 * self.latent_channels + 1 else "no text-to-image model"
-            raise InputError(
-                f"{self.name!r} is {kind}: its U-Net takes {channels} channels, the latents have "
-                f"{self.latent_channels}. Choose another model."
-            )
 
 
 def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:

@@ -54,8 +54,8 @@ def test_without_guidance_the_network_runs_once(cfg_weight):
         return x
 
     x = known()[0]
-    close(Denoiser(unet, cfg_weight=cfg_weight).output(x, 7.0), x)
-    assert calls == [(x.shape, 7.0)]
+    close(Denoiser(unet, cfg_weight=cfg_weight).output(x, LEVEL), x)
+    assert calls == [(x.shape, LEVEL.t)]
 
 
 def test_guidance_is_one_call_of_negative_and_text():
@@ -67,7 +67,7 @@ def test_guidance_is_one_call_of_negative_and_text():
         return mx.concatenate([negative, text])
 
     x = known(1)[0]
-    output = Denoiser(unet, cfg_weight=7.5).output(x, 7.0)
+    output = Denoiser(unet, cfg_weight=7.5).output(x, LEVEL)
     assert calls == [(4, 4, 4, 3)]
     close(output, negative + 7.5 * (text - negative))
     close(guidance(negative, text, 1.0), text)
@@ -75,7 +75,7 @@ def test_guidance_is_one_call_of_negative_and_text():
 
 def test_the_doubled_batch_holds_the_latents_twice():
     x = known()[0]
-    output = Denoiser(lambda doubled, t: doubled, cfg_weight=3.0).output(x, 1.0)
+    output = Denoiser(lambda doubled, t: doubled, cfg_weight=3.0).output(x, LEVEL)
     close(output, x)
 
 
@@ -83,7 +83,7 @@ def test_embedded_guidance_is_the_networks_own_affair():
     x = known()[0]
     denoiser = Denoiser(lambda x, t: 2 * x, cfg_weight=8.0, embedded_guidance=True)
     assert not denoiser.guided
-    close(denoiser.output(x, 1.0), 2 * x)
+    close(denoiser.output(x, LEVEL), 2 * x)
 
 
 def test_guidance_rescale_restores_the_deviation_of_each_image():
@@ -94,13 +94,13 @@ def test_guidance_rescale_restores_the_deviation_of_each_image():
     close(rescaled_guidance(guided, text, 0.0), guided)
     close(rescaled_guidance(guided, text, 0.25), 0.25 * whole + 0.75 * guided)
     unet = Denoiser(lambda x, t: mx.concatenate([negative, text]), cfg_weight=7.5, guidance_rescale=0.7)
-    close(unet.output(negative, 1.0), rescaled_guidance(guided, text, 0.7))
+    close(unet.output(negative, LEVEL), rescaled_guidance(guided, text, 0.7))
 
 
 def test_float16_answers_are_combined_in_float32():
     x = known()[0]
     answer = mx.full((4, 4, 4, 3), 1000.1).astype(mx.float16)
-    output = Denoiser(lambda x, t: answer, cfg_weight=7.5).output(x, 1.0)
+    output = Denoiser(lambda x, t: answer, cfg_weight=7.5).output(x, LEVEL)
     assert output.dtype == mx.float32
     prediction = Denoiser(lambda x, t: answer[:2])(x, LEVEL)
     assert {prediction.x_0.dtype, prediction.eps.dtype} == {mx.float32}

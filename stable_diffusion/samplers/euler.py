@@ -55,7 +55,7 @@ class SimpleEulerSampler(KDiffusionSampler):
         raised = NoiseLevel.from_ve_sigma(level.t, level.ve_sigma * (1 + gamma))
         # The reference asks the U-Net before it adds the noise, and reads the answer as one about the noised latents:
         # an eps as at the raised level, a v with the scalings of the lower one.
-        output = denoiser.output(x, level.t)
+        output = denoiser.output(x, level)
         stir = self.s_noise * math.sqrt(raised.ve_sigma**2 - level.ve_sigma**2)
         x_ve = x / level.alpha + stir * noise
         read_at = raised if denoiser.prediction_type == "epsilon" else level
