@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .conditioning import Blend
     from .pipeline import GenerationStep, StableDiffusion
     from .sampler import SimpleEulerSampler, sampler_by_name
 
@@ -21,13 +22,14 @@ __version__ = "0.1.0"
 
 # Resolved when first used, so that errors, configurations and `--help` cost no import of MLX.
 _HOMES = {
+    "Blend": ".conditioning",
     "GenerationStep": ".pipeline",
     "StableDiffusion": ".pipeline",
     "SimpleEulerSampler": ".sampler",
     "sampler_by_name": ".sampler",
 }
 
-__all__ = ["GenerationStep", "SimpleEulerSampler", "StableDiffusion", "sampler_by_name"]
+__all__ = ["Blend", "GenerationStep", "SimpleEulerSampler", "StableDiffusion", "sampler_by_name"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,76 +1,160 @@
-"""Prompts -> what the U-Net is conditioned on."""
+"""A text -> what the U-Net is conditioned on."""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from . import arguments
 from .backend import mx
-from .clip import CLIPTextModel
+from .chunks import Chunk, chunks_of, framed
+from .clip import CLIPOutput, CLIPTextModel
+from .errors import InputError
 from .tokenizer import Tokenizer
+
+# How a text is read: A1111's language of prompts, of any length; or as it stands, cut off behind 75 tokens, as
+# diffusers does.
+A1111, PLAIN = LANGUAGES = ("a1111", "plain")
 
 
 class PromptTruncatedWarning(UserWarning):
-    """A prompt is longer than the 75 tokens that the text encoder reads."""
+    """A prompt in plain language is longer than the 75 tokens that the text encoder reads."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """One text as the U-Net sees it."""
 
-    text: mx.array  # (1, 77, D)
+    text: mx.array  # (1, 77 n, D): n chunks, one after another
     pooled: mx.array | None = None  # (1, P), SDXL only
 
 
+@dataclass(frozen=True)
+class Blend:
+    """A text between two: (1 - share) of `start` and share of `end`, as hidden states and as pooled vectors."""
+
+    start: str
+    end: str
+    share: float
+
+
+@dataclass(frozen=True)
 class TextConditioner:
-    """Encodes texts with a checkpoint's one text encoder (SD 1.x, 2.x) or two (SDXL)."""
+    """Encodes texts with a checkpoint's one text encoder (SD 1.x, 2.x) or two (SDXL).
 
-    def __init__(
-        self,
-        tokenizers: Sequence[Tokenizer],
-        encoders: Sequence[CLIPTextModel],
-        xl: bool,
-        zeros_for_none: bool,
-    ):
-        self.tokenizers = tokenizers
-        self.encoders = encoders
-        self.xl = xl
-        self.zeros_for_none = zeros_for_none
+    `clip_skip` is A1111's: n takes the n-th layer from the end, so that 1 is the last; diffusers counts one less for
+    SD 1.x and 2.x, two less for SDXL. None is the checkpoint's own: 1, for SDXL 2, which is the least that it takes.
+    Raises `InputError` for another language, and for more layers than there are.
+    """
 
-    def replaced(
-        self, tokenizers: Sequence[Tokenizer] | None = None, encoders: Sequence[CLIPTextModel] | None = None
-    ) -> TextConditioner:
-        """The same with other tokenizers or encoders."""
-        return TextConditioner(
-            tokenizers or self.tokenizers, encoders or self.encoders, self.xl, zeros_for_none=self.zeros_for_none
-        )
+    tokenizers: Sequence[Tokenizer]
+    encoders: Sequence[CLIPTextModel]
+    xl: bool
+    zeros_for_none: bool
+    language: str = A1111
+    clip_skip: int | None = None
 
-    def __call__(self, text: str) -> Conditioning:
-        """Encode a text; warns with `PromptTruncatedWarning` where it is too long to be read whole.
+    def __post_init__(self) -> None:
+        if self.language not in LANGUAGES:
+            raise InputError(f"prompt_language = {self.language!r} should be one of {', '.join(LANGUAGES)}.")
+        if self.clip_skip is not None:
+            arguments.whole("clip_skip", self.clip_skip, 1, min(len(encoder.layers) for encoder in self.encoders))
+
+    def replaced(self, **changes: object) -> TextConditioner:
+        """The same with other tokenizers, encoders, or another way of reading."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def __call__(self, text: str | Blend) -> Conditioning:
+        """Encode a text: weights and BREAK are read in it where the language has them, schedules and AND are not.
 
         SD 1.x and 2.x take the last hidden state after the final norm; SDXL the penultimate ones of both encoders,
-        side by side, and the second's projected pooled vector (Podell et al. 2023; diffusers' pipelines).
+        side by side, and the second's projected pooled vector (Podell et al. 2023; diffusers' pipelines), of the first
+        chunk and whatever the weights, as A1111 does. In plain language, a text that is too long to be read whole is
+        warned of with `PromptTruncatedWarning`.
         """
-        outputs = []
-        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
-            ids, cut_off = tokenizer([text])
-            if cut_off[0]:
-                warnings.warn(
-                    f"The prompt is longer than {tokenizer.max_length - 2} tokens; this part of it is not read: "
-                    f"{cut_off[0]!r}",
-                    PromptTruncatedWarning,
-                    stacklevel=2,
-                )
+        if isinstance(text, Blend):
+            start, end = self.of_one_length([self(text.start), self(text.end)])
+            return _between(start, end, text.share)
+        outputs, hidden = [], []
+        for (ids, weights), encoder in zip(self._ids_and_weights(text), self.encoders, strict=True):
             outputs.append(encoder(mx.array(ids)))
-        if not self.xl:
-            return Conditioning(outputs[0].last_hidden_state)
-        hidden = [output.hidden_states[-2] for output in outputs]
-        return Conditioning(mx.concatenate(hidden, axis=-1), outputs[-1].pooled)
+            hidden.append(weighed(self._layer(outputs[-1], encoder), weights))
+        joined = mx.concatenate(hidden, axis=-1) if self.xl else hidden[0]
+        pooled = outputs[-1].pooled[:1] if self.xl else None
+        return Conditioning(joined.reshape(1, -1, joined.shape[-1]), pooled)
 
-    def negative(self, text: str | None, positive: Conditioning) -> Conditioning:
+    def negative(self, text: str | Blend | None, positive: Conditioning) -> Conditioning:
         """Encode a negative text; None is the empty one, or zeros where an SDXL checkpoint says so."""
-        if text is None and self.xl and self.zeros_for_none:
+        if text is None and self.says_zeros:
             assert positive.pooled is not None
             return Conditioning(mx.zeros_like(positive.text), mx.zeros_like(positive.pooled))
         return self(text or "")
+
+    @property
+    def says_zeros(self) -> bool:
+        """True where no negative text means zeros."""
+        return self.xl and self.zeros_for_none
+
+    def of_one_length(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
+        """Fill up with chunks of the empty text, so that all have as many as the longest."""
+        most = max(each.text.shape[1] for each in conditionings)
+        if all(each.text.shape[1] == most for each in conditionings):
+            return list(conditionings)
+        empty = self("").text
+        lacking = [(most - each.text.shape[1]) // empty.shape[1] for each in conditionings]
+        return [
+            Conditioning(mx.concatenate([each.text, *[empty] * n], axis=1), each.pooled)
+            for each, n in zip(conditionings, lacking, strict=True)
+        ]
+
+    def _ids_and_weights(self, text: str) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """What each encoder is given, (N, 77) both; no weights where all are 1."""
+        if self.language == PLAIN:
+            return [(_cut(text, tokenizer), None) for tokenizer in self.tokenizers]
+        chunks = [chunks_of(text, tokenizer) for tokenizer in self.tokenizers]
+        most = max(map(len, chunks))  # tokenizers of different makes may need different numbers
+        filled = [each + [Chunk()] * (most - len(each)) for each in chunks]
+        found = [framed(each, tokenizer) for each, tokenizer in zip(filled, self.tokenizers, strict=True)]
+        return [(ids, None if (weights == 1).all() else weights) for ids, weights in found]
+
+    def _layer(self, output: CLIPOutput, encoder: CLIPTextModel) -> mx.array:
+        if self.xl:
+            return output.hidden_states[-max(self.clip_skip or 2, 2)]
+        if (self.clip_skip or 1) == 1:
+            return output.last_hidden_state
+        return encoder.final_layer_norm(output.hidden_states[-(self.clip_skip or 1)])
+
+
+def _cut(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    ids, cut_off = tokenizer([text])
+    if cut_off[0]:
+        warnings.warn(
+            f"The prompt is longer than {tokenizer.max_length - 2} tokens; this part of it is not read: {cut_off[0]!r}",
+            PromptTruncatedWarning,
+            stacklevel=4,
+        )
+    return ids
+
+
+def weighed(hidden: mx.array, weights: np.ndarray | None) -> mx.array:
+    """Multiply hidden states (N, 77, D) by weights (N, 77), then bring each chunk's mean back to what it was.
+
+    A1111's "Original" emphasis (modules/sd_emphasis.py); each encoder's output has its own mean.
+    """
+    if weights is None:
+        return hidden
+    before = hidden.astype(mx.float32)
+    after = before * mx.array(weights)[..., None]
+    mean = mx.mean(before, axis=(1, 2), keepdims=True) / mx.mean(after, axis=(1, 2), keepdims=True)
+    return (after * mean).astype(hidden.dtype)
+
+
+def _between(start: Conditioning, end: Conditioning, share: float) -> Conditioning:
+    pooled = None
+    if start.pooled is not None and end.pooled is not None:
+        pooled = (1 - share) * start.pooled + share * end.pooled
+    return Conditioning((1 - share) * start.text + share * end.text, pooled)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .backend import mx
 from .errors import InputError
 from .schedule import NoiseLevel
 
-# (x (B or 2B, h, w, C), t) -> prediction of the same shape; 2B rows are [negative, text], in that order.
+# (x (n B, h, w, C), t) -> prediction of the same shape; the rows are [negative, text, ...], B of each.
 UNetCall = Callable[[mx.array, float], mx.array]
 
 
@@ -28,9 +28,11 @@ class Denoiser:
     """The U-Net with its prompt, as a function of latents and noise level.
 
     `cfg_weight` above 1 asks for negative and text in one batch; otherwise, or where the network takes the weight as
-    an input of its own (`embedded_guidance`, LCM), the U-Net sees each latent once. `seen` changes the latents before
-    the U-Net sees them (inpainting puts back what is kept). Raises `InputError` for a weight that is not finite or a
-    `guidance_rescale` outside 0 to 1.
+    an input of its own (`embedded_guidance`, LCM), the U-Net sees each latent once. A composition of texts has a weight
+    for each in `weights`, and always asks for the negative too, which defines it; under `embedded_guidance`, where
+    there is none, the first text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py). `seen` changes the
+    latents before the U-Net sees them (inpainting puts back what is kept). Raises `InputError` for a weight that is not
+    finite or a `guidance_rescale` outside 0 to 1.
     """
 
     unet: UNetCall
@@ -38,6 +40,7 @@ class Denoiser:
     cfg_weight: float = 1.0
     guidance_rescale: float = 0.0
     embedded_guidance: bool = False
+    weights: tuple[float, ...] = (1.0,)
     seen: Callable[[mx.array, NoiseLevel], mx.array] | None = None
 
     def __post_init__(self) -> None:
@@ -50,8 +53,8 @@ class Denoiser:
 
     @property
     def guided(self) -> bool:
-        """True where the U-Net is given 2B rows, [negative, text]."""
-        return self.cfg_weight > 1 and not self.embedded_guidance
+        """True where the U-Net is given the negative text's rows before those of the texts."""
+        return (self.cfg_weight > 1 or len(self.weights) > 1) and not self.embedded_guidance
 
     def __call__(self, x: mx.array, level: NoiseLevel) -> Prediction:
         """Ask the U-Net about latents x (B, h, w, C) at a level."""
@@ -61,10 +64,15 @@ class Denoiser:
         """The U-Net's guided answer about x at a level, float32, still of its own prediction type."""
         if self.seen is not None:
             x = self.seen(x, level)
-        if not self.guided:
+        rows = len(self.weights) + self.guided
+        if rows == 1:
             return self.unet(x, level.t).astype(mx.float32)
-        negative, text = mx.split(self.unet(mx.concatenate([x, x]), level.t).astype(mx.float32), 2)
-        return rescaled_guidance(guidance(negative, text, self.cfg_weight), text, self.guidance_rescale)
+        answers = list(mx.split(self.unet(mx.concatenate([x] * rows), level.t).astype(mx.float32), rows))
+        if not self.guided:
+            return composition(answers[0], answers, self.weights, 1.0)
+        negative, texts = answers[0], answers[1:]
+        guided = composition(negative, texts, self.weights, self.cfg_weight)
+        return rescaled_guidance(guided, sum(texts[1:], texts[0]) / len(texts), self.guidance_rescale)
 
     def prediction(self, output: mx.array, x: mx.array, level: NoiseLevel) -> Prediction:
         """What an answer of the U-Net says about x_0 and eps, if x is at `level`."""
@@ -75,9 +83,15 @@ class Denoiser:
         return Prediction(output, eps_from_x0(x, output, level), output)
 
 
-def guidance(negative: mx.array, text: mx.array, cfg_weight: float) -> mx.array:
-    """negative + w (text - negative): classifier-free guidance. Ho and Salimans 2022, arXiv:2207.12598."""
-    return negative + cfg_weight * (text - negative)
+def composition(negative: mx.array, texts: Sequence[mx.array], weights: Sequence[float], cfg_weight: float) -> mx.array:
+    """negative + w sum_i w_i (text_i - negative): with one text of weight 1, classifier-free guidance.
+
+    Ho and Salimans 2022, arXiv:2207.12598; Liu et al. 2022, arXiv:2206.01714, eq. 11.
+    """
+    guided = negative
+    for text, weight in zip(texts, weights, strict=True):
+        guided = guided + cfg_weight * weight * (text - negative)
+    return guided
 
 
 def rescaled_guidance(guided: mx.array, text: mx.array, guidance_rescale: float) -> mx.array:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlx.utils import tree_map
-
-from . import arguments, backend, masking
+from . import arguments, backend, masking, texts
 from .adapters.embeddings import Embeddings, with_embeddings
 from .adapters.lora import Networks
 from .adapters.overlay import Choice, Loras, Overlay
 from .adapters.tags import Strength, take_loras
 from .backend import mx
-from .conditioning import TextConditioner
-from .denoiser import Denoiser, UNetCall
+from .conditioning import A1111, Blend, TextConditioner
+from .denoiser import Denoiser
 from .errors import InputError
 from .model_io.autoencoder import cached_tiny_vae, load_vae
 from .model_io.hub import Progress
@@ -30,6 +28,7 @@ from .noise import NoiseStream, Seeds
 from .picture import as_input
 from .sampler import Sampler, sampler_by_name
 from .schedule import Plan
+from .texts import Guidance, Script, Text, ToldUNet
 from .unet import UNet
 from .vae import Autoencoder
 from .vae_tiny import TinyAutoencoder
@@ -37,14 +36,6 @@ from .vae_tiny import TinyAutoencoder
 DEFAULT_MODEL = "postcards-tiny"
 MAX_SIDE = 8192
 MAX_IMAGES = 256
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """How strongly the text is followed."""
-
-    cfg_weight: float
-    rescale: float
 
 
 @dataclass(frozen=True)
@@ -168,7 +159,7 @@ class StableDiffusion:
 
     def generate_latents(
         self,
-        text: str,
+        text: str | Blend,
         negative_text: str | None = None,
         n_images: int = 1,
         num_steps: int = 20,
@@ -185,6 +176,8 @@ class StableDiffusion:
         variation_strength: float = 0.0,
         mask_image: Any = None,
         masked_content: str = "original",
+        clip_skip: int | None = None,
+        prompt_language: str = A1111,
     ) -> Iterator[GenerationStep]:
         """Generate step by step; the arguments are checked before the first one is taken.
 
@@ -198,6 +191,10 @@ class StableDiffusion:
         first noise of picture i is turned that far, from 0 to 1, towards the noise of the seed `variation_seed` + i.
         Dropping the generator cancels the generation.
 
+        Both texts are read in A1111's language (`stable_diffusion.prompt`), whose schedules count the steps that are
+        run; `prompt_language` "plain" takes them as they stand, cut off behind 75 tokens. A `Blend` is a text between
+        two. `clip_skip` 2 takes the text encoder's last layer but one, and so on; None is the checkpoint's own.
+
         `<lora:name:0.8>` in the text lays a LoRA over this generation, beside those of `set_loras`; the name of a file
         in `embedding_folders` stands for its vectors, in both texts.
 
@@ -205,7 +202,7 @@ class StableDiffusion:
         and what `set_loras` raises for what the texts name.
         """
         # 1. Everything that can be refused is refused here.
-        arguments.text("text", text)
+        text = texts.check("text", text)
         if negative_text is not None:
             arguments.text("negative_text", negative_text)
         n_images = arguments.whole("n_images", n_images, 1, MAX_IMAGES)
@@ -225,15 +222,18 @@ class StableDiffusion:
             cfg_weight=arguments.number("cfg_weight", cfg_weight, 0.0, math.inf),
             rescale=arguments.number("guidance_rescale", guidance_rescale, 0.0, 1.0),
         )
-        text, tags = take_loras(text)
+        text, tags = texts.take_loras(text)
         if negative_text is not None:
             negative_text, without_effect = take_loras(negative_text)
             if without_effect:
                 warnings.warn("LoRA tags in the negative text have no effect; write them into the text.", stacklevel=2)
-        unet, conditioner = self._networks(tags, [text, negative_text or ""])
+        conditioner = self._conditioner.replaced(language=prompt_language, clip_skip=clip_skip)
+        script = texts.write_script(
+            text, negative_text, len(plan), guidance, self._embeds_guidance, conditioner.language
+        )
         return self._generate(
-            (unet, conditioner),
-            (text, negative_text),
+            self._networks(tags, script.texts, conditioner),
+            script,
             guidance,
             (width, height),
             seeds,
@@ -277,15 +277,19 @@ class StableDiffusion:
         noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
         return self._vae.encode(mx.array(as_input(picture, width, height))[None], noise())
 
-    def encode_text(self, text: str) -> mx.array:
-        """A text -> the hidden states (1, 77, D) that the U-Net attends to; lazy. Raises `InputError`."""
-        arguments.text("text", text)
-        return self._networks((), [text])[1](text).text
+    def encode_text(self, text: str | Blend, clip_skip: int | None = None, prompt_language: str = A1111) -> mx.array:
+        """A text -> the hidden states (1, 77 n, D) that the U-Net attends to; lazy. Raises `InputError`.
+
+        Weights and BREAK are read; schedules and AND, which belong to a generation, stand as text.
+        """
+        text = texts.check("text", text)
+        conditioner = self._conditioner.replaced(language=prompt_language, clip_skip=clip_skip)
+        return self._networks((), [text], conditioner)[1](text).text
 
     def _generate(
         self,
         networks: tuple[UNet, TextConditioner],
-        texts: tuple[str, str | None],
+        script: Script,
         guidance: Guidance,
         size: tuple[int, int],
         seeds: Seeds,
@@ -296,59 +300,38 @@ class StableDiffusion:
     ) -> Iterator[GenerationStep]:
         backend.fit_threads(self._largest_product(seeds.n_images, size))
         # 2. The texts are encoded, and projected to the U-Net's keys and values, once.
+        unet = ToldUNet(*networks, script, guidance, size, seeds.n_images, self._dtype)
         denoiser = Denoiser(
-            self._conditioned_unet(*networks, *texts, guidance, size, seeds.n_images),
+            unet,
             self.scheduler_config.prediction_type,
             guidance.cfg_weight,
             guidance.rescale,
             self._embeds_guidance,
+            script.weights,
         )
         # 3. The first latents: noise, or the input picture's with noise of the plan's first level.
         noise = NoiseStream(seeds, (size[1] // self.downscale, size[0] // self.downscale, self.latent_channels))
         start = masking.start(picture, plan, denoiser, noise, given_noise, self._vae.encode, self.inpainting)
         # 4. Step by step towards x_0.
         for step in sampler.sample(start.denoiser, start.x, plan, noise):
+            unet.step = step.index + 1  # the sampler goes on only when the next step is asked for
             yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds.first, *start.shown(step))
 
-    def _networks(self, tags: Loras, texts: Sequence[str]) -> tuple[UNet, TextConditioner]:
+    def _networks(
+        self, tags: Loras, spoken: Iterable[Text | None], conditioner: TextConditioner
+    ) -> tuple[UNet, TextConditioner]:
         """What paints and what reads for one generation: with the LoRAs and the embeddings that its texts name."""
-        unet, conditioner = self._unet, self._conditioner
+        unet = self._unet
         if tags:
             networks = self._overlay.networks((*self._loras, *self._overlay.choose(tags, names_only=True)))
             unet, conditioner = networks.unet, conditioner.replaced(encoders=networks.text_encoders)
         else:
             self._overlay.forget()
-        if found := self._embeddings.used_in(texts, self.tokenizer, self._overlay.bare.text_encoders):
-            conditioner = conditioner.replaced(*with_embeddings(conditioner.tokenizers, conditioner.encoders, found))
+        parts = texts.parts_of(spoken, conditioner.language)
+        if found := self._embeddings.used_in(parts, self.tokenizer, self._overlay.bare.text_encoders):
+            tokenizers, encoders = with_embeddings(conditioner.tokenizers, conditioner.encoders, found)
+            conditioner = conditioner.replaced(tokenizers=tokenizers, encoders=encoders)
         return unet, conditioner
-
-    def _conditioned_unet(
-        self,
-        unet: UNet,
-        conditioner: TextConditioner,
-        text: str,
-        negative_text: str | None,
-        guidance: Guidance,
-        size: tuple[int, int],
-        n_images: int,
-    ) -> UNetCall:
-        """The U-Net as a function of latents and time, with everything else of this generation filled in."""
-        dtype = self._dtype
-        conditionings = [conditioner(text)]
-        if guidance.cfg_weight > 1 and not self._embeds_guidance:
-            conditionings.insert(0, conditioner.negative(negative_text, conditionings[0]))
-        context = unet.project_text(mx.concatenate([each.text for each in conditionings]).astype(dtype))
-        context = tree_map(lambda projected: mx.repeat(projected, n_images, axis=0), context)
-        extras: dict[str, mx.array] = {}
-        if self.family == "sdxl":
-            pooled = mx.concatenate([each.pooled for each in conditionings if each.pooled is not None])
-            width, height = size
-            time_ids = mx.array([[height, width, 0, 0, height, width]], mx.float32)  # original, crop, target size
-            extras["pooled"] = mx.repeat(pooled, n_images, axis=0)
-            extras["time_ids"] = mx.repeat(time_ids, len(conditionings) * n_images, axis=0)
-        if self._embeds_guidance:
-            extras["guidance"] = unet.guidance_embedding(guidance.cfg_weight)
-        return lambda x, t: unet(x.astype(dtype), mx.array([t], mx.float32), context, **extras)
 
     def _largest_product(self, n_images: int, size: tuple[int, int]) -> int:
         """About how many multiply-adds the largest matrix product of a generation takes: a 3x3 convolution's."""

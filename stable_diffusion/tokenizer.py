@@ -239,7 +239,7 @@ class Tokenizer:
         ids: list[int] = []
         for part, token_id in self._split_at_added_tokens(text):
             if token_id is not None:
-                ids += range(token_id, token_id + self._word_lengths.get(token_id, 1))
+                ids += range(token_id, token_id + self.word_length(token_id))
                 continue
             for word in _words(part):
                 ids += (self._cached_word_ids if len(word) <= _LONGEST_CACHED_WORD else self._word_ids)(word)
@@ -257,6 +257,10 @@ class Tokenizer:
     def count(self, text: str) -> int:
         """How many ids a text takes, without start and end: up to `max_length` - 2 fit."""
         return len(self.encode(text))
+
+    def word_length(self, token_id: int) -> int:
+        """How many ids the word has that begins with this one: more than one only for a word of `with_words`."""
+        return self._word_lengths.get(token_id, 1)
 
     def _split_at_added_tokens(self, text: str) -> Iterator[tuple[str, int | None]]:
         for part, token_id in self._in_raw.split(text):

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from stable_diffusion.denoiser import Denoiser, guidance, rescaled_guidance
+from stable_diffusion.denoiser import Denoiser, composition, rescaled_guidance
 from stable_diffusion.errors import InputError
 from stable_diffusion.schedule import NoiseLevel
 
@@ -70,7 +70,7 @@ def test_guidance_is_one_call_of_negative_and_text():
     output = Denoiser(unet, cfg_weight=7.5).output(x, LEVEL)
     assert calls == [(4, 4, 4, 3)]
     close(output, negative + 7.5 * (text - negative))
-    close(guidance(negative, text, 1.0), text)
+    close(composition(negative, [text], [1.0], 1.0), text)
 
 
 def test_the_doubled_batch_holds_the_latents_twice():
@@ -88,7 +88,7 @@ def test_embedded_guidance_is_the_networks_own_affair():
 
 def test_guidance_rescale_restores_the_deviation_of_each_image():
     negative, text = known()
-    guided = guidance(negative, text, 7.5)
+    guided = composition(negative, [text], [1.0], 7.5)
     whole = rescaled_guidance(guided, text, 1.0)
     close(mx.std(whole, axis=(1, 2, 3)), mx.std(text, axis=(1, 2, 3)))
     close(rescaled_guidance(guided, text, 0.0), guided)

@@ -42,8 +42,7 @@ def put(folder: Path, name: str, sd: StableDiffusion, vectors: int = 2, key: str
 
 def read(sd: StableDiffusion, text: str) -> np.ndarray:
     """A text as the U-Net gets it."""
-    _, conditioner = sd._networks([], [text])
-    return np.array(conditioner(text).text)
+    return np.array(sd.encode_text(text, prompt_language="plain"))
 
 
 def embedded(sd: StableDiffusion, *parts: str | np.ndarray) -> np.ndarray:

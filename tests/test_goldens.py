@@ -108,7 +108,12 @@ def test_postcards():
     sd = StableDiffusion("postcards-tiny", float16=False)
     for i, (prompt, negative, seed) in enumerate(POSTCARDS):
         steps = sd.generate_latents(
-            prompt, negative_text=negative, num_steps=NUM_STEPS, cfg_weight=CFG_WEIGHT, latents=noise_for(seed)
+            prompt,
+            negative_text=negative,
+            num_steps=NUM_STEPS,
+            cfg_weight=CFG_WEIGHT,
+            latents=noise_for(seed),
+            prompt_language="plain",  # the reference's
         )
         for step in steps:
             mx.eval(step.latents)

@@ -24,6 +24,8 @@ ORDER = [
     "stable_diffusion/provenance.py",
     "stable_diffusion/tokenizer_files.py",
     "stable_diffusion/tokenizer.py",
+    "stable_diffusion/prompt.py",
+    "stable_diffusion/chunks.py",
     "stable_diffusion/ops",
     "stable_diffusion/layers.py",
     "stable_diffusion/clip.py",
@@ -40,6 +42,7 @@ ORDER = [
     "stable_diffusion/masking.py",
     "stable_diffusion/model_io",
     "stable_diffusion/adapters",
+    "stable_diffusion/texts.py",
     "stable_diffusion/pipeline.py",
     "stable_diffusion/recipe.py",
     "stable_diffusion/training",
@@ -143,7 +146,9 @@ def test_errors_and_configurations_load_without_mlx():
 def test_public_names():
     import stable_diffusion
 
-    assert stable_diffusion.__all__ == ["GenerationStep", "SimpleEulerSampler", "StableDiffusion", "sampler_by_name"]
+    assert stable_diffusion.__all__ == [
+        "Blend", "GenerationStep", "SimpleEulerSampler", "StableDiffusion", "sampler_by_name",
+    ]  # fmt: skip
     for name in stable_diffusion.__all__:
         assert getattr(stable_diffusion, name).__name__ == name
     with pytest.raises(AttributeError, match="Unet"):

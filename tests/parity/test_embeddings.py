@@ -42,7 +42,7 @@ def vectors(name: str, count: int, width: int) -> torch.Tensor:
 def ours(folder: Path, embeddings: Path, prompt: str) -> tuple[np.ndarray, np.ndarray | None]:
     sd = StableDiffusion(folder, float16=False)
     sd.embedding_folders[:] = [embeddings]
-    conditioning = sd._networks([], [prompt])[1](prompt)
+    conditioning = sd._networks([], [prompt], sd._conditioner)[1](prompt)
     return np.array(conditioning.text), None if conditioning.pooled is None else np.array(conditioning.pooled)
 
 

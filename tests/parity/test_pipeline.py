@@ -222,7 +222,8 @@ def test_postcards(prompt, negative, seed):
     """The embedded model, live; tests/test_goldens.py compares all twenty with stored pictures."""
     noise = noise_for(seed)
     sd = StableDiffusion("postcards-tiny", float16=False)
-    for step in sd.generate_latents(prompt, negative, num_steps=NUM_STEPS, cfg_weight=CFG_WEIGHT, latents=noise):
+    options = {"num_steps": NUM_STEPS, "cfg_weight": CFG_WEIGHT, "prompt_language": "plain"}
+    for step in sd.generate_latents(prompt, negative, latents=noise, **options):
         mx.eval(step.latents)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(EMBEDDED, torch_dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
