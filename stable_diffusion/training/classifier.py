@@ -70,7 +70,7 @@ def as_input(pictures: np.ndarray) -> np.ndarray:
     count, side = pictures.shape[:2]
     k = side // SIZE
     if pictures.shape[1:] != (k * SIZE, k * SIZE, 3) or k < 1:
-        raise ValueError(
+        raise InputError(
             f"The judge reads square pictures of {SIZE}, {2 * SIZE}, ... pixels, not {pictures.shape[1:]}."
         )
     means = pictures.reshape(count, SIZE, k, SIZE, k, 3).astype(np.float32).mean((2, 4))
