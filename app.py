@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-WITH_FORM = ("Text to image", "Image to image")  # pages beside which the live panel stands; on others it is below
+WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # beside these stands the live panel, else below
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
         [
             st.Page("webui/pages/text_to_image.py", title="Text to image", icon=":material/edit:", default=True),
             st.Page("webui/pages/image_to_image.py", title="Image to image", icon=":material/image:"),
+            st.Page("webui/pages/inpaint.py", title="Inpaint", icon=":material/brush:"),
             st.Page("webui/pages/gallery.py", title="Gallery", icon=":material/photo_library:"),
             st.Page("webui/pages/picture_info.py", title="Picture info", icon=":material/info:"),
             st.Page("webui/pages/how_it_works.py", title="How it works", icon=":material/school:"),

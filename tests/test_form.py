@@ -18,7 +18,8 @@ def test_values_that_the_form_can_show_are_kept():
     given = {
         "prompt": "a", "negative": "", "model": "one", "sampler": "dpmpp_2m", "schedule": "karras", "steps": 20,
         "width": 512, "height": 768, "n_images": 2, "seed": -1, "cfg": 7.5, "strength": 0.5, "fit": "pad",
-        "file_format": "webp", "previews": ["latents"],
+        "file_format": "webp", "previews": ["latents"], "mask_mode": "keep", "masked_content": "noise", "mask_blur": 0,
+        "inpaint_area": "masked", "mask_padding": 8,
     }  # fmt: skip
     assert values.clean(given, ["one"]) == given
     assert set(given) == set(values.KEYS)
@@ -33,6 +34,7 @@ def test_values_that_the_form_can_show_are_kept():
         {"cfg": float("nan"), "strength": float("inf")},
         {"sampler": "none such", "schedule": "karras"},
         {"fit": "explode", "file_format": "exe", "previews": "fast"},
+        {"mask_mode": "both", "masked_content": ["noise"], "inpaint_area": None, "mask_blur": "4"},
         {"os": "command"},
     ],
 )

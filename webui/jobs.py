@@ -36,7 +36,8 @@ class Request:
     """What a person asked for.
 
     Sizes are in pixels, None: the model's own. A seed of None is drawn. Strength and fit count with an input picture
-    only. `previews` are the kinds of `preview.KINDS` that the live panel shows.
+    only, and what follows the mask (of the input picture's size, white where painted) with a mask only. `previews` are
+    the kinds of `preview.KINDS` that the live panel shows.
     """
 
     prompt: str
@@ -52,6 +53,12 @@ class Request:
     input_picture: Image.Image | None = field(default=None, compare=False, repr=False)
     strength: float = 0.7
     fit: str = "crop"  # of an input picture of another shape: "crop", "pad", "stretch"
+    mask: Image.Image | None = field(default=None, compare=False, repr=False)
+    mask_mode: str = "repaint"  # a key of masks.MODES
+    masked_content: str = "original"  # a key of masks.CONTENTS
+    mask_blur: int = 4  # pixels
+    inpaint_area: str = "whole"  # a key of masks.AREAS
+    mask_padding: int = 32  # pixels around the mask that are looked at, where the area is "masked"
     file_format: str = "png"  # a key of painting.SUFFIXES
     previews: tuple[str, ...] = ("fast", "latents")
 

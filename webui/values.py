@@ -7,6 +7,7 @@ from typing import Any
 import models
 from stable_diffusion.picture import FITS
 from stable_diffusion.sampler import SAMPLERS, key_of
+from webui.masks import AREAS, CONTENTS, MODES
 from webui.painting import SUFFIXES
 from webui.preview import KINDS
 
@@ -18,11 +19,26 @@ USUAL_SIDES = {"sdxl": 1024}  # pixels, where the catalogue names none; elsewher
 RATIOS = {"1:1": (1, 1), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9)}
 SCHEDULES = {known.key: (AUTOMATIC, *known.schedules) for known in SAMPLERS}
 
-WHOLE = {"steps": (1, 150), "width": (64, 2048), "height": (64, 2048), "n_images": (1, 16), "seed": (-1, MAX_SEED)}
+WHOLE = {
+    "steps": (1, 150),
+    "width": (64, 2048),
+    "height": (64, 2048),
+    "n_images": (1, 16),
+    "seed": (-1, MAX_SEED),
+    "mask_blur": (0, 64),
+    "mask_padding": (0, 256),
+}
 REAL = {"cfg": (0.0, 20.0), "strength": (0.0, 1.0)}
 TEXTS = ("prompt", "negative")
-CHOICES: dict[str, Collection[str]] = {"fit": FITS, "file_format": SUFFIXES, "sampler": SCHEDULES}
-KEYS = ("model", *TEXTS, "sampler", "schedule", *WHOLE, *REAL, "fit", "file_format", "previews")
+CHOICES: dict[str, Collection[str]] = {
+    "fit": FITS,
+    "file_format": SUFFIXES,
+    "sampler": SCHEDULES,
+    "mask_mode": MODES,
+    "masked_content": CONTENTS,
+    "inpaint_area": AREAS,
+}
+KEYS = ("model", *TEXTS, "schedule", *WHOLE, *REAL, *CHOICES, "previews")
 
 
 def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str, Any]:
@@ -42,7 +58,9 @@ def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str,
     sampler, schedule = split_sampler(values.get("sampler"))
     schedule = values.get("schedule") or schedule
     found |= {
-        key: value for key, value in (*values.items(), ("sampler", sampler)) if key in CHOICES and value in CHOICES[key]
+        key: value
+        for key, value in (*values.items(), ("sampler", sampler))
+        if key in CHOICES and isinstance(value, str) and value in CHOICES[key]
     }
     if "sampler" in found:
         found["schedule"] = schedule if schedule in SCHEDULES[found["sampler"]] else AUTOMATIC

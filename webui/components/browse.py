@@ -265,6 +265,12 @@ def _actions(gallery: Gallery, entry: Entry) -> None:
             args=(parameters, lambda: _opened(gallery, entry)),
             icon=":material/image:",
         )
+        st.button(
+            "Send to inpaint",
+            on_click=handover.send,
+            args=(parameters, lambda: _opened(gallery, entry), handover.INPAINT_PAGE),
+            icon=":material/brush:",
+        )
         st.button("Move to trash", on_click=_delete, args=([entry.id],), icon=":material/delete:")
     st.toggle(
         "Favourite",

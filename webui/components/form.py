@@ -5,7 +5,7 @@ from PIL import Image
 
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.picture import fit, open_picture
-from webui.components import model_choice, prompt_count, session
+from webui.components import mask_painter, model_choice, prompt_count, session
 
 FITS = {"crop": "Cropped", "pad": "Padded", "stretch": "Stretched"}
 SHOWN_SIDE = 384  # pixels
@@ -39,10 +39,7 @@ def prompts() -> None:
 
 def input_picture() -> Image.Image | None:
     """Draw the input picture beside its denoising strength, and return the picture, or None where there is none yet."""
-    st.file_uploader("Input picture", type=["png", "jpg", "jpeg", "webp"], key="upload", on_change=_take_upload)
-    if problem := st.session_state.get("upload_problem"):
-        st.error(session.plain(problem), icon=":material/error:")
-    picture: Image.Image | None = st.session_state.get("input_picture")
+    picture = uploader()
     how = st.segmented_control(
         "Other shapes are",
         list(FITS),
@@ -54,11 +51,24 @@ def input_picture() -> Image.Image | None:
     )
     shown, beside = st.columns(2, vertical_alignment="center") if picture is not None else (None, st.container())
     with beside:
-        strength = st.slider("Denoising strength", 0.0, 1.0, step=0.05, key="strength", persist_state="session")
-        st.caption(strength_in_words(strength, int(st.session_state["steps"])))
+        strength_slider()
     if picture is not None and shown is not None:
         shown.image(_as_painted(picture, how or "crop"), width="stretch", output_format="JPEG", alt="The input picture")
     return picture
+
+
+def uploader() -> Image.Image | None:
+    """Draw the field that takes the input picture; return the picture that there is by now, from here or elsewhere."""
+    st.file_uploader("Input picture", type=["png", "jpg", "jpeg", "webp"], key="upload", on_change=_take_upload)
+    if problem := st.session_state.get("upload_problem"):
+        st.error(session.plain(problem), icon=":material/error:")
+    return st.session_state.get("input_picture")
+
+
+def strength_slider() -> None:
+    """Draw the denoising strength, and what it leaves of the steps."""
+    strength = st.slider("Denoising strength", 0.0, 1.0, step=0.05, key="strength", persist_state="session")
+    st.caption(strength_in_words(strength, int(st.session_state["steps"])))
 
 
 def _as_painted(picture: Image.Image, how: str) -> Image.Image:
@@ -88,7 +98,7 @@ def _take_upload() -> None:
 
 
 def buttons(kind: str) -> None:
-    """Draw Generate and Cancel, and what went wrong last. kind: "text" or "picture", what the page starts from."""
+    """Draw Generate and Cancel, and what went wrong last. kind: what the page starts from (text, picture or mask)."""
     job = session.current_job()
     active = job is not None and job.active
     with st.container(horizontal=True):
@@ -116,15 +126,16 @@ def _generate(kind: str) -> None:
     job = session.current_job()
     if job is not None and job.active:  # a second click before the page knew of the first
         return
-    picture = st.session_state.get("input_picture") if kind == "picture" else None
-    if kind == "picture" and picture is None:
+    picture = st.session_state.get("input_picture") if kind != "text" else None
+    if kind != "text" and picture is None:
         st.session_state["form_problem"] = "Choose an input picture first."
         return
     if problem := model_choice.why_not(session.chosen_model()):
         st.session_state["form_problem"] = problem
         return
     try:
-        session.show_job(session.the_worker().submit(session.request_from_form(picture)))
+        mask = mask_painter.mask() if kind == "mask" else None
+        session.show_job(session.the_worker().submit(session.request_from_form(picture, mask)))
     except StableDiffusionError as error:
         st.session_state["form_problem"] = str(error)
 

@@ -19,6 +19,7 @@ from webui.components import details, session
 
 TEXT_PAGE = "webui/pages/text_to_image.py"
 PICTURE_PAGE = "webui/pages/image_to_image.py"
+INPAINT_PAGE = "webui/pages/inpaint.py"
 SIDES = 8  # pixels: what width and height are multiples of
 NUMBERS = {
     "steps": "Steps",
@@ -30,8 +31,12 @@ NUMBERS = {
 }
 
 
-def send(parameters: utils.Parameters | None, picture: Image.Image | Callable[[], Image.Image] | None = None) -> None:
-    """Fill the form, and go to it: to image to image with a picture (or what opens one), else to text to image."""
+def send(
+    parameters: utils.Parameters | None,
+    picture: Image.Image | Callable[[], Image.Image] | None = None,
+    page: str = PICTURE_PAGE,
+) -> None:
+    """Fill the form, and go to it: to `page` with a picture (or what opens one), else to text to image."""
     try:
         opened = picture() if callable(picture) else picture
     except (StableDiffusionError, OSError) as error:
@@ -41,7 +46,7 @@ def send(parameters: utils.Parameters | None, picture: Image.Image | Callable[[]
     if opened is not None:
         st.session_state["input_picture"] = opened
         st.session_state["upload_problem"] = ""
-    st.session_state["go_to"] = PICTURE_PAGE if opened is not None else TEXT_PAGE
+    st.session_state["go_to"] = page if opened is not None else TEXT_PAGE
 
 
 def follow() -> None:

@@ -198,6 +198,9 @@ def _download(job: Job, picture: Picture) -> None:
         if st.button("Send to image to image", icon=":material/image:", help="Start the next picture from this one"):
             handover.send(None, lambda: open_picture(_bytes(picture)))
             st.rerun()
+        if st.button("Send to inpaint", icon=":material/brush:", help="Paint over what should change in this picture"):
+            handover.send(None, lambda: open_picture(_bytes(picture)), handover.INPAINT_PAGE)
+            st.rerun()
         st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
 
 

@@ -55,3 +55,9 @@ def _actions(upload: UploadedFile, text: str | None) -> None:
             args=(parameters, lambda: open_picture(io.BytesIO(upload.getvalue()))),
             icon=":material/image:",
         )
+        st.button(
+            "Send to inpaint",
+            on_click=handover.send,
+            args=(parameters, lambda: open_picture(io.BytesIO(upload.getvalue())), handover.INPAINT_PAGE),
+            icon=":material/brush:",
+        )

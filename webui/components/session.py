@@ -12,6 +12,7 @@ import models
 from webui import presets, values
 from webui.downloads import Downloads
 from webui.jobs import Job, Request
+from webui.masks import Painting
 from webui.values import AUTOMATIC, RANDOM_SEED
 from webui.worker import Worker
 
@@ -81,6 +82,11 @@ def begin() -> None:
             fit="crop",
             file_format="png",
             previews=list(Request.previews),
+            mask_mode=Request.mask_mode,
+            masked_content=Request.masked_content,
+            mask_blur=Request.mask_blur,
+            inpaint_area=Request.inpaint_area,
+            mask_padding=Request.mask_padding,
         )
         apply_defaults()
         if job is not None:
@@ -154,6 +160,8 @@ def recall(request: Request) -> None:
     )
     if request.input_picture is not None:
         st.session_state["input_picture"] = request.input_picture
+        if request.mask is not None:
+            st.session_state["painting"] = Painting(request.input_picture, request.mask)
 
 
 def recall_seed() -> None:
@@ -177,7 +185,7 @@ def recall_preset(name: str) -> None:
         put(found)
 
 
-def request_from_form(input_picture: Image.Image | None) -> Request:
+def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
     """Gather the form into a request."""
     state = st.session_state
     seed = int(state["seed"])
@@ -195,6 +203,12 @@ def request_from_form(input_picture: Image.Image | None) -> Request:
         input_picture=input_picture,
         strength=float(state["strength"]) if input_picture is not None else Request.strength,
         fit=state["fit"],
+        mask=mask,
+        mask_mode=state["mask_mode"],
+        masked_content=state["masked_content"],
+        mask_blur=int(state["mask_blur"]),
+        inpaint_area=state["inpaint_area"],
+        mask_padding=int(state["mask_padding"]),
         file_format=state["file_format"],
         previews=tuple(state["previews"] or ()),
     )

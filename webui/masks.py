@@ -1,0 +1,111 @@
+"""Masks as the page has them: what a browser painted, judged as an upload is, and kept beside the picture it is for."""
+
+import base64
+import binascii
+import io
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from stable_diffusion.errors import InputError, PictureError
+from stable_diffusion.picture import open_picture
+
+MODES = {"repaint": "What is painted changes", "keep": "What is painted stays"}
+CONTENTS = {"original": "Original", "noise": "Noise", "fill": "Fill"}
+AREAS = {"whole": "Whole picture", "masked": "Only masked"}
+
+MAX_PIXELS = 24_000_000  # of a picture to paint on: a browser holds the mask several times over
+MAX_URL = 20 << 20  # characters; a mask of MAX_PIXELS takes a hundredth of it
+SHOWN_SIDE = 1280  # pixels of the longer side of the picture that is painted on, as the browser gets it
+URL_START = "data:image/png;base64,"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(eq=False)
+class Painting:
+    """A picture and the mask painted over it: mode "L" of the picture's size, 255 where painted, None before that.
+
+    A browser's message counts only with the token of the painting that it was given.
+    """
+
+    picture: Image.Image
+    mask: Image.Image | None = None
+    token: str = field(default_factory=lambda: secrets.token_hex(6))
+    heard: Any = None
+
+    def hear(self, message: Any) -> None:
+        """Take over what the browser painted: {"token", "mask": a data URL, or "" for nothing}. Raises PictureError."""
+        if not isinstance(message, dict) or message.get("token") != self.token or message == self.heard:
+            return
+        url = message.get("mask")
+        self.mask = None if url == "" else mask_from_url(url, self.picture.size)
+        self.heard = message
+
+
+def check_paintable(picture: Image.Image) -> None:
+    """Refuse a picture that is too large for a browser to paint on. Raises PictureError."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise PictureError(
+            f"A picture to paint on may have {MAX_PIXELS // 10**6} million pixels; this one has {width} × {height}. "
+            f"Make it smaller."
+        )
+
+
+def mask_from_url(url: Any, size: tuple[int, int]) -> Image.Image:
+    """A PNG data URL as a mask (mode "L", 0 or 255). Raises PictureError for anything else, and for another size."""
+    if not isinstance(url, str) or not url.startswith(URL_START):
+        raise PictureError(f"A painted mask should arrive as a PNG, not as {str(url)[:40]!r}. Paint it again.")
+    if len(url) > MAX_URL:
+        raise PictureError(f"The painted mask is {len(url) >> 20} MB large, more than {MAX_URL >> 20}. Paint it again.")
+    try:
+        content = base64.b64decode(url[len(URL_START) :], validate=True)
+    except (binascii.Error, ValueError):
+        raise PictureError("The painted mask arrived damaged. Paint it again.") from None
+    if not content.startswith(PNG_START):
+        raise PictureError("A painted mask should arrive as a PNG, and this is none. Paint it again.")
+    mask = open_picture(content)
+    if mask.size != size:
+        raise PictureError(
+            f"The painted mask has {mask.width} × {mask.height} pixels and its picture {size[0]} × {size[1]}. "
+            f"Paint it again."
+        )
+    return hard(mask)
+
+
+def hard(mask: Image.Image) -> Image.Image:
+    """A mask of nothing but 0 and 255: from the middle on it counts as painted."""
+    return mask.convert("L").point(lambda value: 255 if value >= 128 else 0)
+
+
+def url_of(mask: Image.Image | None) -> str:
+    """A mask as a PNG data URL; "" for none."""
+    if mask is None:
+        return ""
+    buffer = io.BytesIO()
+    mask.convert("1", dither=Image.Dither.NONE).save(buffer, "PNG")
+    return URL_START + base64.b64encode(buffer.getvalue()).decode()
+
+
+def check(mask: Image.Image | None, mode: str) -> Image.Image:
+    """The mask to generate with, or, where it leaves nothing to change, an InputError in words."""
+    if mode == "keep":
+        if mask is not None and mask.getextrema() == (255, 255):
+            raise InputError("All is painted over, and what is painted stays: leave out what should change.")
+        if mask is not None and mask.getbbox():
+            return mask
+        raise InputError("Paint over what should stay.")
+    if mask is None or not mask.getbbox():
+        raise InputError("Paint over what should change.")
+    return mask
+
+
+def shown(picture: Image.Image) -> bytes:
+    """A picture as the browser gets it to paint on: a JPEG of at most SHOWN_SIDE."""
+    small = picture.copy()
+    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()
