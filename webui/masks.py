@@ -10,7 +10,9 @@ from typing import Any
 from PIL import Image
 
 from stable_diffusion.errors import InputError, PictureError
+from stable_diffusion.inpaint import Inpainting, outpaint
 from stable_diffusion.picture import open_picture
+from webui.jobs import Request
 
 MODES = {"repaint": "What is painted changes", "keep": "What is painted stays"}
 CONTENTS = {"original": "Original", "noise": "Noise", "fill": "Fill"}
@@ -44,12 +46,11 @@ class Painting:
         self.heard = message
 
 
-def check_paintable(picture: Image.Image) -> None:
-    """Refuse a picture that is too large for a browser to paint on. Raises PictureError."""
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
+def check_paintable(size: tuple[int, int]) -> None:
+    """Refuse the size of a picture that is too large for a browser to paint on. Raises PictureError."""
+    if size[0] * size[1] > MAX_PIXELS:
         raise PictureError(
-            f"A picture to paint on may have {MAX_PIXELS // 10**6} million pixels; this one has {width} × {height}. "
+            f"A picture to paint on may have {MAX_PIXELS // 10**6} million pixels, not {size[0]} × {size[1]}. "
             f"Make it smaller."
         )
 
@@ -100,6 +101,35 @@ def check(mask: Image.Image | None, mode: str) -> Image.Image:
     if mask is None or not mask.getbbox():
         raise InputError("Paint over what should change.")
     return mask
+
+
+def inpainting(request: Request, width: int, height: int) -> Inpainting | None:
+    """A request's picture and mask, ready for the engine; None where there is no mask. Raises InputError."""
+    if request.input_picture is None or request.mask is None:
+        return None
+    return Inpainting(
+        request.input_picture,
+        request.mask,
+        width,
+        height,
+        mask_blur=request.mask_blur,
+        only_masked=request.inpaint_area == "masked",
+        padding=request.mask_padding,
+        invert=request.mask_mode == "keep",
+    )
+
+
+def extended(painting: Painting, left: int, right: int, top: int, bottom: int) -> Painting:
+    """The picture with so many more pixels at its sides, the new ones painted over beside what was painted before.
+
+    Raises InputError where there is nothing to add, PictureError where the picture would become too large.
+    """
+    width, height = painting.picture.size
+    check_paintable((width + left + right, height + top + bottom))
+    canvas, mask = outpaint(painting.picture, left, right, top, bottom)
+    if painting.mask is not None:
+        mask.paste(255, (left, top), painting.mask)
+    return Painting(canvas, mask)
 
 
 def shown(picture: Image.Image) -> bytes:

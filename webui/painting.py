@@ -14,8 +14,9 @@ from PIL import Image, PngImagePlugin
 import models
 import utils
 from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.inpaint import Inpainting
 from stable_diffusion.picture import fit
-from webui import preview
+from webui import masks, preview
 from webui.jobs import Frame, Job, Picture, Request
 from webui.words import in_plain_words
 
@@ -34,9 +35,10 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     job.pictures.append(picture)
     job.skip_event.clear()
     decodes = Decodes(job)
+    inpainting = masks.inpainting(job.request, *_size(job.request, model))
     before = time.perf_counter()
     last = None
-    with closing(model.generate_latents(job.request.prompt, **arguments(job, model))) as steps:
+    with closing(model.generate_latents(job.request.prompt, **arguments(job, model, inpainting))) as steps:
         for step in steps:
             frame = _record(step)
             picture.seed = step.seed
@@ -57,7 +59,7 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
                     return
     if last is None:
         raise StableDiffusionError("The model made no step at all: nothing to show.")
-    _save(job, picture, last, model, outputs)
+    _save(job, picture, inpainting.finish(last) if inpainting else last, model, outputs)
 
 
 def decoded_jpeg(model: Any, denoised: Any) -> bytes:
@@ -89,7 +91,7 @@ class Decodes:
         return decoded
 
 
-def arguments(job: Job, model: Any) -> dict[str, Any]:
+def arguments(job: Job, model: Any, inpainting: Inpainting | None = None) -> dict[str, Any]:
     """Say a request in the engine's words, for the picture in hand: its seed is the first one's plus its place."""
     request, place = job.request, len(job.pictures) - 1
     first = request.seed if place == 0 else job.pictures[0].seed
@@ -102,14 +104,25 @@ def arguments(job: Job, model: Any) -> dict[str, Any]:
         "seed": None if first is None else first + place,
         "sampler": request.sampler,
     }
-    if request.input_picture is not None:
-        width, height = model.default_size
-        size = (request.width or width, request.height or height)
+    if inpainting is not None:
         said |= {
-            "input_image": fit(request.input_picture, *size, request.fit),
+            "input_image": inpainting.picture,
+            "mask_image": inpainting.mask,
+            "masked_content": request.masked_content,
+            "denoising_strength": request.strength,
+        }
+    elif request.input_picture is not None:
+        said |= {
+            "input_image": fit(request.input_picture, *_size(request, model), request.fit),
             "denoising_strength": request.strength,
         }
     return said
+
+
+def _size(request: Request, model: Any) -> tuple[int, int]:
+    """The width and height that are painted, in pixels."""
+    width, height = model.default_size
+    return request.width or width, request.height or height
 
 
 def parameters(request: Request, picture: Picture, model: Any) -> "utils.Parameters":
@@ -117,6 +130,7 @@ def parameters(request: Request, picture: Picture, model: Any) -> "utils.Paramet
     from stable_diffusion.sampler import a1111_name
 
     sampler, schedule = a1111_name(request.sampler)
+    width, height = picture.size if request.mask is None else _size(request, model)
     return utils.Parameters(
         prompt=request.prompt,
         negative=request.negative,
@@ -125,8 +139,8 @@ def parameters(request: Request, picture: Picture, model: Any) -> "utils.Paramet
         schedule=schedule,
         cfg=request.cfg,
         seed=picture.seed,
-        width=picture.size[0],
-        height=picture.size[1],
+        width=width,
+        height=height,
         model=getattr(model, "name", request.model),
         model_hash=_model_hash(request.model),
         strength=request.strength if request.input_picture is not None else None,

@@ -5,7 +5,10 @@
 const QUIET = 200 // milliseconds without a change before Python is told
 const HISTORY = { steps: 200, bytes: 96 << 20 }
 const STRIPE = 5 // CSS pixels; the mask is shown in two colours, so that one of them stands out from any picture
-const COLOURS = [[59, 91, 219, 185], [255, 255, 255, 150]]
+const COLOURS = [
+    [59, 91, 219, 175],
+    [255, 255, 255, 135],
+]
 
 export default function ({ data, parentElement, setStateValue }) {
     const painter = (parentElement.painter ??= new Painter(parentElement))
@@ -51,7 +54,8 @@ class Painter {
         if (token !== this.token) return
         if (given) this.mask.set(given)
         this.ready = true
-        this.draw(this.whole())
+        this.striped = 0
+        this.stripe()
         this.changed(false)
     }
 
@@ -76,8 +80,11 @@ class Painter {
         on(window, "pointerdown keydown", outside, { capture: true })
         on(window, "keydown", (event) => event.ctrlKey && event.key === "Enter" && this.flush(), { capture: true })
         on(window, "pagehide", () => this.flush())
+        const resized = new ResizeObserver(() => this.stripe())
+        resized.observe(this.stage)
         return () => {
             this.flush()
+            resized.disconnect()
             listening.abort()
         }
     }
@@ -266,15 +273,22 @@ class Painter {
         })
     }
 
+    stripe() {
+        const scale = this.width / (this.stage.clientWidth || this.width)
+        this.canvas.style.imageRendering = scale < 1 ? "pixelated" : "auto" // hard where a pixel can be seen
+        const striped = Math.max(1, Math.round(STRIPE * scale))
+        if (striped === this.striped) return
+        this.striped = striped
+        this.draw(this.whole())
+    }
+
     draw({ left, top, right, bottom }) {
-        const scale = this.width / (this.canvas.getBoundingClientRect().width || this.width)
-        const stripe = Math.max(1, Math.round(STRIPE * scale))
         const shown = new ImageData(right - left, bottom - top)
         const [first, second] = COLOURS.map(([r, g, b, a]) => new Uint32Array(Uint8Array.of(r, g, b, a).buffer)[0])
         const pixels = new Uint32Array(shown.data.buffer)
         for (let y = top, i = 0; y < bottom; y++) {
             for (let x = left; x < right; x++, i++) {
-                if (this.mask[y * this.width + x]) pixels[i] = Math.floor((x + y) / stripe) % 2 ? second : first
+                if (this.mask[y * this.width + x]) pixels[i] = Math.floor((x + y) / this.striped) % 2 ? second : first
             }
         }
         this.context.putImageData(shown, left, top)
@@ -289,7 +303,8 @@ class Painter {
         for (const value of this.mask) if (value) painted++
         const share = (100 * painted) / this.mask.length
         this.painted = painted
-        this.say(painted ? `${share < 1 ? "Less than 1" : Math.round(share)} % of the picture is painted.` : "Nothing is painted yet.")
+        const percent = share < 1 ? "Less than 1" : Math.round(share)
+        this.say(painted ? `${percent} % painted` : "Nothing painted yet")
         this.buttons.undo.disabled = !this.past.length
         this.buttons.redo.disabled = !this.future.length
         this.buttons.clear.disabled = this.buttons.download.disabled = !painted

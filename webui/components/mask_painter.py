@@ -27,7 +27,7 @@ def painting() -> Painting | None:
     picture: Image.Image | None = st.session_state.get("input_picture")
     if picture is None:
         return None
-    check_paintable(picture)
+    check_paintable(picture.size)
     found: Painting | None = st.session_state.get("painting")
     if found is None or found.picture is not picture:
         found = st.session_state["painting"] = Painting(picture)

@@ -9,6 +9,7 @@ import streamlit as st
 from PIL import Image
 
 import models
+from stable_diffusion.inpaint import suitable_size
 from webui import presets, values
 from webui.downloads import Downloads
 from webui.jobs import Job, Request
@@ -183,6 +184,14 @@ def recall_preset(name: str) -> None:
         put({"model": found.get("model")})
         apply_defaults()
         put(found)
+
+
+def take_shape() -> None:
+    """Set width and height to the shape of the input picture, as large as the model paints best."""
+    picture: Image.Image | None = st.session_state.get("input_picture")
+    if picture is not None:
+        width, height = suitable_size(picture.size, values.usual_size(chosen_model()))
+        put({"width": width, "height": height})
 
 
 def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:

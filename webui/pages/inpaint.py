@@ -2,6 +2,7 @@
 
 from webui.components import form, inpainting
 
+inpainting.picture()  # first, so that the result stands beside it
 form.prompts()
-inpainting.draw()
+inpainting.settings()
 form.buttons("mask")
