@@ -41,9 +41,11 @@ def mask() -> Image.Image:
     return check(found.mask if found is not None else None, st.session_state["mask_mode"])
 
 
-@st.fragment
 def draw() -> None:
-    """Draw the picture and the tools; a stroke draws this part anew, and nothing else."""
+    """Draw the picture and the tools.
+
+    This is no fragment: a stroke and a click on Generate may come in one message, and that runs one fragment or all.
+    """
     try:
         found = painting()
     except StableDiffusionError as error:
