@@ -6,8 +6,9 @@ Each key that changes the picture has its name here. A1111's names are kept wher
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__, backend
 from .adapters import files
@@ -25,7 +26,12 @@ LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
 CLIP_SKIP = "Clip skip"
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
+MASK_BLUR, MASK_MODE, MASKED_CONTENT = "Mask blur", "Mask mode", "Masked content"
+INPAINT_AREA, MASKED_PADDING = "Inpaint area", "Masked area padding"
 BLEND_PROMPT, BLEND_SEED, BLEND_FRAMES, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend frames", "Blend share"
+
+_CONTENTS = {"original": "original", "noise": "latent noise", "fill": "fill"}
+_WHOLE_PICTURE, _ONLY_MASKED, _NOT_MASKED = "Whole picture", "Only masked", "Inpaint not masked"
 
 
 def version() -> str:
@@ -66,6 +72,40 @@ def of_variation(seed: int, strength: float) -> dict[str, str]:
 def of_batch(size: int, position: int) -> dict[str, str]:
     """The place in a batch: a product of matrices rounds by their size, so the last bit may be the batch's."""
     return {BATCH_SIZE: str(size), BATCH_POSITION: str(position)} if size > 1 else {}
+
+
+def of_inpainting(
+    masked_content: str, mask_blur: float, only_masked: bool = False, padding: int = 32, invert: bool = False
+) -> dict[str, str]:
+    """How a mask was used, in A1111's words; the mask itself is recorded as a file is."""
+    area = {INPAINT_AREA: _ONLY_MASKED, MASKED_PADDING: str(padding)} if only_masked else {INPAINT_AREA: _WHOLE_PICTURE}
+    mode = {MASK_MODE: _NOT_MASKED} if invert else {}
+    return {MASK_BLUR: plain(mask_blur), MASKED_CONTENT: _CONTENTS[masked_content]} | area | mode
+
+
+def read_inpainting(extra: Mapping[str, str]) -> dict[str, Any]:
+    """What `of_inpainting` was told, or {} where no mask was used; A1111's defaults for what is not said or not known.
+
+    A1111 leaves out what is its default, and always says the blur.
+    """
+    if not any(key in extra for key in (MASK_BLUR, MASKED_CONTENT, INPAINT_AREA)):
+        return {}
+    contents = {words: content for content, words in _CONTENTS.items()}
+    return {
+        "masked_content": contents.get(extra.get(MASKED_CONTENT, ""), "original"),
+        "mask_blur": _number(extra.get(MASK_BLUR), 4),
+        "only_masked": extra.get(INPAINT_AREA) == _ONLY_MASKED,
+        "padding": int(_number(extra.get(MASKED_PADDING), 32)),
+        "invert": extra.get(MASK_MODE) == _NOT_MASKED,
+    }
+
+
+def _number(text: str | None, default: float) -> float:
+    try:
+        value = float(text or default)
+    except ValueError:
+        return default
+    return value if 0 <= value < 10**6 else default
 
 
 def plain(value: float) -> str:

@@ -13,6 +13,8 @@ from PIL import Image
 
 st = pytest.importorskip("streamlit")
 
+import utils  # noqa: E402
+from stable_diffusion import provenance  # noqa: E402
 from stable_diffusion.errors import InputError, PictureError  # noqa: E402
 from tests.pretend import over  # noqa: E402
 from tests.test_app import button, engine, generate, job_of, labelled, open_page, page, png  # noqa: E402, F401
@@ -215,6 +217,66 @@ def test_every_picture_of_a_job_is_put_back(engine):
     assert [picture.size for picture in job.pictures] == [SIZE, SIZE]
 
 
+@pytest.mark.parametrize(
+    ("used", "known"),
+    [
+        ({}, {"Mask blur": "4", "Masked content": "original", "Inpaint area": "Whole picture"}),
+        (
+            {
+                "masked_content": "noise",
+                "mask_blur": 0,
+                "inpaint_area": "masked",
+                "mask_padding": 8,
+                "mask_mode": "keep",
+            },
+            {
+                "Mask blur": "0",
+                "Masked content": "latent noise",
+                "Inpaint area": "Only masked",
+                "Masked area padding": "8",
+                "Mask mode": "Inpaint not masked",
+            },
+        ),
+    ],
+)
+def test_a_file_says_how_its_mask_was_used_and_carries_it(engine, used, known):
+    result = painted(request(**used))
+    found = utils.read_parameters(result.filename)
+    assert found.size == "64x64", "the size that was painted, not that of the result"
+    assert known.items() <= found.extra.items()
+    asked = request(**used)
+    assert masks.form_values(found.extra) == {
+        key: getattr(asked, key) for key in ("masked_content", "mask_blur", "inpaint_area", "mask_padding", "mask_mode")
+    }
+    opened = {}
+    for key in (provenance.PICTURE, provenance.MASK):
+        opened[key] = provenance.find(provenance.recorded(found.extra, key), result.filename).open()
+    assert opened[provenance.PICTURE].tobytes() == noisy().tobytes()
+    assert opened[provenance.MASK].convert("L").tobytes() == dotted().tobytes()
+
+
+def test_another_file_format_carries_the_words_alone(engine):
+    extra = utils.read_parameters(painted(request(file_format="webp")).filename).extra
+    assert extra["Mask blur"] == "4" and not {"Mask", "Input picture"} & set(extra)
+
+
+@pytest.mark.parametrize(
+    ("extra", "found"),
+    [
+        ({}, {}),
+        ({"Clip skip": "2"}, {}),
+        ({"Mask blur": "nonsense"}, {"mask_blur": 4}),
+        ({"Mask blur": "nan", "Masked area padding": "-1"}, {"mask_blur": 4, "mask_padding": 32}),
+        ({"Inpaint area": "Only masked", "Masked content": "latent nothing"}, {"inpaint_area": "masked"}),
+        ({"Masked content": "fill", "Mask mode": "Inpaint masked"}, {"masked_content": "fill", "mask_mode": "repaint"}),
+    ],
+)
+def test_what_other_programs_say_of_a_mask_is_read(extra, found):
+    read = masks.form_values(extra)
+    assert found.items() <= read.items()
+    assert bool(read) == bool(found)
+
+
 # --- The page
 
 
@@ -306,6 +368,22 @@ def test_a_result_is_sent_to_be_painted_on(engine, page):
     page.run()
     assert page.session_state["painting"].picture.size == (64, 64)
     labelled(page.get("button_group"), "Masked content")
+
+
+def test_settings_of_a_mask_come_back_from_a_picture(engine, inpaint):
+    paint(inpaint, dotted())
+    labelled(inpaint.get("button_group"), "Masked content").set_value("fill").run()
+    labelled(inpaint.slider, "Mask blur").set_value(9).run()
+    job = generate(inpaint)
+    over(job)
+    other = open_page()
+    other.switch_page("webui/pages/picture_info.py").run()
+    file = (job.pictures[0].path.name, job.pictures[0].path.read_bytes(), "image/png")
+    labelled(other.get("file_uploader"), "Picture to read").set_value(file).run()
+    button(other, "Send to inpaint").click().run()
+    assert labelled(other.get("button_group"), "Masked content").value == "fill"
+    assert labelled(other.slider, "Mask blur").value == 9
+    assert other.session_state["painting"].picture.size == SIZE
 
 
 def test_the_canvas_can_be_extended(inpaint):

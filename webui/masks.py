@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from stable_diffusion.errors import InputError, PictureError
 from stable_diffusion.inpaint import Inpainting, outpaint
 from stable_diffusion.picture import open_picture
+from stable_diffusion.provenance import InputFile
 from webui.jobs import Request
 
 MODES = {"repaint": "What is painted changes", "keep": "What is painted stays"}
@@ -85,9 +87,7 @@ def url_of(mask: Image.Image | None) -> str:
     """A mask as a PNG data URL; "" for none."""
     if mask is None:
         return ""
-    buffer = io.BytesIO()
-    mask.convert("1", dither=Image.Dither.NONE).save(buffer, "PNG")
-    return URL_START + base64.b64encode(buffer.getvalue()).decode()
+    return URL_START + base64.b64encode(_png(_one_bit(mask))).decode()
 
 
 def check(mask: Image.Image | None, mode: str) -> Image.Image:
@@ -117,6 +117,52 @@ def inpainting(request: Request, width: int, height: int) -> Inpainting | None:
         padding=request.mask_padding,
         invert=request.mask_mode == "keep",
     )
+
+
+def said(request: Request) -> dict[str, str]:
+    """What a picture's parameters say of its mask; nothing where there is none."""
+    from stable_diffusion import recipe
+
+    if request.input_picture is None or request.mask is None:
+        return {}
+    return recipe.of_inpainting(
+        request.masked_content,
+        request.mask_blur,
+        only_masked=request.inpaint_area == "masked",
+        padding=request.mask_padding,
+        invert=request.mask_mode == "keep",
+    )
+
+
+def form_values(extra: Mapping[str, str]) -> dict[str, Any]:
+    """The form's values for what a picture's parameters say of a mask; nothing where they say nothing."""
+    from stable_diffusion import recipe
+
+    known = recipe.read_inpainting(extra)
+    return known and {
+        "masked_content": known["masked_content"],
+        "mask_blur": known["mask_blur"],
+        "inpaint_area": "masked" if known["only_masked"] else "whole",
+        "mask_padding": known["padding"],
+        "mask_mode": "keep" if known["invert"] else "repaint",
+    }
+
+
+def files(request: Request) -> list[InputFile]:
+    """Input picture and mask as files to carry inside a PNG: the mask was painted here, and is nowhere else."""
+    if request.input_picture is None or request.mask is None:
+        return []
+    return [InputFile("input.png", _png(request.input_picture)), InputFile("mask.png", _png(_one_bit(request.mask)))]
+
+
+def _one_bit(mask: Image.Image) -> Image.Image:
+    return mask.convert("1", dither=Image.Dither.NONE)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def extended(painting: Painting, left: int, right: int, top: int, bottom: int) -> Painting:

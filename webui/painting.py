@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 import models
 import utils
+from stable_diffusion import provenance
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.inpaint import Inpainting
 from stable_diffusion.picture import fit
@@ -144,6 +145,7 @@ def parameters(request: Request, picture: Picture, model: Any) -> "utils.Paramet
         model=getattr(model, "name", request.model),
         model_hash=_model_hash(request.model),
         strength=request.strength if request.input_picture is not None else None,
+        extra=masks.said(request),
     )
 
 
@@ -163,8 +165,12 @@ def _save(job: Job, picture: Picture, image: Image.Image, model: Any, outputs: P
     folder = outputs / datetime.now().strftime("%Y-%m-%d")
     picture.size = image.size
     said = parameters(job.request, picture, model)
+    carry = []
+    if job.request.file_format == "png":  # which alone can carry what it was painted from
+        carry = masks.files(job.request)
+        said.extra |= provenance.record(*carry)
     try:
-        picture.path = utils.save_new_picture(image, folder, said, SUFFIXES[job.request.file_format])
+        picture.path = utils.save_new_picture(image, folder, said, SUFFIXES[job.request.file_format], carry)
     except OSError as error:
         log.exception("could not save a picture in %s", folder)
         picture.unsaved = _png(image, said)

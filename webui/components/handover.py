@@ -14,7 +14,7 @@ import models
 import utils
 from stable_diffusion.errors import SamplerError, StableDiffusionError
 from stable_diffusion.sampler import key_of, sampler_from_a1111
-from webui import values
+from webui import masks, values
 from webui.components import details, session
 
 TEXT_PAGE = "webui/pages/text_to_image.py"
@@ -88,7 +88,7 @@ def fill(parameters: utils.Parameters) -> list[str]:
             found[key] = number
         elif number is not None:
             left_out.append(f"{label} {number} is not offered here, and was left as it is.")
-    session.put(found)
+    session.put(found | masks.form_values(parameters.extra))
     return left_out
 
 
