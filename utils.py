@@ -10,7 +10,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -150,7 +150,7 @@ def free_path(
 
 
 def read_parameters(path: str | os.PathLike) -> Parameters | None:
-    """The parameters inside a PNG, JPEG or WebP file of ours or of other programs, or None when it carries none.
+    """The parameters inside a PNG, JPEG, WebP or GIF of ours or of other programs, or None when it carries none.
 
     Raises `PictureError` when the file is no such picture, or cannot be read.
     """
@@ -162,18 +162,29 @@ def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
     """The text of parameters as it stands in a file (a path or an open one), or None; raises as `read_parameters`."""
     name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "The picture"
     try:
-        with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as picture:
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP", "GIF")) as picture:
             return _text(picture)
     except FileNotFoundError:
         raise PictureError(f"There is no file {name}.") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a PNG, JPEG or WebP picture.") from None
+        raise PictureError(f"{name} is not a PNG, JPEG, WebP or GIF picture.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureError(f"{name} cannot be read as a picture: {error}") from None
 
 
 @contextlib.contextmanager
-def _written(picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]):
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """A name beside `target` to write to before the rename; gone at the end, however that comes. Folders are made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")  # short, since `target` may be as long as allowed
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _written(picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]) -> Iterator[Path]:
     """A finished temporary file beside `target`, gone at the end, however that comes."""
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
     kind = FORMATS.get(target.suffix.lower())
@@ -182,9 +193,7 @@ def _written(picture: Any, target: Path, parameters: Parameters | None, carry: S
     if carry and kind != "PNG":
         raise PictureError(f"{target.name!r} cannot carry other files; give it a name that ends in .png.")
     options = _options(kind, parameters, carry)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.part")  # short, since `target` may be as long as allowed
-    try:
+    with temporary_beside(target) as temporary:
         with open(temporary, "xb") as file:
             try:
                 (image.convert("RGB") if kind == "JPEG" else image).save(file, kind, **options)
@@ -193,8 +202,6 @@ def _written(picture: Any, target: Path, parameters: Parameters | None, carry: S
             file.flush()
             os.fsync(file.fileno())
         yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _claim(temporary: Path, target: Path) -> bool:
@@ -231,6 +238,8 @@ def _text(picture: Image.Image) -> str | None:
     text = picture.info.get("parameters")
     if text is None and isinstance(picture, PngImagePlugin.PngImageFile) and math.prod(picture.size) < MAX_PIXELS:
         text = picture.text.get("parameters")  # some programs write it after the pixels, which are then read first
+    if text is None and picture.format == "GIF":
+        text = picture.info.get("comment", b"").decode("utf-8", "replace")
     if text is None:
         text = _decode(picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT))
     return str(text) if text else None

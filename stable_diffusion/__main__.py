@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import checkpoints, paint, pictures
+from .commands import blend, checkpoints, paint, pictures
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -30,6 +30,7 @@ examples:
   python -m stable_diffusion txt2img "a lighthouse by the sea" --n-images 4 --seed 7 --output lighthouse.png
   python -m stable_diffusion img2img photo.jpg "a windmill in the desert" --strength 0.6
   python -m stable_diffusion txt2img "a fox, watercolour" --model stable-diffusion-v1-5/stable-diffusion-v1-5
+  python -m stable_diffusion blend "a red house by day" "a sailboat at night" --frames 8 --output blend.gif
   python -m stable_diffusion models
   python -m stable_diffusion convert model.safetensors model-4-bit --bits 4
   python -m stable_diffusion info lighthouse-1.png
@@ -91,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False)
     kinds = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, checkpoints, pictures):
+    for group in (paint, blend, checkpoints, pictures):
         group.add_to(kinds)
     return parser
 

@@ -14,6 +14,8 @@ from . import __version__, backend
 from .adapters import files
 from .adapters.tags import take_loras
 from .backend import mx
+from .blend import Frame
+from .conditioning import Blend
 from .model_io import hashes
 
 if TYPE_CHECKING:
@@ -42,12 +44,14 @@ def version() -> str:
 
 def of_engine(
     sd: StableDiffusion,
-    *texts: str,
+    text: str,
+    negative: str = "",
+    *,
     bits: int | None = None,
     prediction_type: str | None = None,
     vae: str | os.PathLike | None = None,
 ) -> dict[str, str]:
-    """What a loaded model says of itself for texts that it paints, negative ones too; the rest as it was asked for."""
+    """What a loaded model says of itself for the texts that it paints from; the rest as it was asked for."""
     extra = {}
     if bits is not None:
         extra[BITS] = str(bits)
@@ -57,9 +61,9 @@ def of_engine(
         extra |= _of_vae(os.fspath(vae))
     if sd.loras:
         extra[LORA] = ", ".join(f"{name}:{plain(strength.unet)}" for name, strength in sd.loras)
-    if sd.loras or any(take_loras(text)[1] for text in texts[:1]):
-        extra[LORA_HASHES] = _hashes(sd.lora_files(texts[0] if texts else ""))
-    if embeddings := sd.embedding_files(*texts):
+    if sd.loras or take_loras(text)[1]:
+        extra[LORA_HASHES] = _hashes(sd.lora_files(text))
+    if embeddings := sd.embedding_files(text, negative):
         extra[EMBEDDING_HASHES] = _hashes(embeddings)
     return extra | {PRECISION: "float16" if sd.float16 else "float32", VERSION: version()}
 
@@ -67,6 +71,20 @@ def of_engine(
 def of_variation(seed: int, strength: float) -> dict[str, str]:
     """One picture's variation seed; nothing where it counts for nothing."""
     return {VARIATION_SEED: str(seed), VARIATION_STRENGTH: plain(strength)} if strength else {}
+
+
+def of_frame(frame: Frame) -> dict[str, str]:
+    """What makes one picture of a blend; its first prompt is the picture's prompt."""
+    said = {}
+    if isinstance(frame.text, Blend):
+        said = {BLEND_PROMPT: frame.end, BLEND_SHARE: plain(frame.share)}
+    return said | ({} if frame.to_seed is None else of_variation(frame.to_seed, frame.share))
+
+
+def of_blend(frame: Frame) -> dict[str, str]:
+    """What makes all frames of a blend, told of any of them."""
+    said = {BLEND_PROMPT: frame.end, BLEND_FRAMES: str(frame.total)}
+    return said if frame.to_seed is None else said | {BLEND_SEED: str(frame.to_seed)}
 
 
 def of_batch(size: int, position: int) -> dict[str, str]:

@@ -68,10 +68,10 @@ class Generation:
             sd.set_loras(self.args.lora)
         return sd
 
-    def parameters(self, sd: Any, more: Mapping[str, str], *texts: str) -> Parameters:
+    def parameters(self, sd: Any, more: Mapping[str, str], text: str | None = None) -> Parameters:
         """What every picture of the run records; seeds and sizes come with the pictures.
 
-        `more` is what the command adds, `texts` what is read beside the prompt and the negative one.
+        `more` is what the command adds, `text` all that is read where that is more than the prompt.
         """
         from utils import Parameters
 
@@ -79,7 +79,7 @@ class Generation:
         from ..sampler import a1111_name
 
         sampler, schedule = a1111_name(self.sampler)
-        texts = (self.args.prompt, *texts, self.negative or "")
+        text = self.args.prompt if text is None else text
         return Parameters(
             prompt=self.args.prompt,
             negative=self.negative or "",
@@ -90,7 +90,7 @@ class Generation:
             model_hash=models.short_hash(self.model.source),
             model=sd.name,
             strength=self.strength,
-            extra={**more} | recipe.of_engine(sd, *texts, **self._asked_of_engine()),
+            extra={**more} | recipe.of_engine(sd, text, self.negative or "", **self._asked_of_engine()),
         )
 
     def _asked_of_engine(self) -> dict[str, Any]:

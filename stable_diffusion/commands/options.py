@@ -12,36 +12,18 @@ MAX_SEED = 2**64 - 1
 SAMPLERS = "euler, euler_a, ddpm, ddim, pndm, heun, lms, dpmpp_2m, dpmpp_sde, dpmpp_2m_sde, unipc, lcm"
 
 
-def add_generation_options(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The options of both ways to paint; returns the group that says how."""
+def add_generation_options(command: argparse.ArgumentParser, several: bool = True) -> argparse._ArgumentGroup:
+    """The options of all ways to paint; returns the group that says how. `several`: those for several pictures too."""
     command.add_argument("prompt", metavar="PROMPT", help="what to paint, in quotes")
 
     what = command.add_argument_group("what to paint")
     what.add_argument("--negative", metavar="TEXT", help="what to keep out of the picture")
-    what.add_argument(
-        "--n-images", type=whole(1, 10_000), default=1, metavar="N", help="how many pictures (default: 1)"
-    )
     what.add_argument(
         "--seed",
         type=whole(-1, MAX_SEED),
         default=-1,
         metavar="N",
         help="the same seed and settings give the same picture; picture i gets seed + i (default: -1, a new one)",
-    )
-    what.add_argument(
-        "--variation-strength",
-        type=number(0, 1),
-        default=0.0,
-        metavar="S",
-        help="small variations of one picture: how far to turn the seed's noise towards another seed's, from 0 to 1; "
-        "then all pictures have the same seed (default: 0)",
-    )
-    what.add_argument(
-        "--variation-seed",
-        type=whole(-1, MAX_SEED),
-        default=-1,
-        metavar="N",
-        help="that other seed; picture i gets it + i (default: -1, a new one)",
     )
     for side in ("width", "height"):
         what.add_argument(
@@ -100,14 +82,6 @@ def add_generation_options(command: argparse.ArgumentParser) -> argparse._Argume
         help="a file (.png, .jpg, .webp), replaced if it exists, or with several pictures FILE-1, FILE-2, and so on; "
         "or a folder, where every picture gets a new name (default: outputs/ and today's date)",
     )
-    where.add_argument(
-        "--preview",
-        type=whole(0, 1000),
-        default=0,
-        metavar="N",
-        help="every N steps write how far it is to NAME.preview.png beside the output, removed at the end; "
-        "costs one decoding each time (default: 0, none)",
-    )
     where.add_argument("--quiet", action="store_true", help="print nothing but the names of the files")
 
     machine = command.add_argument_group("how to use the machine")
@@ -117,6 +91,43 @@ def add_generation_options(command: argparse.ArgumentParser) -> argparse._Argume
         help="half precision: half the memory (default: on a GPU yes, on a CPU no)",
     )
     add_bits(machine)
+    if several:
+        _add_several(what, where, machine)
+    else:
+        command.set_defaults(n_images=1, batch_size=1, variation_seed=-1, variation_strength=0.0, preview=0)
+    add_debug(machine)
+    return how
+
+
+def _add_several(
+    what: argparse._ArgumentGroup, where: argparse._ArgumentGroup, machine: argparse._ArgumentGroup
+) -> None:
+    what.add_argument(
+        "--n-images", type=whole(1, 10_000), default=1, metavar="N", help="how many pictures (default: 1)"
+    )
+    what.add_argument(
+        "--variation-strength",
+        type=number(0, 1),
+        default=0.0,
+        metavar="S",
+        help="small variations of one picture: how far to turn the seed's noise towards another seed's, from 0 to 1; "
+        "then all pictures have the same seed (default: 0)",
+    )
+    what.add_argument(
+        "--variation-seed",
+        type=whole(-1, MAX_SEED),
+        default=-1,
+        metavar="N",
+        help="that other seed; picture i gets it + i (default: -1, a new one)",
+    )
+    where.add_argument(
+        "--preview",
+        type=whole(0, 1000),
+        default=0,
+        metavar="N",
+        help="every N steps write how far it is to NAME.preview.png beside the output, removed at the end; "
+        "costs one decoding each time (default: 0, none)",
+    )
     machine.add_argument(
         "--batch-size",
         type=whole(1, 256),
@@ -124,8 +135,6 @@ def add_generation_options(command: argparse.ArgumentParser) -> argparse._Argume
         metavar="N",
         help="pictures to paint side by side: faster on a GPU, more memory; the pictures are the same (default: 1)",
     )
-    add_debug(machine)
-    return how
 
 
 def add_embed_inputs(where: argparse._ActionsContainer) -> None:

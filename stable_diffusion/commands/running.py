@@ -32,7 +32,7 @@ class Output:
 
         path = Path("outputs", date.today().isoformat()) if where is None else Path(where)
         self.several = several
-        self.into_folder = where is None or where.endswith(("/", "\\")) or path.is_dir() or not path.suffix
+        self.into_folder = means_folder(where)
         if not self.into_folder and path.suffix.lower() not in utils.FORMATS:
             raise InputError(
                 f"--output {where!r} should end in {', '.join(utils.FORMATS)}, or in a slash to mean a folder."
@@ -63,6 +63,11 @@ class Output:
         return self.path.with_stem(f"{self.path.stem}-{number}") if self.several else self.path
 
 
+def means_folder(where: str | None) -> bool:
+    """Whether --output is a folder; None is one, today's."""
+    return where is None or where.endswith(("/", "\\")) or Path(where).is_dir() or not Path(where).suffix
+
+
 class Painter:
     """Runs the generations of one command: a bar, previews, and every picture saved as soon as it is there."""
 
@@ -78,16 +83,14 @@ class Painter:
 
         `only` is the one picture to keep, from 0.
         """
-        from tqdm import tqdm
-
         numbers = range(seeds.n_images)
         batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
         paths: list[Path] = []
         lines = []
-        bar = tqdm(total=0, bar_format=BAR, disable=self.quiet, leave=True)
+        bar = self.bar()
         try:
             for batch in batches:
-                for i, picture in zip(batch, self._pictures(seeds, batch, bar, len(batches)), strict=True):
+                for i, picture in zip(batch, self._batch(seeds, batch, bar, len(batches)), strict=True):
                     if only in (None, i):
                         made = _of_picture(parameters, seeds, batch, i, picture)
                         paths.append(self.output.save(picture, i + 1, made))
@@ -98,22 +101,22 @@ class Painter:
                 print(line)
         return paths
 
-    def _pictures(self, seeds: Seeds, batch: range, bar: Any, n_batches: int) -> Any:
-        """The pictures of one batch (B, H, W, 3); its preview file lives no longer than this call."""
+    def bar(self) -> Any:
+        """What shows how far it is; to be closed."""
+        from tqdm import tqdm
+
+        return tqdm(total=0, bar_format=BAR, disable=self.quiet, leave=True)
+
+    def run(self, call: dict[str, Any], bar: Any, n_runs: int, preview: Path | None = None) -> Any:
+        """One generation's pictures (B, H, W, 3), float32 in [0, 1]; a preview lives no longer than this call."""
         import numpy as np
 
-        seed = seeds.of_pictures()[batch[0]]
-        preview = self.output.preview(batch[0] + 1, seed) if self.preview_every else None
-        call = self.call | {"n_images": len(batch), "seed": seed}
-        if seeds.strength:
-            variation = seeds.of_variations()[batch[0]]
-            call |= {"variation_seed": variation, "variation_strength": seeds.strength}
         latents = None
         try:
-            for step in self.sd.generate_latents(**call):
+            for step in self.sd.generate_latents(**self.call | call):
                 latents = step.latents
                 np.asarray(latents)  # computes them: the bar shows what is done, not what is planned
-                bar.total = step.total * n_batches
+                bar.total = step.total * n_runs
                 bar.update()
                 if preview and step.index % self.preview_every == 0 and step.index < step.total:
                     self._write_preview(np.asarray(self.sd.decode(step.denoised)), preview)
@@ -121,6 +124,15 @@ class Painter:
         finally:
             if preview:
                 preview.unlink(missing_ok=True)
+
+    def _batch(self, seeds: Seeds, batch: range, bar: Any, n_batches: int) -> Any:
+        """The pictures of one batch (B, H, W, 3)."""
+        seed = seeds.of_pictures()[batch[0]]
+        call: dict[str, Any] = {"n_images": len(batch), "seed": seed}
+        if seeds.strength:
+            call |= {"variation_seed": seeds.of_variations()[batch[0]], "variation_strength": seeds.strength}
+        preview = self.output.preview(batch[0] + 1, seed) if self.preview_every else None
+        return self.run(call, bar, n_batches, preview)
 
     @staticmethod
     def _write_preview(pictures: Any, path: Path) -> None:

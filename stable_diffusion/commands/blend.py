@@ -1,0 +1,131 @@
+"""blend: the pictures on the way from one prompt or seed to another, as a strip, a GIF, an MP4, or files."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .generation import Generation
+from .options import MAX_SEED, add_generation_options, number, whole
+from .running import Output, Painter, means_folder
+
+if TYPE_CHECKING:
+    from utils import Parameters
+
+    from ..blend import Frame
+
+DESCRIPTION = """\
+Paint the pictures on the way from PROMPT to TO-PROMPT (by their embeddings), from --seed to --to-seed (by their noise),
+or both at once. A file that ends in .png, .jpg or .webp gets them side by side, .gif and .mp4 one after another (an MP4
+needs the package imageio-ffmpeg); a folder gets a file for each.
+"""
+
+
+def add_to(kinds: Any) -> None:
+    """Add its parser."""
+    blend = kinds.add_parser(
+        "blend",
+        help="paint the way from one prompt or seed to another",
+        description=DESCRIPTION,
+        usage="%(prog)s PROMPT [TO-PROMPT] [options]",
+    )
+    blend.set_defaults(run=paint_blend)
+    add_generation_options(blend, several=False)
+    blend.add_argument("to_prompt", metavar="TO-PROMPT", nargs="?", help="what to paint at the end of the way")
+    way = blend.add_argument_group("the way")
+    way.add_argument("--to-seed", type=whole(0, MAX_SEED), metavar="N", help="the seed at the end of the way")
+    way.add_argument(
+        "--frames", type=whole(2, 10_000), default=8, metavar="N", help="how many pictures, both ends too (default: 8)"
+    )
+    way.add_argument(
+        "--share", type=number(0, 1), metavar="S", help="paint one picture only, at S of the way, from 0 to 1"
+    )
+    way.add_argument(
+        "--fps", type=number(0.1, 50), default=8.0, metavar="N", help="pictures in a second of a film (default: 8)"
+    )
+    way.add_argument("--keep-frames", action="store_true", help="write the pictures beside a strip or film, too")
+
+
+def paint_blend(args: argparse.Namespace) -> list[Path]:
+    """Paint all frames; save them, or the file that they make, and print where."""
+    if args.to_prompt is None and args.to_seed is None:
+        raise InputError("A blend needs an end: a second prompt, or --to-seed.")
+    generation = Generation(args)
+
+    from .. import recipe
+    from ..blend import Frame, frames
+
+    ends = (args.prompt, args.prompt if args.to_prompt is None else args.to_prompt)
+    seed = generation.seeds.first
+    if args.share is None:
+        way = list(frames(*ends, args.frames, seed, args.to_seed))
+    else:
+        way = [Frame(0, 1, args.share, *ends, seed, args.to_seed)]
+    output, joins = _output(args)
+    sd = generation.load()
+    parameters = generation.parameters(sd, {}, text="\n".join(ends))
+    painter = Painter(sd, generation.call(), output, 0, args.quiet)
+    sd.generate_latents(**painter.call | way[len(way) // 2].arguments)  # refuses what cannot be blended
+    pictures: list[Any] = []
+    paths: list[Path] = []
+    try:
+        for frame, picture in zip(way, _pictures(painter, way), strict=True):
+            pictures.append(picture)
+            if args.keep_frames or not joins:
+                made = _of(parameters, frame.first_text, seed, picture, recipe.of_frame(frame))
+                paths.append(output.save(picture, frame.index + 1, made))
+        if joins:
+            whole = _of(parameters, args.prompt, seed, pictures[0], recipe.of_blend(way[0]))
+            paths.append(_joined(args, output, pictures, whole))
+    finally:
+        for path in paths:
+            print(path if args.quiet else f"{path}  (seed {seed})")
+    return paths
+
+
+def _output(args: argparse.Namespace) -> tuple[Output, bool]:
+    """Where single frames go, and whether they are joined to one file."""
+    if args.share is not None:
+        return Output(args.output, several=False), False
+    if means_folder(args.output):
+        return Output(args.output, several=True), args.output is None
+
+    import utils
+
+    from .. import film
+
+    film.check(args.output)
+    path = Path(args.output)
+    suffix = path.suffix if path.suffix.lower() in utils.FORMATS else ".png"
+    return Output(str(path.with_suffix(suffix)), several=True), True
+
+
+def _pictures(painter: Painter, way: Sequence[Frame]) -> Iterator[Any]:
+    import utils
+
+    with contextlib.closing(painter.bar()) as bar:
+        for frame in way:
+            yield utils.to_picture(painter.run(frame.arguments, bar, len(way))[0])
+
+
+def _joined(args: argparse.Namespace, output: Output, pictures: Sequence[Any], parameters: Parameters) -> Path:
+    import utils
+
+    from .. import film
+
+    if args.output is None:
+        return output.save(utils.grid(pictures, columns=len(pictures)), 1, parameters)
+    return film.save(pictures, args.output, args.fps, parameters)
+
+
+def _of(parameters: Parameters, prompt: str, seed: int, picture: Any, more: Mapping[str, str]) -> Parameters:
+    """The run's parameters for one file of it."""
+    extra = {**more, **parameters.extra}
+    return dataclasses.replace(
+        parameters, prompt=prompt, seed=seed, width=picture.width, height=picture.height, extra=extra
+    )

@@ -1,0 +1,95 @@
+"""Pictures that follow each other, as one file: a strip, a GIF that loops, or an MP4 film. Needs no MLX."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from PIL import Image
+
+import utils
+
+from .errors import InputError, PictureError
+
+GIF, MP4 = ".gif", ".mp4"
+SUFFIXES = (*utils.FORMATS, GIF, MP4)
+MAX_FPS = 50  # a GIF counts in hundredths of a second, and browsers slow down what has one of them
+PALETTE_PIXELS = 1 << 20  # of all frames together, from which a GIF's colours are chosen
+
+
+def check(path: str | os.PathLike) -> None:
+    """Refuse, before the work is done, a file that cannot be written: raises `InputError`."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"{os.fspath(path)!r} should end in {', '.join(SUFFIXES)}, which says the kind of file.")
+    if suffix == MP4:
+        _ffmpeg()
+
+
+def save(
+    pictures: Sequence[Image.Image],
+    path: str | os.PathLike,
+    fps: float = 8,
+    parameters: utils.Parameters | None = None,
+) -> Path:
+    """Write pictures of one size as the path ends: .png, .jpg and .webp side by side, .gif and .mp4 one after another.
+
+    The file appears whole or not at all. An MP4 carries no parameters. Raises `InputError` as `check` does, and
+    `PictureError` where ffmpeg or Pillow fails.
+    """
+    check(path)
+    suffix = Path(path).suffix.lower()
+    if suffix not in (GIF, MP4):
+        return utils.save_picture(utils.grid(pictures, columns=len(pictures)), path, parameters)
+    target = Path(os.path.realpath(path))
+    write: Callable = _write_gif if suffix == GIF else _write_mp4
+    with utils.temporary_beside(target) as temporary:
+        write([picture.convert("RGB") for picture in pictures], temporary, fps, parameters)
+        os.replace(temporary, target)
+    return Path(path)
+
+
+def _write_gif(pictures: Sequence[Image.Image], path: Path, fps: float, parameters: utils.Parameters | None) -> None:
+    """All frames have one palette, chosen from all of them, so that what stands still does not flicker."""
+    sheet = utils.grid(pictures)
+    scale = min(1.0, (PALETTE_PIXELS / (sheet.width * sheet.height)) ** 0.5)
+    sheet = sheet.resize((round(sheet.width * scale), round(sheet.height * scale)), Image.Resampling.NEAREST)
+    palette = sheet.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1)
+    frames = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+    text = parameters.to_text().encode("utf-8", "replace") if parameters else b""
+    options = {"save_all": True, "append_images": frames[1:], "loop": 0, "duration": round(1000 / fps)}
+    frames[0].save(path, "GIF", **options, **({"comment": text} if text else {}))
+
+
+def _write_mp4(pictures: Sequence[Image.Image], path: Path, fps: float, parameters: utils.Parameters | None) -> None:
+    """H.264 of the colours that every player knows."""
+    width, height = pictures[0].size
+    writer = _ffmpeg().write_frames(
+        str(path),
+        (width + width % 2, height + height % 2),  # what the format can do
+        fps=fps,
+        quality=8,
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+        output_params=["-f", "mp4", "-movflags", "+faststart"],
+    )
+    writer.send(None)
+    try:
+        for picture in pictures:
+            writer.send(picture.crop((0, 0, width + width % 2, height + height % 2)).tobytes())
+    except OSError as error:
+        raise PictureError(f"ffmpeg could not write the film: {error}") from None
+    finally:
+        writer.close()
+
+
+def _ffmpeg() -> ModuleType:
+    try:
+        return importlib.import_module("imageio_ffmpeg")
+    except ImportError:
+        raise InputError(
+            "An MP4 needs the package imageio-ffmpeg: `pip install imageio-ffmpeg`, or name a .gif or .png."
+        ) from None
