@@ -16,7 +16,7 @@ WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # beside these stand
 
 def main() -> None:
     """Draw the page."""
-    from webui.components import handover, live, session, settings
+    from webui.components import handover, live, look, session, settings
 
     icon = Path(__file__).with_name("webui") / "icon.png"
     st.set_page_config(page_title="Stable Diffusion", page_icon=icon, layout="wide")
@@ -31,6 +31,7 @@ def main() -> None:
         ],
         position="top",
     )
+    look.draw()
     session.begin()
     handover.follow()
     settings.sidebar()

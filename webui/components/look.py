@@ -1,0 +1,16 @@
+"""What the theme in .streamlit/config.toml cannot say about the page's looks, as one constant style sheet."""
+
+import streamlit as st
+
+# The dark theme's colour is light, to be read as text on dark grey; on buttons Streamlit writes white, which needs a
+# dark one. The hint of a shortcut is half transparent there, too faint to be read.
+STYLE = """<style>
+[data-testid="stBaseButton-primary"]:not(:disabled) { background: #3b5bdb; border-color: #3b5bdb; color: #ffffff; }
+[data-testid="stBaseButton-primary"]:not(:disabled):hover { background: #364fc7; border-color: #364fc7; }
+[data-testid^="stBaseButton"]:not(:disabled) kbd { opacity: 1; color: inherit; }
+</style>"""
+
+
+def draw() -> None:
+    """Put the style sheet into the page, where it takes no room."""
+    st.html(STYLE)
