@@ -37,10 +37,13 @@ def save(outputs, prompt="a red house", seed=1, **more):
     return utils.save_new_picture(picture, outputs / "2026-03-01", Parameters(prompt, seed=seed, **known | more))
 
 
-def open_page(path):
+def open_page(path, **query):
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
     page.run()
-    page.switch_page(path).run()
+    page.switch_page(path)
+    for key, value in query.items():
+        page.query_params[key] = value
+    page.run()
     assert not page.exception
     return page
 
@@ -173,6 +176,35 @@ def test_one_picture_its_neighbours_and_its_favourite(outputs):
     page.run()
     press(page, "Back to all pictures")
     assert cards(page) == [order[0], order[1], f"★ {order[2]}"]
+
+
+def address_of(page):
+    value = page.query_params[browse.OPENED]
+    return value if isinstance(value, str) else value[-1]
+
+
+def test_the_picture_that_is_open_is_in_the_address(outputs):
+    save(outputs, "number 1", 1)
+    save(outputs, "number 2", 2)
+    page = open_page(GALLERY)
+    assert browse.OPENED not in page.query_params
+    newest, other = cards(page)
+    open_card(page)
+    address = address_of(page)
+    again = open_page(GALLERY, picture=address)
+    assert again.code[0].value == newest
+    press(again, "Older")
+    assert again.code[0].value == other and address_of(again) != address
+    press(again, "Back to all pictures")
+    assert browse.OPENED not in again.query_params and cards(again) == [newest, other]
+
+
+@pytest.mark.parametrize("address", ["0" * 32, "../../../etc/passwd", "%", "a\0b", "<b>x</b>", "x" * 10_000])
+def test_an_address_of_no_picture_leads_to_all_of_them(outputs, address):
+    save(outputs)
+    page = open_page(GALLERY, picture=address)
+    assert len(cards(page)) == 1
+    assert [said.value for said in page.info] == ["The picture of this address is not in the gallery any more."]
 
 
 def test_reuse_all_settings(outputs):

@@ -58,7 +58,9 @@ def small(page):
 
 
 def card(page, words):
-    return page.locator(".st-key-gallery_cards").get_by_role("button", name=words, exact=True)
+    found = page.locator(".st-key-gallery_cards").get_by_role("button", name=words, exact=True)
+    expect(found).to_have_count(1)  # two while the page is drawn anew
+    return found
 
 
 def choose(page, seed):
@@ -81,6 +83,19 @@ def test_search_turn_open_and_reuse_all_by_keyboard(gallery):
     page.get_by_role("button", name="Reuse all settings").press("Enter")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("unusual picture number 17")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("17")
+
+
+def test_a_reload_and_the_back_button_find_the_picture_that_was_open(gallery):
+    page = gallery()
+    card(page, "unusual picture number 27").click()
+    opened = page.get_by_role("img", name="Picture: unusual picture number 27")
+    expect(opened).to_be_visible()
+    page.reload()
+    expect(opened).to_be_visible()
+    page.get_by_role("button", name="Older").click()
+    expect(page.get_by_role("img", name="Picture: unusual picture number 26")).to_be_visible()
+    page.go_back()
+    expect(opened).to_be_visible()
 
 
 def test_choose_favour_zip_delete_and_undo(gallery, pictures):

@@ -14,6 +14,7 @@ from webui.words import in_plain_words
 CARD = 168  # pixels
 ALL, FAVOURITES, TRASH = "All", "Favourites", "Trash"
 ANY_MODEL = ""
+OPENED = "picture"  # in the address: the id of the picture that is open
 PATIENCE = 1.0  # seconds that a page spends at most on pictures it has not read yet
 MIMES = {".png": "image/png", ".webp": "image/webp"}  # and image/jpeg
 state = st.session_state
@@ -30,8 +31,10 @@ def show() -> None:
     try:
         gallery = the_gallery()
         left = gallery.scan(PATIENCE)
-        entry = gallery.get(state.get("gallery_open"))
+        entry = gallery.get(asked := st.query_params.get(OPENED))
         _said()
+        if asked and entry is None and not left:
+            st.info("The picture of this address is not in the gallery any more.", icon=":material/info:")
         if entry is not None:
             _one(gallery, entry, _query())
         else:
@@ -289,7 +292,11 @@ def _opened(gallery: Gallery, entry: Entry) -> Image.Image:
 
 
 def _open(picture_id: str | None) -> None:
-    state["gallery_open"] = picture_id
+    """Open a picture, or all; kept in the address, where reloads, bookmarks and the Back button look for it."""
+    if picture_id:
+        st.query_params[OPENED] = picture_id
+    else:
+        st.query_params.pop(OPENED, None)
 
 
 def _chosen() -> list[str]:
