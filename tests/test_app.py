@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest  # noqa: E402
 import models  # noqa: E402
 import utils  # noqa: E402
 from tests.pretend import PretendEngine, over, wait  # noqa: E402
+from webui import values  # noqa: E402
 from webui.components import form, live, session  # noqa: E402
 from webui.jobs import Frame, Job, Picture, Request, State  # noqa: E402
 
@@ -96,6 +97,20 @@ def test_it_starts_with_the_embedded_model_and_its_defaults(page):
     assert labelled(page.slider, "CFG").value == defaults.cfg
     assert labelled(page.number_input, "Width").value == defaults.width
     assert labelled(page.number_input, "Seed").value == -1
+
+
+def test_a_first_visit_offers_prompts_that_the_model_can_do_something_with(page):
+    example = values.examples(models.find(models.DEFAULT))[1]
+    button(page, example).click()
+    page.run()
+    assert labelled(page.text_area, "Prompt").value == example
+    labelled(page.selectbox, "Model").set_value(models.find("sdxl-turbo").name)
+    page.run()
+    assert [each.label for each in page.button if (each.key or "").startswith("example-")] == list(values.EXAMPLES[""])
+    labelled(page.selectbox, "Model").set_value(models.DEFAULT)
+    over(generate(page))
+    page.run()
+    assert not [each for each in page.button if (each.key or "").startswith("example-")]
 
 
 def test_another_model_brings_its_own_defaults(page):

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+QUICK_STEP = 0.5  # seconds
+
 Report = Callable[[str, float | None], None]  # what is going on, and how much of it is done where that is known
 
 
@@ -60,14 +62,15 @@ class Request:
     inpaint_area: str = "whole"  # a key of masks.AREAS
     mask_padding: int = 32  # pixels around the mask that are looked at, where the area is "masked"
     file_format: str = "png"  # a key of painting.SUFFIXES
-    previews: tuple[str, ...] = ("fast", "latents")
+    previews: tuple[str, ...] = ("auto", "latents")
 
 
 @dataclass(eq=False)
 class Frame:
     """One denoising step as it was recorded, small enough to keep every one; pages make pictures of it.
 
-    x_t and the current estimate of x_0, (h, w, C) float16, and where the estimate was decoded in full, a JPEG of it.
+    x_t and the current estimate of x_0, (h, w, C) float16, and where the estimate was decoded, in full or as a draft, a
+    JPEG of it.
     """
 
     index: int  # 1 .. total
@@ -76,11 +79,12 @@ class Frame:
     latents: np.ndarray
     denoised: np.ndarray
     decoded: bytes | None = None
+    draft: bytes | None = None
 
     @property
     def n_bytes(self) -> int:
         """The memory that it takes."""
-        return self.latents.nbytes + self.denoised.nbytes + len(self.decoded or b"")
+        return self.latents.nbytes + self.denoised.nbytes + len(self.decoded or b"") + len(self.draft or b"")
 
 
 @dataclass(eq=False)
@@ -183,6 +187,11 @@ class Job(Work):
         """The pace of the last few steps, or None before the second one."""
         seconds = sum(self.step_seconds)
         return len(self.step_seconds) / seconds if seconds > 0 else None
+
+    @property
+    def quick(self) -> bool:
+        """Whether a decode, which takes about as long as a step or two, is something to wait for."""
+        return bool(self.step_seconds) and min(self.step_seconds) < QUICK_STEP
 
     @property
     def seconds_left(self) -> float | None:

@@ -10,25 +10,27 @@ from PIL import Image
 import utils
 from webui.jobs import Frame
 
-KINDS = {"fast": "Approximate colours", "latents": "Latents", "full": "Full decode"}
+KINDS = {"auto": "Automatic", "fast": "Approximate colours", "latents": "Latents", "full": "Full decode"}
 MAX_SIDE = 512  # pixels; larger previews cost bandwidth and memory, and show nothing more
+LATENTS_SIDE, COLOURS_SIDE = 256, 384  # pixels: at most about what the panel shows of them
 QUALITY = 85
 
 
 def latents_jpeg(latents: np.ndarray) -> bytes:
     """Encode the channels of (h, w, C) latents, two in a row."""
-    scale = max(1, MAX_SIDE // (2 * max(latents.shape[:2])))
+    scale = max(1, LATENTS_SIDE // (2 * max(latents.shape[:2])))
     return jpeg(utils.latent_picture(latents, scale, columns=2))
 
 
 def approximate_jpeg(denoised: np.ndarray, latent_space: Sequence[str]) -> bytes | None:
     """Encode a linear map of an x_0 estimate (h, w, C) to colours, or None where none is known for the latent space."""
-    picture = utils.approximate_rgb(denoised, latent_space, 8)
+    scale = min(8, max(1, COLOURS_SIDE // max(denoised.shape[:2])))
+    picture = utils.approximate_rgb(denoised, latent_space, scale)
     return None if picture is None else jpeg(picture)
 
 
 def frame_jpeg(frame: Frame, kind: str, latent_space: Sequence[str]) -> bytes | None:
-    """A step as one of `KINDS`, or None where that is not to be had (yet)."""
+    """A step as latents or in approximate colours, or as its full decode; None where that is not to be had (yet)."""
     if kind == "latents":
         return latents_jpeg(frame.latents)
     return frame.decoded if kind == "full" else approximate_jpeg(frame.denoised, latent_space)

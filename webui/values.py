@@ -17,6 +17,19 @@ AUTOMATIC = "automatic"  # the schedule that the checkpoint asks for
 MAX_TEXT = 20_000  # characters of a prompt; far more than any encoder reads
 USUAL_SIDES = {"sdxl": 1024}  # pixels, where the catalogue names none; elsewhere 512
 RATIOS = {"1:1": (1, 1), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9)}
+EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such postcards
+    models.DEFAULT: (
+        "a red house on green hills at sunset, with clouds",
+        "a yellow tent in snowy mountains at night, with stars",
+        "a white lighthouse by the sea by day, with a rainbow",
+        "a purple hot air balloon in the desert by day, with birds",
+    ),
+    "": (
+        "a lighthouse in a storm, watercolour",
+        "a fox asleep in a library, soft morning light",
+        "a market street in the rain at night, photograph",
+    ),
+}
 SCHEDULES = {known.key: (AUTOMATIC, *known.schedules) for known in SAMPLERS}
 
 WHOLE = {
@@ -81,6 +94,11 @@ def split_sampler(key: Any) -> tuple[str | None, str]:
 def join_sampler(sampler: str, schedule: str) -> str:
     """The engine's key of a sampler and its schedule."""
     return sampler if schedule == AUTOMATIC else key_of(f"{sampler}_{schedule}")
+
+
+def examples(model: models.Model) -> tuple[str, ...]:
+    """Prompts that a model can do something with."""
+    return EXAMPLES.get(model.name, EXAMPLES[""])
 
 
 def usual_size(model: models.Model) -> tuple[int, int]:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import models
 from stable_diffusion.errors import StableDiffusionError
 from webui.jobs import Cancelled, Frame, Job, Report, Request, State, Task, Work
@@ -100,9 +98,7 @@ class Worker:
         """Have a recorded step's estimate decoded in full, for a replay. Raises QueueFullError."""
 
         def decode(model: Any, report: Report) -> None:
-            import mlx.core as mx
-
-            frame.decoded = decoded_jpeg(model, mx.array(frame.denoised.astype(np.float32))[None])
+            frame.decoded = decoded_jpeg(model.decode, frame.denoised)
 
         return self.compute((job.id, id(frame)), job.model, decode, soon=True)
 

@@ -5,6 +5,7 @@ from PIL import Image
 
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.picture import fit, open_picture
+from webui import values
 from webui.components import mask_painter, model_choice, prompt_count, session
 
 FITS = {"crop": "Cropped", "pad": "Padded", "stretch": "Stretched"}
@@ -17,7 +18,7 @@ def prompts() -> None:
         "Prompt",
         key="prompt",
         height=110,
-        placeholder="a red house on green hills at sunset, with clouds",
+        placeholder=values.examples(session.chosen_model())[0],
         persist_state="session",
     )
     prompt_count.draw("Prompt", "prompt")

@@ -10,6 +10,7 @@ from PIL import Image
 import utils
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.picture import open_picture
+from webui import values
 from webui.components import handover, session
 from webui.jobs import Frame, Job, Picture, Request, State, Task
 from webui.preview import KINDS, data_url, frame_jpeg
@@ -19,6 +20,7 @@ DECODE_PATIENCE = 5.0  # seconds that a replay waits for a full decode
 ALL = -1  # in place of a picture's number
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 ALTS = {
+    "auto": "The current estimate of the picture",
     "fast": "The current estimate of the picture",
     "latents": "The channels of the latents",
     "full": "The current estimate, decoded in full",
@@ -56,6 +58,10 @@ def _welcome() -> None:
     with st.container(border=True):
         st.markdown("**Nothing painted yet**")
         st.caption("Describe a picture, then press Generate or Ctrl + Enter. Every step will show here.")
+    st.caption("Or begin with one of these:")
+    for example in values.examples(session.chosen_model()):
+        # As wide as the panel: on a telephone, a narrow one would break the words.
+        st.button(example, key=f"example-{example}", on_click=session.put, args=({"prompt": example},), width="stretch")
 
 
 def _watch(job_id: str) -> None:
@@ -112,29 +118,33 @@ def duration(seconds: float) -> str:
 def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
     """Draw a step as each of the kinds, side by side."""
     where = f"step {frame.index} of {frame.total}"
-    shown = [(kind, jpeg) for kind in KINDS if kind in kinds and (jpeg := _jpeg(job, frame, kind)) is not None]
+    shown = [(kind, found) for kind in KINDS if kind in kinds and (found := _jpeg(job, frame, kind)) is not None]
     if not shown:
         return
-    for column, (kind, jpeg) in zip(st.columns(len(shown)), shown, strict=True):
+    widths = [1 if kind == "latents" else 2 for kind, _ in shown]
+    for column, (kind, (jpeg, words)) in zip(st.columns(widths), shown, strict=True):
         column.image(data_url(jpeg), width="stretch", alt=f"{ALTS[kind]}, {where}")
-        column.caption(_caption(kind, frame))
+        column.caption(words)
 
 
-def _caption(kind: str, frame: Frame) -> str:
+def _jpeg(job: Job, frame: Frame, kind: str) -> tuple[bytes, str] | None:
+    """A step as one kind, and what it is; while a job runs, the newest decode stands in for that of other steps."""
+    estimate = "The model's current estimate of the picture, x₀"
+    if kind in ("auto", "full"):
+        frames = reversed(job.pictures[-1].frames) if job.active and job.pictures else [frame]
+        for other in frames:
+            if other.decoded is not None:
+                return other.decoded, f"{estimate}, decoded in full"
+            if other.draft is not None and kind == "auto":
+                return other.draft, f"{estimate}, as a draft"
+        if kind == "full":
+            return None
+    jpeg = frame_jpeg(frame, "latents" if kind == "latents" else "fast", job.latent_space)
+    if jpeg is None:
+        return (frame.decoded, f"{estimate}, decoded in full") if frame.decoded is not None else None
     if kind == "latents":
-        return f"The latents xₜ, channel by channel, at noise level σ = {frame.sigma:.3g}"
-    if kind == "full":
-        return "The model's current estimate of the picture, x₀, decoded in full"
-    return "The model's current estimate of the picture, x₀, in approximate colours"
-
-
-def _jpeg(job: Job, frame: Frame, kind: str) -> bytes | None:
-    """A step as one kind; a full decode is not made at every step, so that of an earlier one stands in."""
-    jpeg = frame_jpeg(frame, kind, job.latent_space)
-    if jpeg is None and job.active and job.pictures:
-        decoded = [other.decoded for other in job.pictures[-1].frames if other.decoded is not None]
-        return decoded[-1] if decoded else None
-    return jpeg if jpeg is not None else frame.decoded
+        return jpeg, f"The latents xₜ, channel by channel, at noise level σ = {frame.sigma:.3g}"
+    return jpeg, f"{estimate}, in approximate colours"
 
 
 def _grid(pictures: Sequence[Picture], columns: int) -> None:
@@ -148,8 +158,7 @@ def _result(job_id: str) -> None:
     job = session.the_worker().job(job_id)
     pictures = [] if job is None else [picture for picture in job.pictures if picture.frames]
     if job is None or not pictures:
-        _welcome()
-        return
+        st.rerun()
     if job.state is State.CANCELLED:
         done = sum(picture.finished for picture in job.pictures)
         st.caption(f"Cancelled. Finished before that: {done} of {job.request.n_images}.")
@@ -233,20 +242,23 @@ def _replay(job: Job, picture: Picture) -> None:
             key=f"kinds-{key}",
         )
         frame = frames[at - 1]
-        if "full" in kinds and frame.decoded is None:
-            _decode(job, frame)
+        if frame.decoded is None and ("full" in kinds or ("auto" in kinds and job.quick)):
+            _decode(job, frame, asked="full" in kinds)
         _show_frame(job, frame, kinds)
 
 
-def _decode(job: Job, frame: Frame) -> None:
-    """Have a step decoded, and wait a little for it."""
+def _decode(job: Job, frame: Frame, asked: bool) -> None:
+    """Have a step decoded, and wait a little for it; say what prevents it only where it was asked for."""
     worker = session.the_worker()
     try:
         task = worker.decode(job, frame)
     except StableDiffusionError as error:
-        st.caption(session.plain(str(error)))
+        if asked:
+            st.caption(session.plain(str(error)))
         return
     _wait(task)
+    if not asked:
+        return
     if task.error:
         st.caption(session.plain(task.error))
     elif task.active:

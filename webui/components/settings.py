@@ -111,7 +111,8 @@ def _advanced() -> None:
         selection_mode="multi",
         key="previews",
         format_func=KINDS.__getitem__,
-        help="What shows the picture while it is painted. A full decode is sharper and takes time from the painting.",
+        help="What shows the picture while it is painted. Automatic: drafts where the machine is quick, else "
+        "approximate colours. A full decode is sharper, and takes time from the painting.",
         persist_state="session",
     )
     st.segmented_control(
