@@ -143,14 +143,23 @@ def _cut(text: str, tokenizer: Tokenizer) -> np.ndarray:
 def weighed(hidden: mx.array, weights: np.ndarray | None) -> mx.array:
     """Multiply hidden states (N, 77, D) by weights (N, 77), then bring each chunk's mean back to what it was.
 
-    A1111's "Original" emphasis (modules/sd_emphasis.py); each encoder's output has its own mean.
+    A1111's "Original" emphasis (modules/sd_emphasis.py); each encoder's output has its own mean. A mean below its
+    standard error, std / sqrt(77 D), is an accident of rounding, and so would be the quotient of two such means, by
+    which A1111 multiplies all the same (its "No norm" is there for that): here the states then keep their scale. The
+    final norms of Stable Diffusion 1.x and 2.x leave means far above it, the embedded model's does not.
     """
     if weights is None:
         return hidden
     before = hidden.astype(mx.float32)
     after = before * mx.array(weights)[..., None]
-    mean = mx.mean(before, axis=(1, 2), keepdims=True) / mx.mean(after, axis=(1, 2), keepdims=True)
-    return (after * mean).astype(hidden.dtype)
+    (was, clear), (is_now, clear_now) = _mean(before), _mean(after)
+    return (after * mx.where(clear & clear_now, was / is_now, 1.0)).astype(hidden.dtype)
+
+
+def _mean(hidden: mx.array) -> tuple[mx.array, mx.array]:
+    """Each chunk's mean (N, 1, 1), and whether it is more than its standard error."""
+    mean, variance = (of(hidden, axis=(1, 2), keepdims=True) for of in (mx.mean, mx.var))
+    return mean, mean**2 * (hidden.shape[1] * hidden.shape[2]) > variance
 
 
 def _between(start: Conditioning, end: Conditioning, share: float) -> Conditioning:

@@ -27,11 +27,11 @@ from typing import NamedTuple
 
 EMPHASIS = 1.1
 
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)"
 _AND = re.compile(r"\bAND\b")
-_AND_WEIGHT = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
 _SCHEDULE_SIGNS = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.DOTALL)
-_WHEN = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-_WEIGHT_SIGNS = re.compile(r"\\[()\[\]\\]|\\|[(\[\])]|:\s*(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+))\s*\)|[^\\()\[\]:]+|:")
+_WHEN = re.compile(rf"{_NUMBER}(?:[eE][-+]?\d+)?", re.ASCII)
+_WEIGHT_SIGNS = re.compile(rf"\\[()\[\]\\]|\\|[(\[\])]|:\s*(?P<weight>{_NUMBER})\s*\)|[^\\()\[\]:]+|:")
 _BREAK = re.compile(r"\bBREAK\b")
 
 
@@ -50,7 +50,7 @@ def split_at_and(text: str) -> list[Part]:
 
 def _and_part(piece: str) -> Part:
     before, colon, behind = piece.rpartition(":")
-    if colon and _AND_WEIGHT.fullmatch(behind.strip()):
+    if colon and re.fullmatch(_NUMBER, behind.strip()):
         return Part(before.rstrip(), float(behind))
     return Part(piece.rstrip(), 1.0)
 
