@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
 from .errors import InputError, PictureError
 from .picture import as_picture, from_array, to_rgb
@@ -174,10 +174,7 @@ def _grey(mask: Any) -> Image.Image:
         raise PictureError(f"A mask should be a PIL image or an array of uint8 or bool, not {type(mask).__name__}.")
     if not mask.width or not mask.height:
         raise PictureError(f"The mask is empty: {mask.width} x {mask.height} pixels.")
-    if mask.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in mask.info:
-        mask = ImageOps.exif_transpose(mask).convert("RGBA")
-        mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
-    return to_rgb(mask).convert("L")
+    return to_rgb(mask, under="black").convert("L")
 
 
 def _feather(white: np.ndarray, mask_blur: float) -> Image.Image:

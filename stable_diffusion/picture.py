@@ -18,8 +18,8 @@ MAX_PIXELS = 64_000_000  # above the largest phone cameras, far below what a for
 FITS = ("crop", "pad", "stretch")
 
 
-def open_picture(source: str | os.PathLike | bytes | IO[bytes]) -> Image.Image:
-    """Open a picture file as upright RGB, alpha over white.
+def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "white") -> Image.Image:
+    """Open a picture file as upright RGB, alpha over the colour `under` (a mask's is black).
 
     `source` is a path, the file's bytes, or an open binary file. Raises `PictureError` for what is no picture, is cut
     short, or has more than `MAX_PIXELS` pixels; the size is judged by the header, before anything is decoded.
@@ -37,7 +37,7 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes]) -> Image.Image:
             image = Image.open(source, formats=FORMATS)
         _check_size(image, name)
         image.load()
-        return to_rgb(image)
+        return to_rgb(image, under)
     except UnidentifiedImageError:
         raise PictureError(f"{name} is no picture that can be read; {', '.join(FORMATS)} can.") from None
     except Image.DecompressionBombError as error:
@@ -48,15 +48,14 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes]) -> Image.Image:
         raise PictureError(f"{name} cannot be read, it may be cut short or damaged: {error}") from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha over white, 16 bits scaled to 8."""
+def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
+    """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha over `under`, 16 bits scaled to 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_eight_bits(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, under), image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

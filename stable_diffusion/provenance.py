@@ -58,10 +58,10 @@ class InputFile:
         """The sha256 of the bytes, in hex."""
         return hashlib.sha256(self.data).hexdigest()
 
-    def open(self) -> Image.Image:
-        """The picture in it, upright RGB; raises `PictureError` where it is none."""
+    def open(self, under: str = "white") -> Image.Image:
+        """The picture in it, upright RGB, alpha over `under` (a mask's is black); `PictureError` where it is none."""
         try:
-            return open_picture(self.data)
+            return open_picture(self.data, under)
         except PictureError as error:
             raise PictureError(f"{self.name!r}: {error}") from None
 

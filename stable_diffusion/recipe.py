@@ -30,6 +30,7 @@ VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
 MASK_BLUR, MASK_MODE, MASKED_CONTENT = "Mask blur", "Mask mode", "Masked content"
 INPAINT_AREA, MASKED_PADDING = "Inpaint area", "Masked area padding"
+OUTPAINT = {side: f"Outpaint {side}" for side in ("left", "right", "top", "bottom")}
 BLEND_PROMPT, BLEND_SEED, BLEND_FRAMES, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend frames", "Blend share"
 
 _CONTENTS = {"original": "original", "noise": "latent noise", "fill": "fill"}
@@ -99,6 +100,11 @@ def of_inpainting(
     area = {INPAINT_AREA: _ONLY_MASKED, MASKED_PADDING: str(padding)} if only_masked else {INPAINT_AREA: _WHOLE_PICTURE}
     mode = {MASK_MODE: _NOT_MASKED} if invert else {}
     return {MASK_BLUR: plain(mask_blur), MASKED_CONTENT: _CONTENTS[masked_content]} | area | mode
+
+
+def of_outpainting(**added: int) -> dict[str, str]:
+    """The pixels that were added at each side (left, right, top, bottom)."""
+    return {key: str(added[side]) for side, key in OUTPAINT.items() if added.get(side)}
 
 
 def read_inpainting(extra: Mapping[str, str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,7 @@ class Painter:
     """Runs the generations of one command: a bar, previews, and every picture saved as soon as it is there."""
 
     def __init__(self, sd: Any, call: dict[str, Any], output: Output, preview_every: int, quiet: bool):
+        self.finish: Callable[[Any], Any] = lambda picture: picture  # from what is painted to what is saved
         self.sd = sd
         self.call = call
         self.output = output
@@ -93,7 +94,7 @@ class Painter:
                 for i, picture in zip(batch, self._batch(seeds, batch, bar, len(batches)), strict=True):
                     if only in (None, i):
                         made = _of_picture(parameters, seeds, batch, i, picture)
-                        paths.append(self.output.save(picture, i + 1, made))
+                        paths.append(self.output.save(self.finish(picture), i + 1, made))
                         lines.append(str(paths[-1]) if self.quiet else f"{paths[-1]}  (seed {made.seed})")
         finally:
             bar.close()

@@ -84,12 +84,16 @@ def same_noise(monkeypatch):
 
 def reference(folder: Path, kind=None, sampler: str = "euler", **scheduler_options):
     pipe = (kind or diffusers.DiffusionPipeline).from_pretrained(folder, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return with_scheduler(pipe, folder, sampler, **scheduler_options)
+
+
+def with_scheduler(pipe, folder: Path, sampler: str, **options):
     scheduler = getattr(diffusers, SCHEDULERS[sampler])
     # As from_pretrained would have built it from the file, not with what the pipeline made of the other class's keys.
-    pipe.scheduler = scheduler.from_config(scheduler.load_config(folder / "scheduler"), **scheduler_options)
+    pipe.scheduler = scheduler.from_config(scheduler.load_config(folder / "scheduler"), **options)
     if "clip_sample" in pipe.scheduler.config:
         pipe.scheduler.register_to_config(clip_sample=False)
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
