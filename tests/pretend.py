@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from stable_diffusion.adapters.tags import Strength
 from stable_diffusion.errors import CheckpointNotFoundError, InputError
 from webui import worker as worker_module
 
@@ -14,10 +15,11 @@ from webui import worker as worker_module
 class PretendModel:
     """Speaks as StableDiffusion does; `gate`, when given, must be released once for each step."""
 
-    family, default_size = "sd1", (64, 64)
+    family, default_size, float16 = "sd1", (64, 64), False
 
     def __init__(self, name, gate=None, fail_at=None):
         self.name, self.gate, self.fail_at, self.calls, self.closed, self.decodes = name, gate, fail_at, [], 0, 0
+        self.laid_over, self.calls_of_set_loras = [], []
 
     def generate_latents(self, text, **arguments):
         if not text:
@@ -46,6 +48,20 @@ class PretendModel:
                 )
         finally:
             self.closed += 1
+
+    @property
+    def loras(self):
+        return [(path.stem, Strength(strength, strength)) for path, strength in self.laid_over]
+
+    def set_loras(self, loras):
+        self.laid_over = list(loras)
+        self.calls_of_set_loras.append(self.laid_over)
+
+    def lora_files(self, text=""):
+        return {path.stem: path for path, _ in self.laid_over}
+
+    def embedding_files(self, *texts):
+        return {}
 
     def preview(self, latents):
         return self.decode(latents)

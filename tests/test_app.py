@@ -319,6 +319,50 @@ def test_the_seed_of_the_last_picture_comes_back_and_goes(engine, page):
     assert labelled(page.number_input, "Seed").value == -1
 
 
+@pytest.fixture
+def lora_files(engine, tmp_path, monkeypatch):
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    for name in ("ink", "wash *bold*"):
+        (folder / f"{name}.safetensors").write_bytes(b"")
+    monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(folder))
+
+
+def test_loras_and_their_strengths_are_chosen_kept_and_recalled(lora_files, engine):
+    page = open_page()
+    labelled(page.multiselect, "LoRA").set_value(["wash *bold*", "ink"])
+    page.run()
+    labelled(page.slider, "Strength of ink").set_value(0.5)
+    labelled(page.text_area, "Prompt").set_value("a")
+    page.run()
+    page.switch_page(IMAGE_PAGE).run()
+    page.switch_page("webui/pages/text_to_image.py").run()
+    over(job := generate(page))
+    assert job.request.loras == (("wash *bold*", 1.0), ("ink", 0.5))
+    again = open_page(job=job.id)
+    assert labelled(again.multiselect, "LoRA").value == ["wash *bold*", "ink"]
+    assert labelled(again.slider, "Strength of ink").value == 0.5
+    labelled(again.multiselect, "LoRA").set_value(["ink"])
+    again.run()
+    assert again.session_state["loras"] == [("ink", 0.5)]
+
+
+def test_clip_skip_and_variation_reach_the_request_and_come_back(engine, page):
+    assert labelled(page.number_input, "Variation seed").disabled
+    labelled(page.number_input, "Clip skip").set_value(2)
+    labelled(page.slider, "Variation strength").set_value(0.25)
+    labelled(page.text_area, "Prompt").set_value("a")
+    page.run()
+    labelled(page.number_input, "Variation seed").set_value(7)
+    over(job := generate(page))
+    request = job.request
+    assert (request.clip_skip, request.variation_seed, request.variation_strength) == (2, 7, 0.25)
+    again = open_page(job=job.id)
+    assert labelled(again.number_input, "Clip skip").value == 2
+    assert labelled(again.number_input, "Variation seed").value == 7
+    assert labelled(again.slider, "Variation strength").value == 0.25
+
+
 def test_presets_keep_all_settings(page):
     labelled(page.text_area, "Prompt").set_value("a 🌙 بيت")
     labelled(page.slider, "Steps").set_value(33)

@@ -19,7 +19,8 @@ def test_values_that_the_form_can_show_are_kept():
         "prompt": "a", "negative": "", "model": "one", "sampler": "dpmpp_2m", "schedule": "karras", "steps": 20,
         "width": 512, "height": 768, "n_images": 2, "seed": -1, "cfg": 7.5, "strength": 0.5, "fit": "pad",
         "file_format": "webp", "previews": ["latents"], "mask_mode": "keep", "masked_content": "noise", "mask_blur": 0,
-        "inpaint_area": "masked", "mask_padding": 8,
+        "inpaint_area": "masked", "mask_padding": 8, "loras": [("ink", 0.5)], "clip_skip": 2, "variation_seed": 7,
+        "variation_strength": 0.25,
     }  # fmt: skip
     assert values.clean(given, ["one"]) == given
     assert set(given) == set(values.KEYS)

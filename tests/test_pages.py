@@ -219,6 +219,23 @@ def test_reuse_all_settings(outputs):
     }  # fmt: skip
 
 
+def test_reuse_brings_back_loras_clip_skip_and_variation_and_takes_them_away(outputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path))
+    (tmp_path / "ink.safetensors").write_bytes(b"")
+    said = {"LoRA": "ink:0.5, gone:1", "Clip skip": "2", "Variation seed": "7", "Variation seed strength": "0.25"}
+    save(outputs, "without", 1)
+    save(outputs, "with", 2, extra=said)
+    for place, expected in ((0, ([("ink", 0.5)], 2, 7, 0.25)), (1, ([], 0, -1, 0.0))):
+        page = open_page(GALLERY)
+        page.session_state["clip_skip"] = 5
+        open_card(page, place)
+        press(page, "Reuse all settings")
+        keys = ("loras", "clip_skip", "variation_seed", "variation_strength")
+        assert tuple(page.session_state[key] for key in keys) == expected
+        notes = [session.plain("The LoRA 'gone' is not here, and was left out.")] if place == 0 else []
+        assert [note.value for note in page.info] == notes
+
+
 def test_send_to_image_to_image(outputs):
     save(outputs)
     page = open_page(GALLERY)

@@ -17,9 +17,9 @@ import stable_diffusion
 import utils
 from stable_diffusion.errors import InputError
 from tests.pretend import PretendEngine, over, wait
-from webui import jobs, painting, preview
+from webui import painting, preview
 from webui import worker as worker_module
-from webui.jobs import Frame, Job, Request, State
+from webui.jobs import Request, State
 from webui.words import in_plain_words
 from webui.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker
 
@@ -69,61 +69,6 @@ def test_every_step_is_recorded_and_can_be_shown(worker):
 def test_approximate_colours_cost_no_decode(engine, worker):
     over(worker.submit(Request("a", steps=5, previews=("fast", "latents"))))
     assert engine.models[0].decodes == 1
-
-
-def test_drafts_come_by_themselves_where_a_step_is_quick(engine, worker, monkeypatch):
-    monkeypatch.setattr(painting, "DECODE_EVERY", 0.0)
-    monkeypatch.setattr(painting, "DRAFT_SHARE", 1.0)
-    job = worker.submit(Request("a", steps=5))
-    over(job)
-    frames = job.pictures[0].frames
-    assert [bool(frame.draft) for frame in frames] == [False, False, True, True, False], "none before a step was timed"
-    assert [bool(frame.decoded) for frame in frames] == [False] * 4 + [True]
-    assert job.quick
-
-
-def test_no_drafts_where_a_step_or_a_draft_takes_long(engine, worker, monkeypatch):
-    monkeypatch.setattr(painting, "DECODE_EVERY", 0.0)
-    monkeypatch.setattr(jobs, "QUICK_STEP", 0.0)
-    over(worker.submit(Request("a", steps=9)))
-    assert engine.models[0].decodes == 1
-    monkeypatch.undo()
-    engine.install(monkeypatch)
-    monkeypatch.setattr(painting, "DRAFT_PATIENCE", 0.0)
-    over(job := worker.submit(Request("a", steps=9)))
-    assert sum(bool(frame.draft) for frame in job.pictures[0].frames) == 1
-
-
-def test_drafts_take_their_share_of_the_time_and_no_more():
-    clock, jpegs = [100.0], 0
-    job = Job(Request("a"))
-    job.latent_space = ("sd1",)
-    job.step_seconds.append(0.1)
-    decodes = painting.Decodes(job)
-
-    class Model:
-        def preview(self, latents):
-            clock[0] += 0.05
-            return np.zeros((1, 8 * latents.shape[1], 8 * latents.shape[2], 3), np.float32)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(painting.time, "perf_counter", lambda: clock[0])
-        for index in range(1, 201):
-            clock[0] += 0.1
-            frame = Frame(index, 200, 1.0, *(np.zeros((16, 16, 4), np.float16),) * 2)
-            decodes.make(Model(), frame)
-            jpegs += frame.draft is not None
-    assert 0.09 < jpegs * 0.05 / (clock[0] - 100.0) <= 0.125
-
-
-@pytest.mark.parametrize("size", [(2, 4), (3, 5)])
-def test_half_the_size_is_the_mean_of_four(size):
-    latents = np.arange(size[0] * size[1] * 4, dtype=np.float16).reshape(*size, 4)
-    half = painting.halved(latents)
-    assert half.shape == ((size[0] + 1) // 2, (size[1] + 1) // 2, 4)
-    np.testing.assert_allclose(half[0, 0], latents[:2, :2].mean((0, 1)), rtol=1e-3)
-    corner = latents[-1, -1] if size[0] % 2 else latents[-2:, -2:].mean((0, 1))
-    np.testing.assert_allclose(half[-1, -1], corner, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("previews", "name"), [(("full",), "one"), (("fast",), "unknown")])

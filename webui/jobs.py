@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stable_diffusion.provenance import InputFile
+
 QUICK_STEP = 0.5  # seconds
 
 Report = Callable[[str, float | None], None]  # what is going on, and how much of it is done where that is known
@@ -52,7 +54,12 @@ class Request:
     width: int | None = None
     height: int | None = None
     n_images: int = 1
+    loras: tuple[tuple[str, float], ...] = ()  # names and strengths
+    clip_skip: int | None = None
+    variation_seed: int | None = None  # None is drawn; counts with a strength only
+    variation_strength: float = 0.0
     input_picture: Image.Image | None = field(default=None, compare=False, repr=False)
+    input_file: InputFile | None = field(default=None, compare=False, repr=False)  # that it was read from
     strength: float = 0.7
     fit: str = "crop"  # of an input picture of another shape: "crop", "pad", "stretch"
     mask: Image.Image | None = field(default=None, compare=False, repr=False)
@@ -93,6 +100,7 @@ class Picture:
 
     frames: list[Frame] = field(default_factory=list)
     seed: int | None = None
+    variation_seed: int | None = None
     size: tuple[int, int] = (0, 0)
     path: Path | None = None
     unsaved: bytes | None = None

@@ -2,9 +2,10 @@
 
 import io
 import logging
+import secrets
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from stable_diffusion import provenance
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.inpaint import Inpainting
 from stable_diffusion.picture import fit
-from webui import masks, preview
+from webui import loras, masks, preview
 from webui.jobs import Frame, Job, Picture, Request
 from webui.words import in_plain_words
 
@@ -30,6 +31,18 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def overlaid(model: Any, request: Request) -> Iterator[None]:
+    """The model with the request's LoRAs over it, until the end. Raises what `set_loras` raises."""
+    if request.loras:
+        model.set_loras(loras.located(request.loras))
+    try:
+        yield
+    finally:
+        if request.loras:
+            model.set_loras({})
+
+
 def paint(model: Any, job: Job, outputs: Path) -> None:
     """Make the job's next picture: note every step, look for a cancel or a skip after each, save the end.
 
@@ -39,6 +52,8 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     job.pictures.append(picture)
     job.skip_event.clear()
     decodes = Decodes(job)
+    if job.request.variation_strength:
+        picture.variation_seed = _variation_seed(job)
     inpainting = masks.inpainting(job.request, *_size(job.request, model))
     before = time.perf_counter()
     last = None
@@ -129,6 +144,14 @@ def arguments(job: Job, model: Any, inpainting: Inpainting | None = None) -> dic
         "seed": None if first is None else first + place,
         "sampler": request.sampler,
     }
+    if request.clip_skip is not None:
+        said["clip_skip"] = request.clip_skip
+    if request.variation_strength:  # then the first noise is always the seed's, and is turned towards another one's
+        said |= {
+            "seed": first,
+            "variation_seed": job.pictures[-1].variation_seed,
+            "variation_strength": request.variation_strength,
+        }
     if inpainting is not None:
         said |= {
             "input_image": inpainting.picture,
@@ -144,6 +167,13 @@ def arguments(job: Job, model: Any, inpainting: Inpainting | None = None) -> dic
     return said
 
 
+def _variation_seed(job: Job) -> int:
+    """That of the picture in hand: the first one's, which is drawn where none was asked for, plus its place."""
+    place = len(job.pictures) - 1
+    first = job.request.variation_seed if place == 0 else job.pictures[0].variation_seed
+    return secrets.randbelow(2**32 - place) if first is None else first + place
+
+
 def _size(request: Request, model: Any) -> tuple[int, int]:
     """The width and height that are painted, in pixels."""
     width, height = model.default_size
@@ -152,6 +182,7 @@ def _size(request: Request, model: Any) -> tuple[int, int]:
 
 def parameters(request: Request, picture: Picture, model: Any) -> "utils.Parameters":
     """Gather what the saved file says about how it was made."""
+    from stable_diffusion import recipe
     from stable_diffusion.sampler import a1111_name
 
     sampler, schedule = a1111_name(request.sampler)
@@ -169,7 +200,10 @@ def parameters(request: Request, picture: Picture, model: Any) -> "utils.Paramet
         model=getattr(model, "name", request.model),
         model_hash=_model_hash(request.model),
         strength=request.strength if request.input_picture is not None else None,
-        extra=masks.said(request),
+        extra=masks.said(request)
+        | ({} if request.clip_skip is None else {recipe.CLIP_SKIP: str(request.clip_skip)})
+        | recipe.of_variation(picture.variation_seed or 0, request.variation_strength)
+        | recipe.of_engine(model, request.prompt, request.negative),
     )
 
 
@@ -192,7 +226,8 @@ def _save(job: Job, picture: Picture, image: Image.Image, model: Any, outputs: P
     carry = []
     if job.request.file_format == "png":  # which alone can carry what it was painted from
         carry = masks.files(job.request)
-        said.extra |= provenance.record(*carry)
+    file = job.request.input_file
+    said.extra |= provenance.record(*carry) if carry or file is None else provenance.record(file)
     try:
         picture.path = utils.save_new_picture(image, folder, said, SUFFIXES[job.request.file_format], carry)
     except OSError as error:

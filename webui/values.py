@@ -7,12 +7,14 @@ from typing import Any
 import models
 from stable_diffusion.picture import FITS
 from stable_diffusion.sampler import SAMPLERS, key_of
+from webui import loras
 from webui.masks import AREAS, CONTENTS, MODES
 from webui.painting import SUFFIXES
 from webui.preview import KINDS
 
 MAX_SEED = 2**53 - 1  # what a browser counts exactly
 RANDOM_SEED = -1
+OWN_LAYER = 0  # in place of a clip skip: the layer that the checkpoint was trained with
 AUTOMATIC = "automatic"  # the schedule that the checkpoint asks for
 MAX_TEXT = 20_000  # characters of a prompt; far more than any encoder reads
 USUAL_SIDES = {"sdxl": 1024}  # pixels, where the catalogue names none; elsewhere 512
@@ -38,10 +40,12 @@ WHOLE = {
     "height": (64, 2048),
     "n_images": (1, 16),
     "seed": (-1, MAX_SEED),
+    "clip_skip": (0, 12),
+    "variation_seed": (-1, MAX_SEED),
     "mask_blur": (0, 64),
     "mask_padding": (0, 256),
 }
-REAL = {"cfg": (0.0, 20.0), "strength": (0.0, 1.0)}
+REAL = {"cfg": (0.0, 20.0), "strength": (0.0, 1.0), "variation_strength": (0.0, 1.0)}
 TEXTS = ("prompt", "negative")
 CHOICES: dict[str, Collection[str]] = {
     "fit": FITS,
@@ -51,7 +55,7 @@ CHOICES: dict[str, Collection[str]] = {
     "masked_content": CONTENTS,
     "inpaint_area": AREAS,
 }
-KEYS = ("model", *TEXTS, "schedule", *WHOLE, *REAL, *CHOICES, "previews")
+KEYS = ("model", *TEXTS, "schedule", *WHOLE, *REAL, *CHOICES, "loras", "previews")
 
 
 def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str, Any]:
@@ -77,6 +81,8 @@ def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str,
     }
     if "sampler" in found:
         found["schedule"] = schedule if schedule in SCHEDULES[found["sampler"]] else AUTOMATIC
+    if isinstance(values.get("loras"), (list, tuple)):
+        found["loras"] = loras.clean(values["loras"])
     if isinstance(values.get("previews"), (list, tuple)):
         found["previews"] = [kind for kind in KINDS if kind in values["previews"]]
     return found

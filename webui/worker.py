@@ -15,7 +15,7 @@ from typing import Any
 import models
 from stable_diffusion.errors import StableDiffusionError
 from webui.jobs import Cancelled, Frame, Job, Report, Request, State, Task, Work
-from webui.painting import decoded_jpeg, paint
+from webui.painting import decoded_jpeg, overlaid, paint
 from webui.words import in_plain_words
 
 MAX_WAITING = 50  # more than anyone means: a stuck key, or a page gone wild
@@ -201,11 +201,12 @@ class Worker:
 
     def _paint_all(self, model: Any, job: Job) -> None:
         job.latent_space = (model.name, model.family)
-        for _ in range(job.request.n_images):
-            if job.pictures:
-                job.stop_if_cancelled()
-            paint(model, job, self.outputs)
-            self._forget_old_frames()
+        with overlaid(model, job.request):
+            for _ in range(job.request.n_images):
+                if job.pictures:
+                    job.stop_if_cancelled()
+                paint(model, job, self.outputs)
+                self._forget_old_frames()
 
     def _forget_old_frames(self) -> None:
         """Keep the recorded steps within MAX_FRAME_BYTES: of the oldest pictures, only the last step stays."""

@@ -1,11 +1,10 @@
 """The gallery: a page of thumbnails to search, choose from and open, and one picture with all that is known of it."""
 
 import streamlit as st
-from PIL import Image
 
 import utils
 from stable_diffusion.errors import StableDiffusionError
-from stable_diffusion.picture import open_picture
+from stable_diffusion.provenance import InputFile
 from webui.components import details, handover, session
 from webui.gallery import MAX_ZIP_BYTES, Gallery
 from webui.gallery_index import SHOWN, TRASHED, Entry, Page, Query
@@ -265,13 +264,13 @@ def _actions(gallery: Gallery, entry: Entry) -> None:
         st.button(
             "Send to image to image",
             on_click=handover.send,
-            args=(parameters, lambda: _opened(gallery, entry)),
+            args=(parameters, lambda: _read(gallery, entry)),
             icon=":material/image:",
         )
         st.button(
             "Send to inpaint",
             on_click=handover.send,
-            args=(parameters, lambda: _opened(gallery, entry), handover.INPAINT_PAGE),
+            args=(parameters, lambda: _read(gallery, entry), handover.INPAINT_PAGE),
             icon=":material/brush:",
         )
         st.button("Move to trash", on_click=_delete, args=([entry.id],), icon=":material/delete:")
@@ -284,8 +283,8 @@ def _actions(gallery: Gallery, entry: Entry) -> None:
     )
 
 
-def _opened(gallery: Gallery, entry: Entry) -> Image.Image:
-    return open_picture(gallery.file(entry))
+def _read(gallery: Gallery, entry: Entry) -> InputFile:
+    return InputFile.read(gallery.file(entry))
 
 
 # --- What a click does

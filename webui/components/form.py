@@ -93,7 +93,7 @@ def _take_upload() -> None:
     st.session_state["input_picture"] = None
     if upload is not None:
         try:
-            st.session_state["input_picture"] = open_picture(upload)
+            session.begin_from(open_picture(upload), session.input_file(upload))
         except StableDiffusionError as error:
             st.session_state["upload_problem"] = str(error)
 

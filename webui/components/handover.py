@@ -4,17 +4,19 @@
 then goes to the page that was meant, and `notes` says there what could not be taken over.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import streamlit as st
-from PIL import Image
 
 import models
 import utils
+from stable_diffusion import recipe
 from stable_diffusion.errors import SamplerError, StableDiffusionError
+from stable_diffusion.provenance import InputFile
 from stable_diffusion.sampler import key_of, sampler_from_a1111
-from webui import masks, values
+from webui import loras, masks, values
 from webui.components import details, session
 
 TEXT_PAGE = "webui/pages/text_to_image.py"
@@ -33,20 +35,21 @@ NUMBERS = {
 
 def send(
     parameters: utils.Parameters | None,
-    picture: Image.Image | Callable[[], Image.Image] | None = None,
+    read: Callable[[], InputFile] | None = None,
     page: str = PICTURE_PAGE,
 ) -> None:
-    """Fill the form, and go to it: to `page` with a picture (or what opens one), else to text to image."""
+    """Fill the form, and go to it: to `page` with the picture in a file that is read now, else to text to image."""
     try:
-        opened = picture() if callable(picture) else picture
+        file = None if read is None else read()
+        picture = None if file is None else file.open()
     except (StableDiffusionError, OSError) as error:
         st.session_state["handover_notes"] = [str(error)]
         return
     st.session_state["handover_notes"] = fill(parameters) if parameters is not None else []
-    if opened is not None:
-        st.session_state["input_picture"] = opened
+    if picture is not None:
+        session.begin_from(picture, file)
         st.session_state["upload_problem"] = ""
-    st.session_state["go_to"] = page if opened is not None else TEXT_PAGE
+    st.session_state["go_to"] = page if picture is not None else TEXT_PAGE
 
 
 def follow() -> None:
@@ -88,8 +91,28 @@ def fill(parameters: utils.Parameters) -> list[str]:
             found[key] = number
         elif number is not None:
             left_out.append(f"{label} {number} is not offered here, and was left as it is.")
-    session.put(found | masks.form_values(parameters.extra))
+    session.put(found | masks.form_values(parameters.extra) | _of_engine(parameters.extra, left_out))
     return left_out
+
+
+def _of_engine(extra: Mapping[str, str], left_out: list[str]) -> dict[str, Any]:
+    """The form's values for LoRAs, clip skip and variation: what a picture does not name, it was painted without."""
+    here, missing = loras.from_text(extra.get(recipe.LORA, ""))
+    left_out += [f"The LoRA {name!r} is not here, and was left out." for name in missing]
+    found: dict[str, Any] = {
+        "loras": here,
+        "clip_skip": values.OWN_LAYER,
+        "variation_seed": values.RANDOM_SEED,
+        "variation_strength": 0.0,
+    }
+    for key, name, read in (
+        ("clip_skip", recipe.CLIP_SKIP, int),
+        ("variation_seed", recipe.VARIATION_SEED, int),
+        ("variation_strength", recipe.VARIATION_STRENGTH, float),
+    ):
+        with contextlib.suppress(ValueError):
+            found[key] = read(extra.get(name, "")[:20])
+    return found
 
 
 def model_named(wanted: str) -> str | None:

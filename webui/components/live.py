@@ -9,7 +9,7 @@ from PIL import Image
 
 import utils
 from stable_diffusion.errors import StableDiffusionError
-from stable_diffusion.picture import open_picture
+from stable_diffusion.provenance import InputFile
 from webui import values
 from webui.components import handover, session
 from webui.jobs import Frame, Job, Picture, Request, State, Task
@@ -205,10 +205,10 @@ def _download(job: Job, picture: Picture) -> None:
         )
         # Not by a callback: this is a fragment, and the whole page has to be drawn anew to go to another one.
         if st.button("Send to image to image", icon=":material/image:", help="Start the next picture from this one"):
-            handover.send(None, lambda: open_picture(_bytes(picture)))
+            handover.send(None, lambda: InputFile(name, _bytes(picture)))
             st.rerun()
         if st.button("Send to inpaint", icon=":material/brush:", help="Paint over what should change in this picture"):
-            handover.send(None, lambda: open_picture(_bytes(picture)), handover.INPAINT_PAGE)
+            handover.send(None, lambda: InputFile(name, _bytes(picture)), handover.INPAINT_PAGE)
             st.rerun()
         st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
 

@@ -52,12 +52,12 @@ def _actions(upload: UploadedFile, text: str | None) -> None:
         st.button(
             "Send to image to image",
             on_click=handover.send,
-            args=(parameters, lambda: open_picture(io.BytesIO(upload.getvalue()))),
+            args=(parameters, lambda: session.input_file(upload)),
             icon=":material/image:",
         )
         st.button(
             "Send to inpaint",
             on_click=handover.send,
-            args=(parameters, lambda: open_picture(io.BytesIO(upload.getvalue())), handover.INPAINT_PAGE),
+            args=(parameters, lambda: session.input_file(upload), handover.INPAINT_PAGE),
             icon=":material/brush:",
         )

@@ -7,10 +7,12 @@ from typing import Any
 
 import streamlit as st
 from PIL import Image
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 import models
 from stable_diffusion.inpaint import suitable_size
-from webui import presets, values
+from stable_diffusion.provenance import InputFile, recordable
+from webui import loras, presets, values
 from webui.downloads import Downloads
 from webui.jobs import Job, Request
 from webui.masks import Painting
@@ -19,6 +21,26 @@ from webui.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE_AGE = 2.0  # seconds
+MAX_FILE_NAME = 255  # characters
+FRESH: dict[str, Any] = {  # what the form shows at first, beside what the model decides
+    "model": models.DEFAULT,
+    "prompt": "",
+    "negative": "",
+    "seed": RANDOM_SEED,
+    "n_images": 1,
+    "fit": "crop",
+    "file_format": "png",
+    "previews": Request.previews,
+    "loras": (),
+    "clip_skip": values.OWN_LAYER,
+    "variation_seed": RANDOM_SEED,
+    "variation_strength": 0.0,
+    "mask_mode": Request.mask_mode,
+    "masked_content": Request.masked_content,
+    "mask_blur": Request.mask_blur,
+    "inpaint_area": Request.inpaint_area,
+    "mask_padding": Request.mask_padding,
+}
 NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
 
@@ -38,6 +60,12 @@ def the_downloads() -> Downloads:
 def catalogue() -> list[models.Model]:
     """Every model to choose from; looked up anew after a moment, not at every click."""
     return models.all()
+
+
+@st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
+def loras_here() -> dict[str, str]:
+    """Every LoRA to choose from, by name, and what it is for where that is known."""
+    return {name: loras.family(path) for name, path in loras.listed().items()}
 
 
 def outputs() -> Path:
@@ -73,22 +101,10 @@ def show_job(job: Job) -> None:
 def begin() -> None:
     """Fill in settings that the browser has none of yet: those of the job in the address, or the default model's."""
     job = current_job()
-    if "model" not in st.session_state:
-        st.session_state.update(
-            model=models.DEFAULT,
-            prompt="",
-            negative="",
-            seed=RANDOM_SEED,
-            n_images=1,
-            fit="crop",
-            file_format="png",
-            previews=list(Request.previews),
-            mask_mode=Request.mask_mode,
-            masked_content=Request.masked_content,
-            mask_blur=Request.mask_blur,
-            inpaint_area=Request.inpaint_area,
-            mask_padding=Request.mask_padding,
-        )
+    fresh = "model" not in st.session_state
+    for key, value in FRESH.items():
+        st.session_state.setdefault(key, list(value) if isinstance(value, tuple) else value)
+    if fresh:
         apply_defaults()
         if job is not None:
             recall(job.request)
@@ -157,10 +173,14 @@ def recall(request: Request) -> None:
     apply_defaults()
     put(
         {key: getattr(request, key) for key in values.KEYS if hasattr(request, key)}
-        | {"seed": RANDOM_SEED if request.seed is None else request.seed}
+        | {
+            "seed": RANDOM_SEED if request.seed is None else request.seed,
+            "variation_seed": RANDOM_SEED if request.variation_seed is None else request.variation_seed,
+            "clip_skip": request.clip_skip or values.OWN_LAYER,
+        }
     )
     if request.input_picture is not None:
-        st.session_state["input_picture"] = request.input_picture
+        begin_from(request.input_picture, request.input_file)
         if request.mask is not None:
             st.session_state["painting"] = Painting(request.input_picture, request.mask)
 
@@ -197,7 +217,7 @@ def take_shape() -> None:
 def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
     """Gather the form into a request."""
     state = st.session_state
-    seed = int(state["seed"])
+    seed, variation_seed = int(state["seed"]), int(state["variation_seed"])
     return Request(
         prompt=state["prompt"].strip(),
         negative=values.with_default(state["negative"], default_negative()),
@@ -209,7 +229,12 @@ def request_from_form(input_picture: Image.Image | None, mask: Image.Image | Non
         width=int(state["width"]),
         height=int(state["height"]),
         n_images=int(state["n_images"]),
+        loras=tuple((name, strength) for name, strength in state["loras"]),
+        clip_skip=int(state["clip_skip"]) or None,
+        variation_seed=None if variation_seed == RANDOM_SEED else variation_seed,
+        variation_strength=float(state["variation_strength"]),
         input_picture=input_picture,
+        input_file=_input_file(input_picture),
         strength=float(state["strength"]) if input_picture is not None else Request.strength,
         fit=state["fit"],
         mask=mask,
@@ -221,6 +246,22 @@ def request_from_form(input_picture: Image.Image | None, mask: Image.Image | Non
         file_format=state["file_format"],
         previews=tuple(state["previews"] or ()),
     )
+
+
+def begin_from(picture: Image.Image, file: InputFile | None = None) -> None:
+    """Make a picture the input picture; `file` is what it was read from, which the painted ones then name."""
+    st.session_state["input_picture"] = picture
+    st.session_state["input_file"] = (picture, file)
+
+
+def input_file(upload: UploadedFile) -> InputFile:
+    """An uploaded file, named as it was called where it came from."""
+    return InputFile(recordable(upload.name[-MAX_FILE_NAME:]), upload.getvalue())
+
+
+def _input_file(picture: Image.Image | None) -> InputFile | None:
+    read, file = st.session_state.get("input_file", (None, None))
+    return file if picture is not None and read is picture else None
 
 
 def plain(text: str) -> str:

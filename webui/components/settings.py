@@ -4,7 +4,7 @@ import streamlit as st
 
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.sampler import SAMPLERS
-from webui import presets, values
+from webui import loras, presets, values
 from webui.components import model_choice, session
 from webui.preview import KINDS
 from webui.values import MAX_SEED, RATIOS, SCHEDULES
@@ -105,6 +105,33 @@ def _seed() -> None:
 
 
 def _advanced() -> None:
+    _loras()
+    st.number_input(
+        "Clip skip",
+        *values.WHOLE["clip_skip"],
+        key="clip_skip",
+        help="Which of the text encoder's layers counts: 1 is the last, 2 the last but one, and so on. 0: the one that "
+        "the model was trained with.",
+        persist_state="session",
+    )
+    st.slider(
+        "Variation strength",
+        *values.REAL["variation_strength"],
+        step=0.05,
+        key="variation_strength",
+        help="How far the first noise is turned from the seed's towards the variation seed's. A little gives a "
+        "picture like the one of the seed.",
+        persist_state="session",
+    )
+    st.number_input(
+        "Variation seed",
+        -1,
+        MAX_SEED,
+        key="variation_seed",
+        disabled=not st.session_state["variation_strength"],
+        help="Which variation of the seed's picture; several pictures take the next ones. -1: a new one every time.",
+        persist_state="session",
+    )
     st.pills(
         "Preview",
         list(KINDS),
@@ -124,6 +151,33 @@ def _advanced() -> None:
         help="Each keeps the parameters inside the file. PNG loses nothing; JPEG and WebP are smaller.",
         persist_state="session",
     )
+
+
+def _loras() -> None:
+    """Draw the chosen LoRAs with a strength each; what counts is `loras` in the session's state, pairs of the two."""
+    state = st.session_state
+    here, chosen = session.loras_here(), dict(state["loras"])
+    state["lora_names"] = list(chosen)
+    st.multiselect(
+        "LoRA",
+        sorted({*here, *chosen}, key=str.casefold),
+        key="lora_names",
+        format_func=lambda name: f"{name} ({here[name]})" if here.get(name) else name,
+        max_selections=loras.MAX_CHOSEN,
+        placeholder="None" if here else "None in loras/",
+        help="Small files that change the model's style or teach it something: those in loras/ and in the folders of "
+        "$STABLE_DIFFUSION_LORAS. <lora:name:0.8> in the prompt does the same.",
+        on_change=_choose_loras,
+    )
+    for name, strength in chosen.items():
+        key = f"lora_strength_{name}"
+        state[key] = strength
+        st.slider(session.plain(f"Strength of {name}"), *loras.STRENGTHS, step=0.05, key=key, on_change=_choose_loras)
+
+
+def _choose_loras() -> None:
+    state = st.session_state
+    state["loras"] = [(name, state.get(f"lora_strength_{name}", 1.0)) for name in state["lora_names"]]
 
 
 def _presets() -> None:

@@ -1,0 +1,190 @@
+"""How a job's pictures are painted: when estimates are decoded meanwhile, and what the files say at the end."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import models
+import utils
+from stable_diffusion import __main__ as program
+from tests.pretend import PretendEngine, over, wait
+from webui import jobs, painting
+from webui.jobs import Frame, Job, Request, State
+from webui.worker import Worker
+
+# A layer of the embedded model's U-Net as kohya names it; its text is 128 wide.
+LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    return PretendEngine().install(monkeypatch)
+
+
+@pytest.fixture
+def worker(engine, tmp_path):
+    worker = Worker(tmp_path / "outputs")
+    yield worker
+    if engine.gate is not None:
+        engine.gate.release(10_000)
+    worker.close()
+
+
+def test_drafts_come_by_themselves_where_a_step_is_quick(engine, worker, monkeypatch):
+    monkeypatch.setattr(painting, "DECODE_EVERY", 0.0)
+    monkeypatch.setattr(painting, "DRAFT_SHARE", 1.0)
+    job = worker.submit(Request("a", steps=5))
+    over(job)
+    frames = job.pictures[0].frames
+    assert [bool(frame.draft) for frame in frames] == [False, False, True, True, False], "none before a step was timed"
+    assert [bool(frame.decoded) for frame in frames] == [False] * 4 + [True]
+    assert job.quick
+
+
+def test_no_drafts_where_a_step_or_a_draft_takes_long(engine, worker, monkeypatch):
+    monkeypatch.setattr(painting, "DECODE_EVERY", 0.0)
+    monkeypatch.setattr(jobs, "QUICK_STEP", 0.0)
+    over(worker.submit(Request("a", steps=9)))
+    assert engine.models[0].decodes == 1
+    monkeypatch.undo()
+    engine.install(monkeypatch)
+    monkeypatch.setattr(painting, "DRAFT_PATIENCE", 0.0)
+    over(job := worker.submit(Request("a", steps=9)))
+    assert sum(bool(frame.draft) for frame in job.pictures[0].frames) == 1
+
+
+def test_drafts_take_their_share_of_the_time_and_no_more():
+    clock, jpegs = [100.0], 0
+    job = Job(Request("a"))
+    job.latent_space = ("sd1",)
+    job.step_seconds.append(0.1)
+    decodes = painting.Decodes(job)
+
+    class Model:
+        def preview(self, latents):
+            clock[0] += 0.05
+            return np.zeros((1, 8 * latents.shape[1], 8 * latents.shape[2], 3), np.float32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(painting.time, "perf_counter", lambda: clock[0])
+        for index in range(1, 201):
+            clock[0] += 0.1
+            frame = Frame(index, 200, 1.0, *(np.zeros((16, 16, 4), np.float16),) * 2)
+            decodes.make(Model(), frame)
+            jpegs += frame.draft is not None
+    assert 0.09 < jpegs * 0.05 / (clock[0] - 100.0) <= 0.125
+
+
+@pytest.mark.parametrize("size", [(2, 4), (3, 5)])
+def test_half_the_size_is_the_mean_of_four(size):
+    latents = np.arange(size[0] * size[1] * 4, dtype=np.float16).reshape(*size, 4)
+    half = painting.halved(latents)
+    assert half.shape == ((size[0] + 1) // 2, (size[1] + 1) // 2, 4)
+    np.testing.assert_allclose(half[0, 0], latents[:2, :2].mean((0, 1)), rtol=1e-3)
+    corner = latents[-1, -1] if size[0] % 2 else latents[-2:, -2:].mean((0, 1))
+    np.testing.assert_allclose(half[-1, -1], corner, rtol=1e-3)
+
+
+def lora_file(folder, name="ink", width=None):
+    from stable_diffusion import StableDiffusion
+
+    bare = StableDiffusion(models.DEFAULT)._overlay.bare.unet
+    weight = dict(bare.named_modules())["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"].weight
+    out, into = weight.shape[0], width or weight.shape[1]
+    rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    tensors = {"lora_down.weight": (2, into), "lora_up.weight": (out, 2)}
+    save_file(
+        {f"{LAYER}.{key}": rng.normal(size=shape).astype(np.float32) for key, shape in tensors.items()},
+        folder / f"{name}.safetensors",
+    )
+
+
+def test_the_file_says_what_the_command_line_would_say(tmp_path, monkeypatch):
+    """With the real engine: a picture of the page and one of the command line, of the same settings, are the same."""
+    lora_file(tmp_path / "loras")
+    monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path / "loras"))
+    start = tmp_path / "start.png"
+    utils.save_picture(np.full((128, 128, 3), 90, np.uint8), start)
+    worker = Worker(tmp_path / "outputs")
+    try:
+        file = painting.provenance.InputFile.read(start)
+        request = Request(
+            "a red house", "rain", sampler="dpmpp_2m_karras", steps=4, cfg=5.0, seed=7, loras=(("ink", 0.5),),
+            variation_seed=3, variation_strength=0.25, input_picture=file.open(), input_file=file,
+        )  # fmt: skip
+        job = worker.submit(request)
+        wait(lambda: not job.active, 60)
+        assert job.state is State.DONE, job.error
+    finally:
+        worker.close()
+    options = "--negative rain --sampler dpmpp_2m_karras --steps 4 --cfg 5 --seed 7 --lora ink:0.5"
+    options += f" --variation-seed 3 --variation-strength 0.25 --quiet --output {tmp_path / 'cli.png'}"
+    program.main(["img2img", str(start), "a red house", *options.split()])
+    here, there = (utils.read_parameters(path) for path in (job.pictures[0].path, tmp_path / "cli.png"))
+    assert here == there
+    assert here.extra["LoRA"] == "ink:0.5" and here.extra["Input picture"] == "start.png"
+    pixels = [np.asarray(painting.Image.open(path)) for path in (job.pictures[0].path, tmp_path / "cli.png")]
+    np.testing.assert_array_equal(*pixels)
+
+
+def test_loras_lie_over_the_model_for_their_job_alone(engine, worker, tmp_path, monkeypatch):
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    (folder / "ink.safetensors").write_bytes(b"")
+    monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(folder))
+    job = worker.submit(Request("a", steps=1, n_images=2, loras=(("ink", 0.5),)))
+    over(job)
+    assert job.state is State.DONE, job.error
+    assert engine.models[0].calls_of_set_loras == [[(folder / "ink.safetensors", 0.5)], []]
+    assert utils.read_parameters(job.pictures[1].path).extra["LoRA"] == "ink:0.5"
+
+
+@pytest.mark.parametrize("name", ["none such", "../secret", "{folder}/ink.safetensors", "{folder}"])
+def test_a_lora_is_found_by_its_name_alone(worker, tmp_path, name):
+    (tmp_path / "ink.safetensors").write_bytes(b"")
+    job = worker.submit(Request("a", steps=1, loras=((name.format(folder=tmp_path), 1.0),)))
+    over(job)
+    assert job.state is State.FAILED and "There is no LoRA" in job.error
+
+
+def test_a_lora_of_another_family_is_said_in_words(tmp_path, monkeypatch):
+    lora_file(tmp_path / "loras", width=2048)
+    monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path / "loras"))
+    worker = Worker(tmp_path / "outputs")
+    try:
+        for loras, state in (((("ink", 1.0),), State.FAILED), ((), State.DONE)):
+            job = worker.submit(Request("a red house", steps=1, cfg=1.0, loras=loras))
+            wait(lambda job=job: not job.active, 60)
+            assert job.state is state, job.error
+            assert ("for SDXL" in job.error) == bool(loras)
+    finally:
+        worker.close()
+
+
+def test_a_clip_skip_is_asked_for_and_recorded(engine, worker):
+    for asked in (2, None):
+        over(job := worker.submit(Request("a", steps=1, clip_skip=asked)))
+        said = utils.read_parameters(job.pictures[0].path).extra
+        assert engine.models[0].calls[-1][1].get("clip_skip") == asked
+        assert said.get("Clip skip") == (asked and str(asked))
+
+
+def test_variations_keep_the_seed_and_count_their_own(engine, worker):
+    job = worker.submit(Request("a", steps=1, seed=5, n_images=3, variation_seed=8, variation_strength=0.1))
+    over(job)
+    asked = [arguments for _, arguments in engine.models[0].calls]
+    assert [(one["seed"], one["variation_seed"], one["variation_strength"]) for one in asked] == [
+        (5, 8, 0.1), (5, 9, 0.1), (5, 10, 0.1)
+    ]  # fmt: skip
+    said = [utils.read_parameters(picture.path) for picture in job.pictures]
+    assert [(one.seed, one.extra["Variation seed"]) for one in said] == [(5, "8"), (5, "9"), (5, "10")]
+
+
+def test_a_variation_seed_that_nobody_chose_is_drawn_and_recorded(engine, worker):
+    job = worker.submit(Request("a", steps=1, n_images=2, variation_strength=0.1))
+    over(job)
+    first, second = (int(utils.read_parameters(picture.path).extra["Variation seed"]) for picture in job.pictures)
+    assert second == first + 1
+    over(plain := worker.submit(Request("a", steps=1)))
+    assert "Variation seed" not in utils.read_parameters(plain.pictures[0].path).extra
