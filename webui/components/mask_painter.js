@@ -3,6 +3,7 @@
 // outside is touched, so that nothing painted is lost to a click on Generate.
 
 const QUIET = 200 // milliseconds without a change before Python is told
+const PACE = 10_000 // pixels for one more of them: what takes longer is done less often
 const HISTORY = { steps: 200, bytes: 96 << 20 }
 const STRIPE = 5 // CSS pixels; the mask is shown in two colours, so that one of them stands out from any picture
 const COLOURS = [
@@ -137,6 +138,8 @@ class Painter {
         const [x0, y0] = from
         const [dx, dy] = [to[0] - x0, to[1] - y0]
         const along = dx * dx + dy * dy || 1
+        const far = radius * radius
+        const { value } = stroke
         const left = Math.max(0, Math.floor(Math.min(x0, to[0]) - radius))
         const right = Math.min(width, Math.ceil(Math.max(x0, to[0]) + radius))
         const top = Math.max(0, Math.floor(Math.min(y0, to[1]) - radius))
@@ -144,11 +147,13 @@ class Painter {
         stroke.at = this.place = to
         if (left >= right || top >= bottom) return
         for (let y = top; y < bottom; y++) {
+            const py = y + 0.5 - y0
             for (let x = left; x < right; x++) {
-                const [px, py] = [x + 0.5 - x0, y + 0.5 - y0]
+                const px = x + 0.5 - x0
                 const share = Math.min(1, Math.max(0, (px * dx + py * dy) / along))
-                const [ex, ey] = [px - share * dx, py - share * dy]
-                if (ex * ex + ey * ey <= radius * radius) mask[y * width + x] = stroke.value
+                const ex = px - share * dx
+                const ey = py - share * dy
+                if (ex * ex + ey * ey <= far) mask[y * width + x] = value
             }
         }
         const touched = { left, top, right, bottom }
@@ -204,7 +209,7 @@ class Painter {
         else if (what === "undo") this.back(this.past, this.future)
         else if (what === "redo") this.back(this.future, this.past)
         else if (what === "clear") this.step((mask) => mask.fill(0))
-        else if (what === "invert") this.step((mask) => mask.forEach((value, i) => (mask[i] = 255 - value)))
+        else if (what === "invert") this.step(invert)
         else if (what === "upload") this.file.click()
         else if (what === "download") this.download()
     }
@@ -283,12 +288,13 @@ class Painter {
     }
 
     draw({ left, top, right, bottom }) {
+        const { mask, width, striped } = this
         const shown = new ImageData(right - left, bottom - top)
         const [first, second] = COLOURS.map(([r, g, b, a]) => new Uint32Array(Uint8Array.of(r, g, b, a).buffer)[0])
         const pixels = new Uint32Array(shown.data.buffer)
         for (let y = top, i = 0; y < bottom; y++) {
             for (let x = left; x < right; x++, i++) {
-                if (this.mask[y * this.width + x]) pixels[i] = Math.floor((x + y) / this.striped) % 2 ? second : first
+                if (mask[y * width + x]) pixels[i] = ((x + y) / striped) & 1 ? second : first
             }
         }
         this.context.putImageData(shown, left, top)
@@ -299,9 +305,10 @@ class Painter {
     }
 
     changed(tell) {
+        const { mask } = this
         let painted = 0
-        for (const value of this.mask) if (value) painted++
-        const share = (100 * painted) / this.mask.length
+        for (let i = 0; i < mask.length; i++) if (mask[i]) painted++
+        const share = (100 * painted) / mask.length
         this.painted = painted
         const percent = share < 1 ? "Less than 1" : Math.round(share)
         this.say(painted ? `${percent} % painted` : "Nothing painted yet")
@@ -311,7 +318,7 @@ class Painter {
         if (!tell) return
         this.untold = true
         clearTimeout(this.timer)
-        this.timer = setTimeout(() => this.stroke || this.flush(), QUIET)
+        this.timer = setTimeout(() => this.stroke || this.flush(), QUIET + mask.length / PACE)
     }
 
     say(words) {
@@ -394,7 +401,12 @@ function paste(mask, width, { left, top, right, bottom }, pixels) {
 }
 
 function same(one, other) {
-    return one.every((value, i) => value === other[i])
+    for (let i = 0; i < one.length; i++) if (one[i] !== other[i]) return false
+    return true
+}
+
+function invert(mask) {
+    for (let i = 0; i < mask.length; i++) mask[i] = 255 - mask[i]
 }
 
 function union(one, other) {
