@@ -99,8 +99,8 @@ def open_page(browser, server, screenshots, request):
     """Opens pages in a fresh browser profile, and takes a picture of each at the end of the test."""
     contexts, pages = [], []
 
-    def open_(path="", width=1280, height=900, scheme="light", ready="Prompt"):
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    def open_(path="", width=1280, height=900, scheme="light", ready="Prompt", **more):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **more)
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()

@@ -4,6 +4,7 @@ The mask comes back as a part of the component's state, so it travels with every
 comes first. It is kept beside the picture in the session, whatever page is shown.
 """
 
+import contextlib
 from pathlib import Path
 
 import streamlit as st
@@ -65,8 +66,14 @@ def draw() -> None:
             "picture": data_url(_shown(found)),
             "mask": url_of(found.mask),
         },
-        on_painted_change=lambda: None,
+        on_painted_change=_take,
     )
+
+
+def _take() -> None:
+    """Hear the browser even where the next page has no painter; what is wrong with it, `draw` says."""
+    with contextlib.suppress(StableDiffusionError):
+        painting()
 
 
 def _shown(found: Painting) -> bytes:
