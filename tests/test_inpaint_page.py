@@ -104,14 +104,14 @@ def test_an_endless_mask_is_refused_unread(monkeypatch):
 def test_a_painting_hears_its_own_browser_alone():
     painting = Painting(noisy())
     painting.hear({"token": "another", "mask": url(dotted())})
-    assert painting.mask is None
+    assert painting.mask is None and painting.turn == 0
     painting.hear({"token": painting.token, "mask": url(dotted())})
     assert painting.mask.tobytes() == dotted().tobytes()
     with pytest.raises(PictureError):
         painting.hear({"token": painting.token, "mask": "nonsense"})
     assert painting.mask.tobytes() == dotted().tobytes(), "what was there before stays"
-    painting.hear({"token": painting.token, "mask": ""})
-    assert painting.mask is None
+    painting.hear({"token": painting.token, "mask": "", "turn": 3})
+    assert painting.mask is None and painting.turn == 3
     for odd in (None, "x", [], {"token": painting.token + "x"}):
         painting.hear(odd)
 

@@ -39,8 +39,13 @@ class Painting:
     token: str = field(default_factory=lambda: secrets.token_hex(6))
     heard: Any = None
 
+    @property
+    def turn(self) -> Any:
+        """The browser's count of changes when it was last heard."""
+        return self.heard.get("turn", 0) if self.heard else 0
+
     def hear(self, message: Any) -> None:
-        """Take over what the browser painted: {"token", "mask": a data URL, or "" for nothing}. Raises PictureError."""
+        """Take over {"token", "turn", "mask": a data URL, "" for none} from the browser. Raises PictureError."""
         if not isinstance(message, dict) or message.get("token") != self.token or message == self.heard:
             return
         url = message.get("mask")

@@ -140,10 +140,13 @@ def test_a_mask_without_a_mouse_an_uploaded_one_and_other_pages(painter):
     expect(said(page)).to_have_text("13 % painted")
     half = mask_of(page)
     assert half[:32, :80].all() and half.sum() == 32 * 80
-    page.get_by_role("link", name="Gallery").click()
-    page.get_by_label("Search in prompts").wait_for()
-    page.get_by_role("link", name="Inpaint").click()
-    expect(said(page)).to_have_text("13 % painted")
+    tool(page, "Invert").click()
+    page.get_by_role("link", name="Picture info").click(delay=100)  # milliseconds, as fingers have them
+    page.get_by_label("Picture to read").wait_for()
+    page.get_by_role("link", name="Inpaint").click(delay=100)
+    expect(said(page)).to_have_text("88 % painted")
+    assert (mask_of(page) == ~half).all()
+    tool(page, "Undo").click()
     assert (mask_of(page) == half).all()
     page.locator("input[type=file]").nth(1).set_input_files(
         {"name": "in.png", "mimeType": "image/png", "buffer": b"nonsense"}

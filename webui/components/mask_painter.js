@@ -1,6 +1,7 @@
 // The mask is a byte for each pixel of the picture, 255 where painted: no antialiasing, and nothing is ever scaled. The
 // canvas over the picture only shows it. Python hears of it a moment after each change, and at once where something
-// outside is touched, so that nothing painted is lost to a click on Generate.
+// outside is touched, so that nothing painted is lost to a click on Generate. A change of pages may be faster still; so
+// the window keeps the newest painting with its history, and tells Python again where that has not heard of it.
 
 const QUIET = 200 // milliseconds without a change before Python is told
 const PACE = 10_000 // pixels for one more of them: what takes longer is done less often
@@ -10,6 +11,8 @@ const COLOURS = [
     [59, 91, 219, 175],
     [255, 255, 255, 135],
 ]
+
+const KEPT = Symbol.for("mask painter")
 
 export default function ({ data, parentElement, setStateValue }) {
     const painter = (parentElement.painter ??= new Painter(parentElement))
@@ -37,27 +40,32 @@ class Painter {
 
     // --- The picture that Python gives, and listening
 
-    async open({ token, width, height, picture, mask }) {
+    async open({ token, width, height, picture, mask, turn }) {
         if (token === this.token) return
         this.flush()
-        Object.assign(this, { token, width, height, stroke: null, past: [], future: [], ready: false })
+        const kept = window[KEPT]?.token === token ? window[KEPT] : { token, turn, past: [], future: [] }
+        window[KEPT] = kept
+        Object.assign(this, { token, width, height, kept, stroke: null, ready: false })
         this.image.src = picture
         this.canvas.width = width
         this.canvas.height = height
         this.stage.style.aspectRatio = `${width} / ${height}`
         this.stage.style.width = `min(100%, max(20rem, 70vh) * ${width / height})`
-        this.mask = new Uint8Array(width * height)
+        this.mask = kept.mask ?? new Uint8Array(width * height)
         this.before = new Uint8Array(width * height)
         this.place = [width / 2, height / 2]
         this.slider.max = Math.max(8, Math.round(Math.max(width, height) / 2))
         this.resize(Math.max(width, height) / 8)
-        const given = mask ? await this.read(mask) : null
-        if (token !== this.token) return
-        if (given) this.mask.set(given)
+        if (!kept.mask && mask) {
+            const given = await this.read(mask)
+            if (token !== this.token) return
+            this.mask.set(given)
+        }
+        kept.mask = this.mask
         this.ready = true
         this.striped = 0
         this.stripe()
-        this.changed(false)
+        this.changed(kept.turn !== turn)
     }
 
     listen() {
@@ -167,11 +175,13 @@ class Painter {
         if (!stroke?.rectangle) return
         const pixels = cut(this.before, this.width, stroke.rectangle)
         if (same(pixels, cut(this.mask, this.width, stroke.rectangle))) return
-        this.past.push({ rectangle: stroke.rectangle, pixels })
-        this.future = []
+        const { past } = this.kept
+        past.push({ rectangle: stroke.rectangle, pixels })
+        this.kept.future = []
         let bytes = 0
-        const kept = this.past.findLastIndex((step) => (bytes += step.pixels.length) > HISTORY.bytes)
-        this.past.splice(0, Math.max(kept + 1, this.past.length - HISTORY.steps))
+        const tooOld = past.findLastIndex((step) => (bytes += step.pixels.length) > HISTORY.bytes)
+        past.splice(0, Math.max(tooOld + 1, past.length - HISTORY.steps))
+        this.kept.turn++
         this.changed(true)
     }
 
@@ -199,6 +209,7 @@ class Painter {
         paste(this.mask, this.width, step.rectangle, step.pixels)
         to.push({ rectangle: step.rectangle, pixels })
         this.draw(step.rectangle)
+        this.kept.turn++
         this.changed(true)
     }
 
@@ -206,8 +217,8 @@ class Painter {
 
     press(what) {
         if (what === "brush" || what === "eraser") this.choose(what)
-        else if (what === "undo") this.back(this.past, this.future)
-        else if (what === "redo") this.back(this.future, this.past)
+        else if (what === "undo") this.back(this.kept.past, this.kept.future)
+        else if (what === "redo") this.back(this.kept.future, this.kept.past)
         else if (what === "clear") this.step((mask) => mask.fill(0))
         else if (what === "invert") this.step(invert)
         else if (what === "upload") this.file.click()
@@ -312,8 +323,8 @@ class Painter {
         this.painted = painted
         const percent = share < 1 ? "Less than 1" : Math.round(share)
         this.say(painted ? `${percent} % painted` : "Nothing painted yet")
-        this.buttons.undo.disabled = !this.past.length
-        this.buttons.redo.disabled = !this.future.length
+        this.buttons.undo.disabled = !this.kept.past.length
+        this.buttons.redo.disabled = !this.kept.future.length
         this.buttons.clear.disabled = this.buttons.download.disabled = !painted
         if (!tell) return
         this.untold = true
@@ -331,7 +342,8 @@ class Painter {
         clearTimeout(this.timer)
         if (!this.untold) return
         this.untold = false
-        this.tell({ token: this.token, mask: this.painted ? this.asPicture().toDataURL("image/png") : "" })
+        const mask = this.painted ? this.asPicture().toDataURL("image/png") : ""
+        this.tell({ token: this.token, turn: this.kept.turn, mask })
     }
 
     asPicture() {

@@ -65,6 +65,7 @@ def draw() -> None:
             "height": height,
             "picture": data_url(_shown(found)),
             "mask": url_of(found.mask),
+            "turn": found.turn,
         },
         on_painted_change=_take,
     )
