@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,7 @@ from .conftest import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PIECE = 1 << 20
 # Beside what is needed, what repositories hold too.
 CHAFF = {
     "README.md": b"a card",
@@ -31,9 +33,9 @@ CHAFF = {
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the repository "someone/postcards"; counts what is asked for, and can cut an answer short."""
+    """Serves the embedded model as a repository; counts what is asked for, and can cut an answer short or be slow."""
 
-    def __init__(self):
+    def __init__(self, repository: str = "someone/postcards"):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {
             path.relative_to(EMBEDDED).as_posix(): path.read_bytes() for path in EMBEDDED.rglob("*") if path.is_file()
@@ -43,7 +45,9 @@ class Hub(ThreadingHTTPServer):
         self.files[weights.format(".fp16")] = self.files[weights.format("")]
         self.fetched: list[str] = []
         self.ranges: list[str] = []
+        self.repository = repository
         self.cut_once: str | None = None
+        self.pause = 0.0  # seconds before each piece
         self.status = 200
 
     @property
@@ -70,11 +74,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(
                 self.server.status, b"{}", {"X-Error-Code": "GatedRepo"} if self.server.status == 403 else {}
             )
-        if path == "/api/models/someone/postcards":
+        repository = self.server.repository
+        if path == f"/api/models/{repository}":
             siblings = [{"rfilename": name, "size": len(data)} for name, data in self.server.files.items()]
-            info = {"id": "someone/postcards", "modelId": "someone/postcards", "sha": COMMIT, "siblings": siblings}
+            info = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
             return self.send(200, json.dumps(info).encode(), {})
-        name = path.removeprefix("/someone/postcards/resolve/main/")
+        name = path.removeprefix(f"/{repository}/resolve/main/")
         if path.startswith("/api/") or name not in self.server.files:
             return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         data = self.server.files[name]
@@ -99,7 +104,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if body:
-            self.wfile.write(data[:cut])
+            for start in range(0, len(data[:cut]), PIECE):
+                time.sleep(self.server.pause)
+                self.wfile.write(data[:cut][start : start + PIECE])
         if cut is not None:
             self.close_connection = True
 

@@ -47,7 +47,7 @@ class Download:
         return self._cancel.is_set()
 
     def cancel(self) -> None:
-        """Stop it after the piece in hand; what has arrived stays, and a later download goes on from there."""
+        """Stop it after the piece in hand; complete files stay, and a later download goes on behind them."""
         self._cancel.set()
 
     def report(self, message: str, fraction: float | None) -> None:

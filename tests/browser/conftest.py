@@ -1,5 +1,6 @@
 """A real server and a real Chromium for the tests of what a person sees; without a browser they skip."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -37,15 +38,21 @@ def outputs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(outputs, tmp_path_factory):
     """The address of the page, served as ./webui.sh serves it."""
+    with serve(outputs, tmp_path_factory.mktemp("server") / "log", {"HF_HUB_OFFLINE": "1"}) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serve(outputs, log, environment):
+    """The page at an address of its own, until the end."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"],
             cwd=ROOT,
-            env=os.environ | {"STABLE_DIFFUSION_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"STABLE_DIFFUSION_OUTPUTS": str(outputs)} | environment,
             stdout=file,
             stderr=subprocess.STDOUT,
         )
