@@ -7,8 +7,6 @@ click.
 from pathlib import Path
 
 import streamlit as st
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # beside these stands the live panel, else below
@@ -48,9 +46,8 @@ def main() -> None:
 
 
 if get_script_run_ctx() is None:
-    # A page on the internet could give its own name this machine's address, and then talk to this server from a browser
-    # here ("DNS rebinding"): requests under a foreign name are refused, for pages, files and sockets alike.
-    hosts = st.get_option("server.allowedHosts") or ["*"]
-    app = st.App(__file__, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)])
+    from webui.guard import guards
+
+    app = st.App(__file__, middleware=guards(st.get_option("server.allowedHosts") or ["*"]))
 else:
     main()

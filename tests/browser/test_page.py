@@ -1,10 +1,9 @@
 """What a person sees and does, with the embedded model, in a real Chromium."""
 
+import http.client
 import io
 import re
 import time
-import urllib.error
-import urllib.request
 
 import pytest
 from PIL import Image
@@ -244,17 +243,38 @@ def test_a_mistake_is_said_in_words_and_nothing_is_lost(open_page, request):
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a *red* <b>house</b> :smile: $x$")
 
 
-@pytest.mark.parametrize("path", ["", "_stcore/health", "_stcore/host-config"])
-def test_a_foreign_host_is_refused(server, path):
-    def status(host):
-        try:
-            with urllib.request.urlopen(urllib.request.Request(f"{server}/{path}", headers={"Host": host})) as answer:
-                return answer.status
-        except urllib.error.HTTPError as error:
-            return error.code
+SOCKET = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
 
-    assert status("localhost") == 200
-    assert status("evil.example") == 400
+
+@pytest.mark.parametrize(
+    ("method", "path", "more", "status"),
+    [
+        ("GET", "/", {}, 200),
+        ("GET", "/_stcore/health", {}, 200),
+        ("GET", "/_stcore/host-config", {}, 200),
+        ("GET", "/media/none.png", {}, 404),
+        ("PUT", "/_stcore/upload_file/session/file", {}, 403),
+        ("GET", "/_stcore/stream", SOCKET, 101),
+    ],
+)
+def test_a_foreign_host_or_origin_is_refused(server, method, path, more, status):
+    own = server.removeprefix("http://")
+
+    def ask(host, **headers):
+        connection = http.client.HTTPConnection(own, timeout=10)
+        connection.request(method, path, headers=more | {"Host": host} | headers)
+        answer = connection.getresponse().status
+        connection.close()
+        return answer
+
+    assert ask(own) == ask(own, Origin=server) == status
+    assert ask("evil.example") == ask("evil.example", Origin="http://evil.example") == 400
+    assert ask(own, Origin="http://evil.example") == ask(own, Origin="null") == 403
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
