@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import blend, checkpoints, paint, pictures
+from .commands import blend, checkpoints, paint, pictures, train
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False)
     kinds = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, blend, checkpoints, pictures):
+    for group in (paint, blend, checkpoints, pictures, train):
         group.add_to(kinds)
     return parser
 

@@ -6,11 +6,13 @@ there (winograd.py is one of them); STABLE_DIFFUSION_OPS=plain takes the plain o
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from .. import backend
 from ..backend import mx
-from . import cpu, plain
+from . import cpu, learning, plain
 from .plain import Activation, upsample_nearest
 
 __all__ = [
@@ -19,9 +21,11 @@ __all__ = [
     "Activation",
     "attention",
     "conv2d",
+    "differentiable",
     "geglu",
     "group_norm",
     "quantized_matmul",
+    "rsqrt",
     "upsample_nearest",
 ]
 
@@ -39,6 +43,7 @@ attention = cpu.attention if _on_cpu else plain.attention
 conv2d = cpu.conv2d if _on_cpu else plain.conv2d
 geglu = cpu.geglu if _on_cpu else plain.geglu
 group_norm = cpu.group_norm if _on_cpu else plain.group_norm
+rsqrt = learning.rsqrt if _on_cpu else mx.rsqrt
 quantized_matmul = plain.quantized_matmul if backend.has_gpu() else cpu.quantized_matmul
 _silu, _gelu, _quick_gelu = (
     (cpu.silu, cpu.gelu, cpu.quick_gelu) if _on_cpu else map(_fused, (plain.silu, plain.gelu, plain.quick_gelu))
@@ -53,3 +58,20 @@ ACTIVATIONS: dict[str, Activation] = {
     "mish": _fused(plain.mish),
     "relu": plain.relu,
 }
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Networks that are built *and* called inside have forms with gradients: learning.py's where cpu.py's are taken."""
+    if not _on_cpu:
+        yield
+        return
+    names = ("attention", "conv2d", "geglu", "group_norm")
+    before, activations = {name: globals()[name] for name in names}, dict(ACTIVATIONS)
+    globals().update({name: getattr(learning, name) for name in names})
+    ACTIVATIONS.update(silu=learning.silu, swish=learning.silu, gelu=learning.gelu, quick_gelu=learning.quick_gelu)
+    try:
+        yield
+    finally:
+        globals().update(before)
+        ACTIVATIONS.update(activations)

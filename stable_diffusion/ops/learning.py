@@ -1,0 +1,258 @@
+"""The operations with their gradients, for a CPU on which MLX's exp is slow: what training takes in place of cpu.py.
+
+Each is a function with its own vector-Jacobian product, written out, because MLX's own would differentiate through
+every block and every bit trick of a fast form. float32, channels last; plain.py says what each operation means.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backend import mx
+from . import plain
+from .cpu import _exp2
+from .winograd import _INPUT_2D, _KERNEL_2D, _OUTPUT_2D, TILE
+
+BLOCK = 1 << 18  # elements that a block holds: one megabyte
+
+
+def _elementwise(function: Callable[[mx.array], tuple[mx.array, mx.array]]) -> plain.Activation:
+    """A function of each element, from one that gives its value and its derivative, which is kept for the way back."""
+
+    def both(x: mx.array) -> tuple[mx.array, mx.array]:
+        if x.size <= BLOCK:
+            return function(x)
+        flat = x.reshape(-1)
+        parts = [function(flat[i : i + BLOCK]) for i in range(0, x.size, BLOCK)]
+        values, derivatives = (mx.concatenate(list(each)).reshape(x.shape) for each in zip(*parts, strict=True))
+        return values, derivatives
+
+    apply: Any = mx.custom_function(both)
+
+    @apply.vjp
+    def pull(x: mx.array, cotangents: Sequence[mx.array], results: Sequence[mx.array]) -> mx.array:
+        return cotangents[0] * results[1]
+
+    return lambda x: apply(x)[0]
+
+
+def _sigmoid(x: mx.array) -> mx.array:
+    return 1 / (1 + _exp2(mx.clip(x * (-1 / math.log(2)), -126.0, 126.0)))
+
+
+def _silu(x: mx.array) -> tuple[mx.array, mx.array]:
+    s = _sigmoid(x)
+    y = x * s
+    return y, s + y * (1 - s)
+
+
+def _quick_gelu(x: mx.array) -> tuple[mx.array, mx.array]:
+    s = _sigmoid(1.702 * x)
+    y = x * s
+    return y, s + 1.702 * y * (1 - s)
+
+
+def _gelu(x: mx.array) -> tuple[mx.array, mx.array]:
+    """x Phi(x) and Phi(x) + x phi(x), with Phi by equation 7.1.26 of Abramowitz and Stegun 1964 (error 1.5e-7)."""
+    t = 1 / (1 + (0.3275911 / math.sqrt(2)) * mx.abs(x))
+    series = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    bell = _exp2(mx.maximum(x * x * (-0.5 / math.log(2)), -126.0))
+    half = 0.5 - 0.5 * series * bell  # Phi(|x|) - 1/2
+    phi = 0.5 + half * mx.sign(x)
+    return x * phi, phi + x * bell * (1 / math.sqrt(2 * math.pi))
+
+
+silu, quick_gelu, gelu = map(_elementwise, (_silu, _quick_gelu, _gelu))
+
+
+def geglu(x: mx.array) -> mx.array:
+    value, gate = mx.split(x, 2, axis=-1)
+    return value * gelu(gate)
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
+    """Whole heads together, as many as fit into a block; the softmax's weights are kept for the way back."""
+    batch, heads, length, depth = q.shape
+    if q.dtype != mx.float32 or isinstance(mask, mx.array):
+        return plain.attention(q, k, v, mask)
+    k = mx.broadcast_to(k, (batch, *k.shape[1:]))
+    v = mx.broadcast_to(v, (batch, *v.shape[1:]))
+    q, k, v = (each.reshape(batch * heads, *each.shape[2:]) for each in (q * (1 / math.sqrt(depth)), k, v))
+    function = _causal_attention if mask == "causal" else _full_attention
+    return function(q, k, v)[0].reshape(batch, heads, length, -1)
+
+
+def _attention(causal: bool) -> Callable:
+    """Attention of q (N, L, D), already scaled, to k and v (N, M, D)."""
+
+    def weights(q: mx.array, k: mx.array) -> mx.array:
+        scores = (q * (1 / math.log(2))) @ k.swapaxes(-1, -2)
+        if causal:
+            scores = scores + mx.array(np.triu(np.full(scores.shape[1:], -1e9, np.float32), 1))
+        numerators = _exp2(mx.maximum(scores - scores.max(axis=-1, keepdims=True), -126.0))
+        return numerators * (1 / numerators.sum(axis=-1, keepdims=True))
+
+    @mx.custom_function
+    def apply(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        p = mx.concatenate([weights(q[i], k[i]) for i in _slices(len(q), q.shape[1] * k.shape[1])])
+        return p @ v, p
+
+    @apply.vjp
+    def pull(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], results: Sequence[mx.array]
+    ) -> tuple[mx.array, ...]:
+        q, k, v = primals
+        y, p = results
+        c = cotangents[0]
+        means = (c * y).sum(axis=-1, keepdims=True)
+        scores = mx.concatenate([p[i] * (c[i] @ v[i].swapaxes(-1, -2) - means[i]) for i in _slices(len(q), p[0].size)])
+        return scores @ k, scores.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ c
+
+    return apply
+
+
+_full_attention, _causal_attention = _attention(causal=False), _attention(causal=True)
+
+
+def group_norm(
+    x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: plain.Activation | None = None
+) -> mx.array:
+    """With SiLU in the same function; what the way back needs of the middle is kept."""
+    if act not in (None, silu) or x.dtype != mx.float32:
+        return plain.group_norm(x, weight, bias, groups, eps, act)
+    function = _group_norm(groups, eps, act is silu)
+    return function(x.reshape(x.shape[0], -1, x.shape[-1]), weight, bias)[0].reshape(x.shape)
+
+
+@functools.cache
+def _group_norm(groups: int, eps: float, activated: bool) -> Callable:
+    def over_groups(x: mx.array) -> mx.array:
+        """Means over the channels of a group, (B, 1, C), for each of its channels."""
+        batch, _, channels = x.shape
+        means = x.reshape(batch, 1, groups, -1).mean(axis=-1, keepdims=True)
+        return mx.broadcast_to(means, (batch, 1, groups, channels // groups)).reshape(x.shape)
+
+    def forward(x: mx.array, weight: mx.array, bias: mx.array) -> tuple[mx.array, ...]:
+        """x (B, N, C) -> the result; SiLU's slope; x less its mean, over its deviation; 1 / deviation (B, 1, C)."""
+        x = x - over_groups(x.mean(axis=1, keepdims=True))
+        scale = mx.rsqrt(over_groups(mx.square(x).mean(axis=1, keepdims=True)) + eps)
+        x = x * scale
+        y = x * weight + bias
+        return (*_silu(y), x, scale) if activated else (y, mx.ones((1,)), x, scale)
+
+    def backward(c: mx.array, weight: mx.array, slope: mx.array, x: mx.array, scale: mx.array) -> tuple[mx.array, ...]:
+        c = c * slope if activated else c
+        bias_part, weight_part = c.mean(axis=1, keepdims=True), (c * x).mean(axis=1, keepdims=True)
+        c = c * weight - over_groups(bias_part * weight) - x * over_groups(weight_part * weight)
+        count = x.shape[1]
+        return c * scale, weight_part.sum(axis=(0, 1)) * count, bias_part.sum(axis=(0, 1)) * count
+
+    @mx.custom_function
+    def apply(x: mx.array, weight: mx.array, bias: mx.array) -> tuple[mx.array, ...]:
+        parts = [forward(x[i], weight, bias) for i in _slices(len(x), x[0].size)]
+        return tuple(mx.concatenate(list(each)) for each in zip(*parts, strict=True))
+
+    @apply.vjp
+    def pull(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], results: Sequence[mx.array]
+    ) -> tuple[mx.array, ...]:
+        _, slope, x, scale = results
+        parts = [
+            backward(cotangents[0][i], primals[1], slope[i] if activated else slope, x[i], scale[i])
+            for i in _slices(len(x), x[0].size)
+        ]
+        inputs, weights, biases = zip(*parts, strict=True)
+        return mx.concatenate(list(inputs)), sum(weights[1:], weights[0]), sum(biases[1:], biases[0])
+
+    return apply
+
+
+def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
+    """3x3 kernels by Winograd's method or, of stride 2, with a faster way back; others as MLX has them."""
+    _, height, width, channels = x.shape
+    if weight.shape[1:3] == (3, 3) and x.dtype == mx.float32 and channels >= 8:
+        if (stride, padding) == (1, 1) and height % TILE == 0 == width % TILE:
+            return _winograd(x, weight)[0] + bias
+        if stride == 2:
+            x = mx.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)]) if padding else x
+            return _halving(x, weight) + bias
+    return plain.conv2d(x, weight, bias, stride, padding)
+
+
+def _convolved(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
+    """winograd.py's convolution of a whole batch, sides multiples of 4; and the transformed input (36, tiles, C)."""
+    batch, height, width, channels = x.shape
+    outputs, down, across = weight.shape[0], height // TILE, width // TILE
+    kernels = (_KERNEL_2D @ weight.transpose(1, 2, 3, 0).reshape(9, -1)).reshape(36, channels, outputs)
+    x = mx.contiguous(mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]))
+    line = (width + 2) * channels
+    strides = (line, channels, (height + 2) * line, TILE * line, TILE * channels, 1)
+    tiles = mx.as_strided(x, (TILE + 2, TILE + 2, batch, down, across, channels), strides)
+    inputs = (_INPUT_2D @ tiles.reshape(36, -1)).reshape(36, -1, channels)
+    y = (_OUTPUT_2D @ (inputs @ kernels).reshape(36, -1)).reshape(TILE, TILE, batch, down, across, outputs)
+    return y.transpose(2, 3, 0, 4, 1, 5).reshape(batch, height, width, outputs), inputs
+
+
+_winograd: Any = mx.custom_function(_convolved)
+
+
+@_winograd.vjp
+def _winograd_vjp(
+    primals: Sequence[mx.array], cotangents: Sequence[mx.array], results: Sequence[mx.array]
+) -> tuple[mx.array, mx.array]:
+    """The input's by the kernel turned about; the kernel's by the transposes of its and the output's transforms."""
+    weight, cotangent, inputs = primals[1], cotangents[0], results[1]
+    batch, height, width, outputs = cotangent.shape
+    x_part, _ = _convolved(cotangent, weight[:, ::-1, ::-1].transpose(3, 1, 2, 0))
+    tiles = cotangent.reshape(batch, height // TILE, TILE, width // TILE, TILE, outputs).transpose(2, 4, 0, 1, 3, 5)
+    products = (_OUTPUT_2D.T @ tiles.reshape(TILE * TILE, -1)).reshape(36, -1, outputs)
+    kernels = inputs.swapaxes(1, 2) @ products
+    w_part = (_KERNEL_2D.T @ kernels.reshape(36, -1)).reshape(3, 3, -1, outputs).transpose(3, 0, 1, 2)
+    return x_part, w_part
+
+
+def _halved(x: mx.array, weight: mx.array) -> mx.array:
+    """A 3x3 convolution of stride 2 without padding."""
+    return mx.conv2d(x, weight, stride=2)
+
+
+_halving: Any = mx.custom_function(_halved)
+
+
+@_halving.vjp
+def _halving_vjp(primals: Sequence[mx.array], cotangent: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+    """The input's as a convolution of stride 1 that gives each 2x2 cell of the input as channels.
+
+    MLX would spread the cotangent with zeros between: four times the work, and slow on a CPU besides.
+    """
+    x, weight = primals
+    batch, height, width, channels = x.shape
+    outputs, rows, columns = weight.shape[0], y.shape[1] + 1, y.shape[2] + 1
+    # The 3x3 kernel, one row and column of zeros added, as 2x2 cells of 2x2.
+    cells = mx.pad(weight, [(0, 0), (0, 1), (0, 1), (0, 0)]).reshape(outputs, 2, 2, 2, 2, channels)
+    kernel = cells.transpose(2, 4, 5, 1, 3, 0).reshape(4 * channels, 2, 2, outputs)[:, ::-1, ::-1]
+    x_part = mx.conv2d(cotangent, kernel, padding=1).reshape(batch, rows, columns, 2, 2, channels)
+    x_part = x_part.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, channels)
+    over = [(0, 0), (0, max(0, height - 2 * rows)), (0, max(0, width - 2 * columns)), (0, 0)]
+    (w_part,) = mx.vjp(lambda w: mx.conv2d(x, w, stride=2), [weight], [cotangent])[1]
+    return mx.pad(x_part, over)[:, :height, :width], w_part
+
+
+def rsqrt(x: mx.array) -> mx.array:
+    """1 / sqrt(x) of x > 0 to 1e-7, by halving the exponent and three steps of Newton's: MLX's is ten times slower."""
+    y = (0x5F3759DF - (x.view(mx.int32) >> 1)).view(mx.float32)
+    half = 0.5 * x
+    for _ in range(3):
+        y = y * (1.5 - half * y * y)
+    return y
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    """The first axis, so many of its `count` together as fit into a block; each has `size` elements."""
+    together = max(1, BLOCK // size)
+    return [slice(i, i + together) for i in range(0, count, together)]

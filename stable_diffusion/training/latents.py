@@ -1,0 +1,62 @@
+"""What the diffusion is trained on: captions, and the autoencoder's posteriors of pictures, computed once and kept.
+
+They come in shards of 500, a file each. More are made as the training goes, so that it begins soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from pathlib import Path
+
+import numpy as np
+
+from ..backend import mx
+from ..tokenizer import Tokenizer
+from ..vae import Autoencoder
+from .data import Data
+
+SHARD = 500
+TOGETHER = 4  # pictures that go through the autoencoder at once
+
+
+class LatentCache:
+    """Shard i holds the examples from 500 i on. One thread at a time may ask."""
+
+    def __init__(self, data: Data, vae: Autoencoder, tokenizer: Tokenizer, folder: Path):
+        self.data, self.vae, self.tokenizer, self.folder = data, vae, tokenizer, folder
+        self._shards: list[dict[str, np.ndarray]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def limit(self) -> int | None:
+        """How many examples there are; None for data without end."""
+        return len(self.data) if isinstance(self.data, Sized) else None
+
+    def example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The scaled posterior's mean and deviation, (h, w, C) float32 each, and the caption's ids (77,)."""
+        while len(self._shards) <= index // SHARD:
+            self._shards.append(self._shard(len(self._shards)))
+        shard, i = self._shards[index // SHARD], index % SHARD
+        scale = self.vae.config.scaling_factor
+        return shard["mean"][i] * scale, shard["deviation"][i].astype(np.float32) * scale, shard["ids"][i]
+
+    def _shard(self, number: int) -> dict[str, np.ndarray]:
+        path = self.folder / f"{number:04d}.npz"
+        if not path.is_file():
+            first = SHARD * number
+            past = first + SHARD if self.limit is None else min(first + SHARD, self.limit)
+            posteriors, captions = [], []
+            # A thread has to have a stream of its own; the weights are evaluated, and may be read by all.
+            with mx.stream(mx.new_stream(mx.default_device())):
+                for i in range(first, past, TOGETHER):
+                    pictures, texts = self.data.batch(range(i, min(i + TOGETHER, past)))
+                    moments = self.vae.moments(mx.array(pictures.astype(np.float32) / 127.5 - 1))
+                    posteriors.append([np.array(part.astype(mx.float32)) for part in moments])
+                    captions += texts
+            mean, deviation = (np.concatenate(part) for part in zip(*posteriors, strict=True))
+            temporary = path.with_suffix(".new.npz")
+            ids = self.tokenizer(captions)[0]
+            np.savez(temporary, mean=mean, deviation=deviation.astype(np.float16), ids=ids)
+            temporary.replace(path)
+        with np.load(path) as file:
+            return dict(file)

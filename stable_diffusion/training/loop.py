@@ -1,0 +1,219 @@
+"""The loop around a training: gradients, accumulated and averaged; a step; progress; checkpoints; going on after them.
+
+What is trained is a `Task`. All of its chance comes from the numbers of the examples, and these from the step: so a
+training that is interrupted goes on as if it had not been, and several processes do together what one would do alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from .. import backend
+from ..backend import mx, nn
+from .optimisation import Arrays, Recipe, State, learning_rate
+
+STATE, LOG = "state.safetensors", "log.jsonl"
+Inputs = tuple[np.ndarray, ...]
+Loss = tuple[mx.array, dict[str, mx.array]]  # the mean over a batch, and other figures to be told
+
+
+class Task(Protocol):
+    """What is trained: a model, examples by their numbers, a loss, and how one looks at it and keeps it."""
+
+    name: str
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    def batch(self, examples: Sequence[int]) -> Inputs:
+        """What `loss` takes, for these examples; in a thread of its own, and the same for the same numbers."""
+
+    @property
+    def loss(self) -> Callable[..., Loss]:
+        """A method that takes what `batch` gives, for the model's present weights."""
+
+    def look(self, path: Path) -> dict[str, float]:
+        """Draw a sample sheet with the model's present weights, and measure what there is to measure."""
+
+    def export(self) -> None:
+        """Write the model with its present weights as a part of a checkpoint's folder."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How long a training goes: so many minutes of work, all sessions together, or so many steps."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def done(self, state: State) -> float:
+        """The share that is done, 0 to 1."""
+        shares = [state.seconds / (60 * self.minutes)] if self.minutes else []
+        shares += [state.step / self.steps] if self.steps else []
+        return min(1.0, max(shares, default=1.0))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is told of a step."""
+
+    task: str
+    step: int
+    figures: dict[str, float]  # "loss" among them
+    rate: float
+    done: float  # 0 to 1
+    seconds_left: float
+    examples_per_second: float
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How often something is done: in steps, or in seconds."""
+
+    report: int = 20  # steps
+    save: float = 120.0
+    look: float = 480.0
+
+
+INTERVALS = Intervals()
+
+
+def train(
+    task: Task,
+    recipe: Recipe,
+    limit: Limit,
+    folder: Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    intervals: Intervals = INTERVALS,
+) -> State:
+    """Train until the limit, from where the state in `folder` stands, and return the state that is reached.
+
+    The state is saved now and then and at the end; sample sheets and exports are made with the averaged weights.
+    Raises `CheckpointError` for a state of another network, and OSError.
+    """
+    group = mx.distributed.init()
+    first = group.rank() == 0
+    folder.mkdir(parents=True, exist_ok=True)
+    state = resumed(task.model, folder / STATE)
+    begun = time.monotonic() - state.seconds
+    saved = looked = state.seconds
+    batches = _prefetched(task, recipe, state.step, group)
+    while (done := _of_first(limit.done(state), group)) < 1:
+        started = time.monotonic()
+        rate = learning_rate(recipe, state.step, done)
+        loss, figures, gradients = averaged_gradients(task, next(batches), group)
+        norm = state.update(gradients, recipe, rate)
+        mx.eval(state.arrays(), loss, norm, figures)
+        set_weights(task.model, state.parameters)
+        state.seconds = time.monotonic() - begun
+        if not first:
+            continue
+        if state.step % intervals.report == 0 or state.step == 1:
+            told = {name: _number(value) for name, value in {"loss": loss, **figures, "norm": norm}.items()}
+            _log(folder, step=state.step, seconds=round(state.seconds, 1), rate=rate, **told)
+            seconds = time.monotonic() - started
+            report(_progress(task, state, told, rate, limit, recipe.batch / seconds))
+        if state.seconds - looked > intervals.look:
+            look(task, state, folder)
+            looked = time.monotonic() - begun
+        if state.seconds - saved > intervals.save:
+            saved = state.seconds
+            state.save(folder / STATE, recipe)
+    if first:
+        state.save(folder / STATE, recipe)
+        look(task, state, folder)
+    return state
+
+
+def averaged_gradients(
+    task: Task, parts: Sequence[Inputs], group: mx.distributed.Group
+) -> tuple[mx.array, dict[str, mx.array], Arrays]:
+    """Loss, figures and gradients: means over the parts of a batch, one after another, and over all processes."""
+    function = nn.value_and_grad(task.model, task.loss)
+    total: Any = None
+    for inputs in parts:
+        (loss, figures), tree = function(*map(mx.array, inputs))
+        told = [loss, figures, {name: g.astype(mx.float32) for name, g in dict(tree_flatten(tree)).items()}]
+        total = told if total is None else tree_map(mx.add, total, told)
+        mx.eval(total)
+    loss, figures, gradients = tree_map(lambda value: value / len(parts), total)
+    if group.size() > 1:
+        gradients = dict(zip(gradients, nn.average_gradients(list(gradients.values()), group), strict=True))
+        loss = mx.distributed.all_sum(loss, group=group) / group.size()
+    return loss, figures, gradients
+
+
+def resumed(model: nn.Module, path: Path) -> State:
+    """The state in a file, or where there is none that of a model that has not been trained; the model gets it."""
+    parameters = dict(tree_flatten(model.trainable_parameters()))
+    state = State.load(path, set(parameters)) if path.is_file() else State.fresh(parameters)
+    mx.eval(state.arrays())
+    set_weights(model, state.parameters)
+    return state
+
+
+def set_weights(model: nn.Module, parameters: Arrays) -> None:
+    """Give a model the weights to compute with: bfloat16 on a GPU, which gains by it; float32 are kept beside them."""
+    dtype = mx.bfloat16 if backend.has_gpu() else mx.float32
+    model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in parameters.items()]))
+
+
+def look(task: Task, state: State, folder: Path) -> None:
+    """Sheet, figures and export of the averaged weights; the model has its own again afterwards."""
+    set_weights(task.model, state.average)
+    _log(folder, step=state.step, seconds=round(state.seconds, 1), **task.look(folder / f"{state.step:06d}.png"))
+    task.export()
+    set_weights(task.model, state.parameters)
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The lines of a training's log, of its steps and of its sheets, each at its step once: the last that was told."""
+    lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
+    return list({(line["step"], "loss" in line): line for line in lines}.values())
+
+
+def _log(folder: Path, **values: float) -> None:
+    with open(folder / LOG, "a", encoding="utf-8") as file:
+        file.write(json.dumps({k: float(f"{v:.6g}") for k, v in values.items()}) + "\n")
+
+
+def _prefetched(task: Task, recipe: Recipe, step: int, group: mx.distributed.Group) -> Iterator[list[Inputs]]:
+    """The batches from `step` on, each in its parts; the next is prepared while the last is learnt from."""
+
+    def prepared(step: int) -> list[Inputs]:
+        numbers = range(step * recipe.batch, (step + 1) * recipe.batch)[group.rank() :: group.size()]
+        return [task.batch(numbers[i :: recipe.accumulate]) for i in range(recipe.accumulate)]
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(prepared, step)
+        while True:
+            step += 1
+            now, coming = coming, pool.submit(prepared, step)
+            yield now.result()
+
+
+def _of_first(value: float, group: mx.distributed.Group) -> float:
+    """The first process's value, for all: their clocks differ."""
+    if group.size() == 1:
+        return value
+    return _number(mx.distributed.all_sum(mx.array(value if group.rank() == 0 else 0.0), group=group))
+
+
+def _number(value: mx.array) -> float:
+    return float(np.array(value))
+
+
+def _progress(task: Task, state: State, figures: dict[str, float], rate: float, limit: Limit, speed: float) -> Progress:
+    done = limit.done(state)
+    left = state.seconds * (1 - done) / done if done else float("nan")
+    return Progress(task.name, state.step, figures, rate, done, left, speed)

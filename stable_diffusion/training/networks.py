@@ -1,0 +1,136 @@
+"""The networks that are trained: their sizes, how they begin, and how they are written as a checkpoint's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..backend import mx, nn
+from ..clip import CLIPTextModel
+from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
+from ..layers import Conv2d, ResnetBlock
+from ..model_io.outward import to_folder
+from ..unet import Transformer2D, UNet
+from ..vae import Autoencoder
+
+VAE = AutoencoderConfig(
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(16, 32, 64, 128),
+    norm_num_groups=8,
+)
+TEXT_ENCODER = CLIPTextConfig(
+    hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, projection_dim=128
+)
+UNET = UNetConfig(
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    block_out_channels=(64, 128, 160),
+    layers_per_block=1,
+    attention_head_dim=4,
+    norm_num_groups=16,
+    cross_attention_dim=128,
+)
+# Stable Diffusion's betas end at 0.012, where a latent of 16x16 still shows whether it is day or night.
+SCHEDULER = SchedulerConfig(
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.02,
+    prediction_type="v_prediction",
+    timestep_spacing="trailing",
+    steps_offset=1,
+)
+
+# By a part's folder: the class that diffusers or transformers read it with, and the weights' file.
+CLASSES = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel"}
+LIBRARIES = {
+    "unet": "diffusers", "vae": "diffusers", "scheduler": "diffusers",
+    "text_encoder": "transformers", "tokenizer": "transformers",
+}  # fmt: skip
+
+
+def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
+    """An autoencoder before its training, its weights drawn with `seed`."""
+    mx.random.seed(seed)
+    model = Autoencoder(config)
+    _begin(model)
+    for module in model.modules():
+        if isinstance(module, Conv2d | nn.Linear):
+            # Variance 1 / inputs keeps a signal's strength, where PyTorch's 1 / (3 inputs) loses it in a dozen layers.
+            module.weight = module.weight * math.sqrt(3)
+    if config.use_quant_conv:
+        # Little noise at first, or the decoder learns to do without the latents.
+        is_variance = mx.arange(2 * config.latent_channels) >= config.latent_channels
+        model.quant_conv.bias = mx.where(is_variance, -5.0, 0.0)
+    return model
+
+
+class TextToLatents(nn.Module):
+    """The two networks that learn together: text encoder and U-Net."""
+
+    def __init__(self, text_config: CLIPTextConfig, unet_config: UNetConfig, seed: int):
+        super().__init__()
+        mx.random.seed(seed)
+        self.text_encoder = CLIPTextModel(text_config)
+        self.unet = UNet(unet_config)
+        _begin(self)
+
+    def __call__(self, x: mx.array, t: mx.array, ids: mx.array) -> mx.array:
+        """The U-Net's prediction for x (B, h, w, C) at times t (B,) with texts' ids (B, 77)."""
+        text = self.text_encoder(ids).last_hidden_state
+        return self.unet(x, t, self.unet.project_text(text))
+
+
+def _begin(model: nn.Module) -> None:
+    """What PyTorch's layers begin as (uniform to 1 / sqrt(inputs)), biases too, but for the ends of the skips.
+
+    Those begin at zero, so that every block begins as the identity (Dhariwal and Nichol 2021, appendix), and a U-Net as
+    the answer 0. CLIP's embeddings begin at 0.02 (Radford et al. 2021).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight = mx.random.normal(module.weight.shape) * 0.02
+        elif isinstance(module, ResnetBlock):
+            module.conv2.weight = mx.zeros_like(module.conv2.weight)
+        elif isinstance(module, Transformer2D):
+            module.proj_out.weight = mx.zeros_like(module.proj_out.weight)
+            module.proj_out.bias = mx.zeros_like(module.proj_out.bias)
+        elif isinstance(module, UNet):
+            module.conv_out.weight = mx.zeros_like(module.conv_out.weight)
+
+
+def write_part(folder: Path, part: str, model: nn.Module, **changes: Any) -> None:
+    """Write one network in float16 as diffusers' folders have it; `changes` to its configuration."""
+    values = {k: v for k, v in dataclasses.asdict(model.config).items() if v is not None} | changes
+    if part == "text_encoder":
+        end = values["eos_token_id"]
+        values |= {"model_type": "clip_text_model", "bos_token_id": end - 1, "pad_token_id": end}
+    else:
+        values["_class_name"] = CLASSES[part]
+    write_json(folder / part / "config.json", values)
+    tensors = {name: value.astype(mx.float16) for name, value in to_folder(part, model).items()}
+    path = folder / part / ("model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors")
+    temporary = path.with_name(f".{path.stem}.new.safetensors")
+    mx.save_safetensors(str(temporary), tensors, {"format": "pt"})
+    os.replace(temporary, path)
+
+
+def write_index(folder: Path, scheduler: SchedulerConfig) -> None:
+    """Write what makes a pipeline of the parts: model_index.json and the scheduler's configuration."""
+    kind = "EulerDiscreteScheduler"
+    classes = {**CLASSES, "scheduler": kind, "tokenizer": "CLIPTokenizer"}
+    index: dict[str, Any] = {name: [LIBRARIES[name], classes[name]] for name in sorted(classes)}
+    index |= {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **index})
+    values = {k: v for k, v in dataclasses.asdict(scheduler).items() if v is not None}
+    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": kind, **values})
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,63 @@
+"""A vocabulary learnt from captions: byte pair encoding (Sennrich et al. 2016, algorithm 1), in CLIP's files' form.
+
+First every byte, alone and at a word's end; then, one after another, the pair of neighbours that is the most common.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..tokenizer import _BYTE_LETTERS, _word_letters, _words, normalize
+from ..tokenizer_files import BOS, EOS, MAX_LENGTH, WORD_END
+
+Pair = tuple[str, str]
+
+
+def learn_merges(captions: Iterable[str], count: int) -> list[Pair]:
+    """The `count` best merges of the captions' words, fewer where every word has become one token."""
+    words = Counter(word for caption in captions for word in _words(normalize(caption)))
+    spelt = {word: [*(letters := _word_letters(word))[:-1], letters[-1] + WORD_END] for word in words}
+    merges: list[Pair] = []
+    while len(merges) < count:
+        pairs: Counter[Pair] = Counter()
+        for word, symbols in spelt.items():
+            for pair in itertools.pairwise(symbols):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spelt = {word: _merged(symbols, best) for word, symbols in spelt.items()}
+    return merges
+
+
+def write_tokenizer(folder: Path, captions: Iterable[str], merges: int = 230) -> None:
+    """Learn from captions, and write vocab.json, merges.txt and the two files of special tokens."""
+    learnt = learn_merges(captions, merges)
+    tokens = [*_BYTE_LETTERS, *(letter + WORD_END for letter in _BYTE_LETTERS)]
+    tokens += dict.fromkeys(left + right for left, right in learnt)  # two merges may make the same token
+    vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
+    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_LENGTH, **special}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (
+        ("vocab.json", vocab), ("special_tokens_map.json", special), ("tokenizer_config.json", settings)
+    ):  # fmt: skip
+        (folder / name).write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in learnt)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _merged(symbols: list[str], pair: Pair) -> list[str]:
+    """The symbols with each occurrence of the pair, from the left, made one."""
+    result: list[str] = []
+    i = 0
+    while i < len(symbols):
+        together = tuple(symbols[i : i + 2]) == pair
+        result.append(symbols[i] + symbols[i + 1] if together else symbols[i])
+        i += 2 if together else 1
+    return result
