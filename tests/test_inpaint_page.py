@@ -399,7 +399,7 @@ def test_the_canvas_can_be_extended(inpaint):
 
 
 def test_width_and_height_take_the_shape_of_the_picture(inpaint):
-    button(inpaint, "Take its shape").click().run()
+    button(inpaint, "Take the picture's shape").click().run()
     assert (labelled(inpaint.number_input, "Width").value, labelled(inpaint.number_input, "Height").value) == (160, 104)
 
 

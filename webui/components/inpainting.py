@@ -56,9 +56,9 @@ def _sizes() -> None:
             width="content",
         )
         st.button(
-            "Take its shape",
+            "Take the picture's shape",
             type="tertiary",
-            help="Set width and height to the shape of the picture, as large as the model paints best",
+            help="Set width and height to its shape, as large as the model paints best",
             on_click=session.take_shape,
         )
 
@@ -82,12 +82,10 @@ def _pixels(label: str, key: str, words: str, disabled: bool = False) -> None:
 
 
 def _extension() -> None:
-    st.caption("Add to the picture at its sides, and have the new part painted.")
+    st.caption("Adds pixels at the sides of the picture, painted over as what should change.")
     columns = st.columns(2) * 2
     for side, column in zip(SIDES, columns, strict=True):
-        column.number_input(
-            side.title(), 0, MAX_EXTENSION, step=8, key=f"extend_{side}", help="In pixels", persist_state="session"
-        )
+        column.number_input(side.title(), 0, MAX_EXTENSION, step=8, key=f"extend_{side}", persist_state="session")
     st.button("Extend", on_click=_extend, width="stretch")
     if problem := st.session_state.pop("extend_problem", None):
         st.error(session.plain(problem), icon=":material/error:")
