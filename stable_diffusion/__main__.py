@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import blend, checkpoints, paint, pictures, train
+from .commands import blend, checkpoints, inpaint, paint, pictures, train
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -29,6 +29,8 @@ examples:
   python -m stable_diffusion txt2img "a red house on green hills at sunset, with clouds"
   python -m stable_diffusion txt2img "a lighthouse by the sea" --n-images 4 --seed 7 --output lighthouse.png
   python -m stable_diffusion img2img photo.jpg "a windmill in the desert" --strength 0.6
+  python -m stable_diffusion inpaint photo.jpg mask.png "a red balloon"
+  python -m stable_diffusion outpaint photo.jpg "green hills at sunset" --left 64 --right 64
   python -m stable_diffusion txt2img "a fox, watercolour" --model stable-diffusion-v1-5/stable-diffusion-v1-5
   python -m stable_diffusion blend "a red house by day" "a sailboat at night" --frames 8 --output blend.gif
   python -m stable_diffusion models
@@ -92,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False)
     kinds = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, blend, checkpoints, pictures, train):
+    for group in (paint, inpaint, blend, checkpoints, pictures, train):
         group.add_to(kinds)
     return parser
 
