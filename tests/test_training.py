@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from stable_diffusion import StableDiffusion, ops
 from stable_diffusion.__main__ import main
@@ -23,7 +25,7 @@ from stable_diffusion.training import runs
 from stable_diffusion.training.diffusion import DiffusionTask, min_snr_weights
 from stable_diffusion.training.latents import LatentCache
 from stable_diffusion.training.loop import STATE, Intervals, Limit, averaged_gradients, read_log, resumed, train
-from stable_diffusion.training.networks import SCHEDULER, TextToLatents
+from stable_diffusion.training.networks import SCHEDULER, TextToLatents, new_autoencoder
 from stable_diffusion.training.optimisation import Recipe, State, learning_rate
 from stable_diffusion.training.sheets import psnr
 from stable_diffusion.training.vae import AutoencoderTask
@@ -70,7 +72,7 @@ class OneSquare(Squares):
 
 
 def vae_task(folder: Path, batch: int = 4) -> AutoencoderTask:
-    return AutoencoderTask(Squares(), VAE, folder, batch)
+    return AutoencoderTask(Squares(), new_autoencoder(VAE, 0), folder, batch)
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +381,22 @@ def test_from_nothing_to_a_picture(with_vae, tmp_path):
     assert np.isfinite(np.array(sd.decode(last.latents))).all()
     folder = tmp_path / "training" / "diffusion"
     assert (folder / "000002.png").is_file() and read_log(folder)[-1]["step"] == 2
+
+
+def test_a_decoder_goes_on_alone(with_vae, tmp_path):
+    shutil.copytree(with_vae / "vae", tmp_path / "vae")
+    runs.train_decoder(Squares(), tmp_path, Limit(steps=2), Recipe(batch=4, warm_up=1), intervals=SELDOM)
+    before, after = (dict(runs.load_autoencoder(folder / "vae").parameters()) for folder in (with_vae, tmp_path))
+    same = {
+        part: all(
+            mx.array_equal(a, b)
+            for (_, a), (_, b) in zip(tree_flatten(before[part]), tree_flatten(after[part]), strict=True)
+        )
+        for part in before
+    }
+    assert same == {"encoder": True, "quant_conv": True, "decoder": False, "post_quant_conv": False}
+    configs = [runs.load_autoencoder(folder / "vae").config.scaling_factor for folder in (with_vae, tmp_path)]
+    assert configs[0] == configs[1]
 
 
 def test_a_diffusion_needs_an_autoencoder(tmp_path):

@@ -22,7 +22,11 @@ def add_to(kinds: Any) -> None:
         "--output, which becomes a checkpoint's folder that --model takes. The same command goes on where it stopped. "
         "docs/training.md tells more.",
     )
-    command.add_argument("part", choices=("vae", "diffusion"), help="what to train")
+    command.add_argument(
+        "part",
+        choices=("vae", "diffusion", "decoder"),
+        help="what to train; decoder: the VAE's, for latents that stay as they are",
+    )
     command.add_argument(
         "--data",
         default="postcards",
@@ -36,11 +40,11 @@ def add_to(kinds: Any) -> None:
     command.add_argument(
         "--size", type=whole(64, 1024, 64), default=128, metavar="N", help="of a picture (default: 128)"
     )
-    command.add_argument("--batch", type=whole(1, 65536), metavar="N", help="examples of a step (default: 4, 32)")
+    command.add_argument("--batch", type=whole(1, 65536), metavar="N", help="examples of a step (default: 4; 16)")
     command.add_argument(
         "--accumulate", type=whole(1, 65536), default=1, metavar="N", help="parts of a batch, one after another"
     )
-    command.add_argument("--learning-rate", type=number(0, 1), metavar="R", help="(default: 0.001, 0.0008)")
+    command.add_argument("--learning-rate", type=number(0, 1), metavar="R", help="(default: 0.001; 0.0007)")
     command.add_argument("--seed", type=whole(0, MAX_SEED), default=0, metavar="N", help="(default: 0)")
     command.add_argument("--vae", metavar="DIR", help="a vae/ folder to train a diffusion with (default: DIR/vae)")
     command.add_argument("--quiet", action="store_true", help="print no progress")
@@ -71,6 +75,8 @@ def train(args: argparse.Namespace) -> None:
     limit = Limit(args.minutes, args.steps)
     if args.part == "vae":
         runs.train_vae(data, output, limit, recipe, report)
+    elif args.part == "decoder":
+        runs.train_decoder(data, output, limit, recipe, report)
     else:
         runs.train_diffusion(data, output, limit, recipe, report, Path(args.vae) if args.vae else None)
     print(output)

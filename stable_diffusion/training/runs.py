@@ -22,13 +22,14 @@ from .latents import LatentCache
 from .loop import INTERVALS, Intervals, Limit, Progress, train
 from .memory import keep_memory
 from .optimisation import Recipe, State
-from .vae import AutoencoderTask
+from .vae import AutoencoderTask, DecoderTask
 from .vocabulary import write_tokenizer
 
 STATES = "training"  # the folder beside the checkpoint's parts that holds states, logs, sheets and latents
 RECIPES = {
     "vae": Recipe(batch=4, learning_rate=1e-3, warm_up=100),
-    "diffusion": Recipe(batch=32, learning_rate=8e-4, warm_up=200),
+    "decoder": Recipe(batch=4, learning_rate=5e-4, warm_up=100),
+    "diffusion": Recipe(batch=16, learning_rate=7e-4, warm_up=200, average_decay=0.998),
 }
 CAPTIONS = 2000  # that the vocabulary is learnt from
 PROMPTS = (
@@ -63,7 +64,26 @@ def train_vae(
     """Train an autoencoder, or go on with it: `output` gets vae/ and training/vae/. Raises as `loop.train` does."""
     keep_memory()
     with ops.differentiable():
-        task = AutoencoderTask(data, config, output, recipe.batch, recipe.seed)
+        model = networks.new_autoencoder(config, recipe.seed)
+        task = AutoencoderTask(data, model, output, recipe.batch, recipe.seed)
+        return train(task, recipe, limit, output / STATES / task.name, report, intervals)
+
+
+def train_decoder(
+    data: Data,
+    output: Path,
+    limit: Limit,
+    recipe: Recipe = RECIPES["decoder"],
+    report: Callable[[Progress], None] = lambda progress: None,
+    intervals: Intervals = INTERVALS,
+) -> State:
+    """Go on with the decoder of `output` alone: the latents, and a diffusion of them, stay what they are.
+
+    Raises `CheckpointNotFoundError` where there is no autoencoder, and as `loop.train` does.
+    """
+    keep_memory()
+    with ops.differentiable():
+        task = DecoderTask(data, load_autoencoder(output / "vae"), output, recipe.batch, recipe.seed)
         return train(task, recipe, limit, output / STATES / task.name, report, intervals)
 
 
@@ -84,7 +104,8 @@ def train_diffusion(
     Raises `CheckpointNotFoundError` where there is no autoencoder, and as `loop.train` does.
     """
     keep_memory()
-    autoencoder = load_autoencoder(vae or output / "vae")
+    with ops.differentiable():
+        autoencoder = load_autoencoder(vae or output / "vae")
     if vae:
         networks.write_part(output, "vae", autoencoder)
     if not (output / "tokenizer" / "merges.txt").is_file():

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ..backend import mx
-from ..config import AutoencoderConfig
+from ..vae import Autoencoder
 from .data import Data
 from .loop import Inputs, Loss
-from .networks import new_autoencoder, write_part
+from .networks import write_part
 from .sheets import psnr, save_sheet
 
 CROP = 64  # pixels a side
@@ -34,7 +34,7 @@ class AutoencoderTask:
     def __init__(
         self,
         data: Data,
-        config: AutoencoderConfig,
+        model: Autoencoder,
         folder: Path,
         batch: int,
         seed: int = 0,
@@ -43,7 +43,7 @@ class AutoencoderTask:
     ):
         self.data, self.folder, self.step_size, self.seed = data, folder, batch, seed
         self.kl_weight, self.edge_weight = kl_weight, edge_weight
-        self.model = new_autoencoder(config, seed)
+        self.model = model
 
     def batch(self, examples: Sequence[int]) -> Inputs:
         """Crops (B, 64, 64, 3) in [-1, 1], or a quarter as many pictures, and the noise for their latents."""
@@ -97,6 +97,21 @@ class AutoencoderTask:
         """By the posterior's mean, (N, H, W, 3) in [0, 1]."""
         mean, _ = self.model.moments(mx.array(pictures))
         return np.array(self.model.decode(self.model._scale(mean)).astype(mx.float32)) / 2 + 0.5
+
+
+class DecoderTask(AutoencoderTask):
+    """The decoder alone, for latents that stay as they are: a diffusion may have been trained on them."""
+
+    name = "decoder"
+
+    def __init__(self, data: Data, model: Autoencoder, folder: Path, batch: int, seed: int = 0):
+        super().__init__(data, model, folder, batch, seed, kl_weight=0.0)
+        model.encoder.freeze()
+        if "quant_conv" in model:
+            model.quant_conv.freeze()
+
+    def scaling_factor(self) -> float:
+        return self.model.config.scaling_factor
 
 
 def _to_range(picture: np.ndarray) -> np.ndarray:
