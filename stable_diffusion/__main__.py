@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import __version__
-from .commands import blend, checkpoints, inpaint, paint, pictures, train
+from .commands import again, blend, checkpoints, inpaint, paint, pictures, train
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -36,6 +36,7 @@ examples:
   python -m stable_diffusion models
   python -m stable_diffusion convert model.safetensors model-4-bit --bits 4
   python -m stable_diffusion info lighthouse-1.png
+  python -m stable_diffusion again lighthouse-1.png
 
 `COMMAND --help` tells what a command can do.
 """
@@ -94,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False)
     kinds = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, inpaint, blend, checkpoints, pictures, train):
+    for group in (paint, inpaint, blend, again, checkpoints, pictures, train):
         group.add_to(kinds)
     return parser
 

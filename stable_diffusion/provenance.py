@@ -40,8 +40,13 @@ class InputFile:
     data: bytes = field(repr=False)
 
     @classmethod
-    def read(cls, path: str | os.PathLike) -> InputFile:
-        """Read a file. Raises `PictureError` for one that is not there, is no ordinary file, or is enormous."""
+    def read(cls, path: str | os.PathLike | InputFile) -> InputFile:
+        """Read a file; one that has been read is itself.
+
+        Raises `PictureError` for one that is not there, is no ordinary file, or is enormous.
+        """
+        if isinstance(path, InputFile):
+            return path
         if not Path(path).is_file():
             raise PictureError(f"No picture file at {os.fspath(path)!r}.")
         try:

@@ -26,12 +26,14 @@ BITS, PREDICTION_TYPE = "Bits", "Prediction type"
 VAE, VAE_HASH = "VAE", "VAE hash"
 LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
 CLIP_SKIP = "Clip skip"
+RESIZE_MODE = "Resize mode"  # how an input picture came to its size, one of picture.FITS; cropped where nothing is said
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
 MASK_BLUR, MASK_MODE, MASKED_CONTENT = "Mask blur", "Mask mode", "Masked content"
 INPAINT_AREA, MASKED_PADDING = "Inpaint area", "Masked area padding"
 OUTPAINT = {side: f"Outpaint {side}" for side in ("left", "right", "top", "bottom")}
-BLEND_PROMPT, BLEND_SEED, BLEND_FRAMES, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend frames", "Blend share"
+BLEND_PROMPT, BLEND_SEED, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend share"
+BLEND_FRAMES, BLEND_FPS = "Blend frames", "Blend fps"
 
 _CONTENTS = {"original": "original", "noise": "latent noise", "fill": "fill"}
 _WHOLE_PICTURE, _ONLY_MASKED, _NOT_MASKED = "Whole picture", "Only masked", "Inpaint not masked"
@@ -82,9 +84,9 @@ def of_frame(frame: Frame) -> dict[str, str]:
     return said | ({} if frame.to_seed is None else of_variation(frame.to_seed, frame.share))
 
 
-def of_blend(frame: Frame) -> dict[str, str]:
-    """What makes all frames of a blend, told of any of them."""
-    said = {BLEND_PROMPT: frame.end, BLEND_FRAMES: str(frame.total)}
+def of_blend(frame: Frame, fps: float) -> dict[str, str]:
+    """What makes the strip or the film of a blend, told of any of its frames."""
+    said = {BLEND_PROMPT: frame.end, BLEND_FRAMES: str(frame.total), BLEND_FPS: plain(fps)}
     return said if frame.to_seed is None else said | {BLEND_SEED: str(frame.to_seed)}
 
 

@@ -170,7 +170,7 @@ def test_a_strip_with_its_frames_and_what_they_say(folder, capsys):
     assert {each.size for each in told} == {"64x64"} and {each.seed for each in told} == {7}
     said = [{key: each.extra[key] for key in each.extra if key.startswith(("Blend", "Var"))} for each in told]
     assert said == [
-        {"Blend prompt": NIGHT, "Blend frames": "3", "Blend seed": "8"},
+        {"Blend prompt": NIGHT, "Blend frames": "3", "Blend fps": "8", "Blend seed": "8"},
         {},
         {"Blend prompt": NIGHT, "Blend share": "0.5", "Variation seed": "8", "Variation seed strength": "0.5"},
         {"Variation seed": "8", "Variation seed strength": "1"},

@@ -131,7 +131,7 @@ def test_a_picture_is_repainted(engine):
     assert run("img2img", "in.png", "x", "--strength", 0.5, "--output", "a.png", "--no-float16") == 0
     loaded, call = engine.calls
     assert loaded["float16"] is False
-    assert (call["denoising_strength"], call["input_image"].mode, call["input_image"].size) == (0.5, "RGB", (50, 40))
+    assert (call["denoising_strength"], call["input_image"].mode, call["input_image"].size) == (0.5, "RGB", (32, 24))
     assert utils.read_parameters("a.png").strength == 0.5
     run("img2img", "in.png", "x", "--output", "a.png")
     assert engine.calls[1]["denoising_strength"] == 0.7

@@ -80,7 +80,7 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
                 made = _of(parameters, frame.first_text, seed, picture, recipe.of_frame(frame))
                 paths.append(output.save(picture, frame.index + 1, made))
         if joins:
-            whole = _of(parameters, args.prompt, seed, pictures[0], recipe.of_blend(way[0]))
+            whole = _of(parameters, args.prompt, seed, pictures[0], recipe.of_blend(way[0], args.fps))
             paths.append(_joined(args, output, pictures, whole))
     finally:
         for path in paths:

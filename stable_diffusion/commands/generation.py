@@ -38,10 +38,12 @@ class Generation:
         self.negative = self.settings.negative or None
         self.seeds = _seeds(args)
         self.sampler = sampler_by_name(self.settings.sampler)
+        self.several = args.n_images > 1 and args.only is None  # `again` keeps one picture of a batch only
         self.strength: float | None = None  # of image to image
 
     def call(self, **more: Any) -> dict[str, Any]:
         """The arguments of `generate_latents`, but for seeds and numbers of pictures."""
+        clip_skip = {} if self.args.clip_skip is None else {"clip_skip": self.args.clip_skip}
         return {
             "text": self.args.prompt,
             "negative_text": self.negative,
@@ -50,6 +52,7 @@ class Generation:
             "width": self.args.width,  # the engine knows the checkpoint's own size best
             "height": self.args.height,
             "sampler": self.sampler,
+            **clip_skip,
             **more,
         }
 
@@ -80,6 +83,7 @@ class Generation:
 
         sampler, schedule = a1111_name(self.sampler)
         text = self.args.prompt if text is None else text
+        clip_skip = {} if self.args.clip_skip is None else {recipe.CLIP_SKIP: str(self.args.clip_skip)}
         return Parameters(
             prompt=self.args.prompt,
             negative=self.negative or "",
@@ -90,7 +94,7 @@ class Generation:
             model_hash=models.short_hash(self.model.source),
             model=sd.name,
             strength=self.strength,
-            extra={**more} | recipe.of_engine(sd, text, self.negative or "", **self._asked_of_engine()),
+            extra={**more, **clip_skip} | recipe.of_engine(sd, text, self.negative or "", **self._asked_of_engine()),
         )
 
     def _asked_of_engine(self) -> dict[str, Any]:

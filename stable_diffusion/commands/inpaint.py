@@ -135,7 +135,7 @@ def _paint(
 
     generation = Generation(args)
     generation.strength = args.strength
-    output = Output(args.output, args.n_images > 1, files if args.embed_inputs else [])
+    output = Output(args.output, generation.several, files if args.embed_inputs else [])
     sd = generation.load()
     size = _size(args, pictures[0].size, sd.default_size)
     job = Inpainting(*pictures, *size, args.mask_blur, args.only_masked, args.padding)
@@ -149,7 +149,7 @@ def _paint(
     parameters = generation.parameters(sd, recorded | used)
     painter = Painter(sd, call | {"width": size[0], "height": size[1]}, output, args.preview, args.quiet)
     painter.finish = lambda painted: _finished(job, painted)
-    return painter.paint(generation.seeds, args.batch_size, parameters)
+    return painter.paint(generation.seeds, args.batch_size, parameters, args.only)
 
 
 def _size(args: argparse.Namespace, size: tuple[int, int], default_size: tuple[int, int]) -> tuple[int, int]:

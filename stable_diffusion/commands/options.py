@@ -15,6 +15,7 @@ SAMPLERS = "euler, euler_a, ddpm, ddim, pndm, heun, lms, dpmpp_2m, dpmpp_sde, dp
 def add_generation_options(command: argparse.ArgumentParser, several: bool = True) -> argparse._ArgumentGroup:
     """The options of all ways to paint; returns the group that says how. `several`: those for several pictures too."""
     command.add_argument("prompt", metavar="PROMPT", help="what to paint, in quotes")
+    command.set_defaults(only=None)
 
     what = command.add_argument_group("what to paint")
     what.add_argument("--negative", metavar="TEXT", help="what to keep out of the picture")
@@ -59,6 +60,13 @@ def add_generation_options(command: argparse.ArgumentParser, several: bool = Tru
         "--prediction-type",
         choices=("epsilon", "v_prediction", "sample"),
         help="what the model was trained to predict, where its file does not say or says it wrongly",
+    )
+    how.add_argument(
+        "--clip-skip",
+        type=whole(1, 12),
+        metavar="N",
+        help="read the prompt from the text encoder's N-th layer from the end: 2 is the last but one (default: the "
+        "model's, 1 or for SDXL 2)",
     )
     how.add_argument(
         "--steps", type=whole(1, 1000), metavar="N", help="denoising steps (default: the model's, usually 20)"

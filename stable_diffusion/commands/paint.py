@@ -19,19 +19,26 @@ def add_to(kinds: Any) -> None:
         description="Paint a picture from a text.",
         usage="%(prog)s PROMPT [options]",
     )
-    text.set_defaults(run=generate, picture=None, strength=None, embed_inputs=False)
+    text.set_defaults(run=generate, picture=None, strength=None, embed_inputs=False, fit="crop")
     add_generation_options(text)
 
     image = kinds.add_parser(
         "img2img",
         help="repaint a picture after a text",
-        description="Repaint a picture after a text. The picture is cropped to the size that is painted.",
+        description="Repaint a picture after a text.",
         usage="%(prog)s PICTURE PROMPT [options]",
     )
     image.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file to start from")
     image.set_defaults(run=generate)
     how = add_generation_options(image)
     add_embed_inputs(image)
+    how.add_argument(
+        "--fit",
+        choices=("crop", "pad", "stretch"),
+        default="crop",
+        help="how PICTURE comes to the size that is painted: cut to its shape, put on white, or distorted "
+        "(default: crop)",
+    )
     how.add_argument(
         "--strength",
         type=number(0, 1),
@@ -44,15 +51,20 @@ def generate(args: argparse.Namespace) -> list[Path]:
     """txt2img and img2img: paint, save, and print where."""
     generation = Generation(args)
 
+    from .. import recipe
+    from ..picture import fit
     from ..provenance import InputFile, record
 
     source = None if args.picture is None else InputFile.read(args.picture)
-    call = generation.call()
-    if source is not None:
+    picture = None if source is None else source.open()
+    if picture is not None:
         generation.strength = generation.settings.strength
-        call |= {"input_image": source.open(), "denoising_strength": generation.strength}
-    output = Output(args.output, args.n_images > 1, [source] if source and args.embed_inputs else [])
+    output = Output(args.output, generation.several, [source] if source and args.embed_inputs else [])
     sd = generation.load()
-    parameters = generation.parameters(sd, record(source))
+    call = generation.call()
+    if picture is not None:
+        width, height = args.width or sd.default_size[0], args.height or sd.default_size[1]
+        call |= {"input_image": fit(picture, width, height, args.fit), "denoising_strength": generation.strength}
+    said = record(source) | ({} if args.fit == "crop" else {recipe.RESIZE_MODE: args.fit})
     painter = Painter(sd, call, output, args.preview, args.quiet)
-    return painter.paint(generation.seeds, args.batch_size, parameters)
+    return painter.paint(generation.seeds, args.batch_size, generation.parameters(sd, said), args.only)

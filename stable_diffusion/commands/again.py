@@ -1,0 +1,134 @@
+"""again: a picture made once more, from what it says of itself, and whether it came out the same."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PictureError
+from .options import add_debug
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..parameters import Parameters
+    from ..provenance import InputFile
+
+DESCRIPTION = """\
+Make a picture again from what it says of itself, and tell whether every pixel came out the same, as it does with the
+same model, version and kind of machine. What it was made from is looked for inside it, beside it, in the current folder
+and in outputs/, by name and sha256. Pictures of AUTOMATIC1111's web UI are read, too; its noise is another, so they
+come out alike in kind only.
+"""
+
+
+def add_to(kinds: Any) -> None:
+    """Add its parser."""
+    again = kinds.add_parser(
+        "again",
+        help="make a picture again from what it says of itself",
+        description=DESCRIPTION,
+        usage="%(prog)s PICTURE [options]",
+    )
+    again.set_defaults(run=paint_again)
+    again.add_argument("source", metavar="PICTURE", help="a picture that carries its parameters (`info` shows them)")
+    again.add_argument(
+        "--output", metavar="FILE-OR-FOLDER", help="where it goes, as for the command that made it (default: outputs/)"
+    )
+    again.add_argument("--show", action="store_true", help="print the command that makes it, and make nothing")
+    again.add_argument("--picture", metavar="FILE", help="the picture that it was made from")
+    again.add_argument("--mask", metavar="FILE", help="the mask that it was made with")
+    again.add_argument("--model", metavar="NAME", help="another model than the recorded one")
+    again.add_argument("--vae", metavar="FILE", help="the VAE, where it is not found by its name")
+    again.add_argument(
+        "--lora", action="append", default=[], metavar="FILE", help="a LoRA of the recorded name; may be given again"
+    )
+    again.add_argument("--force", action="store_true", help="go on where a file is another, or something is not said")
+    again.add_argument("--quiet", action="store_true", help="print nothing but the name of the file")
+    add_debug(again)
+
+
+def paint_again(args: argparse.Namespace) -> list[Path]:
+    """Make the picture again, print where, and say whether it is the same."""
+    import utils
+
+    from ..provenance import InputFile
+    from .replay import plan_of
+
+    parameters = utils.read_parameters(args.source)
+    if parameters is None:
+        raise PictureError(f"{args.source!r} carries no parameters: nothing says how it was made.")
+    original = InputFile.read(args.source)  # the new picture may take its place
+    plan = plan_of(args, parameters)
+    for note in plan.notes:
+        _say(f"note: {note}", args.quiet)
+    if args.show:
+        print(shlex.join(["python", "-m", "stable_diffusion", *plan.argv]))
+        return []
+    made = plan.arguments()
+    made.output, made.quiet = args.output, args.quiet
+    if args.output is None and Path(args.source).suffix.lower() == ".gif":  # which has no new names of its own
+        made.output = f"outputs/{Path(args.source).stem}-again.gif"
+    paths = made.run(made)
+    _say(verdict(original, paths[-1], parameters), args.quiet)
+    return paths
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print("".join(c if c.isprintable() else "\ufffd" for c in text), file=sys.stderr)
+
+
+# --- Whether it is the same
+
+
+def verdict(original: InputFile, path: Path, parameters: Parameters) -> str:
+    """In words: whether the picture at `path` is the original, pixel for pixel, and what may be why not."""
+    import numpy as np
+
+    from .. import recipe
+
+    differing = largest = total = 0
+    for one, other in _side_by_side(original, path):
+        if one.size != other.size:
+            return f"Not the same: {one.width}x{one.height} pixels, now {other.width}x{other.height}."
+        difference = np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max(axis=-1)
+        differing += int((difference > 0).sum())
+        largest = max(largest, int(difference.max()))
+        total += difference.size
+    if not differing:
+        return "The same picture, pixel for pixel."
+    version = parameters.extra.get(recipe.VERSION)
+    why = f" It was made by {version}, now by {recipe.version()}." if version != recipe.version() else ""
+    return f"Not quite the same: {differing} of {total} pixels differ, by {largest} of 255 at most.{why}"
+
+
+def _side_by_side(original: InputFile, path: Path) -> Iterator[tuple[Image.Image, Image.Image]]:
+    """The frames of both, RGB; a new PNG beside an original that lost something by its format loses the same first."""
+    import io
+
+    from PIL import Image, ImageSequence
+
+    import utils
+
+    from ..provenance import InputFile
+
+    def frames(file: InputFile) -> Iterator[Image.Image]:
+        file.open()  # refuses what is too large, or damaged
+        with Image.open(io.BytesIO(file.data)) as picture:
+            if picture.format != "GIF":
+                yield file.open()
+                return
+            for frame in ImageSequence.Iterator(picture):
+                yield frame.convert("RGB")
+
+    with tempfile.TemporaryDirectory() as folder:
+        suffix = Path(original.name).suffix.lower()
+        if path.suffix.lower() == ".png" and suffix in utils.FORMATS and suffix != ".png":
+            path = utils.save_picture(InputFile.read(path).open(), Path(folder, f"again{suffix}"))
+        yield from zip(frames(original), frames(InputFile.read(path)), strict=False)
