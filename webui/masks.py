@@ -74,13 +74,19 @@ def mask_from_url(url: Any, size: tuple[int, int]) -> Image.Image:
         raise PictureError("The painted mask arrived damaged. Paint it again.") from None
     if not content.startswith(PNG_START):
         raise PictureError("A painted mask should arrive as a PNG, and this is none. Paint it again.")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    _check_size((width, height), size)  # what the header says, before anything is decoded
     mask = open_picture(content)
-    if mask.size != size:
+    _check_size(mask.size, size)
+    return hard(mask)
+
+
+def _check_size(found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    if found != wanted:
         raise PictureError(
-            f"The painted mask has {mask.width} × {mask.height} pixels and its picture {size[0]} × {size[1]}. "
+            f"The painted mask has {found[0]} × {found[1]} pixels and its picture {wanted[0]} × {wanted[1]}. "
             f"Paint it again."
         )
-    return hard(mask)
 
 
 def hard(mask: Image.Image) -> Image.Image:
