@@ -199,6 +199,23 @@ def test_an_error_is_shown_as_it_was_written_and_nothing_is_lost(engine, page):
     assert not button(page, "Generate").disabled
 
 
+def test_a_job_that_failed_before_its_first_step_leaves_the_panel_as_it_was(engine):
+    engine.gate, engine.fail_at = threading.Semaphore(0), 1
+    page = open_page()
+    labelled(page.text_area, "Prompt").set_value("a")
+    job = generate(page)  # and drawn while it ran
+    wait(lambda: job.state is State.RUNNING)
+    page.run()
+    engine.gate.release(1)
+    over(job)
+    page.run()
+    assert "the wheels came off" in page.error[0].value.replace("\\", "")
+    assert any(text.value == "**Nothing painted yet**" for text in page.markdown)
+    button(page, "Reuse last").click()
+    page.run()
+    assert not page.exception
+
+
 def test_an_unknown_job_in_the_address_is_no_error(engine):
     page = open_page(job="no-such-job")
     assert not button(page, "Generate").disabled

@@ -90,7 +90,8 @@ def shown_job() -> Job | None:
     if job is not None and (job.active or job.frame is not None):
         st.session_state["shown_id"] = job.id
         return job
-    return the_worker().job(st.session_state.get("shown_id"))
+    shown = the_worker().job(st.session_state.get("shown_id"))
+    return shown if shown is not None and shown.frame is not None else None
 
 
 def show_job(job: Job) -> None:
