@@ -15,7 +15,7 @@ from .adapters import files
 from .adapters.tags import take_loras
 from .backend import mx
 from .blend import Frame
-from .conditioning import Blend
+from .conditioning import A1111, Blend
 from .model_io import hashes
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ PRECISION, VERSION = "Precision", "Version"
 BITS, PREDICTION_TYPE = "Bits", "Prediction type"
 VAE, VAE_HASH = "VAE", "VAE hash"
 LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
-CLIP_SKIP = "Clip skip"
+CLIP_SKIP, PROMPT_LANGUAGE = "Clip skip", "Prompt language"
 RESIZE_MODE = "Resize mode"  # how an input picture came to its size, one of picture.FITS; cropped where nothing is said
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
@@ -69,6 +69,11 @@ def of_engine(
     if embeddings := sd.embedding_files(text, negative):
         extra[EMBEDDING_HASHES] = _hashes(embeddings)
     return extra | {PRECISION: "float16" if sd.float16 else "float32", VERSION: version()}
+
+
+def of_language(prompt_language: str) -> dict[str, str]:
+    """How the texts were read, where that is not A1111's way."""
+    return {} if prompt_language == A1111 else {PROMPT_LANGUAGE: prompt_language}
 
 
 def of_variation(seed: int, strength: float) -> dict[str, str]:

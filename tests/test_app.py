@@ -285,7 +285,22 @@ def test_the_tokens_of_both_prompts_are_counted(page, monkeypatch):
     labelled(page.text_area, "Negative prompt").set_value("house " * 80)
     page.run()
     assert session.plain("3 / 75 tokens") in captions(page)
-    assert any("this part is not read" in caption.replace("\\", "") for caption in captions(page))
+    assert session.plain("87 / 150 tokens") in captions(page)
+
+
+def test_what_the_signs_of_a_prompt_mean_stands_under_it(page):
+    labelled(page.text_area, "Prompt").set_value("a (red *house*:1.3) [on:by:0.5] <b>hills</b> :red[x] ((`y`))")
+    labelled(page.text_area, "Negative prompt").set_value("clouds")
+    page.run()
+    (row,) = [caption for caption in captions(page) if "badge" in caption]
+    badges = [session.plain(words) for words in ("on → by after 50 %", "red *house* ×1.3", "`y` ×1.21")]
+    for words in badges:
+        assert f":gray-badge[{words}]" in row
+    assert session.plain("0 / 75 tokens") not in captions(page)
+    assert not page.exception
+    labelled(page.text_area, "Prompt").set_value(" ".join(f"(word{i}:1.{i})" for i in range(1, 20)))
+    page.run()
+    assert f":gray-badge[{session.plain('and 6 more')}]" in next(each for each in captions(page) if "badge" in each)
 
 
 def test_a_default_negative_prompt_is_shown_and_added(engine, page, monkeypatch):

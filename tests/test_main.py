@@ -137,6 +137,15 @@ def test_a_picture_is_repainted(engine):
     assert engine.calls[1]["denoising_strength"] == 0.7
 
 
+def test_the_language_of_the_prompts(engine):
+    run("txt2img", "a (cat)", "--output", "a.png")
+    assert engine.calls[1]["prompt_language"] == "a1111"
+    assert "Prompt language" not in utils.read_parameters("a.png").extra
+    run("txt2img", "a (cat)", "--output", "a.png", "--prompt-language", "plain")
+    assert engine.calls[1]["prompt_language"] == "plain"
+    assert utils.read_parameters("a.png").extra["Prompt language"] == "plain"
+
+
 def test_a_text_alone_has_no_strength(engine):
     run("txt2img", "x", "--output", "a.png")
     assert "denoising_strength" not in engine.calls[1]

@@ -5,7 +5,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import models
+from stable_diffusion.adapters.tags import TAG
+from stable_diffusion.chunks import chunks_of
 from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.prompt import at_steps, split_at_and
 from stable_diffusion.tokenizer import Tokenizer
 
 CHECKPOINTS = Path(models.__file__).parent / "stable_diffusion" / "checkpoints"
@@ -13,26 +16,31 @@ CHECKPOINTS = Path(models.__file__).parent / "stable_diffusion" / "checkpoints"
 
 @dataclass(frozen=True)
 class Count:
-    """The tokens of a text, how many are read, and the part of the text that is not."""
+    """The tokens of a text, and how many its chunks hold."""
 
     tokens: int
     limit: int
-    cut_off: str
 
     @property
     def words(self) -> str:
         """The count as the form says it."""
-        if self.cut_off:
-            shown = self.cut_off if len(self.cut_off) <= 80 else self.cut_off[:77] + "..."
-            return f"{self.tokens} / {self.limit} tokens. Too long, this part is not read: {shown}"
         return f"{self.tokens} / {self.limit} tokens"
 
 
-def count(model: models.Model, text: str) -> Count:
-    """Count a text as the model's first text encoder will."""
+def count(model: models.Model, text: str, steps: int = 20, negative: bool = False) -> Count:
+    """Count a text as the model's first text encoder will: in chunks of 75, of which all but the last count in full.
+
+    Of a text that changes from step to step, and of the parts of a composition, the longest is counted; a negative
+    text has no parts. Tags of LoRAs take no tokens.
+    """
     tokenizer = tokenizer_of(model)
-    (cut_off,) = tokenizer([text])[1]
-    return Count(tokenizer.count(text), tokenizer.max_length - 2, cut_off)
+    room = tokenizer.max_length - 2
+    text = TAG.sub("", text)
+    parts = [text] if negative else [part.text for part in split_at_and(text)]
+    texts = {now for part in parts for now in at_steps(part, steps)}
+    counted = [(len(chunks), len(chunks[-1].ids)) for chunks in (chunks_of(now, tokenizer) for now in texts)]
+    n_chunks, last = max(counted)
+    return Count((n_chunks - 1) * room + last, n_chunks * room)
 
 
 def tokenizer_of(model: models.Model) -> Tokenizer:

@@ -52,6 +52,7 @@ class Generation:
             "width": self.args.width,  # the engine knows the checkpoint's own size best
             "height": self.args.height,
             "sampler": self.sampler,
+            "prompt_language": self.args.prompt_language,
             **clip_skip,
             **more,
         }
@@ -94,7 +95,9 @@ class Generation:
             model_hash=models.short_hash(self.model.source),
             model=sd.name,
             strength=self.strength,
-            extra={**more, **clip_skip} | recipe.of_engine(sd, text, self.negative or "", **self._asked_of_engine()),
+            extra={**more, **clip_skip}
+            | recipe.of_language(self.args.prompt_language)
+            | recipe.of_engine(sd, text, self.negative or "", **self._asked_of_engine()),
         )
 
     def _asked_of_engine(self) -> dict[str, Any]:

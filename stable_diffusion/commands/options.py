@@ -111,6 +111,14 @@ def _add_several(
     what: argparse._ArgumentGroup, where: argparse._ArgumentGroup, machine: argparse._ArgumentGroup
 ) -> None:
     what.add_argument(
+        "--prompt-language",
+        choices=("a1111", "plain"),
+        default="a1111",
+        metavar="NAME",
+        help="a1111: (red:1.3), [red], [red:blue:0.5], [red|blue], AND and BREAK mean what they do there, at "
+        "any length; plain: the prompts are read as they stand, up to 75 tokens (default: a1111)",
+    )
+    what.add_argument(
         "--n-images", type=whole(1, 10_000), default=1, metavar="N", help="how many pictures (default: 1)"
     )
     what.add_argument(

@@ -95,7 +95,7 @@ def test_tokens_are_counted_while_one_types(open_page):
     field.press_sequentially(PROMPT)
     expect(page.get_by_text("11 / 75 tokens")).to_be_visible()
     field.press_sequentially(" house" * 70)
-    expect(page.get_by_text("81 / 75 tokens")).to_be_visible()
+    expect(page.get_by_text("81 / 150 tokens")).to_be_visible()
     expect(field).to_be_focused()
     field.fill("")
     expect(page.get_by_text("0 / 75 tokens")).to_have_count(2)

@@ -1,8 +1,11 @@
-"""The token count under a prompt, while it is typed: Streamlit itself hears of a text only when its field is left."""
+"""The row under a prompt: its tokens, and what its signs mean.
+
+It follows while one types: Streamlit itself hears of a text only when its field is left.
+"""
 
 import streamlit as st
 
-from webui import tokens
+from webui import marks, tokens
 from webui.components import session
 from webui.values import with_default
 
@@ -29,16 +32,28 @@ export default function ({ data, parentElement, setStateValue }) {
 _listen = st.components.v2.component("prompt_listener", js=LISTENER)
 
 
+MAX_MARKS = 12
+
+
 @st.fragment
 def draw(label: str, key: str, added: str = "") -> None:
-    """Draw the count of the text field `label`, whose value is `key` in the session's state, and of `added`."""
+    """Draw the row of the text field `label`, whose value is `key` in the session's state, and of `added`."""
     with st.container(gap=None):
         place = st.empty()
         listener = _listen(key=f"typed-{key}", data={"label": label}, on_text_change=lambda: None, height=1)
-    text = _newest(f"counted-{key}", st.session_state.get(key) or "", getattr(listener, "text", None))
-    counted = tokens.count(session.chosen_model(), with_default(text, added))
-    words = session.plain(counted.words)
-    place.caption(f":material/warning: {words}" if counted.cut_off else words)
+    typed = _newest(f"counted-{key}", st.session_state.get(key) or "", getattr(listener, "text", None))
+    text, steps, negative = with_default(typed, added), int(st.session_state["steps"]), key == "negative"
+    counted = tokens.count(session.chosen_model(), text, steps, negative)
+    place.caption("  ".join([session.plain(counted.words), *_badges(text, steps, negative)]))
+
+
+def _badges(text: str, steps: int, negative: bool) -> list[str]:
+    """What the signs of a text mean, each as a small badge."""
+    found = marks.marks(text, steps, negative)
+    words = [mark.words for mark in found[:MAX_MARKS]]
+    if len(found) > MAX_MARKS:
+        words.append(f"and {len(found) - MAX_MARKS} more")
+    return [f":gray-badge[{session.plain(each)}]" for each in words]
 
 
 def _newest(memory: str, committed: str, typed: str | None) -> str:
