@@ -300,7 +300,7 @@ def test_what_the_signs_of_a_prompt_mean_stands_under_it(page):
     assert not page.exception
     labelled(page.text_area, "Prompt").set_value(" ".join(f"(word{i}:1.{i})" for i in range(1, 20)))
     page.run()
-    assert f":gray-badge[{session.plain('and 6 more')}]" in next(each for each in captions(page) if "badge" in each)
+    assert f":gray-badge[{session.plain('and 7 more')}]" in next(each for each in captions(page) if "badge" in each)
 
 
 def test_a_default_negative_prompt_is_shown_and_added(engine, page, monkeypatch):
