@@ -19,12 +19,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import utils
-from stable_diffusion import StableDiffusion
+from stable_diffusion import Blend, StableDiffusion
 from stable_diffusion.inpaint import Inpainting
 from stable_diffusion.training.postcards import Postcard, describe, paint
 
 SEEDS = 16
 Pictures = list[Image.Image]
+Measure = Callable[[Image.Image], float]
 
 
 def generate(sd: StableDiffusion, text: str, seed: int, **options) -> Image.Image:
@@ -72,7 +73,59 @@ def inpainting(sd: StableDiffusion) -> Pictures:
     return sheet
 
 
-PARTS: dict[str, Callable[[StableDiffusion], Pictures]] = {"inpainting": inpainting}
+def row(sd: StableDiffusion, text: str | Blend, **options) -> Pictures:
+    """The pictures of the seeds 0, 1, ..., with the model's usual settings."""
+    pictures = []
+    for seed in range(0, SEEDS, 8):
+        options = {"num_steps": 20, "cfg_weight": 5.0, **options}
+        *_, last = sd.generate_latents(text, seed=seed, n_images=8, **options)
+        pictures += [utils.to_picture(each) for each in np.asarray(sd.decode(last.latents))]
+    return pictures
+
+
+def measured(pictures: Pictures, measure: Measure) -> np.ndarray:
+    """One number for each picture."""
+    return np.array([measure(picture) for picture in pictures])
+
+
+def share_of(hue: float, width: float, saturation: float = 0.45, value: float = 90) -> Measure:
+    """The share of a picture that has about this hue, in degrees, and is neither pale nor dark."""
+
+    def measure(picture: Image.Image) -> float:
+        hsv = np.asarray(picture.convert("HSV"), np.float32)
+        away = np.abs((hsv[..., 0] * 360 / 255 - hue + 180) % 360 - 180)
+        return float(((away < width) & (hsv[..., 1] > 255 * saturation) & (hsv[..., 2] > value)).mean())
+
+    return measure
+
+
+def clouds(picture: Image.Image) -> float:
+    """The share of the sky, the picture's upper third, that is nearly white."""
+    sky = np.asarray(picture, np.float32)[: picture.height // 3]
+    return float(((sky.min(axis=-1) > 195) & (np.ptp(sky, axis=-1) < 45)).mean())
+
+
+COLOURS = {"red": share_of(0, 20), "yellow": share_of(50, 15), "purple": share_of(275, 25, 0.3)}
+
+
+def weights(sd: StableDiffusion) -> Pictures:
+    """A colour's weight, and its share in the picture."""
+    sheet: Pictures = []
+    print("| prompt | the colour's share at weight 0.5 | 1 | 1.5 | pictures with less at 0.5 | with more at 1.5 |")
+    print("|---|---|---|---|---|---|")
+    for colour, measure in COLOURS.items():
+        rows = [row(sd, f"a ({colour}:{weight}) house on green hills by day") for weight in (0.5, 1, 1.5)]
+        low, usual, high = (measured(pictures, measure) for pictures in rows)
+        sheet += [picture for pictures in rows for picture in pictures]
+        print(
+            f"| a ({colour}:w) house on green hills by day | {low.mean():.2%} | {usual.mean():.2%} | {high.mean():.2%} "
+            f"| {(low < usual).sum()} of {SEEDS} | {(high > usual).sum()} of {SEEDS} |",
+            flush=True,
+        )
+    return sheet
+
+
+PARTS: dict[str, Callable[[StableDiffusion], Pictures]] = {"weights": weights, "inpainting": inpainting}
 
 
 def main() -> None:
