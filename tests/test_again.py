@@ -100,6 +100,14 @@ def test_text_to_image(capsys, options):
         assert plainly or differs("a.png", "plain.png")  # what the options say was needed
 
 
+def test_prompts_in_plain_language(capsys):
+    told = ("txt2img", "a (blue:1.5) house", *FEW, "--output")
+    run(*told, "a.png", "--prompt-language", "plain")
+    assert again(capsys, "a.png") == SAME and not differs("a.png", "again.png")
+    run(*told, "plain.png")
+    assert differs("a.png", "plain.png")
+
+
 @pytest.mark.parametrize(
     "prompt", ["-x", "--steps", "", "a, b: c\nSteps: 3, Sampler: x", "größer 猫", "(a:1.3) [b] AND c"]
 )
