@@ -120,7 +120,7 @@ def through_vae(sd: StableDiffusion, pictures: np.ndarray) -> tuple[np.ndarray, 
     return back, float(np.mean(-10 * np.log10(np.maximum(errors, 1e-10))))
 
 
-def score(name: str, judge: Classifier, fresh: list[Postcard], options: argparse.Namespace) -> Scores:
+def score(name: str, judge: Classifier, unit: float, fresh: list[Postcard], options: argparse.Namespace) -> Scores:
     sd = StableDiffusion(name)
     width, height = sd.default_size
     if width != height or width % SIZE:
@@ -140,7 +140,7 @@ def score(name: str, judge: Classifier, fresh: list[Postcard], options: argparse
         generated=generated,
         held_out=held_out,
         psnr=psnr,
-        distance=frechet_distance(features, real_features),
+        distance=frechet_distance(features / unit, real_features / unit),
         pictures=framed(pictures, generated),
     )
 
@@ -212,8 +212,11 @@ def run(options: argparse.Namespace) -> None:
     judge = a_judge(options.cache, options.judge_steps)
     fresh = postcards(max(1000, 2 * options.pictures), FRESH, options.seed)
     features, right = judged(judge, painted(fresh, 2 * SIZE), fresh)
-    halves = frechet_distance(features[: options.pictures], features[options.pictures : 2 * options.pictures])
-    found = [score(name, judge, fresh, options) for name in options.compare or [options.model]]
+    unit = float(np.sqrt(features.var(0).mean()))  # distances are told in the spread of real postcards' features
+    halves = frechet_distance(
+        features[: options.pictures] / unit, features[options.pictures : 2 * options.pictures] / unit
+    )
+    found = [score(name, judge, unit, fresh, options) for name in options.compare or [options.model]]
     print(table(right, halves, found))
     if options.sheet:
         utils.grid([picture for one in found for picture in one.pictures], COLUMNS, gap=4).save(options.sheet)
