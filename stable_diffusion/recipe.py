@@ -26,7 +26,7 @@ BITS, PREDICTION_TYPE = "Bits", "Prediction type"
 VAE, VAE_HASH = "VAE", "VAE hash"
 LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
 CLIP_SKIP, PROMPT_LANGUAGE = "Clip skip", "Prompt language"
-RESIZE_MODE = "Resize mode"  # how an input picture came to its size, one of picture.FITS; cropped where nothing is said
+RESIZE_MODE = "Resize mode"
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
 MASK_BLUR, MASK_MODE, MASKED_CONTENT = "Mask blur", "Mask mode", "Masked content"
@@ -93,6 +93,11 @@ def of_blend(frame: Frame, fps: float) -> dict[str, str]:
     """What makes the strip or the film of a blend, told of any of its frames."""
     said = {BLEND_PROMPT: frame.end, BLEND_FRAMES: str(frame.total), BLEND_FPS: plain(fps)}
     return said if frame.to_seed is None else said | {BLEND_SEED: str(frame.to_seed)}
+
+
+def of_fit(how: str) -> dict[str, str]:
+    """How an input picture came to its size, one of `picture.FITS`; cropping, which is usual, goes without saying."""
+    return {} if how == "crop" else {RESIZE_MODE: how}
 
 
 def of_batch(size: int, position: int) -> dict[str, str]:

@@ -16,6 +16,11 @@ from stable_diffusion import __main__ as program
 from stable_diffusion import pipeline, recipe
 from stable_diffusion.adapters import files as adapter_files
 from stable_diffusion.commands import needs
+from stable_diffusion.provenance import InputFile
+from webui.jobs import Request
+from webui.worker import Worker
+
+from .pretend import wait
 
 PROMPT = "a red house on green hills by day"
 FEW = ("--steps", 2, "--width", 32, "--height", 32, "--seed", 7)
@@ -176,7 +181,7 @@ def test_an_input_picture_given_again(capsys):
     assert run("again", "a.png", "--output", "other-again.png", "--picture", "other.png") == 2
     error = capsys.readouterr().err
     for path in ("renamed.png", "other.png"):
-        assert utils.InputFile.read(path).sha256 in error
+        assert InputFile.read(path).sha256 in error
     assert run("again", "a.png", "--output", "other-again.png", "--picture", "other.png", "--force") == 0
     assert capsys.readouterr().err.splitlines()[-1].startswith("Not quite the same")
 
@@ -268,6 +273,32 @@ def test_a_blend_of_seeds_as_a_gif(capsys):
     assert Path("b.gif").read_bytes() == Path("again.gif").read_bytes()
     assert run("again", "b.gif") == 0
     assert Path("outputs/b-again.gif").is_file()
+
+
+# --- What the page makes
+
+
+@pytest.mark.parametrize("kind", ["text", "variation", "picture", "mask"])
+def test_a_picture_of_the_page(capsys, monkeypatch, kind):
+    photo(size=(72, 40))
+    file = InputFile.read("photo.png")
+    white = Image.new("L", (72, 40))
+    white.paste(255, (20, 10, 40, 30))
+    asked = {
+        "text": {},
+        "variation": {"variation_strength": 0.2, "n_images": 2, "clip_skip": 2},
+        "picture": {"input_picture": file.open(), "input_file": file, "fit": "pad", "strength": 0.5},
+        "mask": {"input_picture": file.open(), "mask": white, "mask_mode": "keep", "inpaint_area": "masked"},
+    }[kind]
+    with monkeypatch.context() as patched:  # what belongs to the worker's thread is loaded there
+        patched.setattr(stable_diffusion, "StableDiffusion", pipeline.StableDiffusion)
+        worker = Worker(Path("outputs"))
+        job = worker.submit(Request(PROMPT, negative="clouds", steps=2, width=32, height=32, seed=7, **asked))
+        wait(lambda: not job.active, 60)
+        worker.close()
+    assert job.error is None or not job.error
+    for picture in job.pictures:
+        assert again(capsys, picture.path) == SAME
 
 
 # --- What it needs

@@ -200,7 +200,7 @@ def parameters(request: Request, picture: Picture, model: Any) -> "utils.Paramet
         model=getattr(model, "name", request.model),
         model_hash=_model_hash(request.model),
         strength=request.strength if request.input_picture is not None else None,
-        extra=masks.said(request)
+        extra=(recipe.of_fit(request.fit) if request.mask is None and request.input_picture else masks.said(request))
         | ({} if request.clip_skip is None else {recipe.CLIP_SKIP: str(request.clip_skip)})
         | recipe.of_variation(picture.variation_seed or 0, request.variation_strength)
         | recipe.of_engine(model, request.prompt, request.negative),

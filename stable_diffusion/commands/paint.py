@@ -65,6 +65,6 @@ def generate(args: argparse.Namespace) -> list[Path]:
     if picture is not None:
         width, height = args.width or sd.default_size[0], args.height or sd.default_size[1]
         call |= {"input_image": fit(picture, width, height, args.fit), "denoising_strength": generation.strength}
-    said = record(source) | ({} if args.fit == "crop" else {recipe.RESIZE_MODE: args.fit})
+    said = record(source) | recipe.of_fit(args.fit)
     painter = Painter(sd, call, output, args.preview, args.quiet)
     return painter.paint(generation.seeds, args.batch_size, generation.parameters(sd, said), args.only)
