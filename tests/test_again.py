@@ -193,6 +193,7 @@ def test_an_input_picture_inside_the_picture(capsys):
     assert again(capsys, "a.png") == SAME
     os.remove("a.png")
     assert again(capsys, "again.png", output="b.png") == SAME  # it is carried on
+    assert run("again", "again.png", "--output", "b.jpg") == 0
 
 
 # --- A part of a picture
@@ -382,6 +383,18 @@ def test_a_model_by_its_hash_its_name_or_given(capsys, folder, monkeypatch):
         needs.model("one", "0123456789")
     with pytest.raises(needs.CheckpointNotFoundError, match=r"'none such'.*--model"):
         needs.model("none such", None)
+
+
+@pytest.mark.parametrize("name", ["somebody/their-model", "./here", "here/below", str(Path.cwd())])
+def test_a_strangers_word_is_not_enough_to_load_from_anywhere(name):
+    os.makedirs("here/below")
+    with pytest.raises(needs.CheckpointNotFoundError, match="--model"):
+        needs.model(name, None)
+    with pytest.raises(needs.CheckpointNotFoundError, match="--vae"):
+        needs.vae("somebody/their-vae", None, "a.png")
+    Path("evil.safetensors").write_bytes(b"x")
+    with pytest.raises(needs.CheckpointNotFoundError, match="no LoRA"):
+        needs.loras(f"{Path('evil.safetensors').resolve()}:1", {}, [])
 
 
 def test_another_model_is_said(capsys):

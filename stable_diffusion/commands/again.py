@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PictureError
 from .options import add_debug
+from .running import means_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,6 +75,8 @@ def paint_again(args: argparse.Namespace) -> list[Path]:
     made.output, made.quiet = args.output, args.quiet
     if args.output is None and Path(args.source).suffix.lower() == ".gif":  # which has no new names of its own
         made.output = f"outputs/{Path(args.source).stem}-again.gif"
+    if not means_folder(made.output) and Path(made.output).suffix.lower() != ".png":
+        made.embed_inputs = False  # which other formats cannot
     paths = made.run(made)
     _say(verdict(original, paths[-1], parameters), args.quiet)
     return paths

@@ -40,6 +40,11 @@ def model(name: str | None, digits: str | None) -> models.Model:
         raise CheckpointNotFoundError(
             f"The picture was made with {wanted}, which is not here. Put it into models/, or give one with --model."
         )
+    if not _may_load(found, name or ""):
+        raise CheckpointNotFoundError(
+            f"The picture was made with {wanted}, which is not here; whoever made the picture may have written any "
+            f"name. --model {name} takes it."
+        )
     own = models.short_hash(found.source)
     if digits and own not in (None, digits):
         raise CheckpointNotFoundError(
@@ -49,11 +54,20 @@ def model(name: str | None, digits: str | None) -> models.Model:
     return found
 
 
+def _may_load(found: models.Model, name: str) -> bool:
+    """Whether a stranger's word is enough to load it: no downloads but the catalogue's, no paths."""
+    if any(found.source == listed.source for listed in models.all()):
+        return True
+    return found.present if found.kind == models.HUB else not {"/", "\\"} & set(name)
+
+
 def vae(name: str, digits: str | None, picture: str) -> str:
     """A VAE's file, folder or id: in the current folder, beside the picture, or where models lie.
 
     Raises `CheckpointNotFoundError` for one that is not here, or is another file.
     """
+    from ..model_io import hub
+
     others = []
     for path in _vae_candidates(name, picture):
         if not path.exists():
@@ -62,8 +76,8 @@ def vae(name: str, digits: str | None, picture: str) -> str:
         if not digits or own is None or own == digits.lower()[:10]:
             return str(path)
         others.append(f" {str(path)!r} has the hash {own}.")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return name  # an id of the hub
+    if hub.REPOSITORY.fullmatch(name) and hub.cached_vae(name) is not None:
+        return name
     raise CheckpointNotFoundError(
         f"The picture was made with the VAE {name!r}{f' (hash {digits})' if digits else ''}, which is not here."
         f"{''.join(others)} Put it into models/, or give it with --vae FILE."
@@ -89,9 +103,9 @@ def loras(recorded: str, hashes: Mapping[str, str], given: Sequence[str]) -> lis
     own = {Path(file).stem: file for file in given}
     chosen = []
     for name, strength in pairs(recorded):
-        source = own.get(name, name)
-        _check(files.find(files.LORAS, source), files.LORAS, name, hashes.get(name))
-        chosen.append(f"{source}:{strength}")
+        path = files.find(files.LORAS, own.get(name, name), names_only=name not in own)
+        _check(path, files.LORAS, name, hashes.get(name))
+        chosen.append(f"{path}:{strength}")
     return chosen
 
 
