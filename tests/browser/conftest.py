@@ -38,7 +38,9 @@ def outputs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(outputs, tmp_path_factory):
     """The address of the page, served as ./webui.sh serves it."""
-    with serve(outputs, tmp_path_factory.mktemp("server") / "log", {"HF_HUB_OFFLINE": "1"}) as address:
+    folder, loras = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("loras")
+    (loras / "empty.safetensors").write_bytes(b"")
+    with serve(outputs, folder / "log", {"HF_HUB_OFFLINE": "1", "STABLE_DIFFUSION_LORAS": str(loras)}) as address:
         yield address
 
 

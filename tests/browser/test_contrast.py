@@ -14,11 +14,15 @@ pytestmark = pytest.mark.browser
 
 
 def faint(page):
-    """The texts that stand out too little, with their ratios."""
-    page.wait_for_timeout(300)  # colours fade in
-    measured = page.evaluate(MEASURE)
-    assert len(measured) > 20
-    return {words: round(ratio, 2) for ratio, words in measured if ratio < AA}
+    """The texts that stand out too little, with their ratios; what is drawn anew or fades in has a moment for it."""
+    for _ in range(20):
+        page.wait_for_timeout(300)
+        measured = page.evaluate(MEASURE)
+        assert len(measured) > 20
+        found = {words: round(ratio, 2) for ratio, words in measured if ratio < AA}
+        if not found:
+            break
+    return found
 
 
 def test_the_measure_itself(browser):
@@ -39,9 +43,18 @@ def test_every_text_stands_out(open_page, scheme):
     page = open_page(scheme=scheme)
     for closed in ("Advanced", "Presets"):
         page.get_by_text(closed, exact=True).click()
+    page.get_by_label("LoRA", exact=True).press("ArrowDown")
+    page.get_by_role("option", name="empty").click()
+    page.get_by_label("Strength of empty").first.wait_for(state="attached")
+    page.keyboard.press("Escape")
     page.get_by_label("Name of a new preset").wait_for()
     assert faint(page) == {}
     page.get_by_label("Prompt", exact=True).fill("a red house")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("alert").filter(has_text="empty.safetensors").wait_for()
+    assert faint(page) == {}
+    page.get_by_role("button", name="Remove empty").click()
+    page.get_by_label("Strength of empty").first.wait_for(state="detached")
     page.get_by_role("button", name="Generate").click()
     page.get_by_role("img", name=re.compile("^Finished picture, seed")).wait_for()
     page.get_by_text("Replay the denoising").click()

@@ -196,6 +196,36 @@ def test_the_keyboard_starts_and_stops(open_page, request):
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
 
 
+def tab_to(page, target):
+    """Press Tab, as somebody without a mouse does, until it is there."""
+    for _ in range(80):
+        if target.evaluate("element => element === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"no Tab leads to {target}")
+
+
+def test_everything_is_reached_without_a_mouse(open_page, request):
+    page = open_page()
+    request.node.painting = [page]
+    tab_to(page, slider(page, "Steps"))
+    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    expect(slider(page, "Steps")).to_have_value("4")
+    tab_to(page, page.get_by_label("Prompt", exact=True))
+    page.keyboard.type(PROMPT)
+    tab_to(page, page.get_by_role("button", name="Generate"))
+    page.keyboard.press("Enter")
+    finished(page).wait_for()
+    replay = page.locator("summary", has_text="Replay the denoising")
+    tab_to(page, replay)
+    page.keyboard.press("Enter")
+    tab_to(page, slider(page, "Step"))
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("img", name="The current estimate of the picture, step 3 of 4")).to_be_visible()
+
+
 def test_a_reload_finds_the_running_job(open_page, request):
     page = open_page()
     generate(page, request, steps=150)
