@@ -260,7 +260,9 @@ def test_outpainting(capsys, embedded):
 # --- Blends
 
 
-@pytest.mark.parametrize("options", [(), ("--to-seed", 8), ("--to-seed", 8, "--sampler", "euler_a")])
+@pytest.mark.parametrize(
+    "options", [(), ("--to-seed", 8, "--prompt-language", "plain"), ("--to-seed", 8, "--sampler", "euler_a")]
+)
 def test_each_frame_of_a_blend_and_all_of_them(capsys, options):
     run("blend", PROMPT, "a boat at night", "--frames", 3, *FEW, *options, "--keep-frames", "--output", "b.png")
     for name in ("b-1.png", "b-2.png", "b-3.png", "b.png"):

@@ -20,6 +20,14 @@ def add_generation_options(command: argparse.ArgumentParser, several: bool = Tru
     what = command.add_argument_group("what to paint")
     what.add_argument("--negative", metavar="TEXT", help="what to keep out of the picture")
     what.add_argument(
+        "--prompt-language",
+        choices=("a1111", "plain"),
+        default="a1111",
+        metavar="NAME",
+        help="a1111: (red:1.3), [red], [red:blue:0.5], [red|blue], AND and BREAK mean what they do there, at "
+        "any length; plain: the prompts are read as they stand, up to 75 tokens (default: a1111)",
+    )
+    what.add_argument(
         "--seed",
         type=whole(-1, MAX_SEED),
         default=-1,
@@ -111,14 +119,6 @@ def _add_several(
     what: argparse._ArgumentGroup, where: argparse._ArgumentGroup, machine: argparse._ArgumentGroup
 ) -> None:
     what.add_argument(
-        "--prompt-language",
-        choices=("a1111", "plain"),
-        default="a1111",
-        metavar="NAME",
-        help="a1111: (red:1.3), [red], [red:blue:0.5], [red|blue], AND and BREAK mean what they do there, at "
-        "any length; plain: the prompts are read as they stand, up to 75 tokens (default: a1111)",
-    )
-    what.add_argument(
         "--n-images", type=whole(1, 10_000), default=1, metavar="N", help="how many pictures (default: 1)"
     )
     what.add_argument(
@@ -149,7 +149,8 @@ def _add_several(
         type=whole(1, 256),
         default=1,
         metavar="N",
-        help="pictures to paint side by side: faster on a GPU, more memory; the pictures are the same (default: 1)",
+        help="pictures to paint side by side: faster on a GPU, more memory; but for rounding the pictures are the same "
+        "(default: 1)",
     )
 
 

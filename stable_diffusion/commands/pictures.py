@@ -18,7 +18,7 @@ def add_to(kinds: Any) -> None:
         help="tell how a picture was made",
         description="Print the parameters that a picture carries: ours, or those of other programs in A1111's form.",
     )
-    info.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG or WebP file")
+    info.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP or GIF file")
     info.add_argument("--json", action="store_true", help="print them as JSON")
     info.set_defaults(run=show_info)
     add_debug(info)
