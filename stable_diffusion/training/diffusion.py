@@ -63,6 +63,9 @@ class DiffusionTask:
         self.weights = min_snr_weights(self.alpha_bars, scheduler.prediction_type, gamma).astype(np.float32)
         self.no_text = cache.tokenizer("")[0][0]
 
+    def prepare(self, step: int) -> None:
+        self.cache.grow(self.available(step))
+
     def batch(self, examples: Sequence[int]) -> Inputs:
         """x_0 and eps (B, h, w, C), t (B,), and texts' ids (B, 77)."""
         rows = []

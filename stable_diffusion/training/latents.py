@@ -20,7 +20,7 @@ TOGETHER = 4  # pictures that go through the autoencoder at once
 
 
 class LatentCache:
-    """Shard i holds the examples from 500 i on. One thread at a time may ask."""
+    """Shard i holds the examples from 500 i on."""
 
     def __init__(self, data: Data, vae: Autoencoder, tokenizer: Tokenizer, folder: Path):
         self.data, self.vae, self.tokenizer, self.folder = data, vae, tokenizer, folder
@@ -32,10 +32,13 @@ class LatentCache:
         """How many examples there are; None for data without end."""
         return len(self.data) if isinstance(self.data, Sized) else None
 
+    def grow(self, count: int) -> None:
+        """Have at least the first `count` examples."""
+        while SHARD * len(self._shards) < count:
+            self._shards.append(self._shard(len(self._shards)))
+
     def example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The scaled posterior's mean and deviation, (h, w, C) float32 each, and the caption's ids (77,)."""
-        while len(self._shards) <= index // SHARD:
-            self._shards.append(self._shard(len(self._shards)))
         shard, i = self._shards[index // SHARD], index % SHARD
         scale = self.vae.config.scaling_factor
         return shard["mean"][i] * scale, shard["deviation"][i].astype(np.float32) * scale, shard["ids"][i]
@@ -46,13 +49,11 @@ class LatentCache:
             first = SHARD * number
             past = first + SHARD if self.limit is None else min(first + SHARD, self.limit)
             posteriors, captions = [], []
-            # A thread has to have a stream of its own; the weights are evaluated, and may be read by all.
-            with mx.stream(mx.new_stream(mx.default_device())):
-                for i in range(first, past, TOGETHER):
-                    pictures, texts = self.data.batch(range(i, min(i + TOGETHER, past)))
-                    moments = self.vae.moments(mx.array(pictures.astype(np.float32) / 127.5 - 1))
-                    posteriors.append([np.array(part.astype(mx.float32)) for part in moments])
-                    captions += texts
+            for i in range(first, past, TOGETHER):
+                pictures, texts = self.data.batch(range(i, min(i + TOGETHER, past)))
+                moments = self.vae.moments(mx.array(pictures.astype(np.float32) / 127.5 - 1))
+                posteriors.append([np.array(part.astype(mx.float32)) for part in moments])
+                captions += texts
             mean, deviation = (np.concatenate(part) for part in zip(*posteriors, strict=True))
             temporary = path.with_suffix(".new.npz")
             ids = self.tokenizer(captions)[0]

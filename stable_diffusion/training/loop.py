@@ -35,8 +35,11 @@ class Task(Protocol):
     def model(self) -> nn.Module:
         """What is trained."""
 
+    def prepare(self, step: int) -> None:
+        """Compute what the batch of a step takes of other networks."""
+
     def batch(self, examples: Sequence[int]) -> Inputs:
-        """What `loss` takes, for these examples; in a thread of its own, and the same for the same numbers."""
+        """What `loss` takes, for these examples; in a thread of its own (no MLX), the same for the same numbers."""
 
     @property
     def loss(self) -> Callable[..., Loss]:
@@ -195,11 +198,14 @@ def _prefetched(task: Task, recipe: Recipe, step: int, group: mx.distributed.Gro
         return [task.batch(numbers[i :: recipe.accumulate]) for i in range(recipe.accumulate)]
 
     with ThreadPoolExecutor(1) as pool:
+        task.prepare(step)
         coming = pool.submit(prepared, step)
         while True:
             step += 1
-            now, coming = coming, pool.submit(prepared, step)
-            yield now.result()
+            now = coming.result()
+            task.prepare(step)
+            coming = pool.submit(prepared, step)
+            yield now
 
 
 def _of_first(value: float, group: mx.distributed.Group) -> float:

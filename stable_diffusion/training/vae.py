@@ -45,6 +45,9 @@ class AutoencoderTask:
         self.kl_weight, self.edge_weight = kl_weight, edge_weight
         self.model = model
 
+    def prepare(self, step: int) -> None:
+        """Nothing is needed."""
+
     def batch(self, examples: Sequence[int]) -> Inputs:
         """Crops (B, 64, 64, 3) in [-1, 1], or a quarter as many pictures, and the noise for their latents."""
         whole = examples[0] // self.step_size % WHOLE_EVERY == 0
