@@ -88,7 +88,9 @@ def diffusion_task(folder: Path, out: Path, batch: int = 4) -> DiffusionTask:
     tokenizer = Tokenizer.from_files(out / "tokenizer")
     text = dataclasses.replace(TEXT, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
     cache = LatentCache(FewSquares(), runs.load_autoencoder(folder / "vae"), tokenizer, out / "latents")
-    return DiffusionTask(cache, TextToLatents(text, UNET, 0), SCHEDULER, out, batch, prompts=["red above blue"])
+    task = DiffusionTask(cache, TextToLatents(text, UNET, 0), SCHEDULER, out, batch, prompts=["red above blue"])
+    task.prepare(0)
+    return task
 
 
 # --- Forms with gradients
