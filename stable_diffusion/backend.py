@@ -21,7 +21,7 @@ import os
 import site
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -40,6 +40,7 @@ __all__ = [
     "has_gpu",
     "mx",
     "nn",
+    "one_blas_thread",
     "prepare",
     "scalar_functions",
 ]
@@ -56,6 +57,13 @@ THREAD_VARIABLES = {
 }
 
 
+_INT, _FLOAT, _ARRAY = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
+# Order, transpositions, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc.
+SGEMM = ctypes.CFUNCTYPE(
+    None, *[_INT] * 6, _FLOAT, _ARRAY, _INT, _ARRAY, _INT, _FLOAT, _ARRAY, _INT, use_errno=False
+)
+
+
 class BlasError(Exception):
     """A BLAS library that cannot serve MLX; the message says why."""
 
@@ -64,7 +72,8 @@ class BlasError(Exception):
 class Blas:
     """The library that computes MLX's matrix products; `library` is None where MLX came with it.
 
-    `threads` is how many it may use, `fixed` whether the environment said so, `set_threads` changes it.
+    `threads` is how many it may use, `fixed` whether the environment said so, `set_threads` changes it; `sgemm` is
+    its cblas_sgemm, to be called by ctypes.
     """
 
     name: str
@@ -72,9 +81,11 @@ class Blas:
     fixed: bool = False
     library: ctypes.CDLL | None = None
     set_threads: Callable[[int], None] | None = None
+    sgemm: Callable[..., None] | None = None
 
 
 _blas: Blas | None = None
+_threads: int | None = None  # as `fit_threads` set them last
 
 
 def blas() -> Blas:
@@ -124,12 +135,25 @@ def fit_threads(multiply_adds: int) -> int | None:
     holds one of the cores each product waits for the scheduler: 5 to 10 times slower (docs/benchmarks.md). A number
     of threads that the environment asks for stays. Returns the number, or None where this is not ours to set.
     """
+    global _threads
     used = blas()
     if used.set_threads is None or used.threads is None:
         return None
-    threads = 1 if multiply_adds < SMALL_PRODUCT and not used.fixed else used.threads
-    used.set_threads(threads)
-    return threads
+    _threads = 1 if multiply_adds < SMALL_PRODUCT and not used.fixed else used.threads
+    used.set_threads(_threads)
+    return _threads
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Inside, each matrix product has one thread, for the whole process: several threads compute products."""
+    used = blas()
+    assert used.set_threads and used.threads, "the BLAS's threads are not ours to set"
+    used.set_threads(1)
+    try:
+        yield
+    finally:
+        used.set_threads(_threads or used.threads)
 
 
 def cpu_threads() -> int:
@@ -263,7 +287,7 @@ def _use(name: str, path: str) -> Blas:
     asked = _asked_threads(name)
     threads = asked or cpu_threads()
     set_threads(threads)
-    return Blas(name, threads, asked is not None, library, set_threads)
+    return Blas(name, threads, asked is not None, library, set_threads, SGEMM(addresses["cblas_sgemm"]))
 
 
 def _asked_threads(name: str) -> int | None:

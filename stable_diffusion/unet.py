@@ -197,6 +197,18 @@ class UNet(nn.Module):
         its batch B or 1; `pooled` (B, P) and `time_ids` (B, 6) for `addition_embed_type` "text_time" (SDXL);
         `guidance` (B or 1, time_cond_proj_dim) from `guidance_embedding` (LCM). Returns (B, H, W, out_channels).
         """
+        inputs = (x, t, context, pooled, time_ids, guidance)
+        return ops.by_batch(self._predict, x.shape[0], self.parameters(), *inputs)
+
+    def _predict(
+        self,
+        x: mx.array,
+        t: mx.array,
+        context: list[LevelContext],
+        pooled: mx.array | None,
+        time_ids: mx.array | None,
+        guidance: mx.array | None,
+    ) -> mx.array:
         time = ops.ACTIVATIONS[self.config.act_fn](self._embed_time(t, pooled, time_ids, guidance, x.dtype))
         if self.config.center_input_sample:
             x = 2 * x - 1

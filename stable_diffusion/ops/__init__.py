@@ -20,6 +20,7 @@ __all__ = [
     "OPS_VARIABLE",
     "Activation",
     "attention",
+    "by_batch",
     "conv2d",
     "differentiable",
     "geglu",
@@ -39,6 +40,7 @@ def _fused(function: Activation) -> Activation:
     return mx.compile(function, shapeless=True) if backend.has_gpu() else function
 
 
+by_batch = cpu.by_batch if _on_cpu else plain.by_batch
 attention = cpu.attention if _on_cpu else plain.attention
 conv2d = cpu.conv2d if _on_cpu else plain.conv2d
 geglu = cpu.geglu if _on_cpu else plain.geglu

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable
 
 from ..backend import mx
-from . import plain
+from . import eager, lanes, plain
+from .lanes import by_batch
 from .winograd import conv3x3
 
 BLOCK = 1 << 17  # elements that a block holds: half a megabyte
@@ -58,22 +59,7 @@ def geglu(x: mx.array) -> mx.array:
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
-    """The softmax's numerator in blocks of scores, each row less its maximum; the denominator divides the outcome."""
-    batch, heads, length, _ = q.shape
-    if q.dtype != mx.float32 or mask is not None:
-        return plain.attention(q, k, v, mask)
-    shape = (batch * heads, *k.shape[2:])
-    k = mx.broadcast_to(k, (batch, *k.shape[1:])).reshape(shape).swapaxes(-1, -2)
-    v = mx.broadcast_to(v, (batch, *v.shape[1:])).reshape(*shape[:2], -1)
-    q = (q * (1 / (math.log(2) * math.sqrt(q.shape[-1])))).reshape(batch * heads, length, -1)
-    rows = max(1, BLOCK // shape[1])
-    together = max(1, rows // length)  # heads, where several fit into a block
-    blocks = []
-    for i in range(0, batch * heads, together):
-        some = slice(i, i + together)
-        parts = [_attend(q[some, j : j + rows], k[some], v[some]) for j in range(0, length, rows)]
-        blocks.append(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1))
-    return mx.concatenate(blocks).reshape(batch, heads, length, -1)
+    return plain.attention(q, k, v, mask) if q.dtype != mx.float32 or mask is not None else eager.attention(q, k, v)
 
 
 def quantized_matmul(
@@ -86,35 +72,45 @@ def quantized_matmul(
 def group_norm(
     x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: plain.Activation | None = None
 ) -> mx.array:
-    """Sums over space as products with ones, everything else in blocks of rows, where there is more than one block."""
+    """Sums over space as products with ones, everything else in blocks of rows, where there is more than one block.
+
+    The squares are summed of what is left without a shift, the mean of every eighth row: too near the mean of all for
+    digits to be lost.
+    """
     if x.dtype != mx.float32 or x.size <= BLOCK:
         return plain.group_norm(x, weight, bias, groups, eps, act)
-    rows = x.reshape(x.shape[0], -1, x.shape[-1])
-    images = [_normalised(image, weight, bias, groups, eps, act) for image in rows]
-    return mx.concatenate(images).reshape(x.shape)
-
-
-def _normalised(
-    x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: plain.Activation | None
-) -> mx.array:
-    """One image (N, C). The mean is taken twice: what the first leaves of it is too small to lose digits by."""
-    count, channels = x.shape
+    batch, channels = x.shape[0], x.shape[-1]
+    rows = x.reshape(batch, -1, channels)
     step = max(1, BLOCK // channels)
-    blocks = [x[i : i + step] for i in range(0, count, step)]
-    ones = mx.ones((1, min(step, count)))
+    blocks = [(image, slice(i, i + step)) for image in range(batch) for i in range(0, rows.shape[1], step)]
 
-    def mean(parts: list[mx.array]) -> mx.array:
-        """Of each channel's group, (1, C)."""
-        sums = mx.concatenate([ones[:, : part.shape[0]] @ part for part in parts]).sum(axis=0) / count
-        return mx.repeat(sums.reshape(groups, -1).mean(axis=1), channels // groups)[None]
+    def over_groups(sums: mx.array, count: int) -> mx.array:
+        """Sums of a batch's channels (B, 1, C) -> for each channel the mean of its group."""
+        means = sums.reshape(batch, groups, -1).mean(axis=-1) / count
+        return mx.repeat(means, channels // groups, axis=1)[:, None]
 
-    shift = mean(blocks)
-    rest = mean([block - shift for block in blocks])
-    square = mean([mx.square(block - shift) for block in blocks])
+    sample = rows[:, ::8]
+    shift = over_groups(_sum(sample), sample.shape[1])
+
+    def sums(at: tuple[int, slice]) -> mx.array:
+        y = rows[at] - shift[at[0]]
+        return mx.concatenate([_sum(y), _sum(mx.square(y))])
+
+    total = mx.stack(lanes.each(sums, blocks, (rows, shift))).reshape(batch, -1, 2, channels).sum(axis=1)
+    rest, square = (over_groups(part, rows.shape[1]) for part in (total[:, :1], total[:, 1:]))
     scale = weight * mx.rsqrt(square - mx.square(rest) + eps)
     shift = shift + rest
-    scaled = [(block - shift) * scale + bias for block in blocks]
-    return mx.concatenate([act(block) for block in scaled] if act else scaled)
+
+    def normalised(at: tuple[int, slice]) -> mx.array:
+        y = (rows[at] - shift[at[0]]) * scale[at[0]] + bias
+        return act(y) if act else y
+
+    return mx.concatenate(lanes.each(normalised, blocks, (rows, shift, scale, bias))).reshape(x.shape)
+
+
+def _sum(x: mx.array) -> mx.array:
+    """Over the rows of x (..., N, C), as a product: (..., 1, C)."""
+    return mx.ones((1, x.shape[-2])) @ x
 
 
 def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
@@ -129,13 +125,6 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
     ):
         return conv3x3(x, weight) + bias
     return plain.conv2d(x, weight, bias, stride, padding)
-
-
-def _attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """q is scaled by log2(e), so that the scores are logarithms to the base 2."""
-    scores = q @ k
-    weights = _exp2(mx.maximum(scores - scores.max(axis=-1, keepdims=True), -126.0))
-    return (weights @ v) / weights.sum(axis=-1, keepdims=True)
 
 
 def _gelu(x: mx.array) -> mx.array:
@@ -155,4 +144,5 @@ def _blocked(
     if x.size <= BLOCK:
         return function(x)
     flat = x.reshape(-1)
-    return mx.concatenate([function(flat[i : i + BLOCK]) for i in range(0, x.size, BLOCK)]).reshape(x.shape)
+    blocks = lanes.each(lambda i: function(flat[i : i + BLOCK]), range(0, x.size, BLOCK), flat)
+    return mx.concatenate(blocks).reshape(x.shape)

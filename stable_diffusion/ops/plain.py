@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from ..backend import mx
 
@@ -76,6 +77,11 @@ def quantized_matmul(
 def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
     """2-D convolution: x (B, H, W, C), weight (O, kH, kW, C), bias (O,). Returns (B, H', W', O)."""
     return mx.conv2d(x, weight, stride=stride, padding=padding) + bias
+
+
+def by_batch(function: Callable[..., mx.array], batch: int, weights: Any, *inputs: Any) -> mx.array:
+    """`function(*inputs)`, of which arrays `batch` long may be shared out; `weights` are what it reads besides."""
+    return function(*inputs)
 
 
 def upsample_nearest(x: mx.array, height: int, width: int) -> mx.array:

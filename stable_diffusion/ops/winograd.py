@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import mx
+from . import lanes
 
 TILE = 4  # outputs along a side; an input tile has two more
-ELEMENTS = 1 << 21  # of a strip's transformed input or output, so that it stays near the processor
+ELEMENTS = 1 << 19  # of a strip's transformed input or output, so that it stays in the cache,
+MOST_ELEMENTS = 1 << 21  # unless the kernels are larger still, and are to be read seldom
 
 # The paper's B^T, G and A^T for F(4, 3), interpolating at 0, 1, -1, 2, -2 and infinity.
 _INPUT = (
@@ -55,10 +57,10 @@ def conv3x3(x: mx.array, weight: mx.array) -> mx.array:
     kernels = kernels.reshape(-1, channels, outputs)
     padding = [(0, 0), (1, TILE * down - height + 1), (1, TILE * across - width + 1), (0, 0)]
     x = mx.contiguous(mx.pad(x, padding))
-    rows = max(1, min(down, ELEMENTS // (36 * across * max(channels, outputs))))
-    strips = [
-        _strip(x, image, row, min(rows, down - row), kernels) for image in range(batch) for row in range(0, down, rows)
-    ]
+    elements = min(max(ELEMENTS, kernels.size // 4), MOST_ELEMENTS)
+    rows = max(1, min(down, elements // (36 * across * max(channels, outputs))))
+    places = [(image, row) for image in range(batch) for row in range(0, down, rows)]
+    strips = lanes.each(lambda place: _strip(x, *place, min(rows, down - place[1]), kernels), places, (x, kernels))
     return mx.concatenate(strips).reshape(batch, TILE * down, TILE * across, outputs)[:, :height, :width]
 
 
