@@ -59,9 +59,7 @@ THREAD_VARIABLES = {
 
 _INT, _FLOAT, _ARRAY = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 # Order, transpositions, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc.
-SGEMM = ctypes.CFUNCTYPE(
-    None, *[_INT] * 6, _FLOAT, _ARRAY, _INT, _ARRAY, _INT, _FLOAT, _ARRAY, _INT, use_errno=False
-)
+SGEMM = ctypes.CFUNCTYPE(None, *[_INT] * 6, _FLOAT, _ARRAY, _INT, _ARRAY, _INT, _FLOAT, _ARRAY, _INT, use_errno=False)
 
 
 class BlasError(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import mx, nn
+from ..backend import cpu_threads, mx, nn
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
 from ..errors import ConfigError, UnsupportedCheckpointError, WeightsError
@@ -37,9 +37,10 @@ def load_single_file(
 ) -> Checkpoint:
     """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL.
 
-    Tensors are read one after another, and each is in its module's form before the next. Where a file holds averaged
-    weights (model_ema.) beside the others, the others are taken, as diffusers does. `prediction_type` overrides what
-    the file says. Raises the errors below `CheckpointError`: what is cut short, of another kind, or does not fit.
+    Tensors are read a few at a time, one on each core, and each is in its module's form before the next. Where a file
+    holds averaged weights (model_ema.) beside the others, the others are taken, as diffusers does. `prediction_type`
+    overrides what the file says. Raises the errors below `CheckpointError`: what is cut short, of another kind, or does
+    not fit.
     """
     report = progress or (lambda message, fraction: None)
     with open_tensors(path) as file:
@@ -144,7 +145,7 @@ class _Loader:
     ) -> Any:
         self.report(f"Loading {part}", None)
         model: nn.Module = module(config_type.from_dict(values, f"{self.file.path} ({part})"))
-        give(model, sources, f"{self.file.path} ({part})", dtype, self.check_values)
+        give(model, sources, f"{self.file.path} ({part})", dtype, self.check_values, cpu_threads())
         return model
 
     def _is_open_clip(self, part: str) -> bool:

@@ -12,6 +12,7 @@ import math
 import os
 import stat
 import struct
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -110,8 +111,8 @@ class HeaderText(Mapping[str, StoredTensor]):
         return header
 
 
-class Scratch:
-    """Memory that is used again and again: to get new memory takes longer than to fill it."""
+class Scratch(threading.local):
+    """Memory that is used again and again, each thread its own: to get new memory takes longer than to fill it."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, np.ndarray] = {}
@@ -141,6 +142,7 @@ class TensorFile:
         except OSError as error:
             raise CheckpointNotFoundError(f"{self.path} cannot be opened: {error.strerror}.") from None
         self.scratch = Scratch()
+        self._turn = threading.Lock()
         self._state = self._stat()
         self.size = self._state[0]
 
@@ -185,9 +187,10 @@ class TensorFile:
 
     def _fill(self, buffer: memoryview, start: int) -> None:
         done = 0
-        self._stream.seek(start)
-        while done < len(buffer) and (count := self._stream.readinto(buffer[done:])):
-            done += count
+        with self._turn:
+            self._stream.seek(start)
+            while done < len(buffer) and (count := self._stream.readinto(buffer[done:])):
+                done += count
         self.check_unchanged()
         if done < len(buffer):
             raise WeightsError(f"{self.path} is cut short at {start + done} bytes. {AGAIN}")

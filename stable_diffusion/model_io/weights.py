@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -55,15 +57,19 @@ def give(
     where: str,
     dtype: mx.Dtype,
     check_values: bool = False,
+    threads: int = 1,
 ) -> None:
     """Give `model` its parameters, each from the source of its name; names and shapes are checked before any is read.
 
-    `where` names the files in errors. Raises `WeightsError`.
+    `where` names the files in errors; several `threads` are for sources whose arrays are computed when they are read.
+    Raises `WeightsError`.
     """
     expected = dict(tree_flatten(model.parameters()))
     _check_names(sources, expected, where)
     forms = {target: _form(source, expected[target].shape, dtype) for target, source in sources.items()}
-    loaded = [(target, source.read(forms[target])) for target, source in sources.items()]
+    with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
+        read = (pool.map if pool else map)(lambda target: sources[target].read(forms[target]), sources)
+        loaded = list(zip(sources, read, strict=True))
     if check_values:
         _check_values(loaded, where)
     model.load_weights(loaded, strict=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from .. import backend
 from ..backend import mx
-from . import cpu, learning, plain
+from . import cpu, lanes, learning, plain
 from .plain import Activation, upsample_nearest
 
 __all__ = [
@@ -40,7 +40,7 @@ def _fused(function: Activation) -> Activation:
     return mx.compile(function, shapeless=True) if backend.has_gpu() else function
 
 
-by_batch = cpu.by_batch if _on_cpu else plain.by_batch
+by_batch = lanes.by_batch if _on_cpu else plain.by_batch
 attention = cpu.attention if _on_cpu else plain.attention
 conv2d = cpu.conv2d if _on_cpu else plain.conv2d
 geglu = cpu.geglu if _on_cpu else plain.geglu
@@ -69,8 +69,8 @@ def differentiable() -> Iterator[None]:
         yield
         return
     names = ("attention", "conv2d", "geglu", "group_norm")
-    before, activations = {name: globals()[name] for name in names}, dict(ACTIVATIONS)
-    globals().update({name: getattr(learning, name) for name in names})
+    before, activations = {name: globals()[name] for name in ("by_batch", *names)}, dict(ACTIVATIONS)
+    globals().update({name: getattr(learning, name) for name in names}, by_batch=plain.by_batch)
     ACTIVATIONS.update(silu=learning.silu, swish=learning.silu, gelu=learning.gelu, quick_gelu=learning.quick_gelu)
     try:
         yield

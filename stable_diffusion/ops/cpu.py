@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from ..backend import mx
 from . import eager, lanes, plain
-from .lanes import by_batch
 from .winograd import conv3x3
 
 BLOCK = 1 << 17  # elements that a block holds: half a megabyte
