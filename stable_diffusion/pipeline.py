@@ -7,11 +7,11 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from . import arguments, backend, masking, texts
+from . import arguments, backend, masking, memory, texts
 from .adapters.embeddings import Embeddings, with_embeddings
 from .adapters.lora import Networks
 from .adapters.overlay import Choice, Loras, Overlay
@@ -21,6 +21,7 @@ from .conditioning import A1111, Blend, TextConditioner
 from .denoiser import Denoiser
 from .errors import InputError
 from .model_io.autoencoder import cached_tiny_vae, load_vae
+from .model_io.checkpoint import vae_dtype
 from .model_io.hub import Progress
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .model_io.sources import load, locate
@@ -31,6 +32,7 @@ from .schedule import Plan
 from .texts import Guidance, Script, Text, ToldUNet
 from .unet import UNet
 from .vae import Autoencoder
+from .vae_tiles import decode_in_tiles
 from .vae_tiny import TinyAutoencoder
 
 DEFAULT_MODEL = "postcards-tiny"
@@ -198,8 +200,8 @@ class StableDiffusion:
         `<lora:name:0.8>` in the text lays a LoRA over this generation, beside those of `set_loras`; the name of a file
         in `embedding_folders` stands for its vectors, in both texts.
 
-        Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range or of a wrong type,
-        and what `set_loras` raises for what the texts name.
+        Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range or of a wrong type or
+        asks for more memory than there is, and what `set_loras` raises for what the texts name.
         """
         # 1. Everything that can be refused is refused here.
         text = texts.check("text", text)
@@ -231,6 +233,8 @@ class StableDiffusion:
         script = texts.write_script(
             text, negative_text, len(plan), guidance, self._embeds_guidance, conditioner.language
         )
+        rows = n_images * max(map(len, script.rows))
+        self._needs.check(rows, n_images, width, height)
         return self._generate(
             self._networks(tags, script.texts, conditioner),
             script,
@@ -246,14 +250,19 @@ class StableDiffusion:
     def decode(self, latents: mx.array) -> mx.array:
         """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1]; lazy.
 
-        Raises `InputError` for another shape.
+        In tiles, which are blended, where a whole picture would not fit into memory. Raises `InputError` for another
+        shape.
         """
         if latents.ndim != 4 or latents.shape[-1] != self.latent_channels:
             raise InputError(
                 f"latents of shape {latents.shape} cannot be decoded; (B, h, w, {self.latent_channels}) is expected."
             )
+        height, width = (side * self.downscale for side in latents.shape[1:3])
+        decode = self._vae.decode
+        if self._needs.in_tiles(width, height):
+            decode = partial(decode_in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
         # One by one: memory is one picture's, whatever the batch.
-        pictures = [self._vae.decode(one) for one in mx.split(latents, latents.shape[0])]
+        pictures = [decode(one) for one in mx.split(latents, latents.shape[0])]
         return mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
 
     def preview(self, latents: mx.array) -> mx.array:
@@ -332,6 +341,13 @@ class StableDiffusion:
             tokenizers, encoders = with_embeddings(conditioner.tokenizers, conditioner.encoders, found)
             conditioner = conditioner.replaced(tokenizers=tokenizers, encoders=encoders)
         return unet, conditioner
+
+    @property
+    def _needs(self) -> memory.Needs:
+        weights = memory.weight_bytes(self._unet, self._vae, *self._conditioner.encoders)
+        config, dtype = self._own_vae_config, self._dtype
+        vae_size = vae_dtype(self.family, config, dtype).size
+        return memory.Needs(self._unet.config, config, weights, dtype.size, vae_size)
 
     def _largest_product(self, n_images: int, size: tuple[int, int]) -> int:
         """About how many multiply-adds the largest matrix product of a generation takes: a 3x3 convolution's."""

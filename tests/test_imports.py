@@ -32,6 +32,8 @@ ORDER = [
     "stable_diffusion/unet.py",
     "stable_diffusion/vae.py",
     "stable_diffusion/vae_tiny.py",
+    "stable_diffusion/vae_tiles.py",
+    "stable_diffusion/memory.py",
     "stable_diffusion/noise.py",
     "stable_diffusion/arguments.py",
     "stable_diffusion/schedule.py",

@@ -1,0 +1,120 @@
+"""How much memory a generation takes, and how much there is: what cannot fit is refused before it starts.
+
+The estimates are linear in the pixels, as all operations are (attention never holds all of its scores); their factors
+were measured (benchmarks/growth.py, docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx.utils import tree_reduce
+
+from .backend import has_gpu, mx, nn
+from .config import AutoencoderConfig, UNetConfig
+from .errors import InputError
+
+MEMORY_VARIABLE = "STABLE_DIFFUSION_MEMORY"
+# Values at the peak, in multiples of the first level's channels, of each pixel of the latents or of the picture.
+UNET_VALUES, DECODER_VALUES = 48, 12
+TILE, OVERLAP = 64, 16  # of the latents, where a picture is decoded in tiles
+STEP = 64  # pixels between the sizes that are proposed
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model takes beside its weights, by the shapes of its networks; `downscale` pixels make a latent."""
+
+    unet: UNetConfig
+    vae: AutoencoderConfig
+    weights: int  # bytes
+    item_size: int  # of a value in the U-Net, in bytes
+    vae_item_size: int
+
+    def unet_bytes(self, rows: int, width: int, height: int) -> int:
+        """Of a call with so many rows: pictures times texts."""
+        places = rows * width * height // self.vae.downscale**2
+        return places * UNET_VALUES * self.unet.block_out_channels[0] * self.item_size
+
+    def decoder_bytes(self, width: int, height: int) -> int:
+        """Of one picture's decoding, whole."""
+        return width * height * DECODER_VALUES * self.vae.block_out_channels[0] * self.vae_item_size
+
+    def in_tiles(self, width: int, height: int) -> bool:
+        """Whether a picture is to be decoded in tiles: whole, it would not fit."""
+        there = available()
+        return there is not None and self.weights + self.decoder_bytes(width, height) > there
+
+    def check(self, rows: int, n_images: int, width: int, height: int) -> None:
+        """Raise `InputError` where a generation cannot fit, with what would; `rows` are those of a U-Net call."""
+        there = available()
+        if there is None or self._bytes(rows, width, height) <= there:
+            return
+        texts = rows // n_images
+        fewer = next((n for n in range(n_images - 1, 0, -1) if self._bytes(n * texts, width, height) <= there), 0)
+        fitting = [f"{fewer} picture{'s' * (fewer > 1)} at a time"] * bool(fewer)
+        fitting += [f"{w} x {h}" for w, h in _smaller(width, height) if self._bytes(rows, w, h) <= there][:1]
+        proposal = f"{' or '.join(fitting)} would fit" if fitting else "a smaller or a quantised model might fit"
+        raise InputError(
+            f"{width} x {height} pixels, {n_images} at a time, need about {_gib(self._bytes(rows, width, height))} of "
+            f"memory, and {_gib(there)} are there: {proposal}. (${MEMORY_VARIABLE}, in GiB, overrules what is there.)"
+        )
+
+    def _bytes(self, rows: int, width: int, height: int) -> int:
+        tile = TILE * self.vae.downscale
+        decoder = self.decoder_bytes(min(width, tile), min(height, tile))  # larger ones are decoded in tiles
+        return self.weights + max(self.unet_bytes(rows, width, height), decoder)
+
+
+def weight_bytes(*modules: nn.Module) -> int:
+    """What the parameters take once they are computed."""
+    return sum(tree_reduce(lambda size, value: size + value.nbytes, each.parameters(), 0) for each in modules)
+
+
+def available() -> int | None:
+    """Bytes for a model and what it computes, those in its use included; None where nobody knows."""
+    chosen = os.environ.get(MEMORY_VARIABLE, "").strip()
+    if chosen:
+        with contextlib.suppress(ValueError):
+            return int(float(chosen) * GIB)
+        raise InputError(f"${MEMORY_VARIABLE} = {chosen!r} should be a number of GiB, such as 12.")
+    if has_gpu():
+        size = mx.device_info().get("memory_size")
+        return size if isinstance(size, int) and size > 0 else None
+    free = min(_free(), default=None)
+    return None if free is None else free + mx.get_active_memory() + mx.get_cache_memory()
+
+
+def _free() -> Iterator[int]:
+    """The machine's and the container's free memory, where Linux tells."""
+    lines = _read("/proc/meminfo").splitlines()
+    yield from (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdigit() and used.isdigit():
+        lines = _read("/sys/fs/cgroup/memory.stat").splitlines()
+        files = sum(int(line.split()[1]) for line in lines if line.startswith(("active_file ", "inactive_file ")))
+        yield int(limit) - int(used) + files
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""
+
+
+def _smaller(width: int, height: int) -> Iterator[tuple[int, int]]:
+    """Sizes of about the same shape, from larger to smaller."""
+    for longer in range(max(width, height) // STEP * STEP, 0, -STEP):
+        sides = [max(STEP, round(side * longer / max(width, height) / STEP) * STEP) for side in (width, height)]
+        if sides[0] * sides[1] < width * height:
+            yield sides[0], sides[1]
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,154 @@
+"""What a generation takes, what is there, and what is said where the one is more than the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stable_diffusion import StableDiffusion, memory
+from stable_diffusion.backend import mx
+from stable_diffusion.config import AutoencoderConfig, UNetConfig
+from stable_diffusion.errors import InputError
+from stable_diffusion.memory import GIB, MEMORY_VARIABLE, Needs
+from stable_diffusion.vae_tiles import decode_in_tiles
+
+SD1 = Needs(UNetConfig(), AutoencoderConfig(block_out_channels=(128, 256, 512, 512)), 4 * GIB, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def sd() -> StableDiffusion:
+    return StableDiffusion()
+
+
+def there(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+    monkeypatch.setenv(MEMORY_VARIABLE, str(gib))
+
+
+def test_memory_grows_with_the_pixels_and_with_the_batch():
+    assert SD1.unet_bytes(2, 1024, 1024) == 4 * SD1.unet_bytes(2, 512, 512) == 8 * SD1.unet_bytes(1, 512, 512)
+    assert SD1.decoder_bytes(1024, 512) == 2 * SD1.decoder_bytes(512, 512)
+
+
+@pytest.mark.parametrize(
+    ("gib", "n_images", "said"),
+    [
+        (8.0, 4, r"2 pictures at a time or 704 x 704 would fit"),
+        (7.0, 1, r"1280 x 1280 would fit"),
+        (3.0, 1, r"a smaller or a quantised model might fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(monkeypatch, gib, n_images, said):
+    there(monkeypatch, gib)
+    size = 1024 if n_images == 4 else 1536
+    with pytest.raises(InputError, match=said) as refused:
+        SD1.check(2 * n_images, n_images, size, size)
+    assert f"{size} x {size} pixels, {n_images} at a time" in str(refused.value)
+    assert f"{gib:.1f} GiB are there" in str(refused.value)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 512), st.integers(1, 512), st.integers(1, 64), st.integers(1, 3), st.floats(0.01, 64))
+def test_what_is_proposed_would_fit(width, height, n_images, texts, gib):
+    width, height = 8 * width, 8 * height
+    with pytest.MonkeyPatch.context() as patch:
+        there(patch, gib)
+        try:
+            SD1.check(texts * n_images, n_images, width, height)
+        except InputError as error:
+            words = str(error).split(": ", 1)[1]
+            if "at a time" in words:
+                fewer = int(words.split()[0])
+                SD1.check(texts * fewer, fewer, width, height)
+            if " x " in words:
+                left, right = words.split(" x ")
+                SD1.check(texts * n_images, n_images, int(left.split()[-1]), int(right.split()[0]))
+
+
+def test_a_generation_that_cannot_fit_says_so_at_the_call(monkeypatch, sd):
+    there(monkeypatch, 0.2)
+    with pytest.raises(InputError, match=r"2048 x 2048 pixels, 16 at a time, need about"):
+        sd.generate_latents("a red house", n_images=16, width=2048, height=2048)
+    sd.generate_latents("a red house")
+
+
+@pytest.mark.parametrize("bad", ["much", "12 GB", "-"])
+def test_the_variable_is_a_number(monkeypatch, bad):
+    monkeypatch.setenv(MEMORY_VARIABLE, bad)
+    with pytest.raises(InputError, match=f"{MEMORY_VARIABLE} = '{bad}' should be a number of GiB"):
+        memory.available()
+
+
+def test_linux_tells_what_is_there(monkeypatch):
+    files = {
+        "/proc/meminfo": "MemTotal: 4000 kB\nMemAvailable:    3000 kB\n",
+        "/sys/fs/cgroup/memory.max": "2048000\n",
+        "/sys/fs/cgroup/memory.current": "1024000\n",
+        "/sys/fs/cgroup/memory.stat": "anon 5\nactive_file 1000\ninactive_file 24\n",
+    }
+    monkeypatch.delenv(MEMORY_VARIABLE, raising=False)
+    monkeypatch.setattr(memory, "has_gpu", lambda: False)
+    monkeypatch.setattr(memory, "_read", lambda path: files.get(path, ""))
+    own = mx.get_active_memory() + mx.get_cache_memory()
+    assert memory.available() == 1_025_024 + own
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert memory.available() == 3000 * 1024 + own
+    files.clear()
+    assert memory.available() is None
+    SD1.check(64, 32, 8192, 8192)  # nobody knows: nothing is refused
+
+
+def test_the_estimate_is_not_far_from_what_a_step_takes(sd):
+    """Held between half and twice of what MLX counts, on the embedded model."""
+    needs = sd._needs
+    for width, height in ((256, 256), (384, 256)):
+        latents = mx.zeros((1, height // 8, width // 8, 4))
+        taken = peak(lambda latents=latents: sd._vae.decode(latents))
+        assert 0.5 < needs.decoder_bytes(width, height) / taken < 2
+    steps = sd.generate_latents("a red house", width=384, height=384, seed=1)
+    mx.eval(next(steps).latents)
+    taken = peak(lambda: next(steps).latents)
+    assert 0.5 < needs.unet_bytes(2, 384, 384) / taken < 2
+
+
+def peak(function) -> int:
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(function())
+    return mx.get_peak_memory() - before
+
+
+def test_a_decode_that_does_not_fit_is_made_in_tiles(monkeypatch, sd):
+    monkeypatch.setattr(memory, "TILE", 16)
+    monkeypatch.setattr(memory, "OVERLAP", 4)
+    latents = sd.encode(gradient(192, 160), 192, 160)
+    whole = np.asarray(sd.decode(latents))
+    sizes = []
+    original = sd._vae.decode
+    monkeypatch.setattr(sd._vae, "decode", lambda z: sizes.append(z.shape[1:3]) or original(z))
+    needs = sd._needs
+    there(monkeypatch, (needs.weights + needs.decoder_bytes(192, 160) * 0.9) / GIB)
+    tiled = np.asarray(sd.decode(latents))
+    assert sizes == [(16, 16)] * 4
+    assert tiled.shape == whole.shape
+    assert np.abs(tiled - whole).mean() < 0.04  # the norms see less of the picture
+
+
+def gradient(width: int, height: int) -> np.ndarray:
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    return (np.stack([x, y, 1 - x * y], axis=-1) * 255).astype(np.uint8)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(4, 20), st.integers(1, 3))
+def test_tiles_of_a_local_decoder_are_the_whole(height, width, tile, overlap):
+    """A decoder that looks at each latent alone gives the same picture in tiles."""
+    latents = mx.random.normal((1, height, width, 3))
+
+    def decode(z: mx.array) -> mx.array:
+        return mx.repeat(mx.repeat(z, 2, axis=1), 2, axis=2)
+
+    tiled = decode_in_tiles(decode, latents, tile, overlap)
+    np.testing.assert_allclose(np.asarray(tiled), np.asarray(decode(latents)), rtol=1e-5, atol=1e-6)
