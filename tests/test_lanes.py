@@ -1,0 +1,124 @@
+"""What runs side by side comes out as it would one after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stable_diffusion import backend, ops
+from stable_diffusion.backend import mx
+from stable_diffusion.config import UNetConfig
+from stable_diffusion.ops import lanes, plain
+from stable_diffusion.unet import UNet
+
+SMALL = UNetConfig(
+    block_out_channels=(32, 64),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=1,
+    cross_attention_dim=16,
+    attention_head_dim=4,
+    norm_num_groups=8,
+)
+
+
+@pytest.fixture
+def blas(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A BLAS of three threads; returns the numbers of threads that it is set to."""
+    numbers: list[int] = []
+    real = backend.blas()
+    monkeypatch.setattr(backend, "_blas", dataclasses.replace(real, threads=3, fixed=False, set_threads=numbers.append))
+    monkeypatch.setattr(backend, "_threads", None)
+    return numbers
+
+
+def test_results_keep_their_order_and_are_computed_in_several_threads(blas):
+    meeting = threading.Barrier(3, timeout=20)
+
+    def square(i: int) -> mx.array:
+        if i % 2 == 0:
+            meeting.wait()  # parts 0, 2 and 4 are the first ones of three lanes
+        return mx.array(float(i)) ** 2
+
+    assert [x.item() for x in lanes.each(square, range(6))] == [0, 1, 4, 9, 16, 25]
+    assert blas == [1, 3]
+
+
+def test_inside_a_lane_there_are_no_more_lanes(blas):
+    assert lanes.count() == 3
+    assert lanes.each(lambda part: (lanes.count(), lanes.each(lambda i: i, [part, -part])), [1, 2, 3]) == [
+        (1, [1, -1]),
+        (1, [2, -2]),
+        (1, [3, -3]),
+    ]
+    assert blas == [1, 3]
+
+
+def test_an_error_in_a_lane_comes_out_and_the_threads_are_set_back(blas):
+    backend.fit_threads(1)  # a small model has one
+    with pytest.raises(ZeroDivisionError):
+        lanes.each(lambda i: 1 // i, [1, 0, 2])
+    assert blas == [1, 1, 1]
+    assert [x.item() for x in lanes.each(mx.array, [1, 2, 3])] == [1, 2, 3]
+
+
+def test_without_a_blas_of_ours_nothing_runs_side_by_side(monkeypatch):
+    monkeypatch.setattr(backend, "_blas", backend.Blas("another"))
+    here = threading.get_ident()
+    assert lanes.count() == 1
+    assert lanes.each(lambda i: threading.get_ident(), [1, 2]) == [here, here]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 7), st.integers(1, 3))
+def test_a_batch_in_shares_is_the_batch(batch, n_lanes):
+    x, one = mx.random.normal((batch, 5)), mx.random.normal((1, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            backend, "_blas", dataclasses.replace(backend.blas(), threads=n_lanes, set_threads=lambda n: None)
+        )
+        rows = []
+
+        def function(x: mx.array, tree: dict, nothing: None, number: float) -> mx.array:
+            assert nothing is None
+            rows.append(len(x))
+            return x * tree["x"][0] + tree["one"] * number
+
+        result = lanes.by_batch(function, batch, [one], x, {"x": (x,), "one": one}, None, 2.0)
+    assert np.array_equal(np.array(result), np.array(x * x + one * 2.0))
+    assert sorted(rows) == sorted([batch] if batch < n_lanes else [len(part) for part in np.array_split(x, n_lanes)])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_a_unet_in_lanes_is_the_unet(blas, monkeypatch, batch):
+    mx.random.seed(batch)
+    unet = UNet(SMALL)
+    x, text, t = mx.random.normal((batch, 16, 16, 4)), mx.random.normal((batch, 7, 16)), mx.array([500.0])
+    context = unet.project_text(text)
+    in_lanes = np.array(unet(x, t, context))
+    shared = np.array(unet(x, t, unet.project_text(text[:1])))
+    monkeypatch.setattr(ops, "by_batch", plain.by_batch)
+    assert np.abs(in_lanes - np.array(unet(x, t, context))).max() < 1e-5
+    assert np.abs(shared - np.array(unet(x, t, unet.project_text(text[:1])))).max() < 1e-5
+
+
+def test_two_callers_take_turns(blas):
+    """The page's worker and another thread may both paint."""
+    results: dict[int, list[float]] = {}
+
+    def call(offset: int) -> None:
+        parts = lanes.each(lambda i: np.array(mx.arange(1000).sum() + i).item(), range(offset, offset + 6))
+        results[offset] = parts
+
+    callers = [threading.Thread(target=call, args=(offset,)) for offset in (0, 100)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(30)
+    assert results == {offset: [499500 + i for i in range(offset, offset + 6)] for offset in (0, 100)}
+    assert blas == [1, 3, 1, 3]
