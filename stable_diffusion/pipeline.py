@@ -42,7 +42,7 @@ MAX_IMAGES = 256
 
 @dataclass(frozen=True)
 class GenerationStep:
-    """What one denoising step reached. The arrays are lazy: nothing is computed before it is asked for."""
+    """What one denoising step reached. The arrays are lazy; on a Linux CPU the networks in them are computed already."""
 
     index: int  # 1 .. total
     total: int
@@ -99,6 +99,7 @@ class StableDiffusion:
             xl=self.family == "sdxl",
             zeros_for_none=checkpoint.force_zeros_for_empty_prompt,
         )
+        self._weights = memory.weight_bytes(self._unet, self._vae, *checkpoint.text_encoders)
         self._overlay = Overlay(Networks(checkpoint.unet, checkpoint.text_encoders), self.family)
         self._loras: tuple[Choice, ...] = ()
         self._embeddings = Embeddings(self.family)
@@ -344,10 +345,9 @@ class StableDiffusion:
 
     @property
     def _needs(self) -> memory.Needs:
-        weights = memory.weight_bytes(self._unet, self._vae, *self._conditioner.encoders)
         config, dtype = self._own_vae_config, self._dtype
         vae_size = vae_dtype(self.family, config, dtype).size
-        return memory.Needs(self._unet.config, config, weights, dtype.size, vae_size)
+        return memory.Needs(self._unet.config, config, self._weights, dtype.size, vae_size)
 
     def _largest_product(self, n_images: int, size: tuple[int, int]) -> int:
         """About how many multiply-adds the largest matrix product of a generation takes: a 3x3 convolution's."""
