@@ -42,7 +42,7 @@ MAX_IMAGES = 256
 
 @dataclass(frozen=True)
 class GenerationStep:
-    """What one denoising step reached. The arrays are lazy; on a Linux CPU the networks in them are computed already."""
+    """What one denoising step reached. The arrays are lazy; the networks in them are not on a Linux CPU."""
 
     index: int  # 1 .. total
     total: int

@@ -129,9 +129,10 @@ def test_the_text_is_encoded_once(sd, monkeypatch):
     assert sorted(texts) == [PROMPT, "clouds"]
 
 
-def test_nothing_is_evaluated_that_nobody_asked_for(sd, monkeypatch):
+def test_nothing_is_evaluated_that_nobody_asked_for(monkeypatch):
     """A generation whose arrays nobody looks at costs the building of its graph, where forms are lazy."""
     take_plain_forms(monkeypatch)
+    sd = StableDiffusion()
     run(sd)  # the weights are on the device now
     mx.synchronize()
     mx.reset_peak_memory()
