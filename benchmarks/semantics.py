@@ -25,7 +25,7 @@ from stable_diffusion.training.postcards import Postcard, describe, paint
 
 SEEDS = 16
 Pictures = list[Image.Image]
-Measure = Callable[[Image.Image], float]
+Measure = Callable[[np.ndarray], float]  # of a picture (H, W, 3), float in [0, 255]
 
 
 def generate(sd: StableDiffusion, text: str, seed: int, **options) -> Image.Image:
@@ -73,59 +73,95 @@ def inpainting(sd: StableDiffusion) -> Pictures:
     return sheet
 
 
-def row(sd: StableDiffusion, text: str | Blend, **options) -> Pictures:
-    """The pictures of the seeds 0, 1, ..., with the model's usual settings."""
+def row(sd: StableDiffusion, text: str | Blend, negative: str | None = None) -> Pictures:
+    """The pictures of the seeds 0, 1, ...: DPM++ 2M, 10 steps, CFG 5."""
     pictures = []
     for seed in range(0, SEEDS, 8):
-        options = {"num_steps": 20, "cfg_weight": 5.0, **options}
-        *_, last = sd.generate_latents(text, seed=seed, n_images=8, **options)
+        options = {"num_steps": 10, "cfg_weight": 5.0, "sampler": "dpmpp_2m", "n_images": 8}
+        *_, last = sd.generate_latents(text, negative, seed=seed, **options)
         pictures += [utils.to_picture(each) for each in np.asarray(sd.decode(last.latents))]
     return pictures
 
 
 def measured(pictures: Pictures, measure: Measure) -> np.ndarray:
     """One number for each picture."""
-    return np.array([measure(picture) for picture in pictures])
+    return np.array([measure(np.asarray(picture, np.float32)) for picture in pictures])
 
 
-def share_of(hue: float, width: float, saturation: float = 0.45, value: float = 90) -> Measure:
-    """The share of a picture that has about this hue, in degrees, and is neither pale nor dark."""
-
-    def measure(picture: Image.Image) -> float:
-        hsv = np.asarray(picture.convert("HSV"), np.float32)
-        away = np.abs((hsv[..., 0] * 360 / 255 - hue + 180) % 360 - 180)
-        return float(((away < width) & (hsv[..., 1] > 255 * saturation) & (hsv[..., 2] > value)).mean())
-
-    return measure
+def redness(pixels: np.ndarray) -> float:
+    """How far red stands above green and blue, of 255, on average where it does."""
+    return float(np.maximum(pixels[..., 0] - pixels[..., 1:].mean(axis=-1), 0).mean())
 
 
-def clouds(picture: Image.Image) -> float:
-    """The share of the sky, the picture's upper third, that is nearly white."""
-    sky = np.asarray(picture, np.float32)[: picture.height // 3]
-    return float(((sky.min(axis=-1) > 195) & (np.ptp(sky, axis=-1) < 45)).mean())
+def clouds(pixels: np.ndarray) -> float:
+    """The share of the sky, the upper half, that is pale: a drawn sunset has 17 to 20 % with clouds, 0 % without."""
+    return float((pixels[: len(pixels) // 2].min(axis=-1) > 175).mean())
 
 
-COLOURS = {"red": share_of(0, 20), "yellow": share_of(50, 15), "purple": share_of(275, 25, 0.3)}
+def balloon(pixels: np.ndarray) -> float:
+    """The share of the upper two thirds that is a strong red or orange."""
+    sky = pixels[: len(pixels) * 2 // 3]
+    return float(((sky[..., 0] > 180) & (sky[..., 2] < 0.5 * sky[..., 0])).mean())
+
+
+def sea(pixels: np.ndarray) -> float:
+    """The share of the lowest quarter that is a deep blue."""
+    ground = pixels[len(pixels) * 3 // 4 :]
+    return float(((ground[..., 2] > 110) & (ground[..., 0] < 0.45 * ground[..., 2])).mean())
 
 
 def weights(sd: StableDiffusion) -> Pictures:
-    """A colour's weight, and its share in the picture."""
-    sheet: Pictures = []
-    print("| prompt | the colour's share at weight 0.5 | 1 | 1.5 | pictures with less at 0.5 | with more at 1.5 |")
+    """A colour's weight, and how much of the colour there is."""
+    usual = row(sd, "a red house on green hills by day, with a clear sky")
+    before = measured(usual, redness)
+    sheet = usual[:]
+    print("| prompt | redness at weight 0.5 | 1 | 1.5 | pictures with less at 0.5 | with more at 1.5 |")
     print("|---|---|---|---|---|---|")
-    for colour, measure in COLOURS.items():
-        rows = [row(sd, f"a ({colour}:{weight}) house on green hills by day") for weight in (0.5, 1, 1.5)]
-        low, usual, high = (measured(pictures, measure) for pictures in rows)
+    for text in ("a (red:{}) house on green hills by day, with a clear sky",
+                 "a (red house on green hills by day:{}), with a clear sky"):  # fmt: skip
+        rows = [row(sd, text.format(weight)) for weight in (0.5, 1.5)]
+        low, high = (measured(pictures, redness) for pictures in rows)
         sheet += [picture for pictures in rows for picture in pictures]
         print(
-            f"| a ({colour}:w) house on green hills by day | {low.mean():.2%} | {usual.mean():.2%} | {high.mean():.2%} "
-            f"| {(low < usual).sum()} of {SEEDS} | {(high > usual).sum()} of {SEEDS} |",
+            f"| {text.format('w')} | {low.mean():.2f} | {before.mean():.2f} | {high.mean():.2f} "
+            f"| {(low < before).sum()} of {SEEDS} | {(high > before).sum()} of {SEEDS} |",
             flush=True,
         )
     return sheet
 
 
-PARTS: dict[str, Callable[[StableDiffusion], Pictures]] = {"weights": weights, "inpainting": inpainting}
+def negative(sd: StableDiffusion) -> Pictures:
+    """Clouds that a prompt leaves open, and the negative prompt that takes them away."""
+    rows = [row(sd, "a red house on green hills at sunset", negative) for negative in (None, "clouds")]
+    print("| negative prompt | pale share of the sky | pictures with clouds (2 % of the sky or more) |")
+    print("|---|---|---|")
+    for name, pictures in zip(("none", "clouds"), rows, strict=True):
+        found = measured(pictures, clouds)
+        print(f"| {name} | {found.mean():.2%} | {(found > 0.02).sum()} of {SEEDS} |", flush=True)
+    return [picture for pictures in rows for picture in pictures]
+
+
+def halfway(sd: StableDiffusion) -> Pictures:
+    """The picture half-way between two prompts."""
+    start, end = "a red balloon over green hills by day", "a sailboat on the sea by day"
+    print("| text | balloon (red and orange above) | sea (deep blue below) | pictures with 2 % and 20 % of both |")
+    print("|---|---|---|---|")
+    sheet: Pictures = []
+    for name, text in (("start", start), ("half-way", Blend(start, end, 0.5)), ("end", end)):
+        pictures = row(sd, text)
+        above, below = measured(pictures, balloon), measured(pictures, sea)
+        both = ((above > 0.02) & (below > 0.2)).sum()
+        print(f"| {name} | {above.mean():.2%} | {below.mean():.2%} | {both} of {SEEDS} |", flush=True)
+        sheet += pictures
+    return sheet
+
+
+PARTS: dict[str, Callable[[StableDiffusion], Pictures]] = {
+    "weights": weights,
+    "negative": negative,
+    "halfway": halfway,
+    "inpainting": inpainting,
+}
 
 
 def main() -> None:
