@@ -15,8 +15,8 @@ The reference is modules/prompt_parser.py of that program, except where it is at
 number behind a colon at the very end of a prompt without AND is text ("16:9" does not multiply the guidance by 9), a
 lone "|" is text and leaves the schedules beside it alone, BREAK counts inside of brackets too, and a number that is
 none, such as 1.2.3, is text. Steps are the sampler's, those that are run, from 1, as that documentation has them; its
-samplers count their calls of the network from 0, so that the first text lasts a call longer there, and two calls a step with
-Heun and its kin.
+samplers count their calls of the network from 0, so that the first text lasts a call longer there, and count two calls
+a step with Heun and its kin.
 """
 
 from __future__ import annotations
