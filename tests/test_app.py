@@ -676,6 +676,20 @@ def test_a_strength_in_words(strength, steps, words):
     assert words in form.strength_in_words(strength, steps)
 
 
+def test_a_draft_stands_in_for_newer_steps_until_drafts_are_given_up():
+    job = Job(Request("a"))
+    job.state, job.latent_space = State.RUNNING, ("sd1",)
+    latents = np.zeros((8, 8, 4), np.float16)
+    newest = Frame(2, 20, 1.0, latents, latents)
+    job.pictures.append(Picture([Frame(1, 20, 1.0, latents, latents, draft=b"draft"), newest]))
+    assert live._jpeg(job, newest, "auto")[0] == b"draft"
+    assert live._jpeg(job, newest, "full") is None
+    job.drafting = False
+    assert live._jpeg(job, newest, "auto") == live._jpeg(job, newest, "fast")
+    job.state = State.DONE
+    assert live._jpeg(job, newest, "auto")[0] != b"draft", "a replay shows the step that was chosen"
+
+
 def test_progress_in_words():
     job = Job(Request("a", n_images=2))
     job.state = State.RUNNING

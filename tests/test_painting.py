@@ -48,9 +48,11 @@ def test_no_drafts_where_a_step_or_a_draft_takes_long(engine, worker, monkeypatc
     assert engine.models[0].decodes == 1
     monkeypatch.undo()
     engine.install(monkeypatch)
-    monkeypatch.setattr(painting, "DRAFT_PATIENCE", 0.0)
+    for name, value in (("DECODE_EVERY", 0.0), ("DRAFT_SHARE", 1.0), ("DRAFT_PATIENCE", 0.0)):
+        monkeypatch.setattr(painting, name, value)
     over(job := worker.submit(Request("a", steps=9)))
-    assert sum(bool(frame.draft) for frame in job.pictures[0].frames) == 1
+    assert sum(bool(frame.draft) for frame in job.pictures[0].frames) == painting.SLOW_DRAFTS
+    assert not job.drafting
 
 
 def test_drafts_take_their_share_of_the_time_and_no_more():

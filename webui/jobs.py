@@ -172,6 +172,7 @@ class Job(Work):
         self.pictures: list[Picture] = []
         self.latent_space: tuple[str, ...] = ()  # names under which utils may know how latents become colours
         self.step_seconds: deque[float] = deque(maxlen=8)
+        self.drafting = True  # while drafts of the estimate are quick enough to be worth making
         self.skip_event = threading.Event()
 
     @property

@@ -25,7 +25,8 @@ from webui.words import in_plain_words
 
 DECODE_EVERY = 0.2  # seconds at least between two decodes while painting
 FULL_SHARE, DRAFT_SHARE = 1 / 2, 1 / 8  # of the time, at most: of full decodes, which are asked for, and of drafts
-DRAFT_PATIENCE = 0.25  # seconds; of drafts that take longer, too few would come to be worth watching
+DRAFT_PATIENCE = 0.4  # seconds; of drafts that take longer, too few would come to be worth watching
+SLOW_DRAFTS = 2  # one after another; a single one may be a hiccup of the machine
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Decodes:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._next = 0.0
-        self._too_slow = False
+        self._slow = 0
 
     def make(self, model: Any, frame: Frame) -> None:
         """Decode the frame's estimate, if it is time to, and put off the next one."""
@@ -116,13 +117,14 @@ class Decodes:
         if self._in_full(frame):
             frame.decoded = decoded_jpeg(model.preview, frame.denoised)
             share = FULL_SHARE
-        elif "auto" in self._job.request.previews and self._job.quick and not self._too_slow:
+        elif "auto" in self._job.request.previews and self._job.quick and self._job.drafting:
             frame.draft = decoded_jpeg(model.preview, halved(frame.denoised))
             share = DRAFT_SHARE
+            self._slow = self._slow + 1 if time.perf_counter() - start > DRAFT_PATIENCE else 0
+            self._job.drafting = self._slow < SLOW_DRAFTS
         else:
             return
         now = time.perf_counter()
-        self._too_slow = now - start > DRAFT_PATIENCE
         self._next = now + max(DECODE_EVERY, (now - start) * (1 / share - 1))
 
     def _in_full(self, frame: Frame) -> bool:

@@ -135,7 +135,7 @@ def _jpeg(job: Job, frame: Frame, kind: str) -> tuple[bytes, str] | None:
         for other in frames:
             if other.decoded is not None:
                 return other.decoded, f"{estimate}, decoded in full"
-            if other.draft is not None and kind == "auto":
+            if other.draft is not None and kind == "auto" and (job.drafting or not job.active):
                 return other.draft, f"{estimate}, as a draft"
         if kind == "full":
             return None
