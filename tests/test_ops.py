@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from stable_diffusion import ops
 from stable_diffusion.backend import mx
-from stable_diffusion.ops import cpu, plain, winograd
+from stable_diffusion.ops import cpu, gpu, plain, winograd
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 5e-5  # what a special form may differ from the plain one, relative to the largest value
@@ -275,3 +276,18 @@ def test_the_variable_takes_the_plain_forms():
         env = {**os.environ, ops.OPS_VARIABLE: value}
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.stdout.strip() == expected, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, with which MLX compiles for a CPU")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+@pytest.mark.parametrize("act", [None, plain.silu])
+def test_the_compiled_forms_of_a_gpu_are_the_plain_ones(dtype, act):
+    tolerance = 1e-6 if dtype == mx.float32 else 2e-3
+    for shape in ((2, 6, 5, 16), (1, 7, 32), (2, 6, 5, 16)):
+        x, weight, bias = (normal(i, *size).astype(dtype) for i, size in enumerate((shape, shape[-1:], shape[-1:])))
+        result = gpu.group_norm(x, weight, bias, 8, 1e-5, act)
+        assert result.dtype == dtype
+        assert difference(result, plain.group_norm(x, weight, bias, 8, 1e-5, act)) <= (
+            1e-6 if dtype == mx.float32 else 2e-3
+        )
+        assert difference(gpu.geglu(x), plain.geglu(x)) <= tolerance

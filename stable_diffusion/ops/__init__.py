@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from .. import backend
 from ..backend import mx
-from . import cpu, lanes, learning, plain
+from . import cpu, gpu, lanes, learning, plain
 from .plain import Activation, upsample_nearest
 
 __all__ = [
@@ -43,8 +43,9 @@ def _fused(function: Activation) -> Activation:
 by_batch = lanes.by_batch if _on_cpu else plain.by_batch
 attention = cpu.attention if _on_cpu else plain.attention
 conv2d = cpu.conv2d if _on_cpu else plain.conv2d
-geglu = cpu.geglu if _on_cpu else plain.geglu
-group_norm = cpu.group_norm if _on_cpu else plain.group_norm
+_elsewhere = gpu if backend.has_gpu() else plain
+geglu = cpu.geglu if _on_cpu else _elsewhere.geglu
+group_norm = cpu.group_norm if _on_cpu else _elsewhere.group_norm
 rsqrt = learning.rsqrt if _on_cpu else mx.rsqrt
 quantized_matmul = plain.quantized_matmul if backend.has_gpu() else cpu.quantized_matmul
 _silu, _gelu, _quick_gelu = (

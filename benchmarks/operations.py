@@ -1,0 +1,72 @@
+"""What a step asks of a GPU: the operations of a U-Net call of Stable Diffusion 1.5's shape, by kind, and its bytes.
+
+    python benchmarks/operations.py [--size 64] [--batch 2] [--plain]
+
+The graph is built and counted, not computed, with the forms that a GPU takes; weights are zeros in float16. Operations
+that only look at an array in another way launch nothing. Two fused operations of `mx.fast` are counted as what they are
+on a GPU: one for each attention and one for each layer norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ["STABLE_DIFFUSION_OPS"] = "plain"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mlx.utils import tree_flatten
+
+from stable_diffusion import ops
+from stable_diffusion.backend import mx, nn
+from stable_diffusion.config import UNetConfig
+from stable_diffusion.ops import gpu, plain
+from stable_diffusion.unet import UNet
+
+VIEWS = {"Broadcast", "Reshape", "Transpose", "Flatten", "Unflatten", "ExpandDims", "Squeeze", "Split", "Slice"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=64, help="side of the latents (default: 64)")
+    parser.add_argument("--batch", type=int, default=2, help="rows of the call, two for guidance (default: 2)")
+    parser.add_argument("--plain", action="store_true", help="with the plain forms: nothing fused by mx.compile")
+    options = parser.parse_args()
+    if not options.plain:
+        ops.geglu, ops.group_norm = gpu.geglu, gpu.group_norm
+        ops.ACTIVATIONS["silu"] = mx.compile(plain.silu, shapeless=True)
+    unet = UNet(UNetConfig(cross_attention_dim=768))
+    unet.apply(lambda weight: mx.zeros(weight.shape, mx.float16))
+    text = mx.zeros((options.batch, 77, 768), mx.float16)
+    context = unet.project_text(text)
+    x = mx.zeros((options.batch, options.size, options.size, 4), mx.float16)
+    mx.eval(unet.parameters(), context, x)
+    fused = collections.Counter()
+
+    def attention(q: mx.array, k: mx.array, v: mx.array, mask: None = None) -> mx.array:
+        fused["attention"] += 1
+        return q  # of the right shape, and no further operation
+
+    def layer_norm(self: nn.LayerNorm, x: mx.array) -> mx.array:
+        fused["layer norm"] += 1
+        return x
+
+    ops.attention, nn.LayerNorm.__call__ = attention, layer_norm
+    graph = io.StringIO()
+    mx.export_to_dot(graph, unet(x, mx.array([500.0]), context))
+    found = collections.Counter(re.findall(r'label ?= ?"([A-Za-z]+)"', graph.getvalue()))
+    launches = {name: n for name, n in found.items() if name not in VIEWS} | fused
+    for name, n in sorted(launches.items(), key=lambda item: -item[1]):
+        print(f"{n:6} {name}")
+    weights = sum(weight.nbytes for _, weight in tree_flatten(unet.parameters()))
+    print(f"{sum(launches.values()):6} operations that compute, {sum(found.values()) + fused.total()} in all")
+    print(f"{weights / 2**20:6.0f} MiB of weights are read")
+
+
+if __name__ == "__main__":
+    main()
