@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .. import backend
 from ..backend import mx, nn
-from .optimisation import Arrays, Recipe, State, learning_rate
+from .optimisation import Arrays, Layout, Recipe, State, learning_rate
 
 STATE, LOG = "state.safetensors", "log.jsonl"
 Inputs = tuple[np.ndarray, ...]
@@ -117,7 +117,7 @@ def train(
         loss, figures, gradients = averaged_gradients(task, next(batches), group)
         norm = state.update(gradients, recipe, rate)
         mx.eval(state.arrays(), loss, norm, figures)
-        set_weights(task.model, state.parameters)
+        set_weights(task.model, state.layout, state.parameters)
         state.seconds = time.monotonic() - begun
         if not first:
             continue
@@ -159,24 +159,24 @@ def averaged_gradients(
 def resumed(model: nn.Module, path: Path) -> State:
     """The state in a file, or where there is none that of a model that has not been trained; the model gets it."""
     parameters = dict(tree_flatten(model.trainable_parameters()))
-    state = State.load(path, set(parameters)) if path.is_file() else State.fresh(parameters)
+    state = State.load(path, parameters) if path.is_file() else State.fresh(parameters)
     mx.eval(state.arrays())
-    set_weights(model, state.parameters)
+    set_weights(model, state.layout, state.parameters)
     return state
 
 
-def set_weights(model: nn.Module, parameters: Arrays) -> None:
+def set_weights(model: nn.Module, layout: Layout, parameters: mx.array) -> None:
     """Give a model the weights to compute with: bfloat16 on a GPU, which gains by it; float32 are kept beside them."""
     dtype = mx.bfloat16 if backend.has_gpu() else mx.float32
-    model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in parameters.items()]))
+    model.update(tree_unflatten(list(layout.named(parameters.astype(dtype)).items())))
 
 
 def look(task: Task, state: State, folder: Path) -> None:
     """Sheet, figures and export of the averaged weights; the model has its own again afterwards."""
-    set_weights(task.model, state.average)
+    set_weights(task.model, state.layout, state.average)
     _log(folder, step=state.step, seconds=round(state.seconds, 1), **task.look(folder / f"{state.step:06d}.png"))
     task.export()
-    set_weights(task.model, state.parameters)
+    set_weights(task.model, state.layout, state.parameters)
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

@@ -1,11 +1,9 @@
-"""AdamW, the learning rate over time, and the average of the weights; all that a training must keep to go on exactly.
-
-Parameters are flat here: name -> array, so that everything is one line for all of them.
-"""
+"""AdamW, the learning rate over time, the average of the weights: all that a training must keep to go on exactly."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -18,6 +16,7 @@ from ..backend import mx
 from ..errors import CheckpointError
 
 Arrays = dict[str, mx.array]
+BLOCK = 1 << 18  # elements: one megabyte
 STATE_PARTS = ("parameters", "average", "first_moment", "second_moment")
 
 
@@ -44,59 +43,101 @@ def learning_rate(recipe: Recipe, step: int, done: float) -> float:
     return recipe.learning_rate * cosine * min(1.0, (step + 1) / recipe.warm_up)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter lies in one long vector: matrices and kernels, which decay, before biases and norms.
+
+    One vector, because a step is some thirty operations: on hundreds of small arrays, starting them is what takes long.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, parameters: Arrays) -> Layout:
+        return cls({name: parameters[name].shape for name in sorted(parameters, key=lambda n: parameters[n].ndim < 2)})
+
+    def flat(self, arrays: Arrays) -> mx.array:
+        return mx.concatenate([arrays[name].reshape(-1) for name in self.shapes]).astype(mx.float32)
+
+    def named(self, flat: mx.array) -> Arrays:
+        ends = list(itertools.accumulate(math.prod(shape) for shape in self.shapes.values()))
+        parts = mx.split(flat, ends[:-1])
+        return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def blocks(self) -> list[tuple[slice, bool]]:
+        """The vector in pieces that stay in the processor's cache, each with whether it decays."""
+        decaying = sum(math.prod(shape) for shape in self.shapes.values() if len(shape) > 1)
+        size = sum(math.prod(shape) for shape in self.shapes.values())
+        return [
+            (slice(i, min(i + BLOCK, end)), end == decaying)
+            for start, end in ((0, decaying), (decaying, size))
+            for i in range(start, end, BLOCK)
+        ]
+
+
 @dataclass
 class State:
-    """The weights, their average and the optimiser's moments after `step` steps and so many `seconds`."""
+    """The weights, their average and the optimiser's moments after `step` steps and so many `seconds`; float32."""
 
-    parameters: Arrays
-    average: Arrays
-    first_moment: Arrays
-    second_moment: Arrays
+    layout: Layout
+    parameters: mx.array
+    average: mx.array
+    first_moment: mx.array
+    second_moment: mx.array
     step: int = 0
     seconds: float = 0.0
 
     @classmethod
     def fresh(cls, parameters: Arrays) -> State:
         """The state of a training before its first step."""
-        zeros = {name: mx.zeros_like(value) for name, value in parameters.items()}
-        return cls(dict(parameters), dict(parameters), zeros, dict(zeros))
+        layout = Layout.of(parameters)
+        flat = layout.flat(parameters)
+        return cls(layout, flat, flat, mx.zeros_like(flat), mx.zeros_like(flat))
 
     def update(self, gradients: Arrays, recipe: Recipe, rate: float) -> mx.array:
         """One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), then of the average; returns the norm, lazy.
 
-        m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,  p <- p - rate (m' / (sqrt(v') + 1e-8) + decay p), where
-        ' corrects for the zeros that m and v began as. Vectors (biases, norms) do not decay.
+        m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,  p <- p - rate (m' / sqrt(v') + decay p), where ' corrects
+        for the zeros that m and v began as. Biases and norms do not decay.
         """
-        norm = mx.sqrt(sum((mx.square(g).sum() for g in gradients.values()), mx.array(0.0)))
-        shrink = mx.minimum(1.0, recipe.clip / (norm + 1e-12))
+        g = self.layout.flat(gradients)
+        norm = mx.sqrt(mx.square(g).sum())
+        g = g * mx.minimum(1.0, recipe.clip / (norm + 1e-12))
         self.step += 1
-        first, second = 1 - recipe.beta_1**self.step, 1 - recipe.beta_2**self.step
-        keep = min(recipe.average_decay, self.step / (self.step + 10))
-        for name, g in gradients.items():
-            g = g * shrink
-            p = self.parameters[name]
-            m = self.first_moment[name] = recipe.beta_1 * self.first_moment[name] + (1 - recipe.beta_1) * g
-            v = self.second_moment[name] = recipe.beta_2 * self.second_moment[name] + (1 - recipe.beta_2) * g * g
-            v = v * (1 / second) + 1e-16
-            p = p * (1 - rate * recipe.weight_decay) if p.ndim > 1 else p
-            self.parameters[name] = p = p - (rate / first) * m * ops.rsqrt(v)
-            self.average[name] = p + keep * (self.average[name] - p)
+        parts = [self._updated(block, g[block], decays, recipe, rate) for block, decays in self.layout.blocks()]
+        self.parameters, self.average, self.first_moment, self.second_moment = (
+            mx.concatenate(list(each)) for each in zip(*parts, strict=True)
+        )
         return norm
 
-    def arrays(self) -> list[Arrays]:
+    def _updated(self, block: slice, g: mx.array, decays: bool, recipe: Recipe, rate: float) -> tuple[mx.array, ...]:
+        first, second = 1 - recipe.beta_1**self.step, 1 - recipe.beta_2**self.step
+        keep = min(recipe.average_decay, self.step / (self.step + 10))
+        p, m, v = self.parameters[block], self.first_moment[block], self.second_moment[block]
+        m = recipe.beta_1 * m + (1 - recipe.beta_1) * g
+        v = recipe.beta_2 * v + (1 - recipe.beta_2) * g * g
+        p = p * (1 - rate * recipe.weight_decay) if decays else p
+        p = p - (rate / first) * m * ops.rsqrt(v * (1 / second) + 1e-16)
+        return p, p + keep * (self.average[block] - p), m, v
+
+    def arrays(self) -> list[mx.array]:
         return [getattr(self, part) for part in STATE_PARTS]
 
     def save(self, path: Path, recipe: Recipe) -> None:
         """Write everything to one file, which is whole or not there."""
-        tensors = {f"{part}:{name}": value for part in STATE_PARTS for name, value in getattr(self, part).items()}
+        tensors = {
+            f"{part}:{name}": value
+            for part in STATE_PARTS
+            for name, value in self.layout.named(getattr(self, part)).items()
+        }
         told = {"step": self.step, "seconds": self.seconds, "recipe": dataclasses.asdict(recipe)}
         temporary = path.with_name(f".{path.stem}.new.safetensors")
         mx.save_safetensors(str(temporary), tensors, {"training": json.dumps(told)})
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, path: Path, names: set[str]) -> State:
-        """Read what `save` wrote. Raises `CheckpointError` for a file of another network, or of something else."""
+    def load(cls, path: Path, parameters: Arrays) -> State:
+        """Read what `save` wrote for these parameters. Raises `CheckpointError` for another network's file."""
         try:
             loaded: Any = mx.load(str(path), return_metadata=True)
             tensors, told = loaded[0], json.loads(loaded[1]["training"])
@@ -106,8 +147,10 @@ class State:
         for key, value in tensors.items():
             part, _, name = key.partition(":")
             parts.setdefault(part, {})[name] = value
-        if any(set(part) != names for part in parts.values()):
+        layout = Layout.of(parameters)
+        if any({name: value.shape for name, value in part.items()} != layout.shapes for part in parts.values()):
             raise CheckpointError(
                 f"{str(path)!r} holds the training of another network: give another --output, or move it away"
             )
-        return cls(**parts, step=told["step"], seconds=told["seconds"])
+        flat = {part: layout.flat(values) for part, values in parts.items()}
+        return cls(layout, **flat, step=told["step"], seconds=told["seconds"])
