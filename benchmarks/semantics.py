@@ -130,9 +130,9 @@ def weights(sd: StableDiffusion) -> Pictures:
 
 
 def negative(sd: StableDiffusion) -> Pictures:
-    """Clouds that a prompt leaves open, and the negative prompt that takes them away."""
-    rows = [row(sd, "a red house on green hills at sunset", negative) for negative in (None, "clouds")]
-    print("| negative prompt | pale share of the sky | pictures with clouds (2 % of the sky or more) |")
+    """Clouds that a prompt leaves open, and the negative prompt that takes them away. A moon is pale, too: look at the sheet."""
+    rows = [row(sd, "a white house on green hills at sunset", negative) for negative in (None, "clouds")]
+    print("| negative prompt | pale share of the sky | pictures with 2 % or more |")
     print("|---|---|---|")
     for name, pictures in zip(("none", "clouds"), rows, strict=True):
         found = measured(pictures, clouds)
@@ -141,15 +141,15 @@ def negative(sd: StableDiffusion) -> Pictures:
 
 
 def halfway(sd: StableDiffusion) -> Pictures:
-    """The picture half-way between two prompts."""
+    """The picture half-way between two prompts; drawn, a balloon takes 14 % of its part, and the sea 73 % of its."""
     start, end = "a red balloon over green hills by day", "a sailboat on the sea by day"
-    print("| text | balloon (red and orange above) | sea (deep blue below) | pictures with 2 % and 20 % of both |")
+    print("| text | balloon (red and orange above) | sea (deep blue below) | pictures with both |")
     print("|---|---|---|---|")
     sheet: Pictures = []
     for name, text in (("start", start), ("half-way", Blend(start, end, 0.5)), ("end", end)):
         pictures = row(sd, text)
         above, below = measured(pictures, balloon), measured(pictures, sea)
-        both = ((above > 0.02) & (below > 0.2)).sum()
+        both = ((above > 0.08) & (below > 0.4)).sum()
         print(f"| {name} | {above.mean():.2%} | {below.mean():.2%} | {both} of {SEEDS} |", flush=True)
         sheet += pictures
     return sheet
