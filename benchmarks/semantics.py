@@ -130,7 +130,7 @@ def weights(sd: StableDiffusion) -> Pictures:
 
 
 def negative(sd: StableDiffusion) -> Pictures:
-    """Clouds that a prompt leaves open, and the negative prompt that takes them away. A moon is pale, too: look at the sheet."""
+    """Clouds that a prompt leaves open, and the negative prompt that takes them away; a moon is pale, too: look."""
     rows = [row(sd, "a white house on green hills at sunset", negative) for negative in (None, "clouds")]
     print("| negative prompt | pale share of the sky | pictures with 2 % or more |")
     print("|---|---|---|")
