@@ -383,7 +383,7 @@ def test_from_nothing_to_a_picture(with_vae, tmp_path):
     *_, last = sd.generate_latents("red above blue", num_steps=2, seed=1)
     assert np.isfinite(np.array(sd.decode(last.latents))).all()
     folder = tmp_path / "training" / "diffusion"
-    assert (folder / "000002.png").is_file() and read_log(folder)[-1]["step"] == 2
+    assert (folder / "curve.png").is_file() and (folder / "000002.png").is_file() and read_log(folder)[-1]["step"] == 2
 
 
 def test_a_decoder_goes_on_alone(with_vae, tmp_path):

@@ -20,8 +20,9 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from .. import backend
 from ..backend import mx, nn
 from .optimisation import Arrays, Layout, Recipe, State, learning_rate
+from .sheets import save_curve
 
-STATE, LOG = "state.safetensors", "log.jsonl"
+STATE, LOG, CURVE = "state.safetensors", "log.jsonl", "curve.png"
 Inputs = tuple[np.ndarray, ...]
 Loss = tuple[mx.array, dict[str, mx.array]]  # the mean over a batch, and other figures to be told
 
@@ -176,6 +177,9 @@ def look(task: Task, state: State, folder: Path) -> None:
     set_weights(task.model, state.layout, state.average)
     _log(folder, step=state.step, seconds=round(state.seconds, 1), **task.look(folder / f"{state.step:06d}.png"))
     task.export()
+    if told := [line for line in read_log(folder) if "loss" in line]:
+        steps, values = zip(*((line["step"], line["loss"]) for line in told), strict=True)
+        save_curve(folder / CURVE, steps, values, f"{task.name}: loss")
     set_weights(task.model, state.layout, state.parameters)
 
 
