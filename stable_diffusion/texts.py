@@ -157,6 +157,7 @@ class ToldUNet:
         if None in script.texts:
             place = script.texts.index(None)
             told.insert(place, conditioner.negative(None, told[0]))
+            told = conditioner.of_one_length(told)  # the empty text is of one chunk
         self._projected = unet.project_text(mx.concatenate([each.text for each in told]).astype(dtype))
         pooled = [each.pooled for each in told if each.pooled is not None]
         self._pooled = mx.concatenate(pooled) if pooled else None

@@ -263,3 +263,12 @@ def test_an_inpainting_checkpoint_is_named(sd, monkeypatch):
     monkeypatch.setattr(sd._unet, "config", dataclasses.replace(sd._unet.config, in_channels=9))
     with pytest.raises(InputError, match="inpainting"):
         sd.generate_latents(PROMPT)
+
+
+def test_a_long_prompt_needs_no_negative_one(sd):
+    """Nothing against the prompt is the empty text, filled up to the prompt's chunks."""
+    first = [
+        next(sd.generate_latents("house " * 200, negative_text=negative, num_steps=1, seed=1)).latents
+        for negative in (None, "")
+    ]
+    assert np.array_equal(*map(np.asarray, first))
