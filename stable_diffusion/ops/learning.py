@@ -244,10 +244,10 @@ def _halving_vjp(primals: Sequence[mx.array], cotangent: mx.array, y: mx.array) 
 
 
 def rsqrt(x: mx.array) -> mx.array:
-    """1 / sqrt(x) of x > 0 to 1e-7, by halving the exponent and three steps of Newton's: MLX's is ten times slower."""
+    """1 / sqrt(x) of x > 0 to 5e-6, by halving the exponent and two steps of Newton's: MLX's takes thrice that."""
     y = (0x5F3759DF - (x.view(mx.int32) >> 1)).view(mx.float32)
     half = 0.5 * x
-    for _ in range(3):
+    for _ in range(2):
         y = y * (1.5 - half * y * y)
     return y
 

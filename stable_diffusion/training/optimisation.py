@@ -16,7 +16,7 @@ from ..backend import mx
 from ..errors import CheckpointError
 
 Arrays = dict[str, mx.array]
-BLOCK = 1 << 18  # elements: one megabyte
+BLOCK = 1 << 17  # elements: half a megabyte
 STATE_PARTS = ("parameters", "average", "first_moment", "second_moment")
 
 
@@ -102,22 +102,25 @@ class State:
         """
         g = self.layout.flat(gradients)
         norm = mx.sqrt(mx.square(g).sum())
-        g = g * mx.minimum(1.0, recipe.clip / (norm + 1e-12))
+        shrink = mx.minimum(1.0, recipe.clip / (norm + 1e-12))
         self.step += 1
-        parts = [self._updated(block, g[block], decays, recipe, rate) for block, decays in self.layout.blocks()]
+        parts = [self._updated(block, g[block], shrink, decays, recipe, rate) for block, decays in self.layout.blocks()]
         self.parameters, self.average, self.first_moment, self.second_moment = (
             mx.concatenate(list(each)) for each in zip(*parts, strict=True)
         )
         return norm
 
-    def _updated(self, block: slice, g: mx.array, decays: bool, recipe: Recipe, rate: float) -> tuple[mx.array, ...]:
+    def _updated(
+        self, block: slice, g: mx.array, shrink: mx.array, decays: bool, recipe: Recipe, rate: float
+    ) -> tuple[mx.array, ...]:
         first, second = 1 - recipe.beta_1**self.step, 1 - recipe.beta_2**self.step
         keep = min(recipe.average_decay, self.step / (self.step + 10))
         p, m, v = self.parameters[block], self.first_moment[block], self.second_moment[block]
-        m = recipe.beta_1 * m + (1 - recipe.beta_1) * g
-        v = recipe.beta_2 * v + (1 - recipe.beta_2) * g * g
+        # Numbers are multiplied with each other before they meet an array: each pass over one costs as much as any.
+        m = recipe.beta_1 * m + ((1 - recipe.beta_1) * shrink) * g
+        v = recipe.beta_2 * v + ((1 - recipe.beta_2) * mx.square(shrink)) * mx.square(g)
         p = p * (1 - rate * recipe.weight_decay) if decays else p
-        p = p - (rate / first) * m * ops.rsqrt(v * (1 / second) + 1e-16)
+        p = p - (rate / first * math.sqrt(second)) * m * ops.rsqrt(v + 1e-16 * second)
         return p, p + keep * (self.average[block] - p), m, v
 
     def arrays(self) -> list[mx.array]:
