@@ -639,6 +639,16 @@ def test_a_lesson_is_computed_once_and_then_shown(engine, lessons):
     assert asked == [models.DEFAULT]
 
 
+def test_the_training_that_was_made_is_shown(engine):
+    page = open_page()
+    page.switch_page("webui/pages/how_it_works.py").run()
+    page.session_state["lesson"] = "Training"
+    page.run()
+    assert not page.exception
+    assert len(page.get("arrow_vega_lite_chart")) + len(page.get("vega_lite_chart")) == 2
+    assert len(page.get("latex")) == 4 and len(page.select_slider) == 2
+
+
 def test_a_lesson_that_fails_says_so_and_can_be_tried_again(engine, lessons):
     page = lessons("schedule", lambda model, report: 1 / 0)
     settle(page)

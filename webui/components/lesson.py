@@ -13,7 +13,7 @@ import models
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.picture import open_picture
 from webui import lessons
-from webui.components import session
+from webui.components import session, training_lesson
 from webui.components.model_choice import model_or_default
 from webui.jobs import Report, State, Task
 from webui.preview import data_url
@@ -39,7 +39,7 @@ def draw() -> None:
     """Draw the page."""
     model = model_or_default()
     st.header("How it works")
-    st.caption(f"All of this is computed here and now, with {session.plain(model.title)}.")
+    st.caption(f"All of this, but for the training, is computed here and now, with {session.plain(model.title)}.")
     name = st.segmented_control(
         "Lesson", list(LESSONS), default=next(iter(LESSONS)), required=True, key="lesson", persist_state="session"
     )
@@ -220,6 +220,7 @@ LESSONS: dict[str, Callable[[models.Model], None]] = {
     "Denoising": _denoising,
     "Guidance": _guidance,
     "Strength": _strength,
+    "Training": training_lesson.draw,
 }
 
 
