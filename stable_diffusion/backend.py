@@ -4,7 +4,8 @@ Network files take MLX from here (`from .backend import mx, nn`), so that the ma
 array is computed. macOS (Accelerate) and machines with a GPU need no help. On a Linux CPU the MLX wheel brings the
 reference BLAS, 40 to 70 times slower than a tuned one; so its matrix products are pointed at scipy-openblas32 or mkl
 (both on PyPI), whichever is installed. STABLE_DIFFUSION_BLAS chooses: `auto` (the default), `openblas`, `mkl` or
-`none`. If anything is not as expected MLX stays as it is, and one warning says why and what to do.
+`none`. If anything is not as expected MLX stays as it is, and one warning says why and what to do. The C library keeps
+the memory that MLX frees; STABLE_DIFFUSION_MALLOC=system leaves that to itself.
 
 Once anything has been evaluated, MLX hangs in a forked child (its threads are not copied), and preparing evaluates
 a small product: use the "spawn" start method of multiprocessing.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import glob
 import importlib.util
 import math
@@ -37,6 +39,7 @@ __all__ = [
     "default_float16",
     "describe",
     "fit_threads",
+    "give_back_memory",
     "has_gpu",
     "mx",
     "nn",
@@ -46,6 +49,8 @@ __all__ = [
 ]
 
 BLAS_VARIABLE = "STABLE_DIFFUSION_BLAS"
+MALLOC_VARIABLE = "STABLE_DIFFUSION_MALLOC"
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 BLAS_CHOICES = ("auto", "openblas", "mkl", "none")
 REMEDY = "`pip install scipy-openblas32` brings one that is about 40 times faster"
 PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -122,6 +127,7 @@ def prepare() -> Blas:
     global _blas
     if _blas is None:
         _limit_memory()
+        _keep_freed_memory()
         _blas = _choose_blas() if sys.platform == "linux" and not has_gpu() else Blas("the BLAS of the system")
     return _blas
 
@@ -179,6 +185,29 @@ def _limit_memory() -> None:
     if isinstance(recommended, int) and recommended > 0:
         with contextlib.suppress(RuntimeError, ValueError):  # the system allows less: MLX does without
             mx.set_wired_limit(recommended)
+
+
+def _keep_freed_memory() -> None:
+    """On a Linux CPU let the C library keep what MLX frees, for the next arrays.
+
+    Large arrays would else be new memory from the system each time, whose pages it has to clear: a third of the time
+    that a decoding takes (docs/benchmarks.md). `give_back_memory` gives it back.
+    """
+    if not scalar_functions() or os.environ.get(MALLOC_VARIABLE, "").strip().lower() == "system":
+        return
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc: it stays as it is
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 1 << 26)):
+            mallopt(option, value)
+
+
+def give_back_memory() -> None:
+    """Give the system back what is no longer in use, after a model was dropped."""
+    gc.collect()
+    mx.clear_cache()
+    if scalar_functions():
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _choose_blas() -> Blas:

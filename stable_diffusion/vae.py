@@ -5,6 +5,7 @@ The reference is diffusers' AutoencoderKL (autoencoder_kl.py, vae.py).
 
 from __future__ import annotations
 
+from . import ops
 from .backend import mx, nn
 from .config import AutoencoderConfig
 from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
@@ -122,7 +123,7 @@ class Autoencoder(nn.Module):
 
     def moments(self, picture: mx.array) -> tuple[mx.array, mx.array]:
         """The posterior's mean and standard deviation, unscaled, (B, H/8, W/8, latent_channels) each, float32."""
-        x = self.encoder(picture.astype(self.encoder.conv_in.weight.dtype))
+        x = ops.by_blocks(self.encoder, picture.astype(self.encoder.conv_in.weight.dtype))
         if "quant_conv" in self:
             x = self.quant_conv(x)
         mean, log_variance = mx.split(x.astype(mx.float32), 2, axis=-1)
@@ -138,7 +139,7 @@ class Autoencoder(nn.Module):
         z = self._unscale(latents).astype(self.decoder.conv_in.weight.dtype)
         if "post_quant_conv" in self:
             z = self.post_quant_conv(z)
-        return self.decoder(z)
+        return ops.by_blocks(self.decoder, z)
 
     def _scale(self, z: mx.array) -> mx.array:
         config = self.config

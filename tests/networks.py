@@ -62,7 +62,7 @@ def run_text_encoder(model: CLIPTextModel, ids: np.ndarray) -> dict[str, np.ndar
 
 def take_plain_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let networks that are built and called from now on take the plain forms of all operations."""
-    for name in ("by_batch", "attention", "conv2d", "geglu", "group_norm"):
+    for name in ("by_batch", "by_blocks", "attention", "conv2d", "geglu", "group_norm"):
         monkeypatch.setattr(ops, name, getattr(plain, name))
     for name in ops.ACTIVATIONS:
         monkeypatch.setitem(ops.ACTIVATIONS, name, getattr(plain, "silu" if name == "swish" else name))

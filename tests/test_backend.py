@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -321,3 +322,35 @@ def test_metal_keeps_to_the_recommended_working_set(monkeypatch, info, expected)
     monkeypatch.setattr(mx, "set_wired_limit", limits.append)
     backend._limit_memory()
     assert limits == expected
+
+
+def test_what_was_freed_is_given_back():
+    """In a process of its own: the memory of a large array stays with the process until it is given back."""
+    program = (
+        "import numpy as np\n"
+        "from stable_diffusion import backend\n"
+        "def resident():\n"
+        "    return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "before = resident()\n"
+        "x = [np.ones(1 << 20) for _ in range(24)]\n"
+        "held = resident()\n"
+        "del x\n"
+        "freed = resident()\n"
+        "backend.give_back_memory()\n"
+        "print(held - before, freed - before, resident() - before)\n"
+    )
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux's /proc")
+    for choice, kept in (("", True), ("system", False)):
+        environment = {**os.environ, backend.MALLOC_VARIABLE: choice}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        held, freed, given_back = map(int, done.stdout.split())
+        assert held > 180e6, done.stderr
+        assert (freed > 0.8 * held) == (kept and backend.scalar_functions())
+        assert given_back < 0.3 * held

@@ -45,33 +45,41 @@ def test_results_keep_their_order_and_are_computed_in_several_threads(blas):
             meeting.wait()  # parts 0, 2 and 4 are the first ones of three lanes
         return mx.array(float(i)) ** 2
 
-    assert [x.item() for x in lanes.each(square, range(6))] == [0, 1, 4, 9, 16, 25]
+    assert [x.item() for x in lanes.by_blocks(lanes.each, square, range(6))] == [0, 1, 4, 9, 16, 25]
     assert blas == [1, 3]
+
+
+def test_outside_of_lanes_blocks_come_one_after_another(blas):
+    here = threading.get_ident()
+    assert lanes.each(lambda i: threading.get_ident(), [1, 2, 3]) == [here] * 3
+    assert blas == []
 
 
 def test_inside_a_lane_there_are_no_more_lanes(blas):
     assert lanes.count() == 3
-    assert lanes.each(lambda part: (lanes.count(), lanes.each(lambda i: i, [part, -part])), [1, 2, 3]) == [
-        (1, [1, -1]),
-        (1, [2, -2]),
-        (1, [3, -3]),
-    ]
+
+    def inner(part: int) -> tuple[int, list[int]]:
+        here = threading.get_ident()
+        threads = lanes.by_blocks(lanes.each, lambda i: threading.get_ident(), [part, -part])
+        return lanes.count(), [thread - here for thread in threads]
+
+    assert lanes.by_blocks(lanes.each, inner, [1, 2, 3]) == [(1, [0, 0])] * 3
     assert blas == [1, 3]
 
 
 def test_an_error_in_a_lane_comes_out_and_the_threads_are_set_back(blas):
     backend.fit_threads(1)  # a small model has one
     with pytest.raises(ZeroDivisionError):
-        lanes.each(lambda i: 1 // i, [1, 0, 2])
+        lanes.by_blocks(lanes.each, lambda i: 1 // i, [1, 0, 2])
     assert blas == [1, 1, 1]
-    assert [x.item() for x in lanes.each(mx.array, [1, 2, 3])] == [1, 2, 3]
+    assert [x.item() for x in lanes.by_blocks(lanes.each, mx.array, [1, 2, 3])] == [1, 2, 3]
 
 
 def test_without_a_blas_of_ours_nothing_runs_side_by_side(monkeypatch):
     monkeypatch.setattr(backend, "_blas", backend.Blas("another"))
     here = threading.get_ident()
     assert lanes.count() == 1
-    assert lanes.each(lambda i: threading.get_ident(), [1, 2]) == [here, here]
+    assert lanes.by_blocks(lanes.each, lambda i: threading.get_ident(), [1, 2]) == [here, here]
 
 
 @settings(deadline=None, max_examples=25)
@@ -112,8 +120,10 @@ def test_two_callers_take_turns(blas):
     results: dict[int, list[float]] = {}
 
     def call(offset: int) -> None:
-        parts = lanes.each(lambda i: np.array(mx.arange(1000).sum() + i).item(), range(offset, offset + 6))
-        results[offset] = parts
+        def function(i: int) -> float:
+            return np.array(mx.arange(1000).sum() + i).item()
+
+        results[offset] = lanes.by_blocks(lanes.each, function, range(offset, offset + 6))
 
     callers = [threading.Thread(target=call, args=(offset,)) for offset in (0, 100)]
     for caller in callers:

@@ -4,7 +4,6 @@ MLX arrays belong to the thread that made them, and a page's script may be stopp
 pictures made and files written here, and everyone else gets plain objects: numbers, text, encoded pictures, paths.
 """
 
-import gc
 import threading
 import time
 from collections import OrderedDict, deque
@@ -37,10 +36,9 @@ def load_model(name: str, progress: Report) -> Any:
 
 def release_memory() -> None:
     """Give a dropped model's memory back to the machine."""
-    gc.collect()
-    import mlx.core as mx
+    from stable_diffusion import backend
 
-    mx.clear_cache()
+    backend.give_back_memory()
 
 
 class Worker:

@@ -21,6 +21,7 @@ __all__ = [
     "Activation",
     "attention",
     "by_batch",
+    "by_blocks",
     "conv2d",
     "differentiable",
     "geglu",
@@ -41,6 +42,7 @@ def _fused(function: Activation) -> Activation:
 
 
 by_batch = lanes.by_batch if _on_cpu else plain.by_batch
+by_blocks = lanes.by_blocks if _on_cpu else plain.by_blocks
 attention = cpu.attention if _on_cpu else plain.attention
 conv2d = cpu.conv2d if _on_cpu else plain.conv2d
 _elsewhere = gpu if backend.has_gpu() else plain
@@ -70,8 +72,9 @@ def differentiable() -> Iterator[None]:
         yield
         return
     names = ("attention", "conv2d", "geglu", "group_norm")
-    before, activations = {name: globals()[name] for name in ("by_batch", *names)}, dict(ACTIVATIONS)
-    globals().update({name: getattr(learning, name) for name in names}, by_batch=plain.by_batch)
+    before, activations = {name: globals()[name] for name in ("by_batch", "by_blocks", *names)}, dict(ACTIVATIONS)
+    globals().update({name: getattr(learning, name) for name in names})
+    globals().update(by_batch=plain.by_batch, by_blocks=plain.by_blocks)
     ACTIVATIONS.update(silu=learning.silu, swish=learning.silu, gelu=learning.gelu, quick_gelu=learning.quick_gelu)
     try:
         yield

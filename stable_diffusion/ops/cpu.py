@@ -54,7 +54,7 @@ def gelu(x: mx.array) -> mx.array:
 
 def geglu(x: mx.array) -> mx.array:
     value, gate = mx.split(x, 2, axis=-1)
-    return value * gelu(gate)
+    return lanes.settled(value * gelu(gate))
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
@@ -77,7 +77,7 @@ def group_norm(
     digits to be lost.
     """
     if x.dtype != mx.float32 or x.size <= BLOCK:
-        return plain.group_norm(x, weight, bias, groups, eps, act)
+        return lanes.settled(plain.group_norm(x, weight, bias, groups, eps, act))
     batch, channels = x.shape[0], x.shape[-1]
     rows = x.reshape(batch, -1, channels)
     step = max(1, BLOCK // channels)
@@ -104,7 +104,8 @@ def group_norm(
         y = (rows[at] - shift[at[0]]) * scale[at[0]] + bias
         return act(y) if act else y
 
-    return mx.concatenate(lanes.each(normalised, blocks, (rows, shift, scale, bias))).reshape(x.shape)
+    result = mx.concatenate(lanes.each(normalised, blocks, (rows, shift, scale, bias)))
+    return lanes.settled(result.reshape(x.shape))
 
 
 def _sum(x: mx.array) -> mx.array:
@@ -122,8 +123,8 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
         and x.shape[1] * x.shape[2] >= WINOGRAD_PIXELS
         and min(channels, outputs) >= WINOGRAD_CHANNELS
     ):
-        return conv3x3(x, weight) + bias
-    return plain.conv2d(x, weight, bias, stride, padding)
+        return lanes.settled(conv3x3(x, weight) + bias)
+    return lanes.settled(plain.conv2d(x, weight, bias, stride, padding))
 
 
 def _gelu(x: mx.array) -> mx.array:

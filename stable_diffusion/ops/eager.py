@@ -15,6 +15,7 @@ from ..backend import mx
 from . import lanes
 
 BLOCK = 1 << 18  # scores that a block of rows holds: a megabyte
+FEW = 64  # blocks that are not shared out for their own sake
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112
 
 
@@ -32,7 +33,11 @@ def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         theirs = min(image, len(keys) - 1), head
         _attend(queries[image, head, some], keys[theirs], values[theirs], out[image, some, head])
 
-    lanes.each(attend, [(i, j, row) for i in range(batch) for j in range(heads) for row in range(0, length, rows)])
+    blocks = [(i, j, row) for i in range(batch) for j in range(heads) for row in range(0, length, rows)]
+    if len(blocks) < FEW:
+        lanes.each(attend, blocks)
+    else:
+        lanes.by_blocks(lanes.each, attend, blocks)
     return mx.array(out).transpose(0, 2, 1, 3)
 
 

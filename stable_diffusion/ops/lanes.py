@@ -6,9 +6,10 @@ two threads use both cores for everything, with the BLAS on one thread in each. 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ Result = TypeVar("Result")
 
 class _Here(threading.local):
     in_lane = False
+    spreading = False
 
 
 _here = _Here()
@@ -33,22 +35,6 @@ def count() -> int:
     """How many lanes there are for a caller: one inside a lane, and where the BLAS's threads cannot be set."""
     used = backend.blas()
     return 1 if _here.in_lane or used.set_threads is None else used.threads or 1
-
-
-def each(function: Callable[[Part], Result], parts: Sequence[Part], inputs: Any = ()) -> list[Result]:
-    """`function` of each part, in their order; where there are lanes, the arrays that come out are computed.
-
-    `inputs` are the arrays (in lists, tuples or dicts) that the function reads: they are computed first, because two
-    threads must not compute the same thing.
-    """
-    lanes = min(count(), len(parts))
-    if lanes < 2:
-        return [function(part) for part in parts]
-    mx.eval(inputs)
-    shares = [parts[len(parts) * i // lanes : len(parts) * (i + 1) // lanes] for i in range(lanes)]
-    with _turn, backend.one_blas_thread():
-        done = list(_pool(count()).map(functools.partial(_run, function), shares))
-    return [result for results in done for result in results]
 
 
 def by_batch(function: Callable[..., mx.array], batch: int, weights: Any, *inputs: Any) -> mx.array:
@@ -62,7 +48,58 @@ def by_batch(function: Callable[..., mx.array], batch: int, weights: Any, *input
         return function(*inputs)
     shares = [slice(batch * i // lanes, batch * (i + 1) // lanes) for i in range(lanes)]
     parts = [tree_map(functools.partial(_share, share, batch), inputs) for share in shares]
-    return mx.concatenate(each(lambda part: function(*part), parts, (weights, parts)))
+    with _spreading():
+        return mx.concatenate(each(lambda part: function(*part), parts, (weights, parts)))
+
+
+def by_blocks(function: Callable[..., Result], *inputs: Any) -> Result:
+    """`function(*inputs)`, computed; the operations in it share their blocks out among lanes (`each`)."""
+    if count() < 2:
+        return function(*inputs)
+    with _spreading():
+        result = function(*inputs)
+        mx.eval(result)
+        return result
+
+
+def each(function: Callable[[Part], Result], parts: Sequence[Part], inputs: Any = ()) -> list[Result]:
+    """`function` of each part, in their order; inside `by_blocks` in lanes, and then what comes out is computed.
+
+    `inputs` are the arrays (in lists, tuples or dicts) that the function reads: they are computed first, because two
+    threads must not compute the same thing.
+    """
+    lanes = min(count(), len(parts)) if _here.spreading else 1
+    if lanes < 2:
+        return [function(part) for part in parts]
+    mx.eval(inputs)
+    shares = [parts[len(parts) * i // lanes : len(parts) * (i + 1) // lanes] for i in range(lanes)]
+    done = list(_pool(count()).map(functools.partial(_run, function), shares))
+    return [result for results in done for result in results]
+
+
+def settled(x: mx.array) -> mx.array:
+    """x, computed where this is a lane.
+
+    MLX holds back whoever evaluates once some hundred operations wait, of all streams together: a lane with a long
+    queue would keep the others idle.
+    """
+    if _here.in_lane:
+        mx.eval(x)
+    return x
+
+
+@contextlib.contextmanager
+def _spreading() -> Iterator[None]:
+    """The BLAS has one thread all the while: threads that it wakes for one product go on waiting actively after it."""
+    if _here.spreading:
+        yield
+        return
+    with _turn, backend.one_blas_thread():
+        _here.spreading = True
+        try:
+            yield
+        finally:
+            _here.spreading = False
 
 
 def _share(share: slice, batch: int, value: Any) -> Any:

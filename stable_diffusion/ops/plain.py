@@ -84,6 +84,11 @@ def by_batch(function: Callable[..., mx.array], batch: int, weights: Any, *input
     return function(*inputs)
 
 
+def by_blocks(function: Callable[..., Any], *inputs: Any) -> Any:
+    """`function(*inputs)`, the operations in which may be shared out."""
+    return function(*inputs)
+
+
 def upsample_nearest(x: mx.array, height: int, width: int) -> mx.array:
     """Resize x (B, h, w, C) to (height, width), mostly its double: row i is row floor(i h / height) of x.
 
