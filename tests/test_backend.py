@@ -341,6 +341,7 @@ def test_what_was_freed_is_given_back():
     )
     if not sys.platform.startswith("linux"):
         pytest.skip("needs Linux's /proc")
+    root = Path(__file__).parents[1]
     for choice, kept in (("", True), ("system", False)):
         environment = {**os.environ, backend.MALLOC_VARIABLE: choice}
         done = subprocess.run(
@@ -348,7 +349,7 @@ def test_what_was_freed_is_given_back():
             env=environment,
             capture_output=True,
             text=True,
-            cwd=Path(__file__).parents[1],
+            cwd=root,
         )
         held, freed, given_back = map(int, done.stdout.split())
         assert held > 180e6, done.stderr
