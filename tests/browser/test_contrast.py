@@ -49,7 +49,7 @@ def test_every_text_stands_out(open_page, scheme):
     page.keyboard.press("Escape")
     page.get_by_label("Name of a new preset").wait_for()
     assert faint(page) == {}
-    page.get_by_label("Prompt", exact=True).fill("a red house")
+    page.get_by_label("Prompt", exact=True).fill("a (red:1.4) house, [clouds::0.5]")
     page.get_by_role("button", name="Generate").click()
     page.get_by_role("alert").filter(has_text="empty.safetensors").wait_for()
     assert faint(page) == {}

@@ -3,12 +3,14 @@
 import streamlit as st
 
 # The dark theme's colour is light, to be read as text on dark grey; on buttons and on what is chosen from a list
-# Streamlit writes white, which needs a dark one. The hint of a shortcut is half transparent there: too faint.
+# Streamlit writes white, which needs a dark one. The hint of a shortcut is half transparent there, and a grey badge is
+# grey on grey: too faint.
 STYLE = """<style>
 [data-testid="stBaseButton-primary"]:not(:disabled) { background: #3b5bdb; border-color: #3b5bdb; color: #ffffff; }
 [data-testid="stBaseButton-primary"]:not(:disabled):hover { background: #364fc7; border-color: #364fc7; }
 [data-testid="stMultiSelect"] [data-tag] { background: #3b5bdb; color: #ffffff; }
 [data-testid^="stBaseButton"]:not(:disabled) kbd { opacity: 1; color: inherit; }
+.stMarkdownBadge { color: inherit !important; }
 </style>"""
 
 
