@@ -44,7 +44,7 @@ def download_vae(repository: str, float16: bool, progress: Progress | None = Non
 def download(repository: str, float16: bool, progress: Progress | None = None) -> Path:
     """Fetch what a checkpoint needs, and return its folder in huggingface_hub's cache (HF_HOME).
 
-    A download that was cut off goes on where it stopped. `progress` may raise to cancel. Raises
+    Of a download that was cut off, complete files stay. `progress` may raise to cancel. Raises
     `CheckpointNotFoundError` for a repository that does not exist or is not to be had offline, and `DownloadError`
     where the hub refuses or cannot be reached.
     """
@@ -87,8 +87,8 @@ def _download(
         ) from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise DownloadError(
-            f"{repository!r} could not be downloaded: {_first_line(error)} Check the network and try again; what has "
-            f"arrived is kept."
+            f"{repository!r} could not be downloaded: {_first_line(error)} Check the network and try again; complete "
+            f"files stay."
         ) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):

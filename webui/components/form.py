@@ -33,7 +33,7 @@ def prompts() -> None:
     if added:
         st.caption(f"Added to every generation: {session.plain(added)}")
     if st.session_state["cfg"] <= 1:
-        st.caption("Not read at CFG 1 or below.")
+        st.caption("Not read at CFG 1 or below, but for prompts with AND.")
     else:
         prompt_count.draw("Negative prompt", "negative", added)
 
