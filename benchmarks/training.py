@@ -26,7 +26,6 @@ from stable_diffusion import backend, ops
 from stable_diffusion.backend import mx
 from stable_diffusion.training import networks
 from stable_diffusion.training.loop import averaged_gradients, resumed, set_weights
-from stable_diffusion.training.memory import keep_memory
 from stable_diffusion.training.runs import RECIPES
 
 VOCABULARY = 700
@@ -39,7 +38,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="examples of a step (default: the recipe's)")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    keep_memory()
     print(f"{backend.describe()}; load average {os.getloadavg()[0]:.1f}")
     print("| | ours, s | torch, s | ratio | ours, CPU s | torch, CPU s | ratio | ours, pictures/s |\n|" + "---|" * 8)
     for part in args.parts or ("vae", "diffusion"):

@@ -20,7 +20,6 @@ from .data import Data, Postcards
 from .diffusion import DiffusionTask
 from .latents import LatentCache
 from .loop import INTERVALS, Intervals, Limit, Progress, train
-from .memory import keep_memory
 from .optimisation import Recipe, State
 from .vae import AutoencoderTask, DecoderTask
 from .vocabulary import write_tokenizer
@@ -62,7 +61,6 @@ def train_vae(
     intervals: Intervals = INTERVALS,
 ) -> State:
     """Train an autoencoder, or go on with it: `output` gets vae/ and training/vae/. Raises as `loop.train` does."""
-    keep_memory()
     with ops.differentiable():
         model = networks.new_autoencoder(config, recipe.seed)
         task = AutoencoderTask(data, model, output, recipe.batch, recipe.seed)
@@ -81,7 +79,6 @@ def train_decoder(
 
     Raises `CheckpointNotFoundError` where there is no autoencoder, and as `loop.train` does.
     """
-    keep_memory()
     with ops.differentiable():
         task = DecoderTask(data, load_autoencoder(output / "vae"), output, recipe.batch, recipe.seed)
         return train(task, recipe, limit, output / STATES / task.name, report, intervals)
@@ -103,7 +100,6 @@ def train_diffusion(
     `vae` is a vae/ folder, by default that of `output`. The vocabulary is learnt from the data's captions first.
     Raises `CheckpointNotFoundError` where there is no autoencoder, and as `loop.train` does.
     """
-    keep_memory()
     with ops.differentiable():
         autoencoder = load_autoencoder(vae or output / "vae")
     if vae:
