@@ -38,6 +38,9 @@ _NEWER_LETTERS = """558 58B-58C 88F C5C CDC 208F 209D-209F A7CE-A7CF A7D2 A7D4 A
     16EBB-16ED3 16FF2-16FF6 187F8-187FF 18CD6-18CDA 18D09-18D20 18D80-18DF2 18E00-19191 191A0-191D2 1B123-1B128 1B168
     1D6A6 1DF1F-1DF24 1DF2B-1DF81 1DF90-1DF96 1DFCD-1DFFF 1E6C0-1E6DE 1E6E0-1E6E2 1E6E4-1E6E5 1E6E7-1E6ED 1E6F0-1E6F4
     1E6FE-1E6FF 2B73A-2B73F 2B81E 2CEA2-2CEAD 323B0-33479 3D000-3FC3F"""
+# Marks newer than Unicode 16, which it takes for the end of a word:
+_NEWER_MARKS = """5C8-5C9 B53-B54 1ACF-1AF0 10ECB-10ECF 10EF0-10EFB 11B60-11B67 11DF0 1D127-1D128 1D250-1D252
+    1D25B-1D25C 1D25F 1D280-1D281 1E6E3 1E6E6 1E6EE-1E6EF 1E6F5"""
 # Marks newer than Unicode 9, and scripts whose letters compose since: the reference neither reorders nor composes them.
 _INERT = """5C8-5C9 7FD 897-89F 8CA-8D3 9FE C3C D3B-D3C EBA 1715 1ABF-1AF0 1DF6-1DFA A82C 105C0-105FF 10D24-10D27
     10D69-10D6D 10EAB-10EAC 10ECB-10ECF 10EF0-10EFB 10EFD-10EFF 10F46-10F50 10F82-10F85 11070 1133B 11380-113FF 1145E
@@ -70,7 +73,9 @@ _MANY_MARKS = regex.compile(r"\P{ccc=0}{32,}")
 _SURROGATE = regex.compile(r"[\ud800-\udfff]")
 _SPACE = regex.compile(r"\s")
 _SPACES = regex.compile(r"\s+")
-_WORD_CHARACTER = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
+_WORD_CHARACTER = regex.compile(
+    rf"(?V1)[[\p{{Alphabetic}}\p{{M}}\p{{Nd}}\p{{Pc}}\p{{Join_Control}}]--[{_class(_NEWER_LETTERS)}{_class(_NEWER_MARKS)}]]"
+)
 _WORDS = regex.compile(
     r"(?V1)<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     rf"|[\p{{L}}--[{_class(_NEWER_LETTERS)}]]+|[\p{{N}}--[{_class(_NEWER_LETTERS)}]]"

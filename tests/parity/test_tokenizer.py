@@ -319,6 +319,15 @@ def test_every_code_point_is_split_alike(pairs):
         assert ["".join(_word_letters(word)) for word in _words(text)] == theirs, hex(ord(CHARACTERS[start]))
 
 
+def test_every_code_point_ends_a_word_alike(pairs):
+    """Behind an added token that is taken as a whole word only."""
+    ours, reference = pairs("tokenizer.json, odd tokens")
+    texts = [f"oak{character}" for character in CHARACTERS]
+    theirs = reference.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    wrong = [ascii(text[3:]) for text, their in zip(texts, theirs, strict=True) if ours.encode(text) != their.ids]
+    assert not wrong, wrong[:20]
+
+
 def test_marks_are_composed_and_ordered_alike(pairs):
     reference = pairs("clip")[1].backend_tokenizer.normalizer
     rng = random.Random(0)
