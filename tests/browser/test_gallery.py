@@ -92,8 +92,11 @@ def test_a_reload_and_the_back_button_find_the_picture_that_was_open(gallery):
     expect(opened).to_be_visible()
     page.reload()
     expect(opened).to_be_visible()
+    address = page.url
     page.get_by_role("button", name="Older").click()
     expect(page.get_by_role("img", name="Picture: unusual picture number 26")).to_be_visible()
+    expect(page).not_to_have_url(address)
+    page.wait_for_timeout(1000)  # a person does not go back within the same moment
     page.go_back()
     expect(opened).to_be_visible()
 
