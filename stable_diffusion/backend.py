@@ -55,8 +55,6 @@ BLAS_CHOICES = ("auto", "openblas", "mkl", "none")
 REMEDY = "`pip install scipy-openblas32` brings one that is about 40 times faster"
 PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 FAST_NAMES = ("openblas", "mkl", "blis", "armpl", "nvpl", "accelerate")  # in file names of libraries that need no help
-KERNELS_VARIABLE = "OPENBLAS_CORETYPE"  # OpenBLAS's own
-AVX512 = frozenset(("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"))  # what its kernels for it need
 SMALL_PRODUCT = 500_000_000  # multiply-adds; some 5 ms of one core
 THREAD_VARIABLES = {
     "openblas": ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"),
@@ -297,8 +295,7 @@ def _use(name: str, path: str) -> Blas:
     """Load the library, check that it is what it should be, let MLX call it, check MLX; undo if that is wrong."""
     if name == "mkl" and os.environ.get("LD_BIND_NOW"):
         raise BlasError("LD_BIND_NOW is set, with which mkl ends the process")
-    with _openblas_kernels():
-        library = ctypes.CDLL(path)
+    library = ctypes.CDLL(path)
     prefix = "scipy_" if name == "openblas" else ""
     try:
         functions = {product: getattr(library, prefix + product) for product in PRODUCTS}
@@ -318,29 +315,6 @@ def _use(name: str, path: str) -> Blas:
     threads = asked or cpu_threads()
     set_threads(threads)
     return Blas(name, threads, asked is not None, library, set_threads, SGEMM(addresses["cblas_sgemm"]))
-
-
-@contextlib.contextmanager
-def _openblas_kernels() -> Iterator[None]:
-    """Inside, an OpenBLAS that is loaded takes its AVX-512 kernels on AMD's processors that have it.
-
-    0.3.34 does not know family 26 (Zen 5) and takes the kernels of AVX2, which are half as fast (docs/benchmarks.md).
-    """
-    kernels = None if os.environ.get(KERNELS_VARIABLE) else _kernels(_read("/proc/cpuinfo"))
-    if kernels is None:
-        yield
-        return
-    os.environ[KERNELS_VARIABLE] = kernels
-    try:
-        yield
-    finally:
-        del os.environ[KERNELS_VARIABLE]
-
-
-def _kernels(cpuinfo: str) -> str | None:
-    """The name of OpenBLAS's kernels for the processor that /proc/cpuinfo describes; None: its own choice is right."""
-    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "").split()
-    return "SkylakeX" if "AuthenticAMD" in cpuinfo and AVX512.issubset(flags) else None
 
 
 def _asked_threads(name: str) -> int | None:

@@ -109,38 +109,6 @@ def test_openblas_takes_the_products():
     assert warned == ""
 
 
-@pytest.mark.parametrize(
-    ("maker", "flags", "expected"),
-    [
-        ("AuthenticAMD", "fma avx2 avx512f avx512dq avx512cd avx512bw avx512vl avx512_bf16", "SkylakeX"),
-        ("AuthenticAMD", "fma avx2 avx512f", None),
-        ("AuthenticAMD", "fma avx2", None),
-        ("GenuineIntel", "fma avx2 avx512f avx512dq avx512cd avx512bw avx512vl", None),
-    ],
-)
-def test_kernels_for_avx_512_only_where_openblas_does_not_see_it(maker, flags, expected):
-    assert (
-        backend._kernels(f"processor\t: 0\nvendor_id\t: {maker}\nflags\t\t: fpu {flags} rdpid\nbugs\t: x\n") == expected
-    )
-    assert backend._kernels("") is None
-
-
-@linux_cpu
-@needs_openblas
-@pytest.mark.parametrize("asked", ["", "Haswell"])
-def test_openblas_has_the_kernels_for_this_processor(asked):
-    """What the environment asks for counts first, and it is left as it was for other libraries and processes."""
-    code = (
-        "import ctypes; from stable_diffusion import backend\n"
-        "core = backend.blas().library.scipy_openblas_get_corename\n"
-        "core.restype = ctypes.c_char_p; print(core().decode(), os.environ.get('OPENBLAS_CORETYPE'))"
-    )
-    printed, warned = run(code, STABLE_DIFFUSION_BLAS="openblas", OPENBLAS_CORETYPE=asked)
-    core, left = printed.split()[:2]
-    expected = asked or backend._kernels(Path("/proc/cpuinfo").read_text())
-    assert expected in (None, core) and left == (asked or "None") and not warned
-
-
 @linux_cpu
 @needs_mkl
 def test_mkl_takes_the_products():
