@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from .. import backend
 from ..backend import mx
 from . import cpu, gpu, lanes, learning, plain
-from .plain import Activation, upsample_nearest
+from .plain import Activation, AdamW, upsample_nearest
 
 __all__ = [
     "ACTIVATIONS",
     "OPS_VARIABLE",
     "Activation",
+    "AdamW",
+    "adamw",
     "attention",
     "by_batch",
     "by_blocks",
@@ -27,7 +29,6 @@ __all__ = [
     "geglu",
     "group_norm",
     "quantized_matmul",
-    "rsqrt",
     "upsample_nearest",
 ]
 
@@ -48,7 +49,7 @@ conv2d = cpu.conv2d if _on_cpu else plain.conv2d
 _elsewhere = gpu if backend.has_gpu() else plain
 geglu = cpu.geglu if _on_cpu else _elsewhere.geglu
 group_norm = cpu.group_norm if _on_cpu else _elsewhere.group_norm
-rsqrt = learning.rsqrt if _on_cpu else mx.rsqrt
+adamw = learning.adamw if _on_cpu else plain.adamw
 quantized_matmul = plain.quantized_matmul if backend.has_gpu() else cpu.quantized_matmul
 _silu, _gelu, _quick_gelu = (
     (cpu.silu, cpu.gelu, cpu.quick_gelu) if _on_cpu else map(_fused, (plain.silu, plain.gelu, plain.quick_gelu))

@@ -19,6 +19,7 @@ from .cpu import _exp2
 from .winograd import _INPUT_2D, _KERNEL_2D, _OUTPUT_2D, TILE
 
 BLOCK = 1 << 18  # elements that a block holds: one megabyte
+SMALL_BLOCK = 1 << 15  # of which six stay in the cache
 
 
 def _elementwise(function: Callable[[mx.array], tuple[mx.array, mx.array]]) -> plain.Activation:
@@ -243,13 +244,40 @@ def _halving_vjp(primals: Sequence[mx.array], cotangent: mx.array, y: mx.array) 
     return mx.pad(x_part, over)[:, :height, :width], w_part
 
 
-def rsqrt(x: mx.array) -> mx.array:
-    """1 / sqrt(x) of x > 0 to 5e-6, by halving the exponent and two steps of Newton's: MLX's takes thrice that."""
-    y = (0x5F3759DF - (x.view(mx.int32) >> 1)).view(mx.float32)
-    half = 0.5 * x
-    for _ in range(2):
-        y = y * (1.5 - half * y * y)
-    return y
+def adamw(
+    p: mx.array, average: mx.array, m: mx.array, v: mx.array, g: mx.array, scale: mx.array, numbers: plain.AdamW
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """By numpy, which writes in place, in blocks that stay in the cache: a quarter of the time. Nothing is lazy."""
+    b1, b2, rate, decay, decaying, _, keep = numbers
+    first, second = numbers.corrections
+    mx.eval(p, average, m, v, g, scale)
+    factor = float(scale)
+    before, after = np.asarray(p), np.empty(p.shape, np.float32)  # the model's weights are views of p
+    means, firsts, seconds, gradients = map(np.asarray, (average, m, v, g))
+    spare = np.empty(SMALL_BLOCK, np.float32)
+    for i in range(0, p.size, SMALL_BLOCK):
+        some = slice(i, min(i + SMALL_BLOCK, p.size))
+        x, a, m_, v_, g_ = after[some], means[some], firsts[some], seconds[some], gradients[some]
+        s = spare[: len(x)]
+        np.multiply(g_, (1 - b1) * factor, out=s)
+        m_ *= b1
+        m_ += s
+        np.square(g_, out=s)
+        s *= (1 - b2) * factor**2
+        v_ *= b2
+        v_ += s
+        np.multiply(v_, second, out=s)
+        np.sqrt(s, out=s)
+        s += plain.ADAM_EPS
+        np.divide(m_, s, out=s)
+        s *= rate * first
+        x[:] = before[some]
+        x[: max(0, decaying - i)] *= 1 - rate * decay
+        x -= s
+        np.subtract(a, x, out=s)
+        s *= keep
+        np.add(x, s, out=a)
+    return mx.array(after), average, m, v
 
 
 def _slices(count: int, size: int) -> list[slice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backend import mx
 
@@ -101,3 +101,42 @@ def upsample_nearest(x: mx.array, height: int, width: int) -> mx.array:
     rows = mx.array([i * h // height for i in range(height)])
     columns = mx.array([i * w // width for i in range(width)])
     return x[:, rows][:, :, columns]
+
+
+class AdamW(NamedTuple):
+    """The numbers of one step of the optimiser."""
+
+    beta_1: float
+    beta_2: float
+    rate: float
+    decay: float
+    decaying: int  # so many parameters at the beginning decay
+    step: int  # from 1
+    keep: float  # of the average; the rest is the parameters'
+
+    @property
+    def corrections(self) -> tuple[float, float]:
+        """1 / (1 - beta^step), for the zeros that the moments began as."""
+        return 1 / (1 - self.beta_1**self.step), 1 / (1 - self.beta_2**self.step)
+
+
+ADAM_EPS = 1e-8
+
+
+def adamw(
+    p: mx.array, average: mx.array, m: mx.array, v: mx.array, g: mx.array, scale: mx.array, numbers: AdamW
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """One step on vectors (N,): parameters, their average, first and second moment, gradients times `scale`.
+
+    m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,  p <- p - rate (m' / (sqrt(v') + eps) + decay p), where '
+    corrects for the zeros that m and v began as (Loshchilov and Hutter 2019, algorithm 2). `average`, `m` and `v` are
+    given up: their memory may be written on.
+    """
+    b1, b2, rate = numbers.beta_1, numbers.beta_2, numbers.rate
+    first, second = numbers.corrections
+    # Numbers are multiplied with each other before they meet an array: each pass over one costs as much as any.
+    m = b1 * m + ((1 - b1) * scale) * g
+    v = b2 * v + ((1 - b2) * mx.square(scale)) * mx.square(g)
+    decays = mx.arange(p.size) < numbers.decaying
+    p = mx.where(decays, 1 - rate * numbers.decay, 1.0) * p - (rate * first) * m / (mx.sqrt(second * v) + ADAM_EPS)
+    return p, p + numbers.keep * (average - p), m, v

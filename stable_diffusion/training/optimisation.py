@@ -16,7 +16,6 @@ from ..backend import mx
 from ..errors import CheckpointError
 
 Arrays = dict[str, mx.array]
-BLOCK = 1 << 17  # elements: half a megabyte
 STATE_PARTS = ("parameters", "average", "first_moment", "second_moment")
 
 
@@ -47,7 +46,7 @@ def learning_rate(recipe: Recipe, step: int, done: float) -> float:
 class Layout:
     """Where each parameter lies in one long vector: matrices and kernels, which decay, before biases and norms.
 
-    One vector, because a step is some thirty operations: on hundreds of small arrays, starting them is what takes long.
+    One vector, because a step is some twenty operations: on hundreds of small arrays, starting them is what takes long.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -64,15 +63,9 @@ class Layout:
         parts = mx.split(flat, ends[:-1])
         return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
-    def blocks(self) -> list[tuple[slice, bool]]:
-        """The vector in pieces that stay in the processor's cache, each with whether it decays."""
-        decaying = sum(math.prod(shape) for shape in self.shapes.values() if len(shape) > 1)
-        size = sum(math.prod(shape) for shape in self.shapes.values())
-        return [
-            (slice(i, min(i + BLOCK, end)), end == decaying)
-            for start, end in ((0, decaying), (decaying, size))
-            for i in range(start, end, BLOCK)
-        ]
+    def decaying(self) -> int:
+        """How many elements at the beginning are matrices' and kernels'."""
+        return sum(math.prod(shape) for shape in self.shapes.values() if len(shape) > 1)
 
 
 @dataclass
@@ -92,36 +85,27 @@ class State:
         """The state of a training before its first step."""
         layout = Layout.of(parameters)
         flat = layout.flat(parameters)
-        return cls(layout, flat, flat, mx.zeros_like(flat), mx.zeros_like(flat))
+        return cls(layout, flat, flat + 0.0, mx.zeros_like(flat), mx.zeros_like(flat))
 
     def update(self, gradients: Arrays, recipe: Recipe, rate: float) -> mx.array:
-        """One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), then of the average; returns the norm, lazy.
-
-        m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,  p <- p - rate (m' / sqrt(v') + decay p), where ' corrects
-        for the zeros that m and v began as. Biases and norms do not decay.
-        """
+        """One step of AdamW, then of the average; returns the gradients' norm, lazy. Biases and norms do not decay."""
         g = self.layout.flat(gradients)
         norm = mx.sqrt(mx.square(g).sum())
-        shrink = mx.minimum(1.0, recipe.clip / (norm + 1e-12))
         self.step += 1
-        parts = [self._updated(block, g[block], shrink, decays, recipe, rate) for block, decays in self.layout.blocks()]
-        self.parameters, self.average, self.first_moment, self.second_moment = (
-            mx.concatenate(list(each)) for each in zip(*parts, strict=True)
+        numbers = ops.AdamW(
+            beta_1=recipe.beta_1,
+            beta_2=recipe.beta_2,
+            rate=rate,
+            decay=recipe.weight_decay,
+            decaying=self.layout.decaying(),
+            step=self.step,
+            keep=min(recipe.average_decay, self.step / (self.step + 10)),
+        )
+        shrink = mx.minimum(1.0, recipe.clip / (norm + 1e-12))
+        self.parameters, self.average, self.first_moment, self.second_moment = ops.adamw(
+            self.parameters, self.average, self.first_moment, self.second_moment, g, shrink, numbers
         )
         return norm
-
-    def _updated(
-        self, block: slice, g: mx.array, shrink: mx.array, decays: bool, recipe: Recipe, rate: float
-    ) -> tuple[mx.array, ...]:
-        first, second = 1 - recipe.beta_1**self.step, 1 - recipe.beta_2**self.step
-        keep = min(recipe.average_decay, self.step / (self.step + 10))
-        p, m, v = self.parameters[block], self.first_moment[block], self.second_moment[block]
-        # Numbers are multiplied with each other before they meet an array: each pass over one costs as much as any.
-        m = recipe.beta_1 * m + ((1 - recipe.beta_1) * shrink) * g
-        v = recipe.beta_2 * v + ((1 - recipe.beta_2) * mx.square(shrink)) * mx.square(g)
-        p = p * (1 - rate * recipe.weight_decay) if decays else p
-        p = p - (rate / first * math.sqrt(second)) * m * ops.rsqrt(v + 1e-16 * second)
-        return p, p + keep * (self.average[block] - p), m, v
 
     def arrays(self) -> list[mx.array]:
         return [getattr(self, part) for part in STATE_PARTS]
