@@ -26,6 +26,7 @@ BITS, PREDICTION_TYPE = "Bits", "Prediction type"
 VAE, VAE_HASH = "VAE", "VAE hash"
 LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
 CLIP_SKIP, PROMPT_LANGUAGE = "Clip skip", "Prompt language"
+CFG_RESCALE = "CFG Rescale"
 RESIZE_MODE = "Resize mode"
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
@@ -74,6 +75,11 @@ def of_engine(
 def of_language(prompt_language: str) -> dict[str, str]:
     """How the texts were read, where that is not A1111's way."""
     return {} if prompt_language == A1111 else {PROMPT_LANGUAGE: prompt_language}
+
+
+def of_rescale(guidance_rescale: float) -> dict[str, str]:
+    """How much of the guidance's contrast was taken back, where any was."""
+    return {CFG_RESCALE: plain(guidance_rescale)} if guidance_rescale else {}
 
 
 def of_variation(seed: int, strength: float) -> dict[str, str]:

@@ -90,6 +90,7 @@ def differs(one, other):
         ("--float16",),
         ("--bits", 8),
         ("--clip-skip", 2),
+        ("--guidance-rescale", 0.7),
         ("--variation-seed", 3, "--variation-strength", 0.3),
         ("--variation-strength", 0.1, "--sampler", "euler_a"),
     ],

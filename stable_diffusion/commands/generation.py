@@ -49,6 +49,7 @@ class Generation:
             "negative_text": self.negative,
             "num_steps": self.settings.steps,
             "cfg_weight": self.settings.cfg,
+            "guidance_rescale": self.args.guidance_rescale,
             "width": self.args.width,  # the engine knows the checkpoint's own size best
             "height": self.args.height,
             "sampler": self.sampler,
@@ -96,6 +97,7 @@ class Generation:
             model=sd.name,
             strength=self.strength,
             extra={**more, **clip_skip}
+            | recipe.of_rescale(self.args.guidance_rescale)
             | recipe.of_language(self.args.prompt_language)
             | recipe.of_engine(sd, text, self.negative or "", **self._asked_of_engine()),
         )

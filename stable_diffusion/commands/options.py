@@ -86,6 +86,14 @@ def add_generation_options(command: argparse.ArgumentParser, several: bool = Tru
         help="how closely to follow the prompt; 1 and below: unguided, but twice as fast (default: the model's)",
     )
     how.add_argument(
+        "--guidance-rescale",
+        type=number(0, 1),
+        default=0.0,
+        metavar="S",
+        help="how much to take back of the contrast that guidance adds, from 0 to 1; about 0.7 suits models that "
+        "predict v (default: 0)",
+    )
+    how.add_argument(
         "--sampler",
         metavar="NAME",
         help=f"{SAMPLERS}; most also with _karras or _exponential, as in dpmpp_2m_karras (default: the model's)",

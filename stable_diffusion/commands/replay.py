@@ -23,6 +23,7 @@ OPTIONS = {
     "Bits": "--bits",
     "Prediction type": "--prediction-type",
     "Clip skip": "--clip-skip",
+    "CFG Rescale": "--guidance-rescale",
     "Prompt language": "--prompt-language",
     "Resize mode": "--fit",
 }

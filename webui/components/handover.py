@@ -23,6 +23,8 @@ TEXT_PAGE = "webui/pages/text_to_image.py"
 PICTURE_PAGE = "webui/pages/image_to_image.py"
 INPAINT_PAGE = "webui/pages/inpaint.py"
 SIDES = 8  # pixels: what width and height are multiples of
+# What changes a picture and can be asked for by the commands alone.
+ELSEWHERE = (recipe.PROMPT_LANGUAGE, recipe.CFG_RESCALE, recipe.PREDICTION_TYPE, recipe.BITS, recipe.VAE)
 NUMBERS = {
     "steps": "Steps",
     "cfg": "CFG",
@@ -91,6 +93,9 @@ def fill(parameters: utils.Parameters) -> list[str]:
             found[key] = number
         elif number is not None:
             left_out.append(f"{label} {number} is not offered here, and was left as it is.")
+    for key in ELSEWHERE:
+        if key in parameters.extra:
+            left_out.append(f"{key} {parameters.extra[key]} can be chosen on the command line alone.")
     session.put(found | masks.form_values(parameters.extra) | _of_engine(parameters.extra, left_out))
     return left_out
 
