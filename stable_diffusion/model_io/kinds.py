@@ -17,6 +17,14 @@ from .stored import HeaderText, StoredTensor, TensorFile, open_tensors
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CONV_IN = UNET + "input_blocks.0.0.weight"
+# LDM's averages of the U-Net have its names without the dots.
+AVERAGES = "model_ema."
+AVERAGED_UNET = AVERAGES + UNET.removeprefix("model.").replace(".", "")
+WORD = re.compile(
+    r"(?<=transformer_blocks)\d+|\d+(?=\d)|\d|input_blocks|middle_block|output_blocks|transformer_blocks|"
+    r"time_embed|label_emb|cond_proj|(in|emb|out)_layers|skip_connection|proj_(in|out)|norm[123]?|attn[12]|to_(out|[qkv])|"
+    r"ff|net|proj|conv|out|op|weight|bias"
+)
 # A text encoder's prefix tells the family: CLIP-L as transformers names it, OpenCLIP's ViT-H, or SDXL's two.
 TEXT_ENCODERS = {
     "sd1": ("cond_stage_model.transformer.",),
@@ -76,7 +84,7 @@ FOREIGN = (
     (r"(^|\.)head\.modulation$", "Wan"),
     (r"\.cross_attn\.(q|kv)_linear\.", "PixArt or Sana"),
     (r"^net\.x_embedder\.", "Cosmos"),
-    (r"^model_ema\.", "a checkpoint of nothing but averaged weights (model_ema.)"),
+    (r"^model_ema\.", "averaged weights (model_ema.) without a U-Net that is known here"),
     (
         r"^((first_stage_model|vae)\.)?(encoder|decoder|taesd_(en|de)coder)\.(layers\.)?\d+\.",
         "a tiny VAE (TAESD) alone",
@@ -113,7 +121,9 @@ def describe(path: str | os.PathLike) -> Description:
 
 
 def describe_open(file: TensorFile) -> Description:
-    """`describe` for an open file."""
+    """`describe` for an open file; where that has averages of the U-Net alone, they become the U-Net."""
+    if CONV_IN not in file.tensors and AVERAGED_UNET + "input_blocks00weight" in file.tensors:
+        file.tensors = {averaged_name(key): tensor for key, tensor in file.tensors.items()}
     tensors = file.tensors
     first = tensors.get(CONV_IN) or next((t for t in tensors.values() if t.dtype in PRECISIONS), None)
     precision = PRECISIONS.get(first.dtype, first.dtype) if first else ""
@@ -132,6 +142,16 @@ def describe_open(file: TensorFile) -> Description:
     elif UNET + "time_embed.cond_proj.weight" in tensors:
         kind += ", latent consistency"
     return Description(family, kind, precision, prediction_type, zero_snr, _pixels(file), missing, file.size)
+
+
+def averaged_name(key: str) -> str:
+    """The U-Net's own name of an average: "model_ema.diffusion_modelout2bias" is "model.diffusion_model.out.2.bias".
+
+    What is none of them keeps its name.
+    """
+    flat = key.removeprefix(AVERAGED_UNET)
+    words = [found[0] for found in WORD.finditer(flat)]
+    return UNET + ".".join(words) if words and AVERAGED_UNET + "".join(words) == key else key
 
 
 def _foreign(tensors: Mapping[str, StoredTensor]) -> str:

@@ -38,9 +38,9 @@ def load_single_file(
     """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL.
 
     Tensors are read a few at a time, one on each core, and each is in its module's form before the next. Where a file
-    holds averaged weights (model_ema.) beside the others, the others are taken, as diffusers does. `prediction_type`
-    overrides what the file says. Raises the errors below `CheckpointError`: what is cut short, of another kind, or does
-    not fit.
+    holds averaged weights (model_ema.) beside the others, the others are taken, as diffusers does; where it holds no
+    others, the averaged ones. `prediction_type` overrides what the file says. Raises the errors below
+    `CheckpointError`: what is cut short, of another kind, or does not fit.
     """
     report = progress or (lambda message, fraction: None)
     with open_tensors(path) as file:
