@@ -132,6 +132,31 @@ def test_an_mp4_has_the_frames_at_their_times(folder):
     for seen, meant in zip(shown, scale(6), strict=True):
         assert np.abs(seen - np.asarray(meant, float)).mean() < 8
     assert not list(Path().glob(".*"))
+    assert film.read_parameters("a.mp4") is None
+
+
+@has_ffmpeg
+def test_an_mp4_carries_its_parameters(folder, capsys):
+    parameters = utils.Parameters(
+        "größer, \u732b; a=b # c \\\nNegative prompt: x", steps=3, extra={"Blend prompt": "y"}
+    )
+    film.save(scale(), "a.mp4", parameters=parameters)
+    assert film.read_parameters("a.mp4") == parameters
+    assert program.main(["info", "a.mp4"]) == 0 and "größer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\0\0\0\1moov", b"\0\0\0\x10moov\0\0\0\xffudta", b"\0" * 64])
+def test_an_mp4_of_nothing_says_nothing(folder, content, capsys):
+    Path("a.mp4").write_bytes(content)
+    assert film.read_parameters("a.mp4") is None
+    assert program.main(["info", "a.mp4"]) == 2 and "no parameters" in capsys.readouterr().err
+    assert program.main(["info", "none.mp4"]) == 2 and "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fps", [0, -1, 51, float("nan")])
+def test_a_pace_that_no_film_has_is_refused(folder, fps):
+    with pytest.raises(InputError, match="fps = "):
+        film.save(scale(), "a.gif", fps=fps)
 
 
 def test_without_the_package_an_mp4_says_what_to_install(folder, monkeypatch, capsys):

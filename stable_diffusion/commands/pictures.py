@@ -18,7 +18,7 @@ def add_to(kinds: Any) -> None:
         help="tell how a picture was made",
         description="Print the parameters that a picture carries: ours, or those of other programs in A1111's form.",
     )
-    info.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP or GIF file")
+    info.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, GIF or MP4 file")
     info.add_argument("--json", action="store_true", help="print them as JSON")
     info.set_defaults(run=show_info)
     add_debug(info)
@@ -28,7 +28,10 @@ def show_info(args: argparse.Namespace) -> None:
     """The parameters of a picture, for a person or as JSON."""
     import utils
 
-    parameters = utils.read_parameters(args.picture)
+    from .. import film
+
+    read = film.read_parameters if args.picture.lower().endswith(film.MP4) else utils.read_parameters
+    parameters = read(args.picture)
     if parameters is None:
         raise PictureError(f"{args.picture!r} carries no parameters.")
     values = {name: value for name, value in dataclasses.asdict(parameters).items() if value not in (None, "", {})}
