@@ -37,6 +37,12 @@ def test_the_family_is_told_by_the_head_of_the_file(folder, key, width, metadata
     assert loras.family(save(folder / "ink.safetensors", key, width, **metadata)) == family
 
 
+def test_metadata_that_are_no_text_are_passed_over(folder):
+    header = b'{"__metadata__": {"modelspec.architecture": 7, "ss_base_model_version": ["sdxl"]}}'
+    (folder / "ink.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert loras.family(folder / "ink.safetensors") == ""
+
+
 def test_what_is_no_lora_has_no_family(folder):
     (folder / "ink.safetensors").write_bytes(b"nonsense")
     assert loras.family(folder / "ink.safetensors") == loras.family(folder / "none.safetensors") == ""

@@ -236,6 +236,17 @@ def test_reuse_brings_back_loras_clip_skip_and_variation_and_takes_them_away(out
         assert [note.value for note in page.info] == notes
 
 
+def test_reuse_says_what_the_page_does_not_offer(outputs):
+    save(outputs, extra={"Prompt language": "plain", "CFG Rescale": "0.7", "Version": "x"})
+    page = open_page(GALLERY)
+    open_card(page)
+    press(page, "Reuse all settings")
+    (note,) = page.info
+    said = [session.plain(f"{each} can be chosen on the command line alone.")
+            for each in ("Prompt language plain", "CFG Rescale 0.7")]  # fmt: skip
+    assert note.value.split("  \n") == said
+
+
 def test_send_to_image_to_image(outputs):
     save(outputs)
     page = open_page(GALLERY)
@@ -303,6 +314,14 @@ def test_picture_info_sends_the_picture_alone_where_it_says_nothing(outputs):
     assert labelled(page.button, "Reuse all settings").disabled
     press(page, "Send to image to image")
     assert page.session_state["input_picture"].size == (40, 30)
+
+
+def test_picture_info_shows_sixteen_bits_of_grey(outputs):
+    buffer = io.BytesIO()
+    Image.new("I;16", (40, 30), 40_000).save(buffer, "PNG")
+    page = open_page(INFO)
+    upload(page, buffer.getvalue())
+    assert not page.exception and not page.error
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"GIF89a" + b"\0" * 20])

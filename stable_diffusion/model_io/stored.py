@@ -259,7 +259,8 @@ def _read_safetensors(file: TensorFile, check: bool) -> None:
     text = HeaderText(file.bytes(8, size), 8 + size)
     try:
         metadata = text.value("__metadata__")
-        file.metadata = metadata if isinstance(metadata, dict) else {}
+        texts = metadata.items() if isinstance(metadata, dict) else ()
+        file.metadata = {key: value for key, value in texts if isinstance(value, str)}
         file.tensors = text if not check else _checked_tensors(file, text, 8 + size)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = error if type(error) is ValueError else "its header is damaged"

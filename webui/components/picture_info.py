@@ -29,7 +29,7 @@ def show() -> None:
         return
     shown, beside = st.columns(2, gap="large")
     with shown:
-        st.image(upload.getvalue(), width="stretch", output_format="JPEG", alt="The picture that was read")
+        st.image(picture, width="stretch", output_format="JPEG", alt="The picture that was read")
         st.caption(session.plain(f"{details.one_line(upload.name, 80)} · {picture.width} × {picture.height}"))
     with beside:
         _actions(upload, text)
