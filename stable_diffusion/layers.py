@@ -98,10 +98,13 @@ class ResnetBlock(nn.Module):
         self.output_scale = output_scale
 
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
-        y = self.conv1(self.norm1(x))
+        # One by one under one name: what a layer has been given goes before the next one takes memory.
+        y = self.norm1(x)
+        y = self.conv1(y)
         if time is not None:
             y = y + self.time_emb_proj(time)[:, None, None, :]
-        y = self.conv2(self.norm2(y))
+        y = self.norm2(y)
+        y = self.conv2(y)
         y = y + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
         return y if self.output_scale == 1.0 else y / self.output_scale
 

@@ -19,8 +19,9 @@ from .config import AutoencoderConfig, UNetConfig
 from .errors import InputError
 
 MEMORY_VARIABLE = "STABLE_DIFFUSION_MEMORY"
-# Values at the peak, in multiples of the first level's channels, of each pixel of the latents or of the picture.
-UNET_VALUES, DECODER_VALUES = 48, 12
+# Values at the peak, in multiples of the first level's channels, of each pixel of the latents or of the picture. Not
+# measured on a GPU, where nothing is cut into blocks.
+UNET_VALUES, DECODER_VALUES = (48, 12) if has_gpu() else (32, 8)
 TILE, OVERLAP = 64, 16  # of the latents, where a picture is decoded in tiles
 STEP = 64  # pixels between the sizes that are proposed
 GIB = 1 << 30

@@ -5,6 +5,8 @@ The reference is diffusers' AutoencoderKL (autoencoder_kl.py, vae.py).
 
 from __future__ import annotations
 
+import itertools
+
 from . import ops
 from .backend import mx, nn
 from .config import AutoencoderConfig
@@ -49,14 +51,9 @@ class Level(nn.Module):
         super().__init__()
         self.resnets = [_resnet(inputs if i == 0 else outputs, outputs, config) for i in range(layers)]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        for resnet in self.resnets:
-            x = resnet(x)
-        if "downsample" in self:
-            x = self.downsample(x)
-        if "upsample" in self:
-            x = self.upsample(x)
-        return x
+    def layers(self) -> list[nn.Module]:
+        """To be called one after another. (A call of the level would hold its input to the end.)"""
+        return [*self.resnets, *(self[name] for name in ("downsample", "upsample") if name in self)]
 
 
 class Encoder(nn.Module):
@@ -78,9 +75,10 @@ class Encoder(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.conv_in(x)
-        for level in self.down_blocks:
-            x = level(x)
-        return self.conv_out(self.conv_norm_out(self.mid_block(x)))
+        for layer in itertools.chain(*(level.layers() for level in self.down_blocks)):
+            x = layer(x)
+        x = self.mid_block(x)
+        return self.conv_out(self.conv_norm_out(x))
 
 
 class Decoder(nn.Module):
@@ -102,9 +100,10 @@ class Decoder(nn.Module):
 
     def __call__(self, z: mx.array) -> mx.array:
         z = self.mid_block(self.conv_in(z))
-        for level in self.up_blocks:
-            z = level(z)
-        return self.conv_out(self.conv_norm_out(z))
+        for layer in itertools.chain(*(level.layers() for level in self.up_blocks)):
+            z = layer(z)
+        z = self.conv_norm_out(z)
+        return self.conv_out(z)
 
 
 class Autoencoder(nn.Module):

@@ -67,6 +67,19 @@ def test_inside_a_lane_there_are_no_more_lanes(blas):
     assert blas == [1, 3]
 
 
+@pytest.mark.parametrize("spread", [True, False])
+def test_an_array_is_filled_place_by_place(blas, spread):
+    places = [(i, slice(j, j + 2)) for i in range(2) for j in range(0, 5, 2)]  # the last slices reach over the end
+
+    def function(place: tuple[int, slice]) -> mx.array:
+        return mx.full((min(place[1].stop, 5) - place[1].start, 3), 10.0 * place[0] + place[1].start)
+
+    fill = lanes.filled if not spread else lambda *arguments: lanes.by_blocks(lanes.filled, *arguments)
+    result = fill((2, 5, 3), places, function)
+    assert result[..., 0].tolist() == [[0, 0, 2, 2, 4], [10, 10, 12, 12, 14]]
+    assert (result * 2)[1, 4].tolist() == [28, 28, 28]
+
+
 def test_an_error_in_a_lane_comes_out_and_the_threads_are_set_back(blas):
     backend.fit_threads(1)  # a small model has one
     with pytest.raises(ZeroDivisionError):

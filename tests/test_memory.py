@@ -34,8 +34,8 @@ def test_memory_grows_with_the_pixels_and_with_the_batch():
 @pytest.mark.parametrize(
     ("gib", "n_images", "said"),
     [
-        (8.0, 4, r"2 pictures at a time or 704 x 704 would fit"),
-        (7.0, 1, r"1280 x 1280 would fit"),
+        (8.0, 4, r"3 pictures at a time or 896 x 896 would fit"),
+        (6.0, 1, r"1280 x 1280 would fit"),
         (3.0, 1, r"a smaller or a quantised model might fit"),
     ],
 )

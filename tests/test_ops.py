@@ -82,6 +82,12 @@ def test_other_types_take_the_plain_form(name, dtype):
     assert result.dtype == dtype and mx.array_equal(result, getattr(plain, name)(x))
 
 
+def test_geglu_in_blocks(monkeypatch):
+    x = normal(1, 2, 60, 48)
+    monkeypatch.setattr(cpu, "BLOCK", 1000)
+    assert difference(cpu.geglu(x), plain.geglu(x)) <= 1e-6
+
+
 def test_geglu():
     x = normal(0, 3, 5, 16)
     value, gate = np.split(np.array(x), 2, axis=-1)
@@ -228,28 +234,30 @@ def test_upsample_to_any_size():
     channels=st.integers(1, 40),
     outputs=st.integers(1, 40),
     elements=st.sampled_from([1, 10_000, 1 << 21]),
+    kernels=st.sampled_from([1, 5_000, 1 << 24]),
 )
-def test_winograd(batch, height, width, channels, outputs, elements):
-    """Any size, also one that tiles do not fill, in strips of any height."""
+def test_winograd(batch, height, width, channels, outputs, elements, kernels):
+    """Any size, also one that tiles do not fill, in strips of any height, of any share of the outputs."""
     x, weight = normal(1, batch, height, width, channels), normal(2, outputs, 3, 3, channels)
-    before, winograd.ELEMENTS = winograd.ELEMENTS, elements
-    try:
-        result = winograd.conv3x3(x, weight)
-    finally:
-        winograd.ELEMENTS = before
-    assert difference(result, mx.conv2d(x, weight, padding=1)) <= TOLERANCE
+    bias = normal(3, outputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "ELEMENTS", elements)
+        patch.setattr(winograd, "MOST_KERNELS", kernels)
+        result = winograd.conv3x3(x, weight, bias)
+    assert difference(result, mx.conv2d(x, weight, padding=1) + bias) <= TOLERANCE
 
 
 @pytest.mark.parametrize("scale, offset", [(1e4, 0), (1, 1e4), (1e-4, 0)])
 def test_winograd_with_large_and_small_values(scale, offset):
     x, weight = normal(1, 1, 40, 40, 64) * scale + offset, normal(2, 64, 3, 3, 64)
-    assert difference(winograd.conv3x3(x, weight), mx.conv2d(x, weight, padding=1)) <= TOLERANCE
+    convolved = winograd.conv3x3(x, weight, mx.zeros((64,)))
+    assert difference(convolved, mx.conv2d(x, weight, padding=1)) <= TOLERANCE
 
 
 def test_which_convolutions_take_winograds_form(monkeypatch):
     """Large ones of stride 1 only; whatever is taken, the result is the plain form's."""
     taken = []
-    monkeypatch.setattr(cpu, "conv3x3", lambda x, weight: taken.append(x.shape) or winograd.conv3x3(x, weight))
+    monkeypatch.setattr(cpu, "conv3x3", lambda x, *rest: taken.append(x.shape) or winograd.conv3x3(x, *rest))
     large, small, bias = normal(1, 1, 40, 40, 32), normal(1, 1, 8, 8, 32), normal(3, 32)
     kernel, point = normal(2, 32, 3, 3, 32), normal(2, 32, 1, 1, 32)
     cases = [
@@ -264,6 +272,25 @@ def test_which_convolutions_take_winograds_form(monkeypatch):
         result = cpu.conv2d(x, weight, bias.astype(x.dtype), stride, padding)
         assert difference(result, plain.conv2d(x, weight, bias.astype(x.dtype), stride, padding)) <= TOLERANCE
     assert taken == [large.shape]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    height=st.integers(3, 20),
+    width=st.integers(3, 20),
+    kernel=st.sampled_from([1, 3]),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 1),
+    elements=st.sampled_from([1, 500, 2000]),
+)
+def test_other_convolutions_in_strips(batch, height, width, kernel, stride, padding, elements):
+    """A strip's rows are those of the whole, whatever the stride, at the edges too."""
+    x, weight, bias = normal(1, batch, height, width, 5), normal(2, 7, kernel, kernel, 5), normal(3, 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "UNFOLDED", elements)
+        result = cpu.conv2d(x, weight, bias, stride, padding)
+    assert difference(result, plain.conv2d(x, weight, bias, stride, padding)) <= 1e-6
 
 
 def test_the_variable_takes_the_plain_forms():

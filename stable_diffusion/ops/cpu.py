@@ -18,6 +18,7 @@ BLOCK = 1 << 17  # elements that a block holds: half a megabyte
 
 WINOGRAD_PIXELS = 32 * 32  # below it the kernels' transform costs what the products save
 WINOGRAD_CHANNELS = 32
+UNFOLDED = 1 << 21  # elements that a strip's unfolded input holds, in other convolutions
 
 # 2^f for f in [-1/2, 1/2], to 8e-8 relative: coefficients of f^0 .. f^5 (least squares at Chebyshev's points).
 _POWERS = (1.00000007103, 0.69314694916, 0.24022121754, 0.05550742616, 0.00967545975, 0.0013266970)
@@ -53,8 +54,18 @@ def gelu(x: mx.array) -> mx.array:
 
 
 def geglu(x: mx.array) -> mx.array:
-    value, gate = mx.split(x, 2, axis=-1)
-    return lanes.settled(value * gelu(gate))
+    if x.dtype != mx.float32 or x.size <= BLOCK:
+        return lanes.settled(plain.geglu(x))
+    rows, channels = x.reshape(-1, x.shape[-1]), x.shape[-1] // 2
+    step = max(1, BLOCK // channels)
+    places = [slice(i, i + step) for i in range(0, rows.shape[0], step)]
+    result = lanes.filled(
+        (rows.shape[0], channels),
+        places,
+        lambda place: rows[place, :channels] * _gelu(rows[place, channels:]),
+        rows,
+    )
+    return result.reshape(*x.shape[:-1], channels)
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
@@ -104,8 +115,7 @@ def group_norm(
         y = (rows[at] - shift[at[0]]) * scale[at[0]] + bias
         return act(y) if act else y
 
-    result = mx.concatenate(lanes.each(normalised, blocks, (rows, shift, scale, bias)))
-    return lanes.settled(result.reshape(x.shape))
+    return lanes.filled(rows.shape, blocks, normalised, (rows, shift, scale, bias)).reshape(x.shape)
 
 
 def _sum(x: mx.array) -> mx.array:
@@ -114,7 +124,10 @@ def _sum(x: mx.array) -> mx.array:
 
 
 def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
-    """A 3x3 convolution of a large picture by Winograd's method."""
+    """A 3x3 convolution of a large picture by Winograd's method; others in strips of rows where they would be large.
+
+    MLX unfolds the whole input of the plain form, nine times its size for a 3x3 kernel.
+    """
     outputs, *kernel, channels = weight.shape
     if (
         kernel == [3, 3]
@@ -123,8 +136,21 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
         and x.shape[1] * x.shape[2] >= WINOGRAD_PIXELS
         and min(channels, outputs) >= WINOGRAD_CHANNELS
     ):
-        return lanes.settled(conv3x3(x, weight) + bias)
-    return lanes.settled(plain.conv2d(x, weight, bias, stride, padding))
+        return conv3x3(x, weight, bias)
+    height, width = ((side + 2 * padding - size) // stride + 1 for side, size in zip(x.shape[1:3], kernel, strict=True))
+    rows = max(1, UNFOLDED // (width * math.prod(kernel) * channels))
+    if not x.dtype == weight.dtype == mx.float32 or rows >= height:
+        return lanes.settled(plain.conv2d(x, weight, bias, stride, padding))
+
+    def strip(place: tuple[int, slice]) -> mx.array:
+        image, out = place
+        start, stop = out.start * stride - padding, (min(out.stop, height) - 1) * stride - padding + kernel[0]
+        lines = x[image : image + 1, max(start, 0) : stop]
+        lines = mx.pad(lines, [(0, 0), (max(-start, 0), max(stop - x.shape[1], 0)), (padding, padding), (0, 0)])
+        return plain.conv2d(lines, weight, bias, stride)[0]
+
+    places = [(image, slice(row, row + rows)) for image in range(len(x)) for row in range(0, height, rows)]
+    return lanes.filled((len(x), height, width, outputs), places, strip, (x, weight, bias))
 
 
 def _gelu(x: mx.array) -> mx.array:
@@ -144,5 +170,5 @@ def _blocked(
     if x.size <= BLOCK:
         return function(x)
     flat = x.reshape(-1)
-    blocks = lanes.each(lambda i: function(flat[i : i + BLOCK]), range(0, x.size, BLOCK), flat)
-    return mx.concatenate(blocks).reshape(x.shape)
+    blocks = [slice(i, i + BLOCK) for i in range(0, x.size, BLOCK)]
+    return lanes.filled(flat.shape, blocks, lambda block: function(flat[block]), flat).reshape(x.shape)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
 from mlx.utils import tree_map
 
 from .. import backend
@@ -75,6 +76,24 @@ def each(function: Callable[[Part], Result], parts: Sequence[Part], inputs: Any 
     shares = [parts[len(parts) * i // lanes : len(parts) * (i + 1) // lanes] for i in range(lanes)]
     done = list(_pool(count()).map(functools.partial(_run, function), shares))
     return [result for results in done for result in results]
+
+
+def filled(
+    shape: Sequence[int], places: Sequence[Any], function: Callable[[Any], mx.array], inputs: Any = ()
+) -> mx.array:
+    """An array, float32, whose part at each of the places (indices as numpy has them) is `function(place)`, computed.
+
+    Each part goes where it belongs as soon as it is there, by `each`: to join them in the end would hold them twice.
+    """
+    result = mx.zeros(shape)
+    mx.eval(result, inputs)
+    written = np.asarray(result)  # the same memory, which nobody else has seen yet
+
+    def write(place: Any) -> None:
+        written[place] = np.asarray(function(place))
+
+    each(write, places, inputs)
+    return result
 
 
 def settled(x: mx.array) -> mx.array:

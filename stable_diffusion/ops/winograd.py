@@ -15,6 +15,7 @@ from . import lanes
 TILE = 4  # outputs along a side; an input tile has two more
 ELEMENTS = 1 << 19  # of a strip's transformed input or output, so that it stays in the cache,
 MOST_ELEMENTS = 1 << 21  # unless the kernels are larger still, and are to be read seldom
+MOST_KERNELS = 1 << 24  # elements of the transformed kernels, about: each lane has its own
 
 # The paper's B^T, G and A^T for F(4, 3), interpolating at 0, 1, -1, 2, -2 and infinity.
 _INPUT = (
@@ -48,34 +49,47 @@ def _both_axes(matrix: tuple[tuple[float, ...], ...]) -> mx.array:
 _INPUT_2D, _KERNEL_2D, _OUTPUT_2D = map(_both_axes, (_INPUT, _KERNEL, _OUTPUT))
 
 
-def conv3x3(x: mx.array, weight: mx.array) -> mx.array:
-    """Convolve x (B, H, W, C) with weight (O, 3, 3, C), stride 1, padding 1: (B, H, W, O), float32."""
+def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """Convolve x (B, H, W, C) with weight (O, 3, 3, C), stride 1, padding 1, add bias (O,): (B, H, W, O), float32.
+
+    Where the transformed kernels are large, for some of the outputs after others.
+    """
+    outputs, *_, channels = weight.shape
+    some = -(-outputs // max(1, round(36 * channels * outputs / MOST_KERNELS)))
+    shares = [slice(i, i + some) for i in range(0, outputs, some)]
+    parts = [_convolved(x, weight[share], bias[share]) for share in shares]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+
+
+def _convolved(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     batch, height, width, channels = x.shape
     outputs = weight.shape[0]
-    down, across = -(-height // TILE), -(-width // TILE)  # tiles
     kernels = _KERNEL_2D @ weight.transpose(1, 2, 3, 0).reshape(9, -1)
     kernels = kernels.reshape(-1, channels, outputs)
-    padding = [(0, 0), (1, TILE * down - height + 1), (1, TILE * across - width + 1), (0, 0)]
-    x = mx.contiguous(mx.pad(x, padding))
+    down, across = -(-height // TILE), -(-width // TILE)  # tiles
     elements = min(max(ELEMENTS, kernels.size // 4), MOST_ELEMENTS)
-    rows = max(1, min(down, elements // (36 * across * max(channels, outputs))))
-    places = [(image, row) for image in range(batch) for row in range(0, down, rows)]
-    strips = lanes.each(lambda place: _strip(x, *place, min(rows, down - place[1]), kernels), places, (x, kernels))
-    return mx.concatenate(strips).reshape(batch, TILE * down, TILE * across, outputs)[:, :height, :width]
+    rows = TILE * max(1, min(down, elements // (36 * across * max(channels, outputs))))
+    places = [(image, slice(row, row + rows)) for image in range(batch) for row in range(0, height, rows)]
+    shape = (batch, height, width, outputs)
+    return lanes.filled(shape, places, lambda place: _strip(x, place[0], place[1], kernels) + bias, (x, kernels, bias))
 
 
-def _strip(x: mx.array, image: int, row: int, rows: int, kernels: mx.array) -> mx.array:
-    """The outputs of some rows of tiles of one image, (4 rows, 4 tiles across, O); x is padded and contiguous."""
+def _strip(x: mx.array, image: int, rows: slice, kernels: mx.array) -> mx.array:
+    """Some rows of one image's outputs, (rows, W, O), in whole tiles of which the rest is cut off."""
     _, height, width, channels = x.shape
-    across = (width - 2) // TILE
-    line = width * channels
+    stop = min(rows.stop, height)
+    down, across = -(-(stop - rows.start) // TILE), -(-width // TILE)
+    above, below = rows.start == 0, max(0, rows.start + TILE * down + 1 - height)
+    strip = x[image, max(0, rows.start - 1) : rows.start + TILE * down + 1]
+    strip = mx.pad(strip, [(int(above), below), (1, TILE * across - width + 1), (0, 0)])
+    line = strip.shape[1] * channels
     tiles = mx.as_strided(
-        x,
-        (TILE + 2, TILE + 2, rows, across, channels),
+        mx.contiguous(strip),
+        (TILE + 2, TILE + 2, down, across, channels),
         (line, channels, TILE * line, TILE * channels, 1),
-        offset=(image * height + TILE * row) * line,
     )
-    transformed = (_INPUT_2D @ tiles.reshape(36, -1)).reshape(36, rows * across, channels)
+    transformed = (_INPUT_2D @ tiles.reshape(36, -1)).reshape(36, down * across, channels)
     products = (transformed @ kernels).reshape(36, -1)
-    result = (_OUTPUT_2D @ products).reshape(TILE, TILE, rows, across, -1)
-    return result.transpose(2, 0, 3, 1, 4).reshape(TILE * rows, TILE * across, -1)
+    result = (_OUTPUT_2D @ products).reshape(TILE, TILE, down, across, -1)
+    result = result.transpose(2, 0, 3, 1, 4).reshape(TILE * down, TILE * across, -1)
+    return result[: stop - rows.start, :width]
