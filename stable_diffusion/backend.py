@@ -45,6 +45,7 @@ __all__ = [
     "nn",
     "one_blas_thread",
     "prepare",
+    "product_threads",
     "scalar_functions",
 ]
 
@@ -145,6 +146,11 @@ def fit_threads(multiply_adds: int) -> int | None:
         return None
     _threads = 1 if multiply_adds < SMALL_PRODUCT and not used.fixed else used.threads
     used.set_threads(_threads)
+    return _threads
+
+
+def product_threads() -> int | None:
+    """How many threads each matrix product has been given for the model in hand; None: nobody has said."""
     return _threads
 
 

@@ -198,7 +198,7 @@ class UNet(nn.Module):
         `guidance` (B or 1, time_cond_proj_dim) from `guidance_embedding` (LCM). Returns (B, H, W, out_channels).
         """
         inputs = (x, t, context, pooled, time_ids, guidance)
-        return ops.by_batch(self._predict, x.shape[0], self.parameters(), *inputs)
+        return ops.by_batch(self._predict, x.shape[0], self, *inputs)
 
     def _predict(
         self,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stable_diffusion import backend, ops
-from stable_diffusion.backend import mx
+from stable_diffusion.backend import mx, nn
 from stable_diffusion.config import UNetConfig
 from stable_diffusion.ops import lanes, plain
 from stable_diffusion.unet import UNet
@@ -103,6 +103,7 @@ def test_a_batch_in_shares_is_the_batch(batch, n_lanes):
         patch.setattr(
             backend, "_blas", dataclasses.replace(backend.blas(), threads=n_lanes, set_threads=lambda n: None)
         )
+        patch.setattr(backend, "_threads", None)
         rows = []
 
         def function(x: mx.array, tree: dict, nothing: None, number: float) -> mx.array:
@@ -110,9 +111,17 @@ def test_a_batch_in_shares_is_the_batch(batch, n_lanes):
             rows.append(len(x))
             return x * tree["x"][0] + tree["one"] * number
 
-        result = lanes.by_batch(function, batch, [one], x, {"x": (x,), "one": one}, None, 2.0)
+        result = lanes.by_batch(function, batch, nn.Module(), x, {"x": (x,), "one": one}, None, 2.0)
     assert np.array_equal(np.array(result), np.array(x * x + one * 2.0))
     assert sorted(rows) == sorted([batch] if batch < n_lanes else [len(part) for part in np.array_split(x, n_lanes)])
+
+
+def test_a_model_of_small_products_stays_together(blas, monkeypatch):
+    for threads, expected in ((1, [4]), (3, [1, 1, 2]), (None, [1, 1, 2])):
+        rows: list[int] = []
+        monkeypatch.setattr(backend, "_threads", threads)
+        lanes.by_batch(lambda x: rows.append(len(x)) or x, 4, nn.Module(), mx.zeros((4, 3)))  # noqa: B023
+        assert sorted(rows) == expected
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])

@@ -7,6 +7,7 @@ polynomial of cpu.py takes. Nothing here is lazy: inputs are computed, and so is
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,17 +15,18 @@ from .. import backend
 from ..backend import mx
 from . import lanes
 
-BLOCK = 1 << 18  # scores that a block of rows holds: a megabyte
-FEW = 64  # blocks that are not shared out for their own sake
-_ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112
+BLOCK = 1 << 19  # scores that a block of rows holds: two megabytes
+FEW = 32  # blocks that are not shared out for their own sake
+_ROW_MAJOR, _PLAIN, TRANSPOSED = 101, 111, 112
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """Softmax attention of q (B, heads, N, D) to k and v (B or 1, heads, M, D), float32: (B, heads, N, D)."""
     mx.eval(q, k, v)
     batch, heads, length, depth = q.shape
-    queries, keys, values = map(_rows, (q, k, v))
-    out = np.empty((batch, length, heads, depth), np.float32)
+    queries, keys, values = _whole_rows(q), _whole_rows(k), np.ones((*v.shape[:-1], depth + 1), np.float32)
+    values[..., :depth] = np.asarray(v)
+    result, out = unwritten((batch, length, heads, depth))
     rows = max(1, BLOCK // k.shape[2])
 
     def attend(part: tuple[int, int, int]) -> None:
@@ -38,32 +40,44 @@ def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         lanes.each(attend, blocks)
     else:
         lanes.by_blocks(lanes.each, attend, blocks)
-    return mx.array(out).transpose(0, 2, 1, 3)
+    return result.transpose(0, 2, 1, 3)
 
 
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
-    """One block of rows. The scores' maximum is taken off each row, and the sum divides the outcome."""
+    """One block of rows. The maximum is taken off each row; ones beside v (M, D + 1) give the sum to divide by."""
     scores = np.empty((len(q), len(k)), np.float32)
-    _product(q, k, scores, _TRANSPOSED, 1 / math.sqrt(q.shape[1]))
+    sums = np.empty((len(q), v.shape[1]), np.float32)
+    product(q, k, scores, TRANSPOSED, 1 / math.sqrt(q.shape[1]))
     with np.errstate(invalid="ignore"):  # infinity less infinity: NaN, as anywhere else
         scores -= scores.max(axis=1, keepdims=True)
     np.exp(scores, out=scores)
-    _product(scores, v, out, _PLAIN)
-    out /= scores.sum(axis=1, keepdims=True)
+    product(scores, v, sums)
+    np.divide(sums[:, :-1], sums[:, -1:], out=out)
 
 
-def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray, b_order: int, scale: float = 1.0) -> None:
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, b_order: int = _PLAIN, scale: float = 1.0) -> None:
     """out = scale a b, or a b^T. numpy's own BLAS would have threads of its own, more than there are cores."""
     sgemm = backend.blas().sgemm
     if sgemm is None:
-        np.matmul(a * np.float32(scale) if scale != 1 else a, b.T if b_order == _TRANSPOSED else b, out=out)
+        np.matmul(a * np.float32(scale) if scale != 1 else a, b.T if b_order == TRANSPOSED else b, out=out)
         return
     (m, n), k = out.shape, a.shape[1]
     pointers = [each for array in (a, b, out) for each in (array.ctypes.data, array.strides[0] // 4)]
     sgemm(_ROW_MAJOR, _PLAIN, b_order, m, n, k, scale, *pointers[:4], 0.0, *pointers[4:])
 
 
-def _rows(x: mx.array) -> np.ndarray:
-    """The array as numpy sees it, without a copy where its rows are whole."""
-    array = np.asarray(x)
+def numbers(x: mx.array) -> np.ndarray:
+    """The array, computed, as numpy sees it: without a copy."""
+    mx.eval(x)
+    return np.asarray(x)
+
+
+def unwritten(shape: Sequence[int]) -> tuple[mx.array, np.ndarray]:
+    """A new array of float32, and the same memory for numpy to write on, which nobody else has seen yet."""
+    array = mx.zeros(shape)
+    return array, numbers(array)
+
+
+def _whole_rows(x: mx.array) -> np.ndarray:
+    array = numbers(x)
     return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)

@@ -17,7 +17,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from .. import backend
-from ..backend import mx
+from ..backend import mx, nn
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -38,19 +38,20 @@ def count() -> int:
     return 1 if _here.in_lane or used.set_threads is None else used.threads or 1
 
 
-def by_batch(function: Callable[..., mx.array], batch: int, weights: Any, *inputs: Any) -> mx.array:
+def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, *inputs: Any) -> mx.array:
     """`function(*inputs)`, a share of the batch in each lane, where there is an example for every lane at least.
 
-    Arrays in `inputs` whose first axis is `batch` long are shared out, all others go to every lane. `weights` are
-    what the function reads besides.
+    Arrays in `inputs` whose first axis is `batch` long are shared out, all others go to every lane; the function reads
+    the network's weights besides. A model of small products stays together: what starting its operations costs would
+    only double.
     """
     lanes = count()
-    if lanes < 2 or batch < lanes:
+    if lanes < 2 or batch < lanes or backend.product_threads() == 1:
         return function(*inputs)
     shares = [slice(batch * i // lanes, batch * (i + 1) // lanes) for i in range(lanes)]
     parts = [tree_map(functools.partial(_share, share, batch), inputs) for share in shares]
     with _spreading():
-        return mx.concatenate(each(lambda part: function(*part), parts, (weights, parts)))
+        return mx.concatenate(each(lambda part: function(*part), parts, (network.parameters(), parts)))
 
 
 def by_blocks(function: Callable[..., Result], *inputs: Any) -> Result:
@@ -94,17 +95,6 @@ def filled(
 
     each(write, places, inputs)
     return result
-
-
-def settled(x: mx.array) -> mx.array:
-    """x, computed where this is a lane.
-
-    MLX holds back whoever evaluates once some hundred operations wait, of all streams together: a lane with a long
-    queue would keep the others idle.
-    """
-    if _here.in_lane:
-        mx.eval(x)
-    return x
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..backend import mx
+from ..backend import mx, nn
 
 Activation = Callable[[mx.array], mx.array]
 
@@ -79,8 +79,8 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
     return mx.conv2d(x, weight, stride=stride, padding=padding) + bias
 
 
-def by_batch(function: Callable[..., mx.array], batch: int, weights: Any, *inputs: Any) -> mx.array:
-    """`function(*inputs)`, of which arrays `batch` long may be shared out; `weights` are what it reads besides."""
+def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, *inputs: Any) -> mx.array:
+    """`function(*inputs)`, of which arrays `batch` long may be shared out; it reads the network's weights besides."""
     return function(*inputs)
 
 

@@ -1,20 +1,23 @@
-"""3x3 convolutions with a quarter of the multiplications (Lavin and Gray 2016, arXiv:1509.09308), written as products.
+"""3x3 convolutions with a quarter of the multiplications (Lavin and Gray 2016, arXiv:1509.09308), by numpy and BLAS.
 
-F(4x4, 3x3): tiles of 4x4 outputs come from tiles of 6x6 inputs. Input, kernel and output are each transformed by a
-small matrix along both axes, here one product with the matrix's Kronecker square; in between, the 36 places of a tile
-are independent products over the channels. float32 errors are about 1e-5 of the largest value.
+F(4x4, 3x3): tiles of 4x4 outputs come from tiles of 6x6 inputs. Input, kernel and output are each transformed along
+both axes by a small matrix (of input and output the additions are written out below); in between, the 36 places of a
+tile are independent products over the channels. float32 errors are about 1e-5 of the largest value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..backend import mx
-from . import lanes
+from . import eager, lanes
 
 TILE = 4  # outputs along a side; an input tile has two more
-ELEMENTS = 1 << 19  # of a strip's transformed input or output, so that it stays in the cache,
-MOST_ELEMENTS = 1 << 21  # unless the kernels are larger still, and are to be read seldom
+PLACES = (TILE + 2) ** 2
+TILES = 256  # that a strip has at least: a product of fewer spends its time on the kernels
+WEIGHTS = 1 << 16  # kernels that are transformed together
 MOST_KERNELS = 1 << 24  # elements of the transformed kernels, about: each lane has its own
 
 # The paper's B^T, G and A^T for F(4, 3), interpolating at 0, 1, -1, 2, -2 and infinity.
@@ -42,11 +45,10 @@ _OUTPUT = (
 )
 
 
-def _both_axes(matrix: tuple[tuple[float, ...], ...]) -> mx.array:
-    return mx.array(np.kron(matrix, matrix).astype(np.float32))
+# For both axes at once.
+INPUT_2D, KERNEL_2D, OUTPUT_2D = (np.kron(each, each).astype(np.float32) for each in (_INPUT, _KERNEL, _OUTPUT))
 
-
-_INPUT_2D, _KERNEL_2D, _OUTPUT_2D = map(_both_axes, (_INPUT, _KERNEL, _OUTPUT))
+Arrays = Sequence[np.ndarray] | np.ndarray
 
 
 def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
@@ -54,42 +56,105 @@ def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 
     Where the transformed kernels are large, for some of the outputs after others.
     """
+    mx.eval(x, weight, bias)
     outputs, *_, channels = weight.shape
-    some = -(-outputs // max(1, round(36 * channels * outputs / MOST_KERNELS)))
-    shares = [slice(i, i + some) for i in range(0, outputs, some)]
-    parts = [_convolved(x, weight[share], bias[share]) for share in shares]
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+    result, out = eager.unwritten((*x.shape[:3], outputs))
+    pixels, weights, biases = map(np.asarray, (x, weight, bias))
+    some = -(-outputs // max(1, round(PLACES * channels * outputs / MOST_KERNELS)))
+    for share in [slice(i, i + some) for i in range(0, outputs, some)]:
+        _convolve(pixels, weights[share], biases[share], out[..., share])
+    return result
 
 
-def _convolved(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
     batch, height, width, channels = x.shape
-    outputs = weight.shape[0]
-    kernels = _KERNEL_2D @ weight.transpose(1, 2, 3, 0).reshape(9, -1)
-    kernels = kernels.reshape(-1, channels, outputs)
+    outputs = len(weight)
     down, across = -(-height // TILE), -(-width // TILE)  # tiles
-    elements = min(max(ELEMENTS, kernels.size // 4), MOST_ELEMENTS)
-    rows = TILE * max(1, min(down, elements // (36 * across * max(channels, outputs))))
-    places = [(image, slice(row, row + rows)) for image in range(batch) for row in range(0, height, rows)]
-    shape = (batch, height, width, outputs)
-    return lanes.filled(shape, places, lambda place: _strip(x, place[0], place[1], kernels) + bias, (x, kernels, bias))
+    kernels = _transformed_kernels(weight)
+    rows = -(-TILES // across)
+
+    def strip(place: tuple[int, int]) -> None:
+        """Some rows of tiles of one image; what of them is beyond the edges is cut off."""
+        image, first = place
+        count = min(rows, down - first)
+        start, stop = TILE * first, min(TILE * (first + count), height)
+        padded = np.zeros((TILE * count + 2, TILE * across + 2, channels), np.float32)
+        lines = x[image, max(start - 1, 0) : stop + 1]
+        above = int(start == 0)
+        padded[above : above + len(lines), 1 : width + 1] = lines
+        inputs = _transformed_inputs(padded)
+        products = np.empty((*inputs.shape[:-1], outputs), np.float32)
+        factors = inputs.reshape(PLACES, -1, channels), kernels, products.reshape(PLACES, -1, outputs)
+        for a, b, c in zip(*factors, strict=True):
+            eager.product(a, b, c, eager.TRANSPOSED)
+        pixels = _transformed_outputs(products)
+        np.add(pixels[: stop - start, :width], bias, out=out[image, start:stop])
+
+    lanes.each(strip, [(image, row) for image in range(batch) for row in range(0, down, rows)])
 
 
-def _strip(x: mx.array, image: int, rows: slice, kernels: mx.array) -> mx.array:
-    """Some rows of one image's outputs, (rows, W, O), in whole tiles of which the rest is cut off."""
-    _, height, width, channels = x.shape
-    stop = min(rows.stop, height)
-    down, across = -(-(stop - rows.start) // TILE), -(-width // TILE)
-    above, below = rows.start == 0, max(0, rows.start + TILE * down + 1 - height)
-    strip = x[image, max(0, rows.start - 1) : rows.start + TILE * down + 1]
-    strip = mx.pad(strip, [(int(above), below), (1, TILE * across - width + 1), (0, 0)])
-    line = strip.shape[1] * channels
-    tiles = mx.as_strided(
-        mx.contiguous(strip),
-        (TILE + 2, TILE + 2, down, across, channels),
-        (line, channels, TILE * line, TILE * channels, 1),
-    )
-    transformed = (_INPUT_2D @ tiles.reshape(36, -1)).reshape(36, down * across, channels)
-    products = (transformed @ kernels).reshape(36, -1)
-    result = (_OUTPUT_2D @ products).reshape(TILE, TILE, down, across, -1)
-    result = result.transpose(2, 0, 3, 1, 4).reshape(TILE * down, TILE * across, -1)
-    return result[: stop - rows.start, :width]
+def _transformed_kernels(weight: np.ndarray) -> np.ndarray:
+    """(O, 3, 3, C) -> (36, O, C)."""
+    outputs, _, _, channels = weight.shape
+    kernels = np.ascontiguousarray(weight.reshape(outputs, 9, channels).swapaxes(0, 1)).reshape(9, -1)
+    result = np.empty((PLACES, kernels.shape[1]), np.float32)
+    parts = [slice(i, i + WEIGHTS) for i in range(0, kernels.shape[1], WEIGHTS)]
+    lanes.each(lambda at: eager.product(KERNEL_2D, kernels[:, at], result[:, at]), parts)
+    return result.reshape(PLACES, outputs, channels)
+
+
+def _transformed_inputs(x: np.ndarray) -> np.ndarray:
+    """(4 rows + 2, 4 across + 2, C) -> (6, 6, rows, across, C)."""
+    height, width, channels = x.shape
+    rows, across = height // TILE, width // TILE
+    lines = np.empty((TILE + 2, rows, width, channels), np.float32)
+    _input([x[i::TILE][:rows] for i in range(TILE + 2)], lines)
+    result = np.empty((TILE + 2, TILE + 2, rows, across, channels), np.float32)
+    _input([lines[:, :, i::TILE][:, :, :across] for i in range(TILE + 2)], result.swapaxes(0, 1))
+    return result
+
+
+def _transformed_outputs(products: np.ndarray) -> np.ndarray:
+    """(6, 6, rows, across, O) -> (4 rows, 4 across, O)."""
+    _, _, rows, across, outputs = products.shape
+    lines = np.empty((TILE, *products.shape[1:]), np.float32)
+    _output(products, lines)
+    result = np.empty((rows, TILE, across, TILE, outputs), np.float32)
+    _output(lines.swapaxes(0, 1), result.transpose(3, 1, 0, 2, 4))
+    return result.reshape(TILE * rows, TILE * across, outputs)
+
+
+@np.errstate(all="ignore")
+def _input(x: Arrays, out: np.ndarray) -> None:
+    """_INPUT times the six arrays of x."""
+    even, odd = x[2] * -4, x[1] * -4
+    even += x[4]
+    odd += x[3]
+    np.add(even, odd, out=out[1])
+    np.subtract(even, odd, out=out[2])
+    np.subtract(x[4], x[2], out=even)
+    np.subtract(x[3], x[1], out=odd)
+    np.subtract(x[0], x[2], out=out[0])
+    out[0] *= 4
+    out[0] += even
+    odd *= 2
+    np.add(even, odd, out=out[3])
+    np.subtract(even, odd, out=out[4])
+    odd *= 2
+    np.subtract(x[5], x[3], out=out[5])
+    out[5] -= odd
+
+
+@np.errstate(all="ignore")
+def _output(x: Arrays, out: np.ndarray) -> None:
+    """_OUTPUT times the six arrays of x."""
+    near_sum, near, far_sum, far = x[1] + x[2], x[1] - x[2], x[3] + x[4], x[3] - x[4]
+    np.add(x[0], near_sum, out=out[0])
+    out[0] += far_sum
+    far *= 2
+    np.add(near, far, out=out[1])
+    far_sum *= 4
+    np.add(near_sum, far_sum, out=out[2])
+    far *= 4
+    far += near
+    np.add(far, x[5], out=out[3])
