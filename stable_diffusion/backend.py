@@ -41,6 +41,7 @@ __all__ = [
     "fit_threads",
     "give_back_memory",
     "has_gpu",
+    "keep_little_memory",
     "mx",
     "nn",
     "one_blas_thread",
@@ -51,7 +52,7 @@ __all__ = [
 
 BLAS_VARIABLE = "STABLE_DIFFUSION_BLAS"
 MALLOC_VARIABLE = "STABLE_DIFFUSION_MALLOC"
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 BLAS_CHOICES = ("auto", "openblas", "mkl", "none")
 REMEDY = "`pip install scipy-openblas32` brings one that is about 40 times faster"
 PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -205,6 +206,17 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 1 << 26)):
             mallopt(option, value)
+
+
+def keep_little_memory() -> None:
+    """From now on give freed memory back to the system at once, MLX's and the C library's: for the whole process."""
+    mx.set_cache_limit(0)
+    if scalar_functions():
+        with contextlib.suppress(AttributeError, OSError):
+            mallopt = ctypes.CDLL(None).mallopt
+            for option, value in ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 1 << 20), (M_TRIM_THRESHOLD, 1 << 20)):
+                mallopt(option, value)
+            mallopt(M_TOP_PAD, 0)
 
 
 def give_back_memory() -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx.utils import tree_reduce
 
-from .backend import has_gpu, mx, nn
+from .backend import give_back_memory, has_gpu, mx, nn
 from .config import AutoencoderConfig, UNetConfig
 from .errors import InputError
 
@@ -33,13 +33,15 @@ class Needs:
 
     unet: UNetConfig
     vae: AutoencoderConfig
-    weights: int  # bytes
+    weights: int  # bytes that are held while the U-Net is called
     item_size: int  # of a value in the U-Net, in bytes
     vae_item_size: int
+    decoder_weights: int | None = None  # bytes that are held while a picture is decoded; None: as many
+    one_by_one: bool = False  # one row of a batch after the other
 
     def unet_bytes(self, rows: int, width: int, height: int) -> int:
         """Of a call with so many rows: pictures times texts."""
-        places = rows * width * height // self.vae.downscale**2
+        places = (1 if self.one_by_one else rows) * width * height // self.vae.downscale**2
         return places * UNET_VALUES * self.unet.block_out_channels[0] * self.item_size
 
     def decoder_bytes(self, width: int, height: int) -> int:
@@ -49,16 +51,21 @@ class Needs:
     def in_tiles(self, width: int, height: int) -> bool:
         """Whether a picture is to be decoded in tiles: whole, it would not fit."""
         there = available()
-        return there is not None and self.weights + self.decoder_bytes(width, height) > there
+        return there is not None and self._decoder_weights + self.decoder_bytes(width, height) > there
 
-    def check(self, rows: int, n_images: int, width: int, height: int) -> None:
-        """Raise `InputError` where a generation cannot fit, with what would; `rows` are those of a U-Net call."""
+    def check(self, rows: int, n_images: int, width: int, height: int, spared: Needs | None = None) -> None:
+        """Raise `InputError` where a generation cannot fit, with what would; `rows` are those of a U-Net call.
+
+        `spared` are the needs of the same model with `low_memory`, where that is to be proposed.
+        """
         there = available()
         if there is None or self._bytes(rows, width, height) <= there:
             return
         texts = rows // n_images
         fewer = next((n for n in range(n_images - 1, 0, -1) if self._bytes(n * texts, width, height) <= there), 0)
-        fitting = [f"{fewer} picture{'s' * (fewer > 1)} at a time"] * bool(fewer)
+        spares = spared is not None and spared._bytes(rows, width, height) <= there
+        fitting = ["the same with --low-memory (low_memory=True)"] * spares
+        fitting += [f"{fewer} picture{'s' * (fewer > 1)} at a time"] * bool(fewer)
         fitting += [f"{w} x {h}" for w, h in _smaller(width, height) if self._bytes(rows, w, h) <= there][:1]
         proposal = f"{' or '.join(fitting)} would fit" if fitting else "a smaller or a quantised model might fit"
         raise InputError(
@@ -69,7 +76,29 @@ class Needs:
     def _bytes(self, rows: int, width: int, height: int) -> int:
         tile = TILE * self.vae.downscale
         decoder = self.decoder_bytes(min(width, tile), min(height, tile))  # larger ones are decoded in tiles
-        return self.weights + max(self.unet_bytes(rows, width, height), decoder)
+        return max(self.weights + self.unet_bytes(rows, width, height), self._decoder_weights + decoder)
+
+    @property
+    def _decoder_weights(self) -> int:
+        return self.weights if self.decoder_weights is None else self.decoder_weights
+
+
+class Shelf:
+    """Networks whose weights can be let go, since they can be read again: each with what gives it them anew, lazily."""
+
+    def __init__(self, networks: Iterable[tuple[nn.Module, Callable[[], None]]]):
+        self._again = {id(network): again for network, again in networks}
+
+    def drop(self, *networks: nn.Module) -> None:
+        """Let go of the weights of those that are here, and of all memory that is free."""
+        for network in networks:
+            if id(network) in self._again:
+                self._again[id(network)]()
+        give_back_memory()
+
+    def held(self, networks: Iterable[nn.Module], at_work: nn.Module) -> int:
+        """Bytes of the weights that are held while one of the networks is at work."""
+        return weight_bytes(*(each for each in networks if each is at_work or id(each) not in self._again))
 
 
 def weight_bytes(*modules: nn.Module) -> int:

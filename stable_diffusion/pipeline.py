@@ -16,7 +16,7 @@ from .adapters.embeddings import Embeddings, with_embeddings
 from .adapters.lora import Networks
 from .adapters.overlay import Choice, Loras, Overlay
 from .adapters.tags import Strength, take_loras
-from .backend import mx
+from .backend import mx, nn
 from .conditioning import A1111, Blend, TextConditioner
 from .denoiser import Denoiser
 from .errors import InputError
@@ -61,8 +61,9 @@ class StableDiffusion:
     of downloads and loading, and may raise to cancel them; `check_weights` refuses NaN and infinite weights (and reads
     all of them for it). `bits` 8 or 4 keeps the U-Net's and the text encoders' large layers as whole numbers of so many
     bits. `prediction_type` ("epsilon", "v_prediction" or "sample") overrides what the checkpoint says of itself. `vae`
-    (a folder, a file or a hub id) takes the place of the checkpoint's own. Raises the errors below `CheckpointError`,
-    and `InputError` for other bits or prediction types.
+    (a folder, a file or a hub id) takes the place of the checkpoint's own. `low_memory` takes less memory and more
+    time, for the same pictures but for rounding (docs/performance.md says what it does). Raises the errors below
+    `CheckpointError`, and `InputError` for other bits or prediction types.
     """
 
     def __init__(
@@ -74,12 +75,17 @@ class StableDiffusion:
         bits: int | None = None,
         prediction_type: str | None = None,
         vae: str | os.PathLike | None = None,
+        low_memory: bool = False,
     ):
         check_bits(bits)
+        self.low_memory = low_memory
+        if low_memory:
+            backend.keep_little_memory()
         self.float16 = backend.default_float16() if float16 is None else float16
         self._dtype = mx.float16 if self.float16 else mx.float32
         self.name, path = locate(model, self.float16, progress)
-        checkpoint = load(path, self._dtype, progress, check_weights, prediction_type)
+        half_unet = low_memory and not backend.has_gpu()
+        checkpoint = load(path, self._dtype, progress, check_weights, prediction_type, half_unet)
         if bits is not None:
             quantise(checkpoint.unet, checkpoint.text_encoders, bits, progress)
         quantisation = quantisation_of(checkpoint.unet)
@@ -99,7 +105,12 @@ class StableDiffusion:
             xl=self.family == "sdxl",
             zeros_for_none=checkpoint.force_zeros_for_empty_prompt,
         )
-        self._weights = memory.weight_bytes(self._unet, self._vae, *checkpoint.text_encoders)
+        parts: dict[str, nn.Module] = {} if vae is not None else {"vae": checkpoint.vae}
+        if bits is None:  # else they are no longer what the files hold
+            names = ("text_encoder", "text_encoder_2")
+            parts |= {"unet": checkpoint.unet, **dict(zip(names, checkpoint.text_encoders, strict=False))}
+        self._shelf = memory.Shelf((parts[name], again) for name, again in checkpoint.again.items() if name in parts)
+        self._painting = 0  # generations under way
         self._overlay = Overlay(Networks(checkpoint.unet, checkpoint.text_encoders), self.family)
         self._loras: tuple[Choice, ...] = ()
         self._embeddings = Embeddings(self.family)
@@ -235,7 +246,8 @@ class StableDiffusion:
             text, negative_text, len(plan), guidance, self._embeds_guidance, conditioner.language
         )
         rows = n_images * max(map(len, script.rows))
-        self._needs.check(rows, n_images, width, height)
+        spared = None if self.low_memory else self._needs_with(low_memory=True)
+        self._needs.check(rows, n_images, width, height, spared)
         return self._generate(
             self._networks(tags, script.texts, conditioner),
             script,
@@ -259,12 +271,19 @@ class StableDiffusion:
                 f"latents of shape {latents.shape} cannot be decoded; (B, h, w, {self.latent_channels}) is expected."
             )
         height, width = (side * self.downscale for side in latents.shape[1:3])
+        if self.low_memory:
+            mx.eval(latents)
+            self._shelf.drop(*([] if self._painting else [self._unet]))
         decode = self._vae.decode
         if self._needs.in_tiles(width, height):
             decode = partial(decode_in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
         # One by one: memory is one picture's, whatever the batch.
         pictures = [decode(one) for one in mx.split(latents, latents.shape[0])]
-        return mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
+        result = mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
+        if self.low_memory:
+            mx.eval(result)
+            self._shelf.drop(self._vae)
+        return result
 
     def preview(self, latents: mx.array) -> mx.array:
         """As `decode`, but roughly, by the tiny VAE for these latents (TAESD), where the hub's cache has it."""
@@ -310,7 +329,9 @@ class StableDiffusion:
     ) -> Iterator[GenerationStep]:
         backend.fit_threads(self._largest_product(seeds.n_images, size))
         # 2. The texts are encoded, and projected to the U-Net's keys and values, once.
-        unet = ToldUNet(*networks, script, guidance, size, seeds.n_images, self._dtype)
+        unet = ToldUNet(*networks, script, guidance, size, seeds.n_images, self._dtype, self.low_memory)
+        if self.low_memory:
+            self._shelf.drop(*self._conditioner.encoders)
         denoiser = Denoiser(
             unet,
             self.scheduler_config.prediction_type,
@@ -322,10 +343,17 @@ class StableDiffusion:
         # 3. The first latents: noise, or the input picture's with noise of the plan's first level.
         noise = NoiseStream(seeds, (size[1] // self.downscale, size[0] // self.downscale, self.latent_channels))
         start = masking.start(picture, plan, denoiser, noise, given_noise, self._vae.encode, self.inpainting)
+        if self.low_memory:
+            mx.eval(start.x)
+            self._shelf.drop(self._vae)
         # 4. Step by step towards x_0.
-        for step in sampler.sample(start.denoiser, start.x, plan, noise):
-            unet.step = step.index + 1  # the sampler goes on only when the next step is asked for
-            yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds.first, *start.shown(step))
+        self._painting += 1
+        try:
+            for step in sampler.sample(start.denoiser, start.x, plan, noise):
+                unet.step = step.index + 1  # the sampler goes on only when the next step is asked for
+                yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds.first, *start.shown(step))
+        finally:
+            self._painting -= 1
 
     def _networks(
         self, tags: Loras, spoken: Iterable[Text | None], conditioner: TextConditioner
@@ -345,9 +373,17 @@ class StableDiffusion:
 
     @property
     def _needs(self) -> memory.Needs:
+        return self._needs_with(self.low_memory)
+
+    def _needs_with(self, low_memory: bool) -> memory.Needs:
         config, dtype = self._own_vae_config, self._dtype
         vae_size = vae_dtype(self.family, config, dtype).size
-        return memory.Needs(self._unet.config, config, self._weights, dtype.size, vae_size)
+        networks = [self._unet, self._vae, *self._conditioner.encoders]
+        painting, decoding = (
+            self._shelf.held(networks, at_work) if low_memory else memory.weight_bytes(*networks)
+            for at_work in (self._unet, self._vae)
+        )
+        return memory.Needs(self._unet.config, config, painting, dtype.size, vae_size, decoding, low_memory)
 
     def _largest_product(self, n_images: int, size: tuple[int, int]) -> int:
         """About how many multiply-adds the largest matrix product of a generation takes: a 3x3 convolution's."""

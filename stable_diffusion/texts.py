@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mlx.utils import tree_map
@@ -137,7 +138,8 @@ class ToldUNet:
     Each distinct text is encoded, and projected to the U-Net's keys and values, once for the whole generation: a
     schedule of k texts costs k times the text encoder's work, and k times a text's keys and values in memory, and no
     more work at a step. A composition of k parts costs k + 1 rows at each step instead of 2. `step` is set by whoever
-    runs the steps, from 1; all calls until the next one are that step's.
+    runs the steps, from 1; all calls until the next one are that step's. `one_by_one` has the U-Net called for each
+    row and picture after the other, and what is made of the texts computed at once.
     """
 
     def __init__(
@@ -149,8 +151,10 @@ class ToldUNet:
         size: tuple[int, int],
         n_images: int,
         dtype: mx.Dtype,
+        one_by_one: bool = False,
     ):
         self.step = 1
+        self._one_by_one = one_by_one
         self._unet, self._script, self._dtype, self._n_images = unet, script, dtype, n_images
         told = [conditioner(text) for text in script.texts if text is not None]
         told = conditioner.of_one_length(told)
@@ -165,12 +169,22 @@ class ToldUNet:
         self._time_ids = mx.array([[height, width, 0, 0, height, width]], mx.float32)  # original, crop, target size
         embedded = unet.config.time_cond_proj_dim is not None
         self._guidance = unet.guidance_embedding(guidance.cfg_weight) if embedded else None
+        if one_by_one:
+            mx.eval(self._projected, self._pooled)
         self._current: tuple[tuple[int, ...], tuple[Any, dict[str, mx.array]]] | None = None
 
     def __call__(self, x: mx.array, t: float) -> mx.array:
         """Predict for latents x (rows * B, h, w, C): all B of the first row, then of the next."""
         context, extras = self._conditions(self._script.rows[self.step - 1])
-        return self._unet(x.astype(self._dtype), mx.array([t], mx.float32), context, **extras)
+        x, time = x.astype(self._dtype), mx.array([t], mx.float32)
+        if not self._one_by_one or len(x) == 1:
+            return self._unet(x, time, context, **extras)
+        parts = []
+        for i in range(len(x)):
+            own, own_extras = tree_map(partial(_row, i, len(x)), (context, extras))
+            parts.append(self._unet(x[i : i + 1], time, own, **own_extras))
+            mx.eval(parts[-1])
+        return mx.concatenate(parts)
 
     def _conditions(self, rows: tuple[int, ...]) -> tuple[Any, dict[str, mx.array]]:
         """Keys and values and whatever else there is, for these texts and all pictures."""
@@ -188,3 +202,7 @@ class ToldUNet:
     def _for_pictures(self, rows: tuple[int, ...], values: mx.array) -> mx.array:
         chosen = values if rows == tuple(range(len(values))) else values[mx.array(rows)]
         return mx.repeat(chosen, self._n_images, axis=0)
+
+
+def _row(i: int, rows: int, value: mx.array) -> mx.array:
+    return value[i : i + 1] if value.shape[0] == rows else value

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stable_diffusion import StableDiffusion, memory
+from stable_diffusion import StableDiffusion, backend, memory
 from stable_diffusion.backend import mx
 from stable_diffusion.config import AutoencoderConfig, UNetConfig
 from stable_diffusion.errors import InputError
@@ -20,6 +23,13 @@ SD1 = Needs(UNetConfig(), AutoencoderConfig(block_out_channels=(128, 256, 512, 5
 @pytest.fixture(scope="module")
 def sd() -> StableDiffusion:
     return StableDiffusion()
+
+
+@pytest.fixture(scope="module")
+def frugal() -> StableDiffusion:
+    with pytest.MonkeyPatch.context() as patch:  # what is the whole process's stays as it is
+        patch.setattr(backend, "keep_little_memory", lambda: None)
+        return StableDiffusion(low_memory=True)
 
 
 def there(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
@@ -71,6 +81,57 @@ def test_a_generation_that_cannot_fit_says_so_at_the_call(monkeypatch, sd):
     with pytest.raises(InputError, match=r"2048 x 2048 pixels, 16 at a time, need about"):
         sd.generate_latents("a red house", n_images=16, width=2048, height=2048)
     sd.generate_latents("a red house")
+
+
+def test_low_memory_is_proposed_where_it_would_do(monkeypatch):
+    spared = dataclasses.replace(SD1, weights=2 * GIB, decoder_weights=GIB, one_by_one=True)
+    there(monkeypatch, 4.2)
+    with pytest.raises(InputError, match=r": the same with --low-memory \(low_memory=True\) or 192 x 192 would fit"):
+        SD1.check(2, 1, 1024, 1024, spared)
+    spared.check(2, 1, 1024, 1024)
+    there(monkeypatch, 2.1)
+    with pytest.raises(InputError, match=": a smaller or a quantised model might fit"):
+        SD1.check(2, 1, 1024, 1024, spared)
+
+
+CALL = {"num_steps": 2, "width": 64, "height": 64, "seed": 3, "n_images": 2, "sampler": "euler"}
+
+
+@pytest.mark.parametrize("options", [{}, {"denoising_strength": 1.0}, {"cfg_weight": 1.0}])
+def test_low_memory_paints_the_same(frugal, sd, options):
+    """To 1e-5 of the largest value: only the order of sums in products differs, with the number of rows."""
+    options = options | ({"input_image": gradient(64, 64)} if "denoising_strength" in options else {})
+    pictures = []
+    for engine in (sd, frugal):
+        for step in engine.generate_latents("a red house", negative_text="fog", **CALL, **options):
+            latents = step.latents
+        pictures.append((np.asarray(latents), np.asarray(engine.decode(latents))))
+    for normal, spared in zip(*pictures, strict=True):
+        assert np.abs(normal - spared).max() <= 1e-5 * np.abs(normal).max()
+
+
+def test_low_memory_holds_one_network_at_a_time(frugal):
+    def held() -> int:
+        gc.collect()
+        return mx.get_active_memory()
+
+    frugal.decode(mx.zeros((1, 4, 4, 4)))  # whatever was read before is let go after it
+    before, unet, some = held(), memory.weight_bytes(frugal._unet), 4 << 20
+    for step in frugal.generate_latents("a red house", **CALL):
+        mx.eval(step.latents)
+        assert unet <= held() - before < unet + some
+        if step.index == 1:
+            frugal.decode(step.denoised)  # a preview does not cost the U-Net
+            assert unet <= held() - before < unet + some
+    frugal.decode(step.latents)
+    assert held() - before < some
+
+
+def test_what_low_memory_needs(frugal, sd):
+    unet = memory.weight_bytes(frugal._unet)
+    assert frugal._needs.weights == unet < sd._needs_with(low_memory=True).weights < sd._needs.weights
+    assert frugal._needs.decoder_weights == memory.weight_bytes(frugal._vae)
+    assert sd._needs.weights == sd._needs.decoder_weights
 
 
 @pytest.mark.parametrize("bad", ["much", "12 GB", "-"])

@@ -114,6 +114,12 @@ def add_generation_options(command: argparse.ArgumentParser, several: bool = Tru
         action=argparse.BooleanOptionalAction,
         help="half precision: half the memory (default: on a GPU yes, on a CPU no)",
     )
+    machine.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="hold one network at a time in memory, where it can be read again from the model's folder, and paint one "
+        "row of a batch after the other: slower, the same pictures but for rounding",
+    )
     add_bits(machine)
     if several:
         _add_several(what, where, machine)

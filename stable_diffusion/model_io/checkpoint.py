@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..backend import mx
 from ..clip import CLIPTextModel
@@ -26,6 +26,8 @@ class Checkpoint:
     tokenizers: tuple[Tokenizer, ...]
     scheduler: SchedulerConfig
     force_zeros_for_empty_prompt: bool
+    # Where tensors can be read from their files at any time: by the component's name, what gives it them anew, lazily.
+    again: Mapping[str, Callable[[], None]] = field(default_factory=dict)
 
     @property
     def default_size(self) -> tuple[int, int]:

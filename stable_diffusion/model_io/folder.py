@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,15 @@ PIPELINES = ("StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel", "
 
 
 def load_folder(
-    folder: Path, dtype: mx.Dtype, progress: Progress | None = None, check_values: bool = False
+    folder: Path,
+    dtype: mx.Dtype,
+    progress: Progress | None = None,
+    check_values: bool = False,
+    half_unet: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint's parts from a folder in diffusers' form; weights stay on the disk until they are needed.
 
+    `half_unet` leaves those of the U-Net in float16 that are so in the file, whatever the `dtype`.
     Raises the errors below `CheckpointError`: what is absent, cut short, of another architecture, or does not fit.
     """
     report = progress or (lambda message, fraction: None)
@@ -63,7 +70,7 @@ def load_folder(
     names = ["text_encoder", "text_encoder_2"] if _has(index, "text_encoder_2") else ["text_encoder"]
     tokenizer_names = [name.replace("text_encoder", "tokenizer") for name in names]
     load = _Loader(folder, dtype, check_values, report)
-    unet = load("unet", UNetConfig, UNet, mapping.UNET)
+    unet = load("unet", UNetConfig, UNet, mapping.UNET, keep_half=half_unet)
     family = family_of(unet.config, len(names))
     vae_config = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"), f"{folder}/vae/config.json")
     vae = load("vae", AutoencoderConfig, Autoencoder, mapping.VAE, vae_dtype(family, vae_config, dtype))
@@ -72,7 +79,8 @@ def load_folder(
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = SchedulerConfig.from_dict(read_json(scheduler_file), str(scheduler_file))
     zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-    return assemble(repr(str(folder)), family, unet, vae, text_encoders, tokenizers, scheduler, zeros)
+    checkpoint = assemble(repr(str(folder)), family, unet, vae, text_encoders, tokenizers, scheduler, zeros)
+    return dataclasses.replace(checkpoint, again=load.again)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -141,6 +149,7 @@ class _Loader:
         self.dtype = dtype
         self.check_values = check_values
         self.report = report
+        self.again: dict[str, Callable[[], None]] = {}
 
     def __call__(
         self,
@@ -149,6 +158,7 @@ class _Loader:
         module: Callable,
         names: mapping.NameMap,
         dtype: mx.Dtype | None = None,
+        keep_half: bool = False,
     ) -> Any:
         self.report(f"Loading {name}", None)
         folder = self.folder / name
@@ -168,9 +178,11 @@ class _Loader:
             )
         dtype = dtype or self.dtype
         if is_own_form(files[0]):
-            load_own_form(model, files[0], dtype, quantisation, self.check_values)
+            load_own_form(model, files[0], dtype, quantisation, self.check_values, keep_half)
+            self.again[name] = partial(load_own_form, model, files[0], dtype, keep_half=keep_half)
         else:
-            load_weights(model, files, names, dtype, self.check_values)
+            load_weights(model, files, names, dtype, self.check_values, keep_half)
+            self.again[name] = partial(load_weights, model, files, names, dtype, keep_half=keep_half)
         return model
 
 

@@ -27,8 +27,17 @@ def is_own_form(path: Path) -> bool:
         return False  # what is wrong with it, strict loading will say
 
 
-def load_own_form(model: nn.Module, path: Path, dtype: mx.Dtype, quantization: Any, check_values: bool) -> None:
+def load_own_form(
+    model: nn.Module,
+    path: Path,
+    dtype: mx.Dtype,
+    quantization: Any = None,
+    check_values: bool = False,
+    keep_half: bool = False,
+) -> None:
     """Give `model` the tensors of a file, lazily; `quantization` is what its config.json says of that, or None.
+
+    `keep_half` leaves in float16 what the file has so, whatever the `dtype`.
 
     Raises `WeightsError` for tensors that are missing, left over, or of another shape or kind, and, where
     `check_values` asks for it, for NaN or infinite values; `ConfigError` for a quantization that is none.
@@ -47,7 +56,8 @@ def load_own_form(model: nn.Module, path: Path, dtype: mx.Dtype, quantization: A
     tensors = cast(dict[str, mx.array], mx.load(str(path)))
     if check_values and (broken := [key for key, tensor in tensors.items() if not mx.isfinite(tensor).all().item()]):
         raise WeightsError(f"{path} holds NaN or infinite values: {', '.join(broken[:4])}. The file is damaged.")
-    loaded = [(key, tensor if given[key][1] else tensor.astype(dtype)) for key, tensor in tensors.items()]
+    kept = (mx.uint32, mx.float16) if keep_half else (mx.uint32,)
+    loaded = [(key, tensor if tensor.dtype in kept else tensor.astype(dtype)) for key, tensor in tensors.items()]
     model.load_weights(loaded, strict=True)
 
 

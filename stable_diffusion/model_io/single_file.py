@@ -34,20 +34,22 @@ def load_single_file(
     progress: Progress | None = None,
     check_values: bool = False,
     prediction_type: str | None = None,
+    half_unet: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL.
 
     Tensors are read a few at a time, one on each core, and each is in its module's form before the next. Where a file
     holds averaged weights (model_ema.) beside the others, the others are taken, as diffusers does; where it holds no
-    others, the averaged ones. `prediction_type` overrides what the file says. Raises the errors below
-    `CheckpointError`: what is cut short, of another kind, or does not fit.
+    others, the averaged ones. `prediction_type` overrides what the file says; `half_unet` leaves those weights
+    of the U-Net in float16 that are so in the file, whatever the `dtype`. Raises the errors below `CheckpointError`:
+    what is cut short, of another kind, or does not fit.
     """
     report = progress or (lambda message, fraction: None)
     with open_tensors(path) as file:
         found = describe_open(file)
         _refuse(path, found)
         load = _Loader(file, found, dtype, check_values, report, prediction_type or found.prediction_type)
-        unet = load.unet()
+        unet = load.unet(half_unet)
         vae = load.vae()
         text_encoders = [load.text_encoder(part) for part in load.text_parts]
         file.check_unchanged()
@@ -103,7 +105,7 @@ class _Loader:
         self.text_parts = [part for part in self.parts if part.startswith("text_encoder")]
         self.text_sources = {part: self._text_sources(part) for part in self.text_parts}
 
-    def unet(self) -> UNet:
+    def unet(self, keep_half: bool) -> UNet:
         """The U-Net, its sizes told from its tensors."""
         shapes = self._shapes("unet")
         layout = self._checked(ldm.unet_layout, shapes)
@@ -111,7 +113,7 @@ class _Loader:
         pooled = last.get("text_projection.weight", (None,))[0]
         values = self._checked(ldm.unet_config, shapes, self.found.family, self.original, self.sample_size, pooled)
         names = ldm.unet_names(len(layout), len(layout[0]))
-        return self._load("unet", UNet, UNetConfig, values, self._sources("unet", names), self.dtype)
+        return self._load("unet", UNet, UNetConfig, values, self._sources("unet", names), self.dtype, keep_half)
 
     def vae(self) -> Autoencoder:
         """The autoencoder."""
@@ -142,10 +144,11 @@ class _Loader:
         values: dict,
         sources: dict[str, Source],
         dtype: mx.Dtype,
+        keep_half: bool = False,
     ) -> Any:
         self.report(f"Loading {part}", None)
         model: nn.Module = module(config_type.from_dict(values, f"{self.file.path} ({part})"))
-        give(model, sources, f"{self.file.path} ({part})", dtype, self.check_values, cpu_threads())
+        give(model, sources, f"{self.file.path} ({part})", dtype, self.check_values, cpu_threads(), keep_half)
         return model
 
     def _is_open_clip(self, part: str) -> bool:

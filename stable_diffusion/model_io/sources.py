@@ -26,8 +26,11 @@ def load(
     progress: hub.Progress | None = None,
     check_values: bool = False,
     prediction_type: str | None = None,
+    half_unet: bool = False,
 ) -> Checkpoint:
     """Load a folder or a single file; `prediction_type` overrides what it says of itself.
+
+    `half_unet` leaves those weights of the U-Net in float16 that are so in the file, whatever the `dtype`.
 
     Raises `InputError` for another prediction type, and the errors below `CheckpointError`.
     """
@@ -36,8 +39,8 @@ def load(
             f"prediction_type = {prediction_type!r} should be one of {', '.join(PREDICTION_TYPES)}, or None."
         )
     if not path.is_dir():
-        return load_single_file(path, dtype, progress, check_values, prediction_type)
-    checkpoint = load_folder(path, dtype, progress, check_values)
+        return load_single_file(path, dtype, progress, check_values, prediction_type, half_unet)
+    checkpoint = load_folder(path, dtype, progress, check_values, half_unet)
     if prediction_type:
         scheduler = dataclasses.replace(checkpoint.scheduler, prediction_type=prediction_type)
         checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)

@@ -41,14 +41,20 @@ class Source:
 
 
 def load_weights(
-    model: nn.Module, files: Sequence[Path], names: NameMap, dtype: mx.Dtype, check_values: bool = False
+    model: nn.Module,
+    files: Sequence[Path],
+    names: NameMap,
+    dtype: mx.Dtype,
+    check_values: bool = False,
+    keep_half: bool = False,
 ) -> None:
     """Give `model` the tensors of safetensors files, lazily: a tensor is read when it is first needed.
 
+    `keep_half` leaves in float16 what the files have so, whatever the `dtype`.
     Raises `WeightsError` for a file that is cut short or corrupt, for tensors that are missing, left over or of
     another shape, and, where `check_values` asks for it (which reads everything), for NaN or infinite values.
     """
-    give(model, _sources(files, names), _named(files), dtype, check_values)
+    give(model, _sources(files, names), _named(files), dtype, check_values, keep_half=keep_half)
 
 
 def give(
@@ -58,6 +64,7 @@ def give(
     dtype: mx.Dtype,
     check_values: bool = False,
     threads: int = 1,
+    keep_half: bool = False,
 ) -> None:
     """Give `model` its parameters, each from the source of its name; names and shapes are checked before any is read.
 
@@ -66,7 +73,10 @@ def give(
     """
     expected = dict(tree_flatten(model.parameters()))
     _check_names(sources, expected, where)
-    forms = {target: _form(source, expected[target].shape, dtype) for target, source in sources.items()}
+    forms = {
+        target: _form(source, expected[target].shape, mx.float16 if keep_half and source.dtype == "F16" else dtype)
+        for target, source in sources.items()
+    }
     with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
         read = (pool.map if pool else map)(lambda target: sources[target].read(forms[target]), sources)
         loaded = list(zip(sources, read, strict=True))

@@ -161,6 +161,8 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
     MLX unfolds the whole input of the plain form, nine times its size for a 3x3 kernel.
     """
     outputs, *kernel, channels = weight.shape
+    if x.dtype == mx.float32:  # a weight that is kept in half precision is not computed in it
+        weight, bias = weight.astype(mx.float32), bias.astype(mx.float32)
     if (
         kernel == [3, 3]
         and (stride, padding) == (1, 1)
