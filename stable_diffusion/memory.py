@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,10 +84,13 @@ class Needs:
 
 
 class Shelf:
-    """Networks whose weights can be let go, since they can be read again: each with what gives it them anew, lazily."""
+    """A model's networks, some of whose weights can be let go, since they can be read again."""
 
-    def __init__(self, networks: Iterable[tuple[nn.Module, Callable[[], None]]]):
-        self._again = {id(network): again for network, again in networks}
+    def __init__(self, networks: Iterable[nn.Module], again: Sequence[tuple[nn.Module, Callable[[], None]]]):
+        """`again` has for each of the latter what gives it its weights anew, lazily."""
+        self.weights = weight_bytes(*networks)
+        self._again = {id(network): read for network, read in again}
+        self._sizes = {id(network): weight_bytes(network) for network, _ in again}
 
     def drop(self, *networks: nn.Module) -> None:
         """Let go of the weights of those that are here, and of all memory that is free."""
@@ -97,8 +100,8 @@ class Shelf:
         give_back_memory()
 
     def held(self, networks: Iterable[nn.Module], at_work: nn.Module) -> int:
-        """Bytes of the weights that are held while one of the networks is at work."""
-        return weight_bytes(*(each for each in networks if each is at_work or id(each) not in self._again))
+        """Bytes of the weights that are held while one of the networks in use is at work."""
+        return self.weights - sum(self._sizes.get(id(each), 0) for each in networks if each is not at_work)
 
 
 def weight_bytes(*modules: nn.Module) -> int:

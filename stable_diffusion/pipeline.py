@@ -109,7 +109,10 @@ class StableDiffusion:
         if bits is None:  # else they are no longer what the files hold
             names = ("text_encoder", "text_encoder_2")
             parts |= {"unet": checkpoint.unet, **dict(zip(names, checkpoint.text_encoders, strict=False))}
-        self._shelf = memory.Shelf((parts[name], again) for name, again in checkpoint.again.items() if name in parts)
+        self._shelf = memory.Shelf(
+            (self._unet, self._vae, *checkpoint.text_encoders),
+            [(parts[name], again) for name, again in checkpoint.again.items() if name in parts],
+        )
         self._painting = 0  # generations under way
         self._overlay = Overlay(Networks(checkpoint.unet, checkpoint.text_encoders), self.family)
         self._loras: tuple[Choice, ...] = ()
@@ -380,7 +383,7 @@ class StableDiffusion:
         vae_size = vae_dtype(self.family, config, dtype).size
         networks = [self._unet, self._vae, *self._conditioner.encoders]
         painting, decoding = (
-            self._shelf.held(networks, at_work) if low_memory else memory.weight_bytes(*networks)
+            self._shelf.held(networks, at_work) if low_memory else self._shelf.weights
             for at_work in (self._unet, self._vae)
         )
         return memory.Needs(self._unet.config, config, painting, dtype.size, vae_size, decoding, low_memory)
