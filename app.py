@@ -38,7 +38,7 @@ def main() -> None:
         form, picture = st.columns(2, gap="large")
         with form:
             page.run()
-        with picture:
+        with picture, st.container(key="live"):
             live.panel()
     else:
         page.run()

@@ -177,6 +177,13 @@ def test_image_to_image_starts_from_an_upload(open_page, request, tmp_path):
     finished(page).wait_for()
 
 
+def test_the_panel_stays_in_sight_beside_a_long_form(open_page):
+    page = open_page("inpaint", height=600)
+    page.get_by_role("button", name="Generate").evaluate("button => button.scrollIntoView({block: 'end'})")
+    expect(page.get_by_text("Nothing painted yet")).to_be_in_viewport()
+    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollTop") > 200
+
+
 def test_what_is_no_picture_is_refused_beside_the_form(open_page):
     page = open_page("image_to_image")
     page.locator("input[type=file]").set_input_files(

@@ -23,6 +23,7 @@ TEXT_PAGE = "webui/pages/text_to_image.py"
 PICTURE_PAGE = "webui/pages/image_to_image.py"
 INPAINT_PAGE = "webui/pages/inpaint.py"
 SIDES = 8  # pixels: what width and height are multiples of
+TO_THE_TOP = """<script>document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
 # What changes a picture and can be asked for by the commands alone.
 ELSEWHERE = (recipe.PROMPT_LANGUAGE, recipe.CFG_RESCALE, recipe.PREDICTION_TYPE, recipe.BITS, recipe.VAE)
 NUMBERS = {
@@ -57,11 +58,15 @@ def send(
 def follow() -> None:
     """Go to the page that `send` chose, if it did."""
     if page := st.session_state.pop("go_to", None):
+        st.session_state["arrived"] = True
         st.switch_page(page)
 
 
 def notes() -> None:
-    """Say once what could not be taken over."""
+    """Say once what could not be taken over; a page that was just gone to is shown from its top."""
+    if st.session_state.pop("arrived", False):
+        with st.sidebar:  # at whose end it takes no room
+            st.html(TO_THE_TOP, unsafe_allow_javascript=True)
     if left_out := st.session_state.pop("handover_notes", None):
         st.info("  \n".join(session.plain(details.one_line(note, 300)) for note in left_out), icon=":material/info:")
 
