@@ -106,7 +106,10 @@ def test_what_is_sent_to_a_form_shows_the_form_from_its_top(gallery):
     page = gallery(width=390, height=500)
     card(page, "unusual picture number 27").click()
     expect(opened(page, 27)).to_be_visible()
-    page.get_by_role("button", name="Send to image to image").click()
+    button = page.get_by_role("button", name="Send to image to image")
+    button.evaluate("button => button.scrollIntoView({block: 'start'})")
+    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollTop") > 400
+    button.press("Enter")
     expect(page.get_by_text("Denoising strength")).to_be_visible()
     expect(page.get_by_label("Prompt", exact=True)).to_be_in_viewport()
 
