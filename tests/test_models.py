@@ -153,6 +153,12 @@ def test_local_folders_are_found_and_told_apart(only_here):
     assert [model.name for model in models.all()][:2] == ["postcards-tiny", "b-one"]
 
 
+def test_a_folder_whose_json_has_no_bottom_is_listed_as_broken(only_here):
+    (only_here / "models" / "deep").mkdir(parents=True)
+    (only_here / "models" / "deep" / "model_index.json").write_text("[" * 100_000)
+    assert [model.problem for model in models.local()] == ["its model_index.json cannot be read"]
+
+
 def test_a_part_in_two_precisions_counts_once(only_here):
     folder = make_folder(only_here / "models" / "m")
     (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"0" * 500)

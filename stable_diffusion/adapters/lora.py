@@ -256,7 +256,7 @@ def _set_alphas(layers: Mapping[tuple[str, str], Layer], metadata: Mapping[str, 
 def _json(source: str | Path | None) -> dict[str, Any]:
     try:
         values = json.loads(source.read_text(encoding="utf-8") if isinstance(source, Path) else source or "{}")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -130,7 +130,7 @@ def is_complete(folder: Path) -> bool:
     """True where every component that model_index.json names has its configuration and weights in place."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     if not isinstance(index, dict):
         return False
