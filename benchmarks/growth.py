@@ -1,6 +1,6 @@
 """How time and memory grow with the picture and with the batch: a table, and docs/growth.svg with --plot.
 
-    python benchmarks/growth.py [--plot docs/growth.svg]
+    python benchmarks/growth.py [--plot docs/growth.svg] [--sides 256 512 1024]
 
 postcards-tiny with guidance, one step and one picture decoded, each size and batch in a process of its own. Peak memory
 is the process's largest resident set.
@@ -84,6 +84,7 @@ def plot(rows: list[Row], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the table, too")
+    parser.add_argument("--sides", nargs="+", type=int, default=SIDES, help=f"default: {' '.join(map(str, SIDES))}")
     parser.add_argument("--measure", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -91,7 +92,7 @@ def main() -> None:
     print(versions(), f"load average {os.getloadavg()[0]:.1f}\n", sep="; ")
     print(f"| pixels | batch | {' | '.join(title for title, _ in PANELS)} |\n|---|---|---|---|---|")
     rows: list[Row] = []
-    for side, batch in [(side, 1) for side in SIDES] + [(SIDES[0], batch) for batch in BATCHES[1:]]:
+    for side, batch in [(SIDES[0], batch) for batch in BATCHES] + [(side, 1) for side in options.sides[1:]]:
         command = [sys.executable, __file__, "--measure", str(side), str(batch)]
         rows.append(tuple(json.loads(subprocess.check_output(command, text=True).splitlines()[-1])))
         print("| {0} x {0} | {1} | {2:.2f} | {3:.2f} | {4:.0f} |".format(*rows[-1]), flush=True)

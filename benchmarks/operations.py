@@ -3,8 +3,8 @@
     python benchmarks/operations.py [--size 64] [--batch 2] [--plain]
 
 The graph is built and counted, not computed, with the forms that a GPU takes; weights are zeros in float16. Operations
-that only look at an array in another way launch nothing. Two fused operations of `mx.fast` are counted as what they are
-on a GPU: one for each attention and one for each layer norm.
+that only look at an array in another way launch nothing, unless they have to copy it. Two fused operations of `mx.fast`
+are counted as what they are on a GPU: one for each attention and one for each layer norm.
 """
 
 from __future__ import annotations
@@ -29,6 +29,16 @@ from stable_diffusion.ops import gpu, plain
 from stable_diffusion.unet import UNet
 
 VIEWS = {"Broadcast", "Reshape", "Transpose", "Flatten", "Unflatten", "ExpandDims", "Squeeze", "Split", "Slice"}
+
+
+def copies(graph: str) -> int:
+    """How many reshapes of a graph are of transposed or repeated arrays, which they have to copy."""
+    labels = dict(re.findall(r'(\d+) \[label ?= ?"([A-Za-z]+)"', graph))
+    makers = {array: labels[node] for node, array in re.findall(r'(\d+) -> "(\w+)"', graph)}
+    taken = re.findall(r'"(\w+)" -> (\d+)', graph)
+    return sum(
+        labels[node] in ("Reshape", "Flatten") and makers.get(a) in ("Transpose", "Broadcast") for a, node in taken
+    )
 
 
 def main() -> None:
@@ -61,6 +71,7 @@ def main() -> None:
     mx.export_to_dot(graph, unet(x, mx.array([500.0]), context))
     found = collections.Counter(re.findall(r'label ?= ?"([A-Za-z]+)"', graph.getvalue()))
     launches = {name: n for name, n in found.items() if name not in VIEWS} | fused
+    launches["copy (a transposed array reshaped)"] = copies(graph.getvalue())
     for name, n in sorted(launches.items(), key=lambda item: -item[1]):
         print(f"{n:6} {name}")
     weights = sum(weight.nbytes for _, weight in tree_flatten(unet.parameters()))

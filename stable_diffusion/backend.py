@@ -209,14 +209,14 @@ def _keep_freed_memory() -> None:
 
 
 def keep_little_memory() -> None:
-    """From now on give freed memory back to the system at once, MLX's and the C library's: for the whole process."""
+    """From now on give large freed memory back to the system at once: MLX's and the C library's, of the whole process."""
     mx.set_cache_limit(0)
     if scalar_functions():
         with contextlib.suppress(AttributeError, OSError):
             mallopt = ctypes.CDLL(None).mallopt
-            for option, value in ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 1 << 20), (M_TRIM_THRESHOLD, 1 << 20)):
+            large = 1 << 25  # the most that malloc takes for a limit; what is smaller is used again
+            for option, value in ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, large), (M_TRIM_THRESHOLD, 2 * large)):
                 mallopt(option, value)
-            mallopt(M_TOP_PAD, 0)
 
 
 def give_back_memory() -> None:
