@@ -209,7 +209,7 @@ def _keep_freed_memory() -> None:
 
 
 def keep_little_memory() -> None:
-    """From now on give large freed memory back to the system at once: MLX's and the C library's, of the whole process."""
+    """From now on give large freed memory back to the system at once, in the whole process: MLX and the C library."""
     mx.set_cache_limit(0)
     if scalar_functions():
         with contextlib.suppress(AttributeError, OSError):

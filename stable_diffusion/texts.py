@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx.utils import tree_map
 
-from . import arguments
+from . import arguments, ops
 from .adapters import tags
 from .adapters.tags import Strength
 from .backend import mx
@@ -182,7 +182,7 @@ class ToldUNet:
         parts = []
         for i in range(len(x)):
             own, own_extras = tree_map(partial(_row, i, len(x)), (context, extras))
-            parts.append(self._unet(x[i : i + 1], time, own, **own_extras))
+            parts.append(ops.by_blocks(partial(self._unet, **own_extras), x[i : i + 1], time, own))
             mx.eval(parts[-1])
         return mx.concatenate(parts)
 
