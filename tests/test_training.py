@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from mlx.utils import tree_flatten
 from stable_diffusion import StableDiffusion, ops
 from stable_diffusion.__main__ import main
 from stable_diffusion.backend import mx, nn
-from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, UNetConfig
+from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from stable_diffusion.errors import CheckpointError, CheckpointNotFoundError
 from stable_diffusion.ops import learning, plain
 from stable_diffusion.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ from stable_diffusion.training import runs
 from stable_diffusion.training.diffusion import DiffusionTask, min_snr_weights
 from stable_diffusion.training.latents import LatentCache
 from stable_diffusion.training.loop import STATE, Intervals, Limit, averaged_gradients, read_log, resumed, train
-from stable_diffusion.training.networks import SCHEDULER, TextToLatents, new_autoencoder
+from stable_diffusion.training.networks import SCHEDULER, TextToLatents, new_autoencoder, write_index
 from stable_diffusion.training.optimisation import Recipe, State, learning_rate
 from stable_diffusion.training.sheets import psnr
 from stable_diffusion.training.vae import AutoencoderTask
@@ -348,6 +349,13 @@ def test_the_loss_of_a_perfect_answer_is_zero(with_vae, tmp_path):
     task.model = model
     _, figures = task.loss(x_0, eps, t, ids)  # whose answer is zero: v has the variance 1
     assert figures["squares"].item() == pytest.approx(mx.square(answer).mean().item(), rel=1e-5)
+
+
+def test_the_schedulers_file_serves_ddim_and_pndm_too(tmp_path):
+    write_index(tmp_path, SCHEDULER)
+    values = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert (values["clip_sample"], values["set_alpha_to_one"], values["skip_prk_steps"]) == (False, False, True)
+    assert SchedulerConfig.from_dict(values, "") == SCHEDULER
 
 
 def test_psnr():

@@ -44,6 +44,8 @@ SCHEDULER = SchedulerConfig(
     prediction_type="v_prediction",
     timestep_spacing="trailing",
     steps_offset=1,
+    set_alpha_to_one=False,  # as Stable Diffusion's, for whoever takes DDIM or PNDM
+    skip_prk_steps=True,
 )
 
 # By a part's folder: the class that diffusers or transformers read it with, and the weights' file.
@@ -128,7 +130,8 @@ def write_index(folder: Path, scheduler: SchedulerConfig) -> None:
     index |= {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **index})
     values = {k: v for k, v in dataclasses.asdict(scheduler).items() if v is not None}
-    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": kind, **values})
+    # diffusers' DDIM would otherwise clip latents as if they were pixels.
+    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": kind, "clip_sample": False, **values})
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
