@@ -102,7 +102,7 @@ _SIZE_512, _SIZE_768 = Defaults(width=512, height=512), Defaults(width=768, heig
 
 KNOWN: tuple[Model, ...] = (
     Model(
-        DEFAULT, EMBEDDED, DEFAULT, "Postcards, tiny (embedded)", "sd1", "MIT", 25_852_702, None,
+        DEFAULT, EMBEDDED, DEFAULT, "Postcards, tiny (embedded)", "sd1", "MIT", 23_723_090, None,
         Defaults(cfg=5.0, width=128, height=128),
     ),
     _hub("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5", "sd1", RAIL_M, _SD1, _SIZE_512),
@@ -137,13 +137,8 @@ RGB_FACTORS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, float, 
         (0.0, 0.0, 0.0),
     ),
     "postcards-tiny": (
-        (
-            (-0.0740, -0.0434, -0.0806),
-            (-0.4659, -0.3589, -0.0368),
-            (0.0049, 0.0541, 0.2052),
-            (-0.0356, -0.0591, 0.0319),
-        ),
-        (-0.2830, -0.2131, 0.0689),
+        ((0.2379, 0.1730, 0.2546), (-0.3879, -0.1409, 0.0807), (0.1705, 0.1880, 0.4599), (0.1448, -0.1106, 0.1489)),
+        (0.0875, 0.0025, 0.1217),
     ),
 }
 

@@ -329,7 +329,7 @@ class TestOverlay:
         before = eight._unet
         eight.set_loras([file])
         module = eight._unet.mid_block.attentions[0].transformer_blocks[0].attn2
-        assert type(module.to_k) is nn.Linear and isinstance(module.to_q, nn.QuantizedLinear)
+        assert type(module.to_k) is nn.Linear and isinstance(module.to_v, nn.QuantizedLinear)
         sd.set_loras([file])
         exact = sd._unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.weight
         assert mx.abs(module.to_k.weight - exact).max() < 0.02

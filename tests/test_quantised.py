@@ -93,7 +93,7 @@ def test_pictures_stay_near_and_memory_falls():
     assert 0 < deviation[8] < 1 and 2 * deviation[8] < deviation[4] < 12
     whole, small = (StableDiffusion(float16=False, bits=bits) for bits in (None, 4))
     sizes = [sum(each.nbytes for each in parameters(sd._unet).values()) for sd in (whole, small)]
-    assert sizes[1] < 0.75 * sizes[0]  # its convolutions stay
+    assert sizes[1] < 0.8 * sizes[0]  # its convolutions stay, and what has 160 inputs
     assert (whole.bits, small.bits) == (None, 4)
 
 

@@ -58,9 +58,9 @@ CLIP_IDS = [
     ),
 ]
 POSTCARDS_IDS = [
-    ("a red house on green hills at sunset", [320, 628, 567, 514, 573, 549, 527, 576]),
-    ("Zebra \U0001f388 \xe9", [89, 68, 580, 320, 172, 253, 236, 486, 127, 358]),
-    ("a<|endoftext|>b", [320, 741, 321]),
+    ("a red house on green hills at sunset", [353, 617, 613, 515, 607, 563, 524, 583]),
+    ("Zebra \U0001f388 \xe9", [122, 101, 660, 353, 240, 159, 142, 392, 195, 425]),
+    ("a<|endoftext|>b", [353, 689, 354]),
 ]
 
 
