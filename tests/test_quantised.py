@@ -90,7 +90,7 @@ def test_large_linear_layers_take_it_and_nothing_else():
 def test_pictures_stay_near_and_memory_falls():
     exact = painted("postcards-tiny")
     deviation = {bits: 255 * np.sqrt(np.square(painted("postcards-tiny", bits=bits) - exact).mean()) for bits in (8, 4)}
-    assert 0 < deviation[8] < 1 and 2 * deviation[8] < deviation[4] < 12
+    assert 0 < deviation[8] < 1 and 2 * deviation[8] < deviation[4] < 16
     whole, small = (StableDiffusion(float16=False, bits=bits) for bits in (None, 4))
     sizes = [sum(each.nbytes for each in parameters(sd._unet).values()) for sd in (whole, small)]
     assert sizes[1] < 0.8 * sizes[0]  # its convolutions stay, and what has 160 inputs
