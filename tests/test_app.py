@@ -285,7 +285,7 @@ def test_the_tokens_of_both_prompts_are_counted(page, monkeypatch):
     labelled(page.text_area, "Negative prompt").set_value("house " * 80)
     page.run()
     assert session.plain("3 / 75 tokens") in captions(page)
-    assert session.plain("87 / 150 tokens") in captions(page)
+    assert session.plain("88 / 150 tokens") in captions(page)
 
 
 def test_what_the_signs_of_a_prompt_mean_stands_under_it(page):

@@ -40,10 +40,12 @@ def test_a_weight_of_one_changes_nothing(sd):
 
 
 def test_weights_multiply_their_tokens(sd):
-    plain, found = encode(sd, "a red house")[0], encode(sd, "a (red:1.5) house")[0]
-    weights = np.ones((77, 1), np.float32)
-    weights[2] = 1.5
-    assert np.abs(found - plain * weights).max() < 1e-6
+    plain, found = encode(sd, "a red house"), encode(sd, "a (red:1.5) house")
+    weights = np.ones((1, 77), np.float32)
+    weights[0, 2] = 1.5
+    assert np.abs(found - np.array(weighed(mx.array(plain), weights))).max() < 1e-6
+    ratio = found[0] / plain[0]
+    assert np.median(ratio[2]) == pytest.approx(1.5 * np.median(ratio[3]), rel=1e-4)
 
 
 def test_the_mean_of_each_chunk_stays():
@@ -151,8 +153,9 @@ class TestBlend:
 
 def test_two_encoders_side_by_side(sd):
     """As SDXL has them: penultimate states, each weighed for itself; the first chunk's pooled vector, unweighed."""
-    encoder, other = sd._conditioner.encoders[0], StableDiffusion(float16=False)._conditioner.encoders[0]
-    other.layers = other.layers[::-1]  # another network of the same shapes
+    encoder, other = (StableDiffusion(float16=False)._conditioner.encoders[0] for _ in range(2))
+    encoder.layers = [*encoder.layers, encoder.layers[0]]  # three, of which two can be passed over
+    other.layers = encoder.layers[::-1][:2] + other.layers[:1]  # another network of the same shapes
     conditioner = TextConditioner([sd.tokenizer] * 2, [encoder, other], xl=True, zeros_for_none=True)
     found = conditioner("a (red:1.5) house BREAK a tent")
     ids = mx.array(sd.tokenizer(["a red house", "a tent"])[0])

@@ -46,8 +46,8 @@ def pixels(jpeg):
 
 def test_the_schedule_is_the_one_that_the_model_was_trained_with(model, report):
     found = lessons.schedule(model, report)
-    # SD 1.x: scaled linear from 0.00085 to 0.012, and what Ho et al. (2020) make of betas
-    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    # SD 1.x: scaled linear from 0.00085 to 0.02, and what Ho et al. (2020) make of betas
+    betas = np.linspace(0.00085**0.5, 0.02**0.5, 1000) ** 2
     np.testing.assert_allclose(found.beta, betas, rtol=2e-4)
     np.testing.assert_allclose(found.alpha_bar, np.cumprod(1 - betas), rtol=1e-4)
     np.testing.assert_allclose(found.sigma, np.sqrt(1 / found.alpha_bar - 1), rtol=1e-5)

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from stable_diffusion import Blend, StableDiffusion
 from stable_diffusion.backend import mx
-from stable_diffusion.conditioning import TextConditioner
+from stable_diffusion.conditioning import TextConditioner, weighed
 from stable_diffusion.errors import InputError
 from stable_diffusion.texts import Guidance, Script, write_script
 from stable_diffusion.unet import UNet
@@ -171,10 +171,10 @@ class TestTogetherWithEmbeddings:
         return values
 
     def test_a_word_with_a_weight(self, sd, vectors):
-        plain = np.array(sd.encode_text("a foggy house"))[0]
-        weights = np.ones((77, 1))
-        weights[2:4] = 1.5
-        assert np.abs(np.array(sd.encode_text("a (foggy:1.5) house"))[0] - plain * weights).max() < 1e-5
+        weights = np.ones((1, 77), np.float32)
+        weights[0, 2:4] = 1.5
+        expected = weighed(sd.encode_text("a foggy house"), weights)
+        assert mx.abs(sd.encode_text("a (foggy:1.5) house") - expected).max() < 1e-5
 
     def test_a_word_in_a_schedule(self, sd, vectors):
         before = run(sd, "a house")

@@ -102,7 +102,7 @@ def test_sdxl(count, folders, tmp_path):
     ):
         pipe.load_textual_inversion({"<cat-toy>": values[part]}, tokenizer=tokenizer, text_encoder=encoder)
     # With the end of text known by its id: known as the highest one, the reference takes an embedding's for it.
-    pipe.text_encoder_2.text_model.eos_token_id = 741
+    pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id
     for prompt in PROMPTS[:3]:
         with torch.no_grad():
             expected, _, pooled, _ = pipe.encode_prompt(
