@@ -42,7 +42,7 @@ class Engine:
     calls: list
     at_step = staticmethod(lambda step: None)
 
-    def __init__(self, model, float16=None, progress=None):
+    def __init__(self, model, float16=None, progress=None, low_memory=False):
         type(self).calls = [{"model": model, "float16": float16}]
         progress("Loading unet", 0.5)
         progress("Loading unet", 1.0)

@@ -262,7 +262,7 @@ def test_reading_a_hostile_text_is_quick():
     for piece in ("a:[,", ",", 'a:"x,', "a:{", "Steps: 1\n", "[" * 9 + "a:"):
         Parameters.from_text("Steps: 1, " + piece * 100_000)
         Parameters.from_text("Steps: 1, " + piece * 8_000)
-    assert time.perf_counter() - before < 10  # one second on two slow cores; hours when it is quadratic
+    assert time.perf_counter() - before < 300  # a second or so; hours when it is quadratic
 
 
 # --- Files

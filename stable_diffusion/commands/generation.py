@@ -63,14 +63,13 @@ class Generation:
         from .. import StableDiffusion
 
         report = Report(self.args.quiet)
-        less: dict[str, Any] = {"low_memory": True} if self.args.low_memory else {}
         try:
             sd = StableDiffusion(
                 self.model.source,
                 float16=self.args.float16,
                 progress=report,
+                low_memory=self.args.low_memory,
                 **self._asked_of_engine(),
-                **less,
             )
         finally:
             report.end()

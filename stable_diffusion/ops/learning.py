@@ -1,7 +1,8 @@
 """The operations with their gradients, for a CPU on which MLX's exp is slow: what training takes in place of cpu.py.
 
 Each is a function with its own vector-Jacobian product, written out, because MLX's own would differentiate through
-every block and every bit trick of a fast form. float32, channels last; plain.py says what each operation means.
+every block and every bit trick of a fast form. float32, channels last; plain.py says what each operation means. The
+optimiser's step, which needs no gradient, is here too.
 """
 
 from __future__ import annotations
