@@ -16,7 +16,7 @@ from mlx.utils import tree_reduce
 
 from .backend import give_back_memory, has_gpu, mx, nn
 from .config import AutoencoderConfig, UNetConfig
-from .errors import InputError
+from .errors import CheckpointError, InputError
 
 MEMORY_VARIABLE = "STABLE_DIFFUSION_MEMORY"
 # Values at the peak, in multiples of the first level's channels, of each pixel of the latents or of the picture. Not
@@ -25,6 +25,7 @@ UNET_VALUES, DECODER_VALUES = (48, 12) if has_gpu() else (32, 8)
 TILE, OVERLAP = 64, 16  # of the latents, where a picture is decoded in tiles
 STEP = 64  # pixels between the sizes that are proposed
 GIB = 1 << 30
+LARGE = GIB  # weights of a model that paints for a minute on a CPU: its text encoders are held only while they read
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,19 @@ class Shelf:
         self._sizes = {id(network): weight_bytes(network) for network, _ in again}
 
     def drop(self, *networks: nn.Module) -> None:
-        """Let go of the weights of those that are here, and of all memory that is free."""
+        """Let go of the weights of those that are here, and of all memory that is free.
+
+        What cannot be read again, since its file is gone, stays.
+        """
         for network in networks:
             if id(network) in self._again:
-                self._again[id(network)]()
+                with contextlib.suppress(CheckpointError, OSError):
+                    self._again[id(network)]()
         give_back_memory()
 
-    def held(self, networks: Iterable[nn.Module], at_work: nn.Module) -> int:
-        """Bytes of the weights that are held while one of the networks in use is at work."""
-        return self.weights - sum(self._sizes.get(id(each), 0) for each in networks if each is not at_work)
+    def held_without(self, *networks: nn.Module) -> int:
+        """Bytes of the weights that are held when these have been let go, as far as they are here."""
+        return self.weights - sum(self._sizes.get(id(each), 0) for each in networks)
 
 
 def weight_bytes(*modules: nn.Module) -> int:

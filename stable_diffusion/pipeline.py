@@ -113,6 +113,8 @@ class StableDiffusion:
             (self._unet, self._vae, *checkpoint.text_encoders),
             [(parts[name], again) for name, again in checkpoint.again.items() if name in parts],
         )
+        # Where a step takes seconds, the tenths in which text encoders are read again do not count.
+        self._spares = low_memory or (not backend.has_gpu() and self._shelf.weights >= memory.LARGE)
         self._painting = 0  # generations under way
         self._overlay = Overlay(Networks(checkpoint.unet, checkpoint.text_encoders), self.family)
         self._loras: tuple[Choice, ...] = ()
@@ -274,9 +276,9 @@ class StableDiffusion:
                 f"latents of shape {latents.shape} cannot be decoded; (B, h, w, {self.latent_channels}) is expected."
             )
         height, width = (side * self.downscale for side in latents.shape[1:3])
-        if self.low_memory:
+        if self._spares:
             mx.eval(latents)
-            self._shelf.drop(*([] if self._painting else [self._unet]))
+            self._shelf.drop(*([self._unet] if self.low_memory and not self._painting else []))
         decode = self._vae.decode
         if self._needs.in_tiles(width, height):
             decode = partial(decode_in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
@@ -333,7 +335,8 @@ class StableDiffusion:
         backend.fit_threads(self._largest_product(seeds.n_images, size))
         # 2. The texts are encoded, and projected to the U-Net's keys and values, once.
         unet = ToldUNet(*networks, script, guidance, size, seeds.n_images, self._dtype, self.low_memory)
-        if self.low_memory:
+        if self._spares:
+            unet.compute_texts()
             self._shelf.drop(*self._conditioner.encoders)
         denoiser = Denoiser(
             unet,
@@ -381,11 +384,9 @@ class StableDiffusion:
     def _needs_with(self, low_memory: bool) -> memory.Needs:
         config, dtype = self._own_vae_config, self._dtype
         vae_size = vae_dtype(self.family, config, dtype).size
-        networks = [self._unet, self._vae, *self._conditioner.encoders]
-        painting, decoding = (
-            self._shelf.held(networks, at_work) if low_memory else self._shelf.weights
-            for at_work in (self._unet, self._vae)
-        )
+        let_go = self._conditioner.encoders if low_memory or self._spares else ()
+        painting = self._shelf.held_without(*let_go, *[self._vae] * low_memory)
+        decoding = self._shelf.held_without(*let_go, *[self._unet] * low_memory)
         return memory.Needs(self._unet.config, config, painting, dtype.size, vae_size, decoding, low_memory)
 
     def _largest_product(self, n_images: int, size: tuple[int, int]) -> int:

@@ -139,7 +139,7 @@ class ToldUNet:
     schedule of k texts costs k times the text encoder's work, and k times a text's keys and values in memory, and no
     more work at a step. A composition of k parts costs k + 1 rows at each step instead of 2. `step` is set by whoever
     runs the steps, from 1; all calls until the next one are that step's. `one_by_one` has the U-Net called for each
-    row and picture after the other, and what is made of the texts computed at once.
+    row and picture after the other.
     """
 
     def __init__(
@@ -169,9 +169,11 @@ class ToldUNet:
         self._time_ids = mx.array([[height, width, 0, 0, height, width]], mx.float32)  # original, crop, target size
         embedded = unet.config.time_cond_proj_dim is not None
         self._guidance = unet.guidance_embedding(guidance.cfg_weight) if embedded else None
-        if one_by_one:
-            mx.eval(self._projected, self._pooled)
         self._current: tuple[tuple[int, ...], tuple[Any, dict[str, mx.array]]] | None = None
+
+    def compute_texts(self) -> None:
+        """Have what the text encoders say computed, after which their weights may be let go."""
+        mx.eval(self._projected, self._pooled)
 
     def __call__(self, x: mx.array, t: float) -> mx.array:
         """Predict for latents x (rows * B, h, w, C): all B of the first row, then of the next."""

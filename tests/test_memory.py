@@ -134,6 +134,35 @@ def test_what_low_memory_needs(frugal, sd):
     assert sd._needs.weights == sd._needs.decoder_weights
 
 
+def test_a_large_model_on_a_cpu_holds_its_text_encoders_only_while_they_read(monkeypatch, sd):
+    monkeypatch.setattr(memory, "LARGE", 0)
+    large = StableDiffusion()
+    (encoder,) = large._conditioner.encoders
+    size = memory.weight_bytes(encoder)
+    mx.eval(large._unet.parameters(), encoder.parameters())
+    pictures = []
+    for engine in (sd, large, large):
+        steps = engine.generate_latents("a red house", **CALL)
+        pictures.append(np.asarray(next(steps).latents))
+        gc.collect()
+        before = mx.get_active_memory()
+        mx.eval(engine._conditioner.encoders[0].parameters())
+        read_again = mx.get_active_memory() - before
+        assert read_again == 0 if engine is sd else read_again >= size
+    assert (pictures[0] == pictures[1]).all() and (pictures[1] == pictures[2]).all()
+    assert large._needs.weights == sd._needs.weights - size
+
+
+def test_weights_whose_file_is_gone_stay(checkpoint, monkeypatch):
+    monkeypatch.setattr(memory, "LARGE", 0)
+    sd = StableDiffusion(checkpoint)
+    first = np.asarray(next(sd.generate_latents("a red house", **CALL)).latents)
+    mx.eval(sd._conditioner.encoders[0].parameters())
+    (checkpoint / "text_encoder" / "model.safetensors").unlink()
+    for _ in range(2):
+        assert (first == np.asarray(next(sd.generate_latents("a red house", **CALL)).latents)).all()
+
+
 @pytest.mark.parametrize("bad", ["much", "12 GB", "-"])
 def test_the_variable_is_a_number(monkeypatch, bad):
     monkeypatch.setenv(MEMORY_VARIABLE, bad)
@@ -161,7 +190,7 @@ def test_linux_tells_what_is_there(monkeypatch):
 
 
 def test_the_estimate_is_not_far_from_what_a_step_takes(sd):
-    """Held between half and twice of what MLX counts, on the embedded model."""
+    """Of what MLX counts, on the embedded model. Lanes that a busy machine runs one after another take half as much."""
     needs = sd._needs
     for width, height in ((256, 256), (384, 256)):
         latents = mx.zeros((1, height // 8, width // 8, 4))
@@ -170,7 +199,7 @@ def test_the_estimate_is_not_far_from_what_a_step_takes(sd):
     steps = sd.generate_latents("a red house", width=384, height=384, seed=1)
     mx.eval(next(steps).latents)
     taken = peak(lambda: next(steps).latents)
-    assert 0.5 < needs.unet_bytes(2, 384, 384) / taken < 2
+    assert 0.5 < needs.unet_bytes(2, 384, 384) / taken < 4
 
 
 def peak(function) -> int:

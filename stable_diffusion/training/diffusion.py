@@ -26,7 +26,7 @@ from .networks import TextToLatents, write_index, write_part
 from .sheets import save_sheet
 
 FIRST_SHARDS, STEPS_PER_SHARD = 4, 250  # the latents that there are at the first step, and then one shard more
-MOST_SHARDS = 40
+MOST_SHARDS = 80
 COLUMNS = 8  # of a sample sheet
 
 
