@@ -3,9 +3,11 @@
     python benchmarks/engine.py                      a postcards-tiny picture, cold and warm
     python benchmarks/engine.py unet --size 32       one U-Net call of Stable Diffusion 1.5's shape, random weights
     python benchmarks/engine.py decode encode text   the VAE and the text encoder of that shape
-    python benchmarks/engine.py all --full           everything, at 64x64 latents (512x512 pixels): minutes
+    python benchmarks/engine.py all --full           all of these, at 64x64 latents (512x512 pixels): minutes
+    python benchmarks/engine.py sdxl --size 128      a U-Net call of SDXL's shape: 10 GB of weights, twice
 
-Each engine runs in a process of its own and waits while the other is timed. Needs requirements-parity.txt.
+Each engine runs in a process of its own and waits while the other is timed (--only: where there is no room for both).
+Needs requirements-parity.txt.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "stable_diffusion" / "checkpoints" / "postcards-tiny"
 PROMPT = "a red house on green hills at sunset, with clouds"
 STEPS, CFG_WEIGHT = 20, 7.5
-PARTS = ("cold", "warm", "unet", "decode", "encode", "text")
-GROUPS = {"postcards": ("cold", "warm"), "all": PARTS}
+GROUPS = {"postcards": ("cold", "warm"), "all": ("cold", "warm", "unet", "decode", "encode", "text")}
+PARTS = (*GROUPS["all"], "sdxl")
 ENGINES = ("ours", "diffusers")
 
 
@@ -49,6 +51,7 @@ class Work:
             "decode": f"VAE decode to {pixels}x{pixels}",
             "encode": f"VAE encode of {pixels}x{pixels}",
             "text": "text encoder, (2, 77)",
+            "sdxl": f"SDXL's U-Net, a call, batch {self.batch}, {self.size}x{self.size}",
         }[self.part]
 
 
@@ -81,12 +84,13 @@ def make_ours(work: Work) -> Callable[[], object]:
         ids = mx.random.randint(0, 49407, (2, 77))
         mx.eval(text.parameters(), ids)
         return lambda: mx.eval(text(ids).last_hidden_state)
-    if work.part == "unet":
-        unet = UNet(UNetConfig(cross_attention_dim=768))
-        x, words = mx.random.normal((work.batch, size, size, 4)), mx.random.normal((work.batch, 77, 768))
-        context = unet.project_text(words)  # once for each prompt, in the pipeline too
+    if work.part in UNETS:
+        config = UNetConfig.from_dict(UNETS[work.part])
+        unet, x = UNet(config), mx.random.normal((work.batch, size, size, 4))
+        context = unet.project_text(mx.random.normal((work.batch, 77, config.cross_attention_dim)))  # once, as it does
+        pooled = (mx.zeros((work.batch, 1280)), mx.zeros((work.batch, 6))) if work.part == "sdxl" else ()
         mx.eval(unet.parameters(), x, context)
-        return lambda: mx.eval(unet(x, mx.array([500.0]), context))
+        return lambda: mx.eval(unet(x, mx.array([500.0]), context, *pooled))
     vae = Autoencoder(AutoencoderConfig.from_dict(VAE))
     latents, pixels = mx.random.normal((1, size, size, 4)), mx.random.uniform(-1, 1, (1, 8 * size, 8 * size, 3))
     mx.eval(vae.parameters(), latents, pixels)
@@ -110,10 +114,11 @@ def make_diffusers(work: Work) -> Callable[[], object]:
         text = CLIPTextModel(CLIPTextConfig(**TEXT)).eval()
         ids = torch.randint(0, 49407, (2, 77))
         return lambda: text(ids).last_hidden_state
-    if work.part == "unet":
-        unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64).eval()
-        x, words = torch.randn(work.batch, 4, size, size), torch.randn(work.batch, 77, 768)
-        return lambda: unet(x, 500, encoder_hidden_states=words).sample
+    if work.part in UNETS:
+        unet = UNet2DConditionModel(**UNETS[work.part]).eval()
+        x, words = torch.randn(work.batch, 4, size, size), torch.randn(work.batch, 77, unet.config.cross_attention_dim)
+        pooled = {"text_embeds": torch.zeros(work.batch, 1280), "time_ids": torch.zeros(work.batch, 6)}
+        return lambda: unet(x, 500, encoder_hidden_states=words, added_cond_kwargs=pooled).sample
     vae = AutoencoderKL(**VAE).eval()
     latents, pixels = torch.randn(1, 4, size, size), torch.rand(1, 3, 8 * size, 8 * size) * 2 - 1
     if work.part == "decode":
@@ -137,6 +142,21 @@ def diffusers_picture(path: str) -> None:
     pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=CFG_WEIGHT).images[0].save(path)
 
 
+UNETS = {
+    "unet": {"cross_attention_dim": 768},
+    "sdxl": {
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
 TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
 VAE = {
     "block_out_channels": [128, 256, 512, 512],

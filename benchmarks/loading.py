@@ -111,12 +111,12 @@ def write(folder: Path) -> Path:
     return path
 
 
-def run(*arguments: str) -> str:
-    """This script again, in a process of its own; returns its last line."""
-    process = subprocess.run([sys.executable, __file__, *arguments], env=environment(), capture_output=True, text=True)
+def run(*arguments: str, script: str = __file__) -> str:
+    """A script again, this one or another, in a process of its own; returns its last line, if any."""
+    process = subprocess.run([sys.executable, script, *arguments], env=environment(), capture_output=True, text=True)
     if process.returncode:
         raise SystemExit(f"{arguments} failed:\n{process.stderr[-2000:]}")
-    return process.stdout.splitlines()[-1]
+    return (process.stdout.splitlines() or [""])[-1]
 
 
 def table(path: Path, float16: bool, repeats: int) -> None:
