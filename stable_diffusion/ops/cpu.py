@@ -77,10 +77,12 @@ def _blocked(function: Blockwise, otherwise: plain.Activation) -> plain.Activati
         if x.dtype != mx.float32:
             return otherwise(x)
         flat = eager.numbers(x).reshape(-1)
-        result, out = eager.unwritten(flat.shape)
         blocks = [slice(i, i + BLOCK) for i in range(0, len(flat), BLOCK)]
-        lanes.each(lambda at: function(flat[at], out[at]), blocks)
-        return result.reshape(x.shape)
+
+        def fill(out: np.ndarray) -> None:
+            lanes.each(lambda at: function(flat[at], out[at]), blocks)
+
+        return eager.written(flat.shape, fill).reshape(x.shape)
 
     return apply
 
@@ -92,14 +94,15 @@ def geglu(x: mx.array) -> mx.array:
     if x.dtype != mx.float32:
         return plain.geglu(x)
     value, gate = np.split(eager.numbers(x).reshape(-1, x.shape[-1]), 2, axis=1)
-    result, out = eager.unwritten(value.shape)
 
-    def gated(at: slice) -> None:
-        _gelu(gate[at], out[at])
-        out[at] *= value[at]
+    def fill(out: np.ndarray) -> None:
+        def gated(at: slice) -> None:
+            _gelu(gate[at], out[at])
+            out[at] *= value[at]
 
-    lanes.each(gated, _rows(out))
-    return result.reshape(*x.shape[:-1], -1)
+        lanes.each(gated, _rows(out))
+
+    return eager.written(value.shape, fill).reshape(*x.shape[:-1], -1)
 
 
 def group_norm(
@@ -121,20 +124,21 @@ def group_norm(
         y = rows[at] - mean[at[0]]
         return np.square(y, out=y).sum(0)
 
-    def normalised(at: tuple[int, slice]) -> None:
-        y = np.subtract(rows[at], mean[at[0]], out=out[at])
-        y *= scale[at[0]]
-        y += offset
-        if act is silu:
-            _silu(y, y)
+    def fill(out: np.ndarray) -> None:
+        def normalised(at: tuple[int, slice]) -> None:
+            y = np.subtract(rows[at], mean[at[0]], out=out[at])
+            y *= scale[at[0]]
+            y += offset
+            if act is silu:
+                _silu(y, y)
+
+        lanes.each(normalised, blocks)
 
     with np.errstate(all="ignore"):
         mean = means(lanes.each(lambda at: rows[at].sum(0), blocks))
         scale = np.asarray(weight) / np.sqrt(means(lanes.each(squares, blocks)) + np.float32(eps))
         offset = np.asarray(bias)
-        result, out = eager.unwritten(rows.shape)
-        lanes.each(normalised, blocks)
-    result = result.reshape(x.shape)
+        result = eager.written(rows.shape, fill).reshape(x.shape)
     return act(result) if act and act is not silu else result
 
 

@@ -7,7 +7,7 @@ polynomial of cpu.py takes. Nothing here is lazy: inputs are computed, and so is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..backend import mx
 from . import lanes
 
 BLOCK = 1 << 19  # scores that a block of rows holds: two megabytes
+SMALL = 1 << 20  # bytes of an array that is copied sooner than MLX finds memory for it
 FEW = 32  # blocks that are not shared out for their own sake
 _ROW_MAJOR, _PLAIN, TRANSPOSED = 101, 111, 112
 
@@ -26,21 +27,22 @@ def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     batch, heads, length, depth = q.shape
     queries, keys, values = _whole_rows(q), _whole_rows(k), np.ones((*v.shape[:-1], depth + 1), np.float32)
     values[..., :depth] = np.asarray(v)
-    result, out = unwritten((batch, length, heads, depth))
     rows = max(1, BLOCK // k.shape[2])
 
-    def attend(part: tuple[int, int, int]) -> None:
-        image, head, first = part
-        some = slice(first, first + rows)
-        theirs = min(image, len(keys) - 1), head
-        _attend(queries[image, head, some], keys[theirs], values[theirs], out[image, some, head])
+    def fill(out: np.ndarray) -> None:
+        def attend(part: tuple[int, int, int]) -> None:
+            image, head, first = part
+            some = slice(first, first + rows)
+            theirs = min(image, len(keys) - 1), head
+            _attend(queries[image, head, some], keys[theirs], values[theirs], out[image, some, head])
 
-    blocks = [(i, j, row) for i in range(batch) for j in range(heads) for row in range(0, length, rows)]
-    if len(blocks) < FEW:
-        lanes.each(attend, blocks)
-    else:
-        lanes.by_blocks(lanes.each, attend, blocks)
-    return result.transpose(0, 2, 1, 3)
+        blocks = [(i, j, row) for i in range(batch) for j in range(heads) for row in range(0, length, rows)]
+        if len(blocks) < FEW:
+            lanes.each(attend, blocks)
+        else:
+            lanes.by_blocks(lanes.each, attend, blocks)
+
+    return written((batch, length, heads, depth), fill).transpose(0, 2, 1, 3)
 
 
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
@@ -72,10 +74,18 @@ def numbers(x: mx.array) -> np.ndarray:
     return np.asarray(x)
 
 
-def unwritten(shape: Sequence[int]) -> tuple[mx.array, np.ndarray]:
-    """A new array of float32, and the same memory for numpy to write on, which nobody else has seen yet."""
+def written(shape: Sequence[int], fill: Callable[[np.ndarray], None]) -> mx.array:
+    """A new array of float32, which `fill` writes.
+
+    To have memory of MLX's takes longer than to fill a small array and copy it; a large one is written where it stays.
+    """
+    if 4 * math.prod(shape) <= SMALL:
+        out = np.empty(shape, np.float32)
+        fill(out)
+        return mx.array(out)
     array = mx.zeros(shape)
-    return array, numbers(array)
+    fill(numbers(array))  # which nobody else has seen yet
+    return array
 
 
 def _whole_rows(x: mx.array) -> np.ndarray:

@@ -58,12 +58,14 @@ def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """
     mx.eval(x, weight, bias)
     outputs, *_, channels = weight.shape
-    result, out = eager.unwritten((*x.shape[:3], outputs))
     pixels, weights, biases = map(np.asarray, (x, weight, bias))
     some = -(-outputs // max(1, round(PLACES * channels * outputs / MOST_KERNELS)))
-    for share in [slice(i, i + some) for i in range(0, outputs, some)]:
-        _convolve(pixels, weights[share], biases[share], out[..., share])
-    return result
+
+    def fill(out: np.ndarray) -> None:
+        for share in [slice(i, i + some) for i in range(0, outputs, some)]:
+            _convolve(pixels, weights[share], biases[share], out[..., share])
+
+    return eager.written((*x.shape[:3], outputs), fill)
 
 
 def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
