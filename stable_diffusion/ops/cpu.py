@@ -16,6 +16,7 @@ from . import eager, lanes, plain
 from .winograd import conv3x3
 
 BLOCK = 1 << 16  # elements that a block holds: a quarter of a megabyte
+WIDE = 1024  # numbers in a row, from which on numpy adds rows at full speed
 
 WINOGRAD_PIXELS = 32 * 32  # below it the kernels' transform costs what the products save
 WINOGRAD_CHANNELS = 32
@@ -112,13 +113,15 @@ def group_norm(
         return plain.group_norm(x, weight, bias, groups, eps, act)
     mx.eval(x, weight, bias)
     channels = x.shape[-1]
-    rows = np.asarray(x).reshape(len(x), -1, channels)
+    fold = _fold(x.size // len(x) // channels, channels)
+    rows = np.asarray(x).reshape(len(x), -1, fold * channels)
     blocks = [(image, at) for image in range(len(rows)) for at in _rows(rows[0])]
 
     def means(sums: list[np.ndarray]) -> np.ndarray:
-        """Sums of the blocks' channels (C,), each -> of each image and channel the mean of its group (B, C)."""
+        """Sums of the blocks' columns, each -> of each image and column the mean of its group."""
         total = np.stack(sums).reshape(len(rows), -1, groups, channels // groups).sum((1, 3), np.float64)
-        return np.repeat(total / (rows[0].size // groups), channels // groups, axis=1).astype(np.float32)
+        of_channels = np.repeat(total / (rows[0].size // groups), channels // groups, axis=1)
+        return np.tile(of_channels.astype(np.float32), fold)
 
     def squares(at: tuple[int, slice]) -> np.ndarray:
         y = rows[at] - mean[at[0]]
@@ -136,10 +139,15 @@ def group_norm(
 
     with np.errstate(all="ignore"):
         mean = means(lanes.each(lambda at: rows[at].sum(0), blocks))
-        scale = np.asarray(weight) / np.sqrt(means(lanes.each(squares, blocks)) + np.float32(eps))
-        offset = np.asarray(bias)
+        deviation = np.sqrt(means(lanes.each(squares, blocks)) + np.float32(eps))
+        scale, offset = np.tile(weight, fold) / deviation, np.tile(bias, fold)
         result = eager.written(rows.shape, fill).reshape(x.shape)
     return act(result) if act and act is not silu else result
+
+
+def _fold(places: int, channels: int) -> int:
+    """How many places of a feature map are taken as one row, of so many times the channels."""
+    return math.gcd(places, 1 << max(0, (WIDE // channels).bit_length() - 1))
 
 
 def _rows(x: np.ndarray) -> list[slice]:
