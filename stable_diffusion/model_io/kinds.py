@@ -115,15 +115,20 @@ def describe(path: str | os.PathLike) -> Description:
     path = Path(path)
     with open_tensors(path, check=False) as file:
         try:
+            take_averages(file)
             return describe_open(file)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             raise WeightsError(f"{path} is damaged: its header makes no sense. Download or copy it again.") from None
 
 
-def describe_open(file: TensorFile) -> Description:
-    """`describe` for an open file; where that has averages of the U-Net alone, they become the U-Net."""
+def take_averages(file: TensorFile) -> None:
+    """Where an open file has averages of the U-Net alone, have them called the U-Net."""
     if CONV_IN not in file.tensors and AVERAGED_UNET + "input_blocks00weight" in file.tensors:
         file.tensors = {averaged_name(key): tensor for key, tensor in file.tensors.items()}
+
+
+def describe_open(file: TensorFile) -> Description:
+    """`describe` for an open file, after `take_averages`."""
     tensors = file.tensors
     first = tensors.get(CONV_IN) or next((t for t in tensors.values() if t.dtype in PRECISIONS), None)
     precision = PRECISIONS.get(first.dtype, first.dtype) if first else ""

@@ -19,7 +19,7 @@ from ..vae import Autoencoder
 from . import ldm
 from .checkpoint import Checkpoint, assemble, vae_dtype
 from .hub import Progress
-from .kinds import Description, describe_open, read_original_config
+from .kinds import Description, describe_open, read_original_config, take_averages
 from .mapping import NameMap
 from .stored import Scratch, StoredTensor, TensorFile, open_tensors
 from .weights import Form, Source, add_source, give
@@ -46,6 +46,7 @@ def load_single_file(
     """
     report = progress or (lambda message, fraction: None)
     with open_tensors(path) as file:
+        take_averages(file)
         found = describe_open(file)
         _refuse(path, found)
         load = _Loader(file, found, dtype, check_values, report, prediction_type or found.prediction_type)
