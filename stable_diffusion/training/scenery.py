@@ -139,10 +139,11 @@ def _rainbow(canvas: Canvas, view: View, stops: list[Colour], rng: Random) -> No
 def _birds(canvas: Canvas, view: View, stops: list[Colour], rng: Random) -> None:
     ink = {"day": (52, 66, 104), "sunset": (74, 30, 74), "night": (10, 12, 40)}[view.time]
     side = -1 if view.x > 0.5 else 1  # the flock is where the thing is not
-    for i in range(5):
-        x = 0.5 + side * (0.06, 0.26, 0.36, -0.16, -0.34)[i] + rng.uniform(-0.04, 0.04)
-        y = (0.30, 0.17, 0.36, 0.15, 0.28)[i] * view.horizon / 0.6 + rng.uniform(-0.03, 0.03)
-        wing, lift = rng.uniform(0.055, 0.075), rng.uniform(0.030, 0.044)
+    for i in range(3):  # large enough for latents, whose places are 1/16 wide here
+        x = 0.5 + side * (0.20, 0.37, -0.30)[i] + rng.uniform(-0.03, 0.03)
+        y = (0.16, 0.36, 0.24)[i] * view.horizon / 0.6 + rng.uniform(-0.03, 0.03)
+        wing = (0.115, 0.085, 0.085)[i] * rng.uniform(0.92, 1.08)
+        lift = wing * rng.uniform(0.52, 0.62)
         for turn in (-1, 1):
             arm = [(x, y), (x + turn * wing * 0.45, y - lift), (x + turn * wing, y - lift * 0.55)]
             canvas.polygon([arm[0], arm[1], arm[2], (x + turn * wing * 0.5, y - lift * 0.42), (x, y + 0.016)], ink)

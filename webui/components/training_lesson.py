@@ -19,7 +19,7 @@ def draw(model: models.Model) -> None:
     st.markdown(
         "A model learns from examples: a picture goes in, an error comes out, and every weight is moved a little in "
         "the direction that makes the error smaller. It is trained in two parts, one after the other. These are the "
-        "curves and sheets of a small model, as this program made it on one core of a CPU."
+        "curves and sheets of a small model, as this program made it on two cores of a CPU."
     )
     st.subheader("The autoencoder")
     st.markdown(
@@ -31,6 +31,11 @@ def draw(model: models.Model) -> None:
         r"L = \lVert x - D(z) \rVert^2 + \lambda\, D_{KL}\left(N(\mu, \sigma^2)\,\Vert\,N(0, 1)\right)"
     )
     _part("vae", "Postcards that were not learnt from, and below each row what the autoencoder makes of it")
+    st.markdown(
+        "The decoder can go on learning alone: edges become finer, and since the latents stay what they are, so does "
+        "a diffusion that has been trained on them."
+    )
+    _part("decoder", "The same postcards, as the decoder learnt on")
     st.subheader("The diffusion")
     st.markdown(
         "Then the text encoder and the U-Net learn together. A latent is mixed with noise at a random time, and the "
