@@ -645,8 +645,8 @@ def test_the_training_that_was_made_is_shown(engine):
     page.session_state["lesson"] = "Training"
     page.run()
     assert not page.exception
-    assert len(page.get("arrow_vega_lite_chart")) + len(page.get("vega_lite_chart")) == 2
-    assert len(page.get("latex")) == 4 and len(page.select_slider) == 2
+    assert len(page.get("arrow_vega_lite_chart")) + len(page.get("vega_lite_chart")) == 3
+    assert len(page.get("latex")) == 4 and len(page.select_slider) == 3
 
 
 def test_a_lesson_that_fails_says_so_and_can_be_tried_again(engine, lessons):
