@@ -87,7 +87,8 @@ def make_ours(work: Work) -> Callable[[], object]:
     if work.part in UNETS:
         config = UNetConfig.from_dict(UNETS[work.part])
         unet, x = UNet(config), mx.random.normal((work.batch, size, size, 4))
-        context = unet.project_text(mx.random.normal((work.batch, 77, config.cross_attention_dim)))  # once, as it does
+        words = mx.random.normal((work.batch, 77, config.cross_attention_dim))
+        context = unet.project_text(words)  # once for each prompt, in the pipeline too
         pooled = (mx.zeros((work.batch, 1280)), mx.zeros((work.batch, 6))) if work.part == "sdxl" else ()
         mx.eval(unet.parameters(), x, context)
         return lambda: mx.eval(unet(x, mx.array([500.0]), context, *pooled))
