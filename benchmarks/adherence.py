@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from PIL import Image, ImageOps
 
-import utils
 from stable_diffusion import StableDiffusion
 from stable_diffusion.errors import InputError, StableDiffusionError
+from stable_diffusion.pictures import arrays
 from stable_diffusion.training.classifier import ATTRIBUTES, SIZE, Classifier, any_postcard, frechet_distance, train
-from stable_diffusion.training.postcards import Postcard, describe, paint, random_postcard
+from stable_diffusion.training.postcards.painter import Postcard, describe, paint, random_postcard
 
 ROOT = Path(__file__).resolve().parent.parent
 FRESH, GENERATED, JUDGED = 1001, 2002, 3003  # streams of postcards that no training draws from
@@ -106,7 +106,7 @@ def generate(sd: StableDiffusion, cards: list[Postcard], options: argparse.Names
             seed=options.seed + i,
         ):
             last = step.latents
-        pictures.append(utils.to_uint8(np.array(sd.decode(last)[0])))
+        pictures.append(arrays.to_uint8(np.array(sd.decode(last)[0])))
         if (i + 1) % 10 == 0:
             left = (time.monotonic() - begun) / (i + 1) * (len(cards) - i - 1)
             tell(f"{sd.name}: {i + 1} of {len(cards)} pictures, {left:.0f} s left")
@@ -115,7 +115,7 @@ def generate(sd: StableDiffusion, cards: list[Postcard], options: argparse.Names
 
 def through_vae(sd: StableDiffusion, pictures: np.ndarray) -> tuple[np.ndarray, float]:
     """The pictures encoded and decoded, and their mean PSNR in dB."""
-    back = np.stack([utils.to_uint8(np.array(sd.decode(sd.encode(picture))[0])) for picture in pictures])
+    back = np.stack([arrays.to_uint8(np.array(sd.decode(sd.encode(picture))[0])) for picture in pictures])
     errors = np.square((back.astype(np.float64) - pictures) / 255).mean((1, 2, 3))
     return back, float(np.mean(-10 * np.log10(np.maximum(errors, 1e-10))))
 
@@ -219,7 +219,7 @@ def run(options: argparse.Namespace) -> None:
     found = [score(name, judge, unit, fresh, options) for name in options.compare or [options.model]]
     print(table(right, halves, found))
     if options.sheet:
-        utils.grid([picture for one in found for picture in one.pictures], COLUMNS, gap=4).save(options.sheet)
+        arrays.grid([picture for one in found for picture in one.pictures], COLUMNS, gap=4).save(options.sheet)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
-import models
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, catalogue
 
 TIMES = "by day|on a bright day|at sunset|in the evening|at night|on a dark night"
 PLACES = "green hills|rolling hills|snowy mountains|the mountains|the desert|desert dunes|the sea|the ocean"
@@ -44,7 +43,7 @@ def blocks(pictures: np.ndarray, size: int) -> np.ndarray:
     return 2 * pictures.reshape(b, height // size, size, width // size, size, 3).mean((2, 4)) - 1
 
 
-def paint(sd: StableDiffusion, prompt: str, seed: int, defaults: models.Defaults) -> dict[str, tuple]:
+def paint(sd: StableDiffusion, prompt: str, seed: int, defaults: catalogue.Defaults) -> dict[str, tuple]:
     """Latents and block colours of one picture, by the part of the way."""
     found = {}
     steps = sd.generate_latents(prompt, num_steps=defaults.steps, cfg_weight=defaults.cfg, seed=seed)
@@ -71,10 +70,10 @@ def explained(factors: np.ndarray, latents: np.ndarray, colours: np.ndarray) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=models.DEFAULT)
+    parser.add_argument("--model", default=catalogue.DEFAULT)
     parser.add_argument("--pictures", type=int, default=96)
     args = parser.parse_args()
-    model = models.find(args.model)
+    model = catalogue.find(args.model)
     sd = StableDiffusion(model.source)
     painted = [paint(sd, prompt, seed, model.defaults) for seed, prompt in enumerate(captions(args.pictures))]
     split = args.pictures * 2 // 3

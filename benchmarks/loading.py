@@ -81,7 +81,7 @@ def write(folder: Path) -> Path:
     from stable_diffusion.backend import mx
     from stable_diffusion.clip import CLIPTextModel
     from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
-    from stable_diffusion.model_io import save
+    from stable_diffusion.model_io import export
     from stable_diffusion.model_io.checkpoint import Checkpoint
     from stable_diffusion.model_io.safetensors_file import write_safetensors
     from stable_diffusion.unet import UNet
@@ -99,10 +99,10 @@ def write(folder: Path) -> Path:
         True,
     )
     path = folder / FILE
-    for name, content in save.folder_texts(checkpoint, path, own=False).items():
+    for name, content in export.folder_texts(checkpoint, path, own=False).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    ((tensors, metadata),) = save.single_file_weights(checkpoint, mx.float16, "random").values()
+    ((tensors, metadata),) = export.single_file_weights(checkpoint, mx.float16, "random").values()
     del checkpoint
     temporary = folder / f"{FILE}.part"
     temporary.unlink(missing_ok=True)

@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from PIL import Image, ImageDraw
 
-import utils
 from stable_diffusion import Blend, StableDiffusion
-from stable_diffusion.inpaint import Inpainting
+from stable_diffusion.pictures import arrays
+from stable_diffusion.pictures.inpainting import Inpainting
+from stable_diffusion.record import picture_files
 
 SEEDS = 16
 Pictures = list[Image.Image]
@@ -30,7 +31,7 @@ Measure = Callable[[np.ndarray], float]  # of a picture (H, W, 3), float in [0, 
 def generate(sd: StableDiffusion, text: str, seed: int, **options) -> Image.Image:
     """One picture, with the model's usual settings."""
     *_, last = sd.generate_latents(text, seed=seed, **{"num_steps": 20, "cfg_weight": 5.0, **options})
-    return utils.to_picture(np.asarray(sd.decode(last.latents))[0])
+    return arrays.to_picture(np.asarray(sd.decode(last.latents))[0])
 
 
 def share_of_red(picture: Image.Image, where: np.ndarray) -> float:
@@ -78,7 +79,7 @@ def row(sd: StableDiffusion, text: str | Blend, negative: str | None = None) -> 
     for seed in range(0, SEEDS, 8):
         options = {"num_steps": 10, "cfg_weight": 5.0, "sampler": "dpmpp_2m", "n_images": 8}
         *_, last = sd.generate_latents(text, negative, seed=seed, **options)
-        pictures += [utils.to_picture(each) for each in np.asarray(sd.decode(last.latents))]
+        pictures += [arrays.to_picture(each) for each in np.asarray(sd.decode(last.latents))]
     return pictures
 
 
@@ -174,7 +175,7 @@ def main() -> None:
     sd = StableDiffusion(args.model)
     pictures = [picture for part in args.parts or PARTS for picture in PARTS[part](sd)]
     if args.sheet:
-        utils.save_picture(utils.grid(pictures, columns=SEEDS), args.sheet)
+        picture_files.save_picture(arrays.grid(pictures, columns=SEEDS), args.sheet)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from webui.components.live import REFRESH
-from webui.jobs import Job, Request
-from webui.preview import KINDS, data_url, frame_jpeg
-from webui.worker import Worker
+from stable_diffusion.service.jobs import Job, Request
+from stable_diffusion.service.preview import KINDS, data_url, frame_jpeg
+from stable_diffusion.service.worker import Worker
+from stable_diffusion.webui.components.live import REFRESH
 
 PROMPT = "a red house on green hills at sunset, with clouds"
 

@@ -14,15 +14,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .conditioning import Blend
     from .pipeline import GenerationStep, StableDiffusion
     from .sampler import SimpleEulerSampler, sampler_by_name
+    from .text.conditioning import Blend
 
 __version__ = "0.1.0"
 
 # Resolved when first used, so that errors, configurations and `--help` cost no import of MLX.
 _HOMES = {
-    "Blend": ".conditioning",
+    "Blend": ".text.conditioning",
     "GenerationStep": ".pipeline",
     "StableDiffusion": ".pipeline",
     "SimpleEulerSampler": ".sampler",

@@ -11,28 +11,29 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from . import arguments, backend, masking, memory, texts
+from . import backend, checks, memory
 from .adapters.embeddings import Embeddings, with_embeddings
 from .adapters.lora import Networks
 from .adapters.overlay import Choice, Loras, Overlay
-from .adapters.tags import Strength, take_loras
 from .backend import mx, nn
-from .conditioning import A1111, Blend, TextConditioner
-from .denoiser import Denoiser
+from .diffusion.denoiser import Denoiser
+from .diffusion.noise import NoiseStream, Seeds
+from .diffusion.schedule import Plan
+from .diffusion.start import InputPicture, check_task, read_input, start_from
 from .errors import InputError
-from .model_io.autoencoder import cached_tiny_vae, load_vae
 from .model_io.checkpoint import vae_dtype
 from .model_io.hub import Progress
+from .model_io.load_vae import cached_tiny_vae, load_vae
+from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
-from .model_io.sources import load, locate
-from .noise import NoiseStream, Seeds
-from .picture import as_input
+from .pictures.reading import as_input
 from .sampler import Sampler, sampler_by_name
-from .schedule import Plan
-from .texts import Guidance, Script, Text, ToldUNet
+from .text.conditioning import A1111, Blend, TextConditioner
+from .text.script import Guidance, Script, Text, ToldUNet, check_text, parts_of, take_blend_loras, write_script
+from .text.tags import Strength, take_loras
+from .tiles import decode_in_tiles
 from .unet import UNet
 from .vae import Autoencoder
-from .vae_tiles import decode_in_tiles
 from .vae_tiny import TinyAutoencoder
 
 DEFAULT_MODEL = "postcards-tiny"
@@ -210,9 +211,9 @@ class StableDiffusion:
         first noise of picture i is turned that far, from 0 to 1, towards the noise of the seed `variation_seed` + i.
         Dropping the generator cancels the generation.
 
-        Both texts are read in A1111's language (`stable_diffusion.prompt`), whose schedules count the steps that are
-        run; `prompt_language` "plain" takes them as they stand, cut off behind 75 tokens. A `Blend` is a text between
-        two. `clip_skip` 2 takes the text encoder's last layer but one, and so on; None is the checkpoint's own.
+        Both texts are read in A1111's language (stable_diffusion.text.language); its schedules count the steps that are
+        run. `prompt_language` "plain" takes them literally, truncated after 75 tokens. A `Blend` is a text between two.
+        `clip_skip` 2 takes the text encoder's penultimate layer, and so on; None is the checkpoint's own.
 
         `<lora:name:0.8>` in the text lays a LoRA over this generation, beside those of `set_loras`; the name of a file
         in `embedding_folders` stands for its vectors, in both texts.
@@ -221,35 +222,33 @@ class StableDiffusion:
         asks for more memory than there is, and what `set_loras` raises for what the texts name.
         """
         # 1. Everything that can be refused is refused here.
-        text = texts.check("text", text)
+        text = check_text("text", text)
         if negative_text is not None:
-            arguments.text("negative_text", negative_text)
-        n_images = arguments.whole("n_images", n_images, 1, MAX_IMAGES)
+            checks.text("negative_text", negative_text)
+        n_images = checks.whole("n_images", n_images, 1, MAX_IMAGES)
         width, height = self._size(width, height)
         shape = (height // self.downscale, width // self.downscale, self.latent_channels)
-        seeds = arguments.seeds(seed, n_images, variation_seed, variation_strength)
-        noise = None if latents is None else arguments.noise(latents, (n_images, *shape))
+        seeds = checks.seeds(seed, n_images, variation_seed, variation_strength)
+        noise = None if latents is None else checks.noise(latents, (n_images, *shape))
         if noise is not None and seeds.strength:
             raise InputError("latents are the first noise themselves: leave out variation_strength, or the latents.")
-        picture = masking.read_input(input_image, mask_image, masked_content, width, height)
-        masking.check_task(self.name, self._unet.config.in_channels, self.latent_channels, picture)
+        picture = read_input(input_image, mask_image, masked_content, width, height)
+        check_task(self.name, self._unet.config.in_channels, self.latent_channels, picture)
         sampler = sampler_by_name(sampler)
         plan = sampler.plan(self.scheduler_config, num_steps)
         if picture is not None:
             plan = _tail(plan, num_steps, denoising_strength)
         guidance = Guidance(
-            cfg_weight=arguments.number("cfg_weight", cfg_weight, 0.0, math.inf),
-            rescale=arguments.number("guidance_rescale", guidance_rescale, 0.0, 1.0),
+            cfg_weight=checks.number("cfg_weight", cfg_weight, 0.0, math.inf),
+            rescale=checks.number("guidance_rescale", guidance_rescale, 0.0, 1.0),
         )
-        text, tags = texts.take_loras(text)
+        text, tags = take_blend_loras(text)
         if negative_text is not None:
             negative_text, without_effect = take_loras(negative_text)
             if without_effect:
                 warnings.warn("LoRA tags in the negative text have no effect; write them into the text.", stacklevel=2)
         conditioner = self._conditioner.replaced(language=prompt_language, clip_skip=clip_skip)
-        script = texts.write_script(
-            text, negative_text, len(plan), guidance, self._embeds_guidance, conditioner.language
-        )
+        script = write_script(text, negative_text, len(plan), guidance, self._embeds_guidance, conditioner.language)
         rows = n_images * max(map(len, script.rows))
         spared = None if self.low_memory else self._needs_with(low_memory=True)
         self._needs.check(rows, n_images, width, height, spared)
@@ -306,7 +305,7 @@ class StableDiffusion:
         Width and height as in `generate_latents`; the posterior is drawn from with `seed`. Raises `InputError` and
         `PictureError`.
         """
-        seed = arguments.whole("seed", seed, 0, arguments.MAX_SEED)
+        seed = checks.whole("seed", seed, 0, checks.MAX_SEED)
         width, height = self._size(width, height)
         noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
         return self._vae.encode(mx.array(as_input(picture, width, height))[None], noise())
@@ -316,7 +315,7 @@ class StableDiffusion:
 
         Weights and BREAK are read; schedules and AND, which belong to a generation, stand as text.
         """
-        text = texts.check("text", text)
+        text = check_text("text", text)
         conditioner = self._conditioner.replaced(language=prompt_language, clip_skip=clip_skip)
         return self._networks((), [text], conditioner)[1](text).text
 
@@ -329,7 +328,7 @@ class StableDiffusion:
         seeds: Seeds,
         sampler: Sampler,
         plan: Plan,
-        picture: masking.InputPicture | None,
+        picture: InputPicture | None,
         given_noise: mx.array | None,
     ) -> Iterator[GenerationStep]:
         backend.fit_threads(self._largest_product(seeds.n_images, size))
@@ -348,7 +347,7 @@ class StableDiffusion:
         )
         # 3. The first latents: noise, or the input picture's with noise of the plan's first level.
         noise = NoiseStream(seeds, (size[1] // self.downscale, size[0] // self.downscale, self.latent_channels))
-        start = masking.start(picture, plan, denoiser, noise, given_noise, self._vae.encode, self.inpainting)
+        start = start_from(picture, plan, denoiser, noise, given_noise, self._vae.encode, self.inpainting)
         if self.low_memory:
             mx.eval(start.x)
             self._shelf.drop(self._vae)
@@ -371,7 +370,7 @@ class StableDiffusion:
             unet, conditioner = networks.unet, conditioner.replaced(encoders=networks.text_encoders)
         else:
             self._overlay.forget()
-        parts = texts.parts_of(spoken, conditioner.language)
+        parts = parts_of(spoken, conditioner.language)
         if found := self._embeddings.used_in(parts, self.tokenizer, self._overlay.bare.text_encoders):
             tokenizers, encoders = with_embeddings(conditioner.tokenizers, conditioner.encoders, found)
             conditioner = conditioner.replaced(tokenizers=tokenizers, encoders=encoders)
@@ -403,7 +402,7 @@ class StableDiffusion:
     def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
         sides = []
         for name, side, own in zip(("width", "height"), (width, height), self.default_size, strict=True):
-            side = own if side is None else arguments.whole(name, side, self.downscale, MAX_SIDE)
+            side = own if side is None else checks.whole(name, side, self.downscale, MAX_SIDE)
             if side % self.downscale:
                 below = side // self.downscale * self.downscale
                 raise InputError(
@@ -416,7 +415,7 @@ class StableDiffusion:
 
 def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
     """The steps of the plan that a denoising strength leaves, as the reference counts them."""
-    strength = arguments.number("denoising_strength", strength, 0.0, 1.0)
+    strength = checks.number("denoising_strength", strength, 0.0, 1.0)
     steps = int(num_steps * strength)
     if not steps:
         raise InputError(

@@ -6,15 +6,15 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from .diffusion.samplers.base import Noise, Sampler, Step
+from .diffusion.samplers.ddim import DDIMSampler, DDPMSampler, LCMSampler
+from .diffusion.samplers.dpm import DPMSolverMultistepSDESampler, DPMSolverSampler
+from .diffusion.samplers.euler import EulerAncestralSampler, SimpleEulerSampler
+from .diffusion.samplers.heun import DPMSolverSDESampler, HeunSampler
+from .diffusion.samplers.lms import LMSSampler
+from .diffusion.samplers.pndm import PNDMSampler
+from .diffusion.samplers.unipc import UniPCSampler
 from .errors import SamplerError
-from .samplers.base import Noise, Sampler, Step
-from .samplers.ddim import DDIMSampler, DDPMSampler, LCMSampler
-from .samplers.dpm import DPMSolverMultistepSDESampler, DPMSolverSampler
-from .samplers.euler import EulerAncestralSampler, SimpleEulerSampler
-from .samplers.heun import DPMSolverSDESampler, HeunSampler
-from .samplers.lms import LMSSampler
-from .samplers.pndm import PNDMSampler
-from .samplers.unipc import UniPCSampler
 
 __all__ = [
     "DEFAULT_SAMPLER",

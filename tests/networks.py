@@ -13,7 +13,7 @@ from stable_diffusion.backend import mx
 from stable_diffusion.clip import CLIPTextModel
 from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from stable_diffusion.model_io import mapping
-from stable_diffusion.model_io.weights import load_weights
+from stable_diffusion.model_io.strict import load_weights
 from stable_diffusion.ops import plain
 from stable_diffusion.unet import UNet
 from stable_diffusion.vae import Autoencoder

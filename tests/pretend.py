@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from stable_diffusion.adapters.tags import Strength
 from stable_diffusion.errors import CheckpointNotFoundError, InputError
-from webui import worker as worker_module
+from stable_diffusion.service import worker as worker_module
+from stable_diffusion.text.tags import Strength
 
 
 class PretendModel:

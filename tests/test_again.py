@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-import models
 import stable_diffusion
-import utils
 from stable_diffusion import __main__ as program
-from stable_diffusion import pipeline, recipe
+from stable_diffusion import catalogue, pipeline
 from stable_diffusion.adapters import files as adapter_files
 from stable_diffusion.commands import needs
-from stable_diffusion.provenance import InputFile
-from webui.jobs import Request
-from webui.worker import Worker
+from stable_diffusion.record import keys, picture_files
+from stable_diffusion.record.inputs import InputFile
+from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.service.jobs import Request
+from stable_diffusion.service.worker import Worker
 
 from .pretend import wait
 
@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
     """Each test stands in a folder of its own, and knows no models but the embedded one."""
     for kind in adapter_files.VARIABLES.values():
         monkeypatch.delenv(kind, raising=False)
-    monkeypatch.setattr(models, "model_folders", lambda: [tmp_path / "models"])
+    monkeypatch.setattr(catalogue, "model_folders", lambda: [tmp_path / "models"])
     monkeypatch.setattr(stable_diffusion, "StableDiffusion", loaded, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -68,7 +68,7 @@ def again(capsys, source, *options, output="again.png"):
     capsys.readouterr()
     assert run("again", source, "--output", output, *options) == 0
     said = capsys.readouterr().err.splitlines()[-1]
-    assert utils.read_parameters(output) == utils.read_parameters(source)
+    assert picture_files.read_parameters(output) == picture_files.read_parameters(source)
     return said
 
 
@@ -309,7 +309,7 @@ def test_a_picture_of_the_page(capsys, monkeypatch, kind):
 
 
 def test_the_vae_is_found_and_compared(capsys, folder):
-    vae = Path(models.__file__).parent / "stable_diffusion/checkpoints/postcards-tiny/vae"
+    vae = Path(catalogue.__file__).parent / "checkpoints/postcards-tiny/vae"
     shutil.copytree(vae, "my-vae")
     run("txt2img", PROMPT, *FEW, "--vae", "my-vae", "--output", "a.png")
     assert again(capsys, "a.png") == SAME
@@ -328,7 +328,7 @@ def test_loras_are_found_and_compared(capsys, folder, monkeypatch):
     os.mkdir("mine")
     file = lora(folder / "mine" / "a, deep: one.safetensors", sd=loaded(float16=False))
     run("txt2img", PROMPT, *FEW, "--lora", f"{file}:0.3333333333333333", "--output", "a.png")
-    assert utils.read_parameters("a.png").extra["LoRA"] == "a, deep: one:0.3333333333333333"
+    assert picture_files.read_parameters("a.png").extra["LoRA"] == "a, deep: one:0.3333333333333333"
     assert run("again", "a.png") == 1
     assert "a, deep: one" in capsys.readouterr().err
     assert run("again", "a.png", "--lora", file, "--output", "again.png") == 0
@@ -361,7 +361,7 @@ def test_embeddings_are_recorded_and_compared(capsys, folder, monkeypatch):
     monkeypatch.setenv("STABLE_DIFFUSION_EMBEDDINGS", str(folder))
     save_file({"emb_params": np.ones((2, width), np.float32)}, "style.safetensors")
     run("txt2img", f"{PROMPT}, style", *FEW, "--output", "a.png")
-    assert utils.read_parameters("a.png").extra["TI hashes"].startswith("style: ")
+    assert picture_files.read_parameters("a.png").extra["TI hashes"].startswith("style: ")
     assert again(capsys, "a.png") == SAME
     save_file({"emb_params": np.zeros((2, width), np.float32)}, "style.safetensors")
     assert run("again", "a.png") == 2
@@ -374,9 +374,9 @@ def test_a_model_by_its_hash_its_name_or_given(capsys, folder, monkeypatch):
         Path("models", f"{name}.safetensors").write_bytes(content)
     one, two = (str(folder / "models" / f"{name}.safetensors") for name in ("one", "two"))
     monkeypatch.setattr(
-        models, "from_file", lambda path, name=None: models.Model(name, "local", str(path), Path(path).stem)
+        catalogue, "from_file", lambda path, name=None: catalogue.Model(name, "local", str(path), Path(path).stem)
     )
-    hashes = {path: models.short_hash(path) for path in (one, two)}
+    hashes = {path: catalogue.short_hash(path) for path in (one, two)}
     assert needs.model("one", hashes[one]).source == one
     assert needs.model("renamed since", hashes[two]).source == two
     assert needs.model("one", None).source == one
@@ -401,8 +401,8 @@ def test_a_strangers_word_is_not_enough_to_load_from_anywhere(name):
 
 
 def test_another_model_is_said(capsys):
-    parameters = utils.Parameters(PROMPT, "", 2, "Euler", None, 5, 7, 64, 64, "aaaaaaaaaa", "a model of mine")
-    utils.save_picture(np.zeros((64, 64, 3)), "a.png", parameters)
+    parameters = Parameters(PROMPT, "", 2, "Euler", None, 5, 7, 64, 64, "aaaaaaaaaa", "a model of mine")
+    picture_files.save_picture(np.zeros((64, 64, 3)), "a.png", parameters)
     assert run("again", "a.png") == 1
     error = capsys.readouterr().err
     assert "'a model of mine' (hash aaaaaaaaaa)" in error and "--model" in error
@@ -410,7 +410,7 @@ def test_another_model_is_said(capsys):
     error = capsys.readouterr().err
     assert "made with the model 'a model of mine', now with 'postcards-tiny'" in error
     assert "alike in kind only" in error and "Not quite the same" in error
-    assert recipe.version() in error
+    assert keys.version() in error
 
 
 # --- Pictures of others, and what goes wrong
@@ -428,7 +428,7 @@ def test_a_picture_of_a1111(capsys):
     assert run("again", "theirs.png", "--output", "ours.png") == 0
     error = capsys.readouterr().err
     assert "made by another program" in error and "passed over: Tiling" in error
-    ours = utils.read_parameters("ours.png")
+    ours = picture_files.read_parameters("ours.png")
     assert (ours.sampler, ours.schedule, ours.seed, ours.negative) == ("DPM++ 2M", "Karras", 7, "clouds")
 
 
@@ -448,8 +448,8 @@ def test_a_picture_of_a1111(capsys):
 )
 def test_what_a_picture_says_wrongly_is_refused_in_a_line(capsys, change, said):
     values = {"prompt": PROMPT, "steps": 2, "sampler": "Euler", "cfg": 5.0, "seed": 7, "width": 64, "height": 64}
-    utils.save_picture(
-        np.zeros((64, 64, 3)), "a.png", utils.Parameters(**{**values, "model": "postcards-tiny", **change})
+    picture_files.save_picture(
+        np.zeros((64, 64, 3)), "a.png", Parameters(**{**values, "model": "postcards-tiny", **change})
     )
     assert run("again", "a.png", "--output", "b.png") == 2
     error = capsys.readouterr().err
@@ -467,9 +467,9 @@ def test_what_is_no_picture_or_says_nothing(capsys, name, said):
 
 
 def test_what_is_not_said_can_be_forced(capsys):
-    utils.save_picture(np.zeros((64, 64, 3)), "a.png", utils.Parameters(PROMPT, steps=2, width=64, height=64))
+    picture_files.save_picture(np.zeros((64, 64, 3)), "a.png", Parameters(PROMPT, steps=2, width=64, height=64))
     assert run("again", "a.png", "--model", "postcards-tiny", "--force", "--output", "b.png") == 0
-    assert utils.read_parameters("b.png").cfg == 5.0
+    assert picture_files.read_parameters("b.png").cfg == 5.0
 
 
 def test_the_command_is_shown_and_nothing_made(capsys):

@@ -12,15 +12,15 @@ from PIL import Image
 st = pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest  # noqa: E402
 
-import models  # noqa: E402
-import utils  # noqa: E402
+from stable_diffusion import catalogue  # noqa: E402
+from stable_diffusion.record import picture_files  # noqa: E402
+from stable_diffusion.service import values  # noqa: E402
+from stable_diffusion.service.jobs import Frame, Job, Picture, Request, State  # noqa: E402
+from stable_diffusion.webui.components import form, live, session  # noqa: E402
 from tests.pretend import PretendEngine, over, wait  # noqa: E402
-from webui import values  # noqa: E402
-from webui.components import form, live, session  # noqa: E402
-from webui.jobs import Frame, Job, Picture, Request, State  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGE_PAGE = "webui/pages/image_to_image.py"
+IMAGE_PAGE = "stable_diffusion/webui/pages/image_to_image.py"
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def test_the_names_that_people_and_tests_hold_on_to(page):
 
 
 def test_it_starts_with_the_embedded_model_and_its_defaults(page):
-    defaults = models.find(models.DEFAULT).defaults
-    assert labelled(page.selectbox, "Model").value == models.DEFAULT
+    defaults = catalogue.find(catalogue.DEFAULT).defaults
+    assert labelled(page.selectbox, "Model").value == catalogue.DEFAULT
     assert labelled(page.slider, "Steps").value == defaults.steps
     assert labelled(page.slider, "CFG").value == defaults.cfg
     assert labelled(page.number_input, "Width").value == defaults.width
@@ -100,21 +100,21 @@ def test_it_starts_with_the_embedded_model_and_its_defaults(page):
 
 
 def test_a_first_visit_offers_prompts_that_the_model_can_do_something_with(page):
-    example = values.examples(models.find(models.DEFAULT))[1]
+    example = values.examples(catalogue.find(catalogue.DEFAULT))[1]
     button(page, example).click()
     page.run()
     assert labelled(page.text_area, "Prompt").value == example
-    labelled(page.selectbox, "Model").set_value(models.find("sdxl-turbo").name)
+    labelled(page.selectbox, "Model").set_value(catalogue.find("sdxl-turbo").name)
     page.run()
     assert [each.label for each in page.button if (each.key or "").startswith("example-")] == list(values.EXAMPLES[""])
-    labelled(page.selectbox, "Model").set_value(models.DEFAULT)
+    labelled(page.selectbox, "Model").set_value(catalogue.DEFAULT)
     over(generate(page))
     page.run()
     assert not [each for each in page.button if (each.key or "").startswith("example-")]
 
 
 def test_another_model_brings_its_own_defaults(page):
-    turbo = models.find("sdxl-turbo")
+    turbo = catalogue.find("sdxl-turbo")
     labelled(page.selectbox, "Model").set_value(turbo.name)
     page.run()
     assert labelled(page.slider, "Steps").value == turbo.defaults.steps
@@ -368,7 +368,7 @@ def test_loras_and_their_strengths_are_chosen_kept_and_recalled(lora_files, engi
     labelled(page.text_area, "Prompt").set_value("a")
     page.run()
     page.switch_page(IMAGE_PAGE).run()
-    page.switch_page("webui/pages/text_to_image.py").run()
+    page.switch_page("stable_diffusion/webui/pages/text_to_image.py").run()
     over(job := generate(page))
     assert job.request.loras == (("wash *bold*", 1.0), ("ink", 0.5))
     again = open_page(job=job.id)
@@ -486,7 +486,7 @@ def test_a_model_that_is_not_downloaded_asks_first(engine, page, monkeypatch):
         report("Downloading", 0.6)
 
     monkeypatch.setattr(session.the_downloads(), "_fetch", fetch)
-    turbo = models.find("sdxl-turbo")
+    turbo = catalogue.find("sdxl-turbo")
     labelled(page.selectbox, "Model").set_value(turbo.name)
     page.run()
     assert any("(not downloaded)" in option for option in labelled(page.selectbox, "Model").options)
@@ -510,23 +510,23 @@ def test_a_model_that_is_not_downloaded_asks_first(engine, page, monkeypatch):
 
 
 def test_a_model_that_went_away_leaves_the_page_standing(engine, page, monkeypatch):
-    other = models.Model("mine", models.LOCAL, "/nowhere/mine", "Mine", "sd1")
-    listed = models.all()
-    monkeypatch.setattr(session, "catalogue", lambda: [*listed, other])
+    other = catalogue.Model("mine", catalogue.LOCAL, "/nowhere/mine", "Mine", "sd1")
+    listed = catalogue.all()
+    monkeypatch.setattr(session, "listed_models", lambda: [*listed, other])
     page.run()
     labelled(page.selectbox, "Model").set_value("mine")
     page.run()
-    monkeypatch.setattr(session, "catalogue", lambda: listed)
+    monkeypatch.setattr(session, "listed_models", lambda: listed)
     page.run()
     assert not page.exception
-    assert labelled(page.selectbox, "Model").value == models.DEFAULT
+    assert labelled(page.selectbox, "Model").value == catalogue.DEFAULT
     assert "no longer there" in page.error[0].value
 
 
 def test_a_model_that_cannot_be_used_says_why(engine, page, monkeypatch):
-    broken = models.Model("mine", models.LOCAL, "/nowhere/mine", "Mine", problem="'mine' is cut short.")
-    listed = models.all()
-    monkeypatch.setattr(session, "catalogue", lambda: [*listed, broken])
+    broken = catalogue.Model("mine", catalogue.LOCAL, "/nowhere/mine", "Mine", problem="'mine' is cut short.")
+    listed = catalogue.all()
+    monkeypatch.setattr(session, "listed_models", lambda: [*listed, broken])
     page.run()
     labelled(page.selectbox, "Model").set_value("mine")
     labelled(page.text_area, "Prompt").set_value("a")
@@ -542,7 +542,7 @@ def test_what_others_put_into_the_form_is_made_showable(engine):
     page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
     given = dict.fromkeys(("prompt", "negative"), "") | dict.fromkeys(("width", "height"), 7) | {"seed": -1}
     given |= {"n_images": 1, "fit": "crop", "file_format": "png", "previews": [], "cfg": 5.0, "strength": 0.5}
-    for key, value in (given | {"model": models.DEFAULT, "sampler": "dpmpp_2m_karras", "steps": 10**6}).items():
+    for key, value in (given | {"model": catalogue.DEFAULT, "sampler": "dpmpp_2m_karras", "steps": 10**6}).items():
         page.session_state[key] = value
     page.run()
     assert not page.exception
@@ -594,7 +594,7 @@ def test_a_full_disk_is_said_and_the_picture_can_be_had(engine, page, monkeypatc
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(utils, "save_new_picture", full)
+    monkeypatch.setattr(picture_files, "save_new_picture", full)
     labelled(page.text_area, "Prompt").set_value("a")
     over(job := generate(page))
     page.run()
@@ -609,12 +609,12 @@ def test_a_full_disk_is_said_and_the_picture_can_be_had(engine, page, monkeypatc
 @pytest.fixture
 def lessons(monkeypatch):
     """The lessons' page with a function in the place of one of its lessons."""
-    from webui import lessons as module
+    from stable_diffusion.service import lessons as module
 
     def open_lesson(name, function):
         monkeypatch.setattr(module, name, function)
         page = open_page()
-        page.switch_page("webui/pages/how_it_works.py").run()
+        page.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
         return page
 
     return open_lesson
@@ -627,21 +627,21 @@ def settle(page):
 
 
 def test_a_lesson_is_computed_once_and_then_shown(engine, lessons):
-    from webui.lessons import Schedule
+    from stable_diffusion.service.lessons import Schedule
 
     asked = []
     curve = np.linspace(0.1, 1, 10)
     page = lessons("schedule", lambda model, report: asked.append(model.name) or Schedule(curve, curve, curve))
     settle(page)
     assert len(page.get("arrow_vega_lite_chart")) == 3 or len(page.get("vega_lite_chart")) == 3
-    open_page().switch_page("webui/pages/how_it_works.py").run()
+    open_page().switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
     settle(page)
-    assert asked == [models.DEFAULT]
+    assert asked == [catalogue.DEFAULT]
 
 
 def test_the_training_that_was_made_is_shown(engine):
     page = open_page()
-    page.switch_page("webui/pages/how_it_works.py").run()
+    page.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
     page.session_state["lesson"] = "Training"
     page.run()
     assert not page.exception
@@ -664,7 +664,7 @@ def test_the_live_panel_is_a_strip_beside_a_lesson(engine):
     page = open_page()
     labelled(page.text_area, "Prompt").set_value("a")
     job = generate(page)
-    page.switch_page("webui/pages/how_it_works.py").run()
+    page.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
     button(page, "Cancel").click()
     page.run()
     engine.gate.release(5)

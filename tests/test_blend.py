@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-import utils
-from stable_diffusion import Blend, StableDiffusion, blend, film
+from stable_diffusion import Blend, StableDiffusion
 from stable_diffusion import __main__ as program
 from stable_diffusion.backend import mx
 from stable_diffusion.errors import InputError
+from stable_diffusion.pictures import arrays
+from stable_diffusion.record import film, picture_files
+from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.text import blend
 
 DAY, NIGHT = "a red house on green hills by day", "a blue sailboat on the sea at night"
 FEW = ("--steps", 2, "--width", 64, "--height", 64, "--seed", 7, "--quiet")
@@ -99,27 +102,27 @@ def test_frames_lead_from_the_start_to_the_end(sd):
 def scale(n=4, size=(40, 24)):
     """Frames from black to red, with a gradient across."""
     ramp = np.linspace(0, 1, size[0])[None, :, None] * np.ones((size[1], 1, 3))
-    return [utils.to_picture(ramp * [i / (n - 1), 0.2, 0.5]) for i in range(n)]
+    return [arrays.to_picture(ramp * [i / (n - 1), 0.2, 0.5]) for i in range(n)]
 
 
 def test_a_strip_stands_side_by_side(folder):
-    film.save(scale(), "a.png", parameters=utils.Parameters("x", steps=3))
+    film.save(scale(), "a.png", parameters=Parameters("x", steps=3))
     strip = Image.open("a.png")
     assert strip.size == (160, 24)
     for i, frame in enumerate(scale()):
         assert strip.crop((40 * i, 0, 40 * i + 40, 24)).tobytes() == frame.tobytes()
-    assert utils.read_parameters("a.png").steps == 3
+    assert picture_files.read_parameters("a.png").steps == 3
 
 
 def test_a_gif_loops_and_keeps_colours_and_parameters(folder):
-    parameters = utils.Parameters("größer, \u732b", steps=3, extra={"Blend prompt": "y"})
+    parameters = Parameters("größer, \u732b", steps=3, extra={"Blend prompt": "y"})
     film.save(scale(), "a.gif", fps=5, parameters=parameters)
     with Image.open("a.gif") as gif:
         assert (gif.n_frames, gif.info["loop"], gif.info["duration"]) == (4, 0, 200)
         for shown, meant in zip(ImageSequence.Iterator(gif), scale(), strict=True):
             difference = np.asarray(shown.convert("RGB"), float) - np.asarray(meant, float)
             assert np.sqrt((difference**2).mean()) < 6
-    assert utils.read_parameters("a.gif") == parameters
+    assert picture_files.read_parameters("a.gif") == parameters
 
 
 @has_ffmpeg
@@ -140,9 +143,7 @@ def test_an_mp4_has_the_frames_at_their_times(folder):
 
 @has_ffmpeg
 def test_an_mp4_carries_its_parameters(folder, capsys):
-    parameters = utils.Parameters(
-        "größer, \u732b; a=b # c \\\nNegative prompt: x", steps=3, extra={"Blend prompt": "y"}
-    )
+    parameters = Parameters("größer, \u732b; a=b # c \\\nNegative prompt: x", steps=3, extra={"Blend prompt": "y"})
     film.save(scale(), "a.mp4", parameters=parameters)
     assert film.read_parameters("a.mp4") == parameters
     assert program.main(["info", "a.mp4"]) == 0 and "größer" in capsys.readouterr().out
@@ -193,7 +194,7 @@ def test_a_strip_with_its_frames_and_what_they_say(folder, capsys):
     strip, frames = pixels("b.png"), [pixels(f"b-{i}.png") for i in (1, 2, 3)]
     assert np.array_equal(strip, np.concatenate(frames, axis=1))
     assert np.abs(frames[0] - frames[2]).mean() > 10
-    told = [utils.read_parameters(name) for name in ("b.png", "b-1.png", "b-2.png", "b-3.png")]
+    told = [picture_files.read_parameters(name) for name in ("b.png", "b-1.png", "b-2.png", "b-3.png")]
     assert [each.prompt for each in told] == [DAY, DAY, DAY, NIGHT]
     assert {each.size for each in told} == {"64x64"} and {each.seed for each in told} == {7}
     said = [{key: each.extra[key] for key in each.extra if key.startswith(("Blend", "Var"))} for each in told]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stable_diffusion.chunks import Chunk, chunks_of, framed
-from stable_diffusion.tokenizer import Tokenizer
+from stable_diffusion.text.chunks import Chunk, chunks_of, framed
+from stable_diffusion.text.tokenizer import Tokenizer
 
 CLIP = Tokenizer.clip()
 HOUSE, COMMA = CLIP.encode("house")[0], CLIP.encode(",")[0]

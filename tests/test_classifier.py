@@ -9,7 +9,7 @@ from stable_diffusion.backend import mx
 from stable_diffusion.errors import InputError
 from stable_diffusion.training import classifier
 from stable_diffusion.training.classifier import ATTRIBUTES, Classifier, frechet_distance
-from stable_diffusion.training.postcards import is_held_out, paint
+from stable_diffusion.training.postcards.painter import is_held_out, paint
 
 
 def cards(count: int, seed: int = 0):

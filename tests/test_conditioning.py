@@ -7,8 +7,8 @@ import pytest
 
 from stable_diffusion import Blend, StableDiffusion
 from stable_diffusion.backend import mx
-from stable_diffusion.conditioning import PromptTruncatedWarning, TextConditioner, weighed
 from stable_diffusion.errors import InputError
+from stable_diffusion.text.conditioning import PromptTruncatedWarning, TextConditioner, weighed
 
 from . import drawn
 

@@ -220,7 +220,7 @@ def test_components_that_are_left_behind_are_named_none(checkpoint, tmp_path):
 
 def test_our_own_form_needs_no_conversion(tmp_path, monkeypatch):
     convert("postcards-tiny", tmp_path / "own", mlx=True, float16=False)
-    monkeypatch.setattr("stable_diffusion.model_io.folder.load_weights", None)
+    monkeypatch.setattr("stable_diffusion.model_io.load_folder.load_weights", None)
     assert_same_networks(StableDiffusion(tmp_path / "own", float16=False), StableDiffusion(tmp_path / "own"))
     monkeypatch.undo()
     assert_same_networks(StableDiffusion(tmp_path / "own"), StableDiffusion(float16=False))

@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from stable_diffusion.denoiser import Denoiser, composition, rescaled_guidance
+from stable_diffusion.diffusion.denoiser import Denoiser, composition, rescaled_guidance
+from stable_diffusion.diffusion.schedule import NoiseLevel
 from stable_diffusion.errors import InputError
-from stable_diffusion.schedule import NoiseLevel
 
 LEVEL = NoiseLevel.from_alpha_bar(300.0, 0.3)
 

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from stable_diffusion import StableDiffusion
 from stable_diffusion.adapters.embeddings import read_embedding, with_embeddings
 from stable_diffusion.backend import mx
-from stable_diffusion.conditioning import PromptTruncatedWarning
 from stable_diffusion.errors import UnsupportedCheckpointError, WeightsError
+from stable_diffusion.text.conditioning import PromptTruncatedWarning
 
 from . import drawn
 

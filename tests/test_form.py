@@ -5,13 +5,13 @@ import threading
 
 import pytest
 
-import models
+from stable_diffusion import catalogue
 from stable_diffusion.errors import CheckpointNotFoundError, DownloadError, InputError
+from stable_diffusion.service import presets, tokens, values
+from stable_diffusion.service.downloads import Downloads, DownloadState, hub_page
 from tests.pretend import wait
-from webui import presets, tokens, values
-from webui.downloads import Downloads, DownloadState, hub_page
 
-POSTCARDS, BIG = models.find(models.DEFAULT), models.find("sdxl-turbo")
+POSTCARDS, BIG = catalogue.find(catalogue.DEFAULT), catalogue.find("sdxl-turbo")
 
 
 def test_values_that_the_form_can_show_are_kept():
@@ -103,12 +103,12 @@ def test_a_count_is_the_models_own():
 
 
 def test_a_model_that_is_not_here_is_counted_with_clips_tokenizer(monkeypatch, tmp_path):
-    missing = models.Model("x/y", models.HUB, "x/y-that-is-not-there", "Y")
+    missing = catalogue.Model("x/y", catalogue.HUB, "x/y-that-is-not-there", "Y")
     assert tokens.count(missing, "a photograph of an astronaut").tokens == 5
     broken = tmp_path / "tokenizer"
     broken.mkdir()
     (broken / "vocab.json").write_text("{")
-    assert tokens.count(models.Model("z", models.LOCAL, str(tmp_path), "Z"), "a cat").tokens == 2
+    assert tokens.count(catalogue.Model("z", catalogue.LOCAL, str(tmp_path), "Z"), "a cat").tokens == 2
 
 
 @pytest.mark.parametrize("text", ["house " * 200, "🏠" * 333, "بيت أحمر " * 111, "x" * 1000])

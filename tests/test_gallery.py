@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-import utils
-from utils import Parameters
-from webui import gallery as gallery_module
-from webui.gallery import FAVOURITES, TRASH, Gallery, GalleryError
-from webui.gallery_index import TRASHED, Query
+from stable_diffusion.record import picture_files
+from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.service import gallery as gallery_module
+from stable_diffusion.service.gallery import FAVOURITES, TRASH, Gallery, GalleryError
+from stable_diffusion.service.gallery_index import TRASHED, Query
 
-ROOT = Path(utils.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 DAY = "2026-03-01"
 OLD = 1_700_000_000  # a time long settled
 
@@ -42,7 +42,7 @@ def gallery(outputs):
 
 def save(outputs, prompt="a red house", seed=1, day=DAY, suffix=".png", colour="teal", **more):
     parameters = Parameters(prompt=prompt, seed=seed, steps=20, sampler="Euler", width=32, height=24, **more)
-    return utils.save_new_picture(Image.new("RGB", (32, 24), colour), outputs / day, parameters, suffix)
+    return picture_files.save_new_picture(Image.new("RGB", (32, 24), colour), outputs / day, parameters, suffix)
 
 
 def settle(outputs):
@@ -71,7 +71,7 @@ def test_every_kind_of_picture_is_found_with_its_parameters(outputs, gallery):
     assert {entry.path for entry in found} == {path.relative_to(outputs).as_posix() for path in outputs.glob("2*/*")}
     for entry in found:
         assert (entry.prompt, entry.model, entry.width, entry.height) == ("a red house", "postcards-tiny", 32, 24)
-        assert Parameters.from_text(entry.text) == utils.read_parameters(gallery.file(entry))
+        assert Parameters.from_text(entry.text) == picture_files.read_parameters(gallery.file(entry))
 
 
 def test_the_newest_come_first(outputs, gallery):
@@ -94,7 +94,7 @@ def test_new_changed_and_deleted_files_are_noticed_by_looking_at_changed_folders
     assert [entry.seed for entry in entries(gallery)] == ["3", "2"]
     assert set(looked) == {DAY}
     (changed,) = (path for path in (outputs / DAY).iterdir())
-    utils.save_picture(Image.new("RGB", (8, 8)), changed, Parameters(prompt="another"))
+    picture_files.save_picture(Image.new("RGB", (8, 8)), changed, Parameters(prompt="another"))
     assert entries(gallery)[0].prompt == "another"
 
 
@@ -186,7 +186,7 @@ def test_what_is_no_picture_is_left_out_and_looked_at_again_when_it_changes(outp
         (outputs / DAY / name).write_bytes(content)
     (outputs / "notes").mkdir()
     assert entries(gallery) == []
-    utils.save_picture(Image.new("RGB", (8, 8)), outputs / DAY / "a.png")
+    picture_files.save_picture(Image.new("RGB", (8, 8)), outputs / DAY / "a.png")
     assert names(gallery) == [f"{DAY}/a.png"]
 
 
@@ -268,14 +268,14 @@ def test_outputs_may_be_a_link_itself(outputs, tmp_path):
 
 
 def test_thumbnails_are_small_and_cached_until_the_picture_changes(outputs, gallery, monkeypatch):
-    path = utils.save_new_picture(Image.new("RGB", (1024, 512), "red"), outputs / DAY)
+    path = picture_files.save_new_picture(Image.new("RGB", (1024, 512), "red"), outputs / DAY)
     (entry,) = entries(gallery)
     first = gallery.thumbnail(entry)
     assert Image.open(io.BytesIO(first)).size == (320, 160)
     monkeypatch.setattr(gallery_module, "open_picture", None)
     assert gallery.thumbnail(entry) == first
     monkeypatch.undo()
-    utils.save_picture(Image.new("RGB", (64, 64), "blue"), path)
+    picture_files.save_picture(Image.new("RGB", (64, 64), "blue"), path)
     (entry,) = entries(gallery)
     assert Image.open(io.BytesIO(gallery.thumbnail(entry))).size == (64, 64)
     assert len(list((outputs / ".gallery" / "thumbnails").rglob("*.jpg"))) == 1, "the old one is gone"
@@ -456,7 +456,7 @@ def test_threads_and_processes_share_one_gallery(outputs):
         save(outputs, seed=seed)
     code = (
         "import sys; from pathlib import Path\n"
-        "from webui.gallery import Gallery, Query\n"
+        "from stable_diffusion.service.gallery import Gallery, Query\n"
         "gallery = Gallery(Path(sys.argv[1]))\n"
         "for _ in range(10):\n"
         "    gallery.scan(); page = gallery.page(Query())\n"
@@ -546,7 +546,7 @@ def test_a_kill_at_any_moment_leaves_no_broken_picture(outputs):
     for path in saved:
         with Image.open(path) as picture:
             picture.load()
-        assert utils.read_parameters(path).prompt == "a " * 500
+        assert picture_files.read_parameters(path).prompt == "a " * 500
     gallery = Gallery(outputs)
     while gallery.scan():
         pass

@@ -101,7 +101,7 @@ def test_text_encoder(name, kind, stored, tmp_path):
         assert relative_error(value[..., ::4], stored[f"text/{name}{kind}/{key}"]) <= TOLERANCE, key
 
 
-@pytest.mark.filterwarnings("ignore::stable_diffusion.conditioning.PromptTruncatedWarning")
+@pytest.mark.filterwarnings("ignore::stable_diffusion.text.conditioning.PromptTruncatedWarning")
 def test_postcards():
     """20 prompts with fixed noise: 8-bit pictures equal within 1 level on 99.9 % of values, each picture."""
     sheet = np.asarray(Image.open(GOLDENS / "postcards.png").convert("RGB")).astype(int)

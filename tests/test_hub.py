@@ -126,7 +126,7 @@ def fetch(hub: Hub, home: Path, name: str = "someone/postcards", float16: bool =
     code = (
         "import json, sys\n"
         "from stable_diffusion.errors import StableDiffusionError\n"
-        "from stable_diffusion.model_io.sources import locate\n"
+        "from stable_diffusion.model_io.locate import locate\n"
         "heard = []\n"
         "try:\n"
         f"    name, folder = locate({name!r}, {float16}, lambda *news: heard.append(news))\n"

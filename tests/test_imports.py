@@ -15,52 +15,57 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "stable_diffusion/__init__.py",  # resolves its names when they are asked for
     "stable_diffusion/errors.py",
+    "stable_diffusion/places.py",
     "stable_diffusion/relink.py",
     "stable_diffusion/backend.py",
     "stable_diffusion/config.py",
-    "stable_diffusion/picture.py",
-    "stable_diffusion/inpaint.py",
-    "stable_diffusion/parameters.py",
-    "stable_diffusion/provenance.py",
-    "stable_diffusion/tokenizer_files.py",
-    "stable_diffusion/tokenizer.py",
-    "stable_diffusion/prompt.py",
-    "stable_diffusion/chunks.py",
+    "stable_diffusion/families.py",
+    "stable_diffusion/pictures",
+    "stable_diffusion/record/parameters.py",
+    "stable_diffusion/record/inputs.py",
+    "stable_diffusion/record/picture_files.py",
+    "stable_diffusion/record/film.py",
+    "stable_diffusion/text/tokenizer_files.py",
+    "stable_diffusion/text/tokenizer.py",
+    "stable_diffusion/text/language.py",
+    "stable_diffusion/text/tags.py",
+    "stable_diffusion/text/chunks.py",
     "stable_diffusion/ops",
     "stable_diffusion/layers.py",
     "stable_diffusion/clip.py",
     "stable_diffusion/unet.py",
     "stable_diffusion/vae.py",
     "stable_diffusion/vae_tiny.py",
-    "stable_diffusion/vae_tiles.py",
+    "stable_diffusion/tiles.py",
     "stable_diffusion/memory.py",
-    "stable_diffusion/noise.py",
-    "stable_diffusion/arguments.py",
-    "stable_diffusion/schedule.py",
-    "stable_diffusion/conditioning.py",
-    "stable_diffusion/denoiser.py",
-    "stable_diffusion/samplers",
+    "stable_diffusion/diffusion/noise.py",
+    "stable_diffusion/checks.py",
+    "stable_diffusion/diffusion/schedule.py",
+    "stable_diffusion/text/conditioning.py",
+    "stable_diffusion/diffusion/denoiser.py",
+    "stable_diffusion/diffusion/samplers",
     "stable_diffusion/sampler.py",
-    "stable_diffusion/masking.py",
+    "stable_diffusion/diffusion/start.py",
     "stable_diffusion/model_io",
     "stable_diffusion/adapters",
-    "stable_diffusion/texts.py",
-    "stable_diffusion/blend.py",
+    "stable_diffusion/text/script.py",
+    "stable_diffusion/text/blend.py",
     "stable_diffusion/pipeline.py",
-    "stable_diffusion/recipe.py",
+    "stable_diffusion/record/keys.py",
     "stable_diffusion/training",
+    "stable_diffusion/catalogue.py",
+    "stable_diffusion/commands",
+    "stable_diffusion/service",
+    "stable_diffusion/webui",
+    "stable_diffusion/__main__.py",
     "models.py",
     "utils.py",
-    "stable_diffusion/film.py",
-    "stable_diffusion/commands",
-    "stable_diffusion/__main__.py",
-    "webui",
     "app.py",
 ]
 
 
 def files() -> list[Path]:
-    found = [*ROOT.glob("*.py"), *ROOT.glob("stable_diffusion/**/*.py"), *ROOT.glob("webui/**/*.py")]
+    found = [*ROOT.glob("*.py"), *ROOT.glob("stable_diffusion/**/*.py")]
     return sorted(path.relative_to(ROOT) for path in found)
 
 
@@ -131,17 +136,25 @@ def test_streamlit_and_torch_stay_out(path):
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add((node.module or "").partition(".")[0])
     assert not names & {"torch", "diffusers", "transformers"}
-    screen = path == Path("app.py") or path.parts[:2] in (("webui", "components"), ("webui", "pages"))
+    screen = path == Path("app.py") or path.parts[:2] == ("stable_diffusion", "webui")
     if not screen:
         assert "streamlit" not in names
-    if path in (Path("utils.py"), Path("models.py")):
+    if path.parts[:2] in (("stable_diffusion", "pictures"), ("stable_diffusion", "catalogue.py")):
         assert "mlx" not in names
+
+
+def test_the_package_needs_nothing_of_the_root():
+    """It works wherever it is installed."""
+    for path in files():
+        if path.parts[0] == "stable_diffusion":
+            assert not {other for other in imported(path) if other.parts[0] != "stable_diffusion"}, path
 
 
 def test_errors_and_configurations_load_without_mlx():
     """`--help`, and a page that shows an error, need no accelerator."""
     code = (
-        "import sys, stable_diffusion.errors, stable_diffusion.config, stable_diffusion.picture, utils, models\n"
+        "import sys, stable_diffusion.errors, stable_diffusion.config, stable_diffusion.pictures.reading\n"
+        "import utils, models\n"
         "assert not any(name.startswith('mlx') for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import utils
-from stable_diffusion import provenance
+from stable_diffusion.record import inputs, picture_files
 
 from .test_main import OF_ENGINE, engine, run  # noqa: F401
 
@@ -33,8 +32,8 @@ def test_the_masks_white_is_painted_and_the_rest_stays(files, capsys):
     assert result.shape == original.shape
     assert (result[:, 32:] == 9).all()
     assert np.array_equal(result[:, :20], original[:, :20])
-    said = utils.read_parameters("out.png")
-    picture, mask = provenance.InputFile.read("in.png"), provenance.InputFile.read("mask.png")
+    said = picture_files.read_parameters("out.png")
+    picture, mask = inputs.InputFile.read("in.png"), inputs.InputFile.read("mask.png")
     assert said.extra == {
         "Input picture": "in.png", "Input sha256": picture.sha256, "Mask": "mask.png", "Mask sha256": mask.sha256,
         "Mask blur": "4", "Masked content": "original", "Inpaint area": "Whole picture", **OF_ENGINE,
@@ -54,10 +53,10 @@ def test_every_option_reaches_the_engine(files):
         result = np.asarray(Image.open(path))
         assert (result[:, :32] == 3 + i).all()
         assert np.array_equal(result[:, 32:], np.asarray(Image.open("in.png"))[:, 32:])
-        extra = utils.read_parameters(path).extra
+        extra = picture_files.read_parameters(path).extra
         assert extra["Inpaint area"] == "Only masked" and extra["Masked area padding"] == "3"
         assert (extra["Mask mode"], extra["Masked content"]) == ("Inpaint not masked", "latent noise")
-        carried = list(provenance.carried(path))
+        carried = list(inputs.carried(path))
         assert carried == [Path(name).read_bytes() for name in ("in.png", "mask.png")]
 
 
@@ -80,7 +79,7 @@ def test_outpainting_goes_on_at_the_sides(files):
     assert (result[48:] == result[-1, 0]).all() and (result[:, :16] == result[-1, 0]).all()
     call = files.calls[1]
     assert (call["denoising_strength"], call["masked_content"]) == (0.8, "original")
-    said = utils.read_parameters("out.png")
+    said = picture_files.read_parameters("out.png")
     assert (said.extra["Outpaint left"], said.extra["Outpaint bottom"]) == ("16", "8")
     assert "Outpaint top" not in said.extra and "Mask" not in said.extra
 

@@ -13,17 +13,16 @@ from PIL import Image
 
 st = pytest.importorskip("streamlit")
 
-import utils  # noqa: E402
-from stable_diffusion import provenance  # noqa: E402
 from stable_diffusion.errors import InputError, PictureError  # noqa: E402
+from stable_diffusion.record import inputs, picture_files  # noqa: E402
+from stable_diffusion.service import masks  # noqa: E402
+from stable_diffusion.service.jobs import Request  # noqa: E402
+from stable_diffusion.service.masks import Painting  # noqa: E402
+from stable_diffusion.webui.components import session  # noqa: E402
 from tests.pretend import over  # noqa: E402
 from tests.test_app import button, engine, generate, job_of, labelled, open_page, page, png  # noqa: E402, F401
-from webui import masks  # noqa: E402
-from webui.components import session  # noqa: E402
-from webui.jobs import Request  # noqa: E402
-from webui.masks import Painting  # noqa: E402
 
-PAGE = "webui/pages/inpaint.py"
+PAGE = "stable_diffusion/webui/pages/inpaint.py"
 SIZE = (90, 60)
 
 
@@ -242,7 +241,7 @@ def test_every_picture_of_a_job_is_put_back(engine):
 )
 def test_a_file_says_how_its_mask_was_used_and_carries_it(engine, used, known):
     result = painted(request(**used))
-    found = utils.read_parameters(result.filename)
+    found = picture_files.read_parameters(result.filename)
     assert found.size == "64x64", "the size that was painted, not that of the result"
     assert known.items() <= found.extra.items()
     asked = request(**used)
@@ -250,14 +249,14 @@ def test_a_file_says_how_its_mask_was_used_and_carries_it(engine, used, known):
         key: getattr(asked, key) for key in ("masked_content", "mask_blur", "inpaint_area", "mask_padding", "mask_mode")
     }
     opened = {}
-    for key in (provenance.PICTURE, provenance.MASK):
-        opened[key] = provenance.find(provenance.recorded(found.extra, key), result.filename).open()
-    assert opened[provenance.PICTURE].tobytes() == noisy().tobytes()
-    assert opened[provenance.MASK].convert("L").tobytes() == dotted().tobytes()
+    for key in (inputs.PICTURE, inputs.MASK):
+        opened[key] = inputs.find(inputs.recorded(found.extra, key), result.filename).open()
+    assert opened[inputs.PICTURE].tobytes() == noisy().tobytes()
+    assert opened[inputs.MASK].convert("L").tobytes() == dotted().tobytes()
 
 
 def test_another_file_format_carries_the_words_alone(engine):
-    extra = utils.read_parameters(painted(request(file_format="webp")).filename).extra
+    extra = picture_files.read_parameters(painted(request(file_format="webp")).filename).extra
     assert extra["Mask blur"] == "4" and not {"Mask", "Input picture"} & set(extra)
 
 
@@ -332,7 +331,7 @@ def test_what_the_form_says_reaches_the_engine(engine, inpaint):
 
 def test_image_to_image_takes_no_notice_of_a_mask(engine, inpaint):
     paint(inpaint, dotted())
-    inpaint.switch_page("webui/pages/image_to_image.py").run()
+    inpaint.switch_page("stable_diffusion/webui/pages/image_to_image.py").run()
     job = generate(inpaint)
     over(job)
     assert job.request.mask is None and "mask_image" not in engine.models[-1].calls[0][1]
@@ -340,7 +339,7 @@ def test_image_to_image_takes_no_notice_of_a_mask(engine, inpaint):
 
 def test_the_mask_stays_over_pages_and_goes_with_its_picture(inpaint):
     paint(inpaint, dotted())
-    inpaint.switch_page("webui/pages/gallery.py").run()
+    inpaint.switch_page("stable_diffusion/webui/pages/gallery.py").run()
     inpaint.switch_page(PAGE).run()
     assert inpaint.session_state["painting"].mask is not None
     labelled(inpaint.get("file_uploader"), "Input picture").set_value(("b.png", png((30, 30)), "image/png")).run()
@@ -378,7 +377,7 @@ def test_settings_of_a_mask_come_back_from_a_picture(engine, inpaint):
     job = generate(inpaint)
     over(job)
     other = open_page()
-    other.switch_page("webui/pages/picture_info.py").run()
+    other.switch_page("stable_diffusion/webui/pages/picture_info.py").run()
     file = (job.pictures[0].path.name, job.pictures[0].path.read_bytes(), "image/png")
     labelled(other.get("file_uploader"), "Picture to read").set_value(file).run()
     button(other, "Send to inpaint").click().run()

@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("mlx.core")
 from stable_diffusion import StableDiffusion
 from stable_diffusion.errors import InputError, PictureError
-from webui import lessons
+from stable_diffusion.service import lessons
 
 HALVES = (slice(0, 56), slice(72, 128))
 SETTINGS = lessons.Settings("a red house on green hills", steps=4, cfg=3.0, seed=5)

@@ -14,14 +14,15 @@ from mlx.utils import tree_flatten
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-import utils
 from stable_diffusion import StableDiffusion
 from stable_diffusion import __main__ as program
 from stable_diffusion.adapters import files, names
 from stable_diffusion.adapters.lora import AdapterWarning, Networks, lay_over, load_lora
-from stable_diffusion.adapters.tags import Strength, take_loras
 from stable_diffusion.backend import mx, nn
 from stable_diffusion.errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError, WeightsError
+from stable_diffusion.record import picture_files
+from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.text.tags import Strength, take_loras
 
 from . import drawn
 from .conftest import EMBEDDED
@@ -533,11 +534,11 @@ class TestRefusals:
 class TestCommandLine:
     """With the embedded model, since it is what the options reach that counts."""
 
-    def paint(self, folder: Path, *options: str, prompt: str = PROMPT) -> tuple[np.ndarray, utils.Parameters]:
+    def paint(self, folder: Path, *options: str, prompt: str = PROMPT) -> tuple[np.ndarray, Parameters]:
         argv = ["txt2img", prompt, "--seed", "1", "--steps", "2", "--width", "64", "--height", "64", "--quiet"]
         assert program.main([*argv, "--output", str(folder / "out.png"), *options]) == 0
         with Image.open(folder / "out.png") as picture:
-            return np.array(picture), utils.read_parameters(folder / "out.png")
+            return np.array(picture), picture_files.read_parameters(folder / "out.png")
 
     def test_options_and_tags_do_the_same(self, sd, tmp_path, monkeypatch):
         monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path))

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import models
 import stable_diffusion
-import utils
 from stable_diffusion import __main__ as program
-from stable_diffusion import provenance, recipe
+from stable_diffusion import catalogue
 from stable_diffusion.errors import CheckpointError, DownloadError, InputError, WeightsError
+from stable_diffusion.record import inputs, keys, picture_files
+from stable_diffusion.record.parameters import Parameters
 
-ROOT = Path(models.__file__).parent
-OF_ENGINE = {"Precision": "float32", "Version": recipe.version()}
+ROOT = Path(catalogue.__file__).parents[1]
+OF_ENGINE = {"Precision": "float32", "Version": keys.version()}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -72,7 +72,7 @@ def engine(monkeypatch, tmp_path):
         pass
 
     monkeypatch.setattr(stable_diffusion, "StableDiffusion", Own, raising=False)
-    monkeypatch.setattr(models, "model_folders", list)
+    monkeypatch.setattr(catalogue, "model_folders", list)
     monkeypatch.chdir(tmp_path)
     return Own
 
@@ -94,7 +94,7 @@ def test_a_text_becomes_a_file_with_its_parameters(engine, capsys):
         == 0
     )
     assert capsys.readouterr().out == "cat.png  (seed 7)\n"
-    assert utils.read_parameters("cat.png") == utils.Parameters(
+    assert picture_files.read_parameters("cat.png") == Parameters(
         "a cat", "dog", 20, "DPM++ 2M", "Karras", 5.0, 7, 32, 24, model="stand-in", extra=OF_ENGINE
     )
     assert Image.open("cat.png").getpixel((0, 0)) == (7, 7, 7)
@@ -132,7 +132,7 @@ def test_a_picture_is_repainted(engine):
     loaded, call = engine.calls
     assert loaded["float16"] is False
     assert (call["denoising_strength"], call["input_image"].mode, call["input_image"].size) == (0.5, "RGB", (32, 24))
-    assert utils.read_parameters("a.png").strength == 0.5
+    assert picture_files.read_parameters("a.png").strength == 0.5
     run("img2img", "in.png", "x", "--output", "a.png")
     assert engine.calls[1]["denoising_strength"] == 0.7
 
@@ -140,16 +140,16 @@ def test_a_picture_is_repainted(engine):
 def test_the_language_of_the_prompts(engine):
     run("txt2img", "a (cat)", "--output", "a.png")
     assert engine.calls[1]["prompt_language"] == "a1111"
-    assert "Prompt language" not in utils.read_parameters("a.png").extra
+    assert "Prompt language" not in picture_files.read_parameters("a.png").extra
     run("txt2img", "a (cat)", "--output", "a.png", "--prompt-language", "plain")
     assert engine.calls[1]["prompt_language"] == "plain"
-    assert utils.read_parameters("a.png").extra["Prompt language"] == "plain"
+    assert picture_files.read_parameters("a.png").extra["Prompt language"] == "plain"
 
 
 def test_a_text_alone_has_no_strength(engine):
     run("txt2img", "x", "--output", "a.png")
     assert "denoising_strength" not in engine.calls[1]
-    assert utils.read_parameters("a.png").strength is None
+    assert picture_files.read_parameters("a.png").strength is None
 
 
 def test_a_folder_gets_new_names_and_a_file_is_replaced(engine, capsys):
@@ -159,7 +159,7 @@ def test_a_folder_gets_new_names_and_a_file_is_replaced(engine, capsys):
     run("txt2img", "x", "--seed", 6, "--output", "new/folder")
     for seed in (1, 2):
         run("txt2img", "x", "--seed", seed, "--output", "out.webp")
-    assert utils.read_parameters("out.webp").seed == 2
+    assert picture_files.read_parameters("out.webp").seed == 2
     assert files() == ["new/folder/00001-5.png", "new/folder/00002-5.png", "new/folder/00003-6.png", "out.webp"]
 
 
@@ -174,7 +174,7 @@ def test_several_pictures_are_numbered_each_with_its_own_seed(engine, capsys, ba
     assert run("txt2img", "x", "--n-images", 3, "--seed", 7, "--output", "out.png", "--batch-size", batch) == 0
     assert files() == ["out-1.png", "out-2.png", "out-3.png"]
     for i, name in enumerate(files()):
-        assert utils.read_parameters(name).seed == 7 + i
+        assert picture_files.read_parameters(name).seed == 7 + i
         assert Image.open(name).getpixel((0, 0)) == (7 + i,) * 3
     assert capsys.readouterr().out.splitlines()[2] == "out-3.png  (seed 9)"
     assert len(engine.calls) - 1 == {1: 3, 2: 2, 5: 1}[batch]
@@ -185,7 +185,7 @@ def test_variations_have_one_seed_and_count_the_other(engine, capsys):
     assert run("txt2img", "x", "--n-images", 3, "--batch-size", 2, *options, "--output", "a.png") == 0
     calls = [(c["seed"], c["n_images"], c["variation_seed"], c["variation_strength"]) for c in engine.calls[1:]]
     assert calls == [(7, 2, 30, 0.125), (7, 1, 32, 0.125)]
-    told = [utils.read_parameters(f"a-{i}.png") for i in (1, 2, 3)]
+    told = [picture_files.read_parameters(f"a-{i}.png") for i in (1, 2, 3)]
     assert [each.seed for each in told] == [7, 7, 7]
     assert [each.extra["Variation seed"] for each in told] == ["30", "31", "32"]
     assert told[0].extra["Variation seed strength"] == "0.125"
@@ -196,9 +196,11 @@ def test_variations_have_one_seed_and_count_the_other(engine, capsys):
 
 def test_a_variation_seed_is_drawn_and_without_a_strength_there_is_none(engine, capsys):
     run("txt2img", "x", "--seed", 7, "--variation-strength", 0.5, "--output", "a.png")
-    assert utils.read_parameters("a.png").extra["Variation seed"] == str(engine.calls[1]["variation_seed"])
+    assert picture_files.read_parameters("a.png").extra["Variation seed"] == str(engine.calls[1]["variation_seed"])
     run("txt2img", "x", "--seed", 7, "--output", "a.png")
-    assert "variation_seed" not in engine.calls[1] and "Variation seed" not in utils.read_parameters("a.png").extra
+    assert (
+        "variation_seed" not in engine.calls[1] and "Variation seed" not in picture_files.read_parameters("a.png").extra
+    )
     assert run("txt2img", "x", "--variation-seed", 5, "--output", "a.png") == 2
     assert "--variation-strength" in capsys.readouterr().err
 
@@ -207,10 +209,10 @@ def test_the_input_picture_is_recorded_and_carried_on_demand(engine, capsys):
     Image.new("RGB", (50, 40)).save("in.png")
     for options, carried in (((), []), (("--embed-inputs",), [Path("in.png").read_bytes()])):
         assert run("img2img", "in.png", "x", "--output", "a.png", *options) == 0
-        extra = utils.read_parameters("a.png").extra
+        extra = picture_files.read_parameters("a.png").extra
         assert extra["Input picture"] == "in.png"
         assert extra["Input sha256"] == hashlib.sha256(Path("in.png").read_bytes()).hexdigest()
-        assert list(provenance.carried("a.png")) == carried
+        assert list(inputs.carried("a.png")) == carried
     assert run("img2img", "in.png", "x", "--output", "b.jpg", "--embed-inputs") == 2
     assert ".png" in capsys.readouterr().err and not Path("b.jpg").exists()
 
@@ -219,7 +221,7 @@ def test_a_new_seed_is_drawn_and_told(engine, capsys):
     seeds = set()
     for _ in range(3):
         run("txt2img", "x", "--output", "a.png")
-        seeds.add(utils.read_parameters("a.png").seed)
+        seeds.add(picture_files.read_parameters("a.png").seed)
         assert f"(seed {engine.calls[1]['seed']})" in capsys.readouterr().out
     assert len(seeds) == 3 and all(0 <= seed < 2**32 for seed in seeds)
 
@@ -256,7 +258,7 @@ def test_a_preview_comes_refreshes_and_goes(engine):
 def test_a_hash_of_a_single_file_is_written(engine):
     Path("m.safetensors").write_bytes(b"one")
     run("txt2img", "x", "--model", "m.safetensors", "--output", "a.png")
-    assert utils.read_parameters("a.png").model_hash == models.short_hash("m.safetensors")
+    assert picture_files.read_parameters("a.png").model_hash == catalogue.short_hash("m.safetensors")
 
 
 # --- What goes wrong
@@ -408,10 +410,10 @@ def test_models_lists_name_family_size_licence_and_presence(engine, capsys, monk
 
 
 def test_info_prints_what_a_picture_carries(engine, capsys):
-    parameters = utils.Parameters(
+    parameters = Parameters(
         "two\nlines \x1b[31m", "no", 4, "Euler", seed=5, width=8, height=8, extra={"Clip skip": "2"}
     )
-    utils.save_picture(np.zeros((8, 8, 3)), "a.jpg", parameters)
+    picture_files.save_picture(np.zeros((8, 8, 3)), "a.jpg", parameters)
     assert run("info", "a.jpg") == 0
     lines = [line.split(None, 1) for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == [["prompt:", "two"], ["lines", "\ufffd[31m"], ["negative:", "no"]]
@@ -460,6 +462,6 @@ def test_it_paints_with_the_embedded_model(tmp_path):
         [sys.executable, "-m", "stable_diffusion", *argv], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "a.png\n"), done.stderr
-    found = utils.read_parameters(tmp_path / "a.png")
+    found = picture_files.read_parameters(tmp_path / "a.png")
     assert (found.model, found.seed, found.cfg, found.size) == ("postcards-tiny", 3, 5.0, "128x128")
     assert np.asarray(Image.open(tmp_path / "a.png")).std() > 10

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webui.marks import MAX_LENGTH, marks
+from stable_diffusion.service.marks import MAX_LENGTH, marks
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from stable_diffusion.backend import mx
 from stable_diffusion.config import AutoencoderConfig, UNetConfig
 from stable_diffusion.errors import InputError
 from stable_diffusion.memory import GIB, MEMORY_VARIABLE, Needs
-from stable_diffusion.vae_tiles import decode_in_tiles
+from stable_diffusion.tiles import decode_in_tiles
 
 SD1 = Needs(UNetConfig(), AutoencoderConfig(block_out_channels=(128, 256, 512, 512)), 4 * GIB, 4, 4)
 

@@ -23,9 +23,9 @@ from stable_diffusion.errors import (
     WeightsError,
 )
 from stable_diffusion.model_io import mapping
-from stable_diffusion.model_io.folder import is_complete, load_folder
-from stable_diffusion.model_io.sources import embedded_models, locate
-from stable_diffusion.model_io.weights import load_weights, read_header
+from stable_diffusion.model_io.load_folder import is_complete, load_folder
+from stable_diffusion.model_io.locate import embedded_models, locate
+from stable_diffusion.model_io.strict import load_weights, read_header
 
 from .conftest import EMBEDDED, replace
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from stable_diffusion import StableDiffusion
 from stable_diffusion.backend import mx
+from stable_diffusion.diffusion.noise import NoiseStream, Seeds, slerp
 from stable_diffusion.errors import InputError
-from stable_diffusion.noise import NoiseStream, Seeds, slerp
 
 SHAPE = (8, 8, 4)
 

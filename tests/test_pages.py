@@ -9,14 +9,14 @@ from PIL import Image
 st = pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest  # noqa: E402
 
-import utils  # noqa: E402
+from stable_diffusion.record import picture_files  # noqa: E402
+from stable_diffusion.record.parameters import Parameters  # noqa: E402
+from stable_diffusion.service import gallery as gallery_module  # noqa: E402
+from stable_diffusion.webui.components import browse, details, handover, session  # noqa: E402
 from tests.pretend import PretendEngine, over  # noqa: E402
-from utils import Parameters  # noqa: E402
-from webui import gallery as gallery_module  # noqa: E402
-from webui.components import browse, details, handover, session  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-GALLERY, INFO = "webui/pages/gallery.py", "webui/pages/picture_info.py"
+GALLERY, INFO = "stable_diffusion/webui/pages/gallery.py", "stable_diffusion/webui/pages/picture_info.py"
 HOSTILE = "a *red* <b>house</b> :smile: $x$ ![x](http://evil.example/x.png)"
 
 
@@ -34,7 +34,9 @@ def outputs(monkeypatch, tmp_path):
 def save(outputs, prompt="a red house", seed=1, **more):
     known = {"steps": 12, "sampler": "DPM++ 2M", "schedule": "Karras", "cfg": 6.5, "width": 64, "height": 72}
     picture = Image.new("RGB", (64, 72), "teal")
-    return utils.save_new_picture(picture, outputs / "2026-03-01", Parameters(prompt, seed=seed, **known | more))
+    return picture_files.save_new_picture(
+        picture, outputs / "2026-03-01", Parameters(prompt, seed=seed, **known | more)
+    )
 
 
 def open_page(path, **query):
@@ -276,7 +278,7 @@ def test_a_disk_that_refuses_is_said_in_words(outputs, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("webui.files.os.link", refuse)
+    monkeypatch.setattr("stable_diffusion.service.files.os.link", refuse)
     press(page, "Move to trash")
     assert [error.value for error in page.error] == [session.plain("The disk is full. Free some space and try again.")]
     assert path.exists()
@@ -296,7 +298,7 @@ def test_picture_info_reads_every_kind_and_sends_it_to_the_form(outputs, tmp_pat
     parameters = Parameters(
         "a\nb", "rain 😀", 12, "Euler a", None, 5.0, 2**32, 64, 72, model="postcards-tiny", strength=0.4
     )
-    path = utils.save_picture(Image.new("RGB", (64, 72)), tmp_path / f"in{suffix}", parameters)
+    path = picture_files.save_picture(Image.new("RGB", (64, 72)), tmp_path / f"in{suffix}", parameters)
     page = open_page(INFO)
     upload(page, path.read_bytes())
     assert [code.value for code in page.code] == ["a\nb", "rain 😀", parameters.to_text()]
@@ -334,7 +336,7 @@ def test_picture_info_refuses_what_is_no_picture(outputs, content):
 def test_hostile_parameters_only_show(outputs, tmp_path):
     settings = 'Steps: 1, Sampler: "\\ud800", Model: "/etc/passwd", Seed: 99999999999999999999, CFG scale: 1e300'
     text = f"{'x' * 30_000}\n{settings}, Size: 13x99999"
-    path = utils.save_picture(Image.new("RGB", (8, 8)), tmp_path / "in.png", Parameters.from_text(text))
+    path = picture_files.save_picture(Image.new("RGB", (8, 8)), tmp_path / "in.png", Parameters.from_text(text))
     page = open_page(INFO)
     before = form_of(page) | {"model": page.session_state["model"]}
     upload(page, path.read_bytes())

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import models
-import utils
 from stable_diffusion import __main__ as program
+from stable_diffusion import catalogue
+from stable_diffusion.record import picture_files
+from stable_diffusion.service import jobs, painting
+from stable_diffusion.service.jobs import Frame, Job, Request, State
+from stable_diffusion.service.worker import Worker
 from tests.pretend import PretendEngine, over, wait
-from webui import jobs, painting
-from webui.jobs import Frame, Job, Request, State
-from webui.worker import Worker
 
 # A layer of the embedded model's U-Net as kohya names it; its text is 128 wide.
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -90,7 +90,7 @@ def test_half_the_size_is_the_mean_of_four(size):
 def lora_file(folder, name="ink", width=None):
     from stable_diffusion import StableDiffusion
 
-    bare = StableDiffusion(models.DEFAULT)._overlay.bare.unet
+    bare = StableDiffusion(catalogue.DEFAULT)._overlay.bare.unet
     weight = dict(bare.named_modules())["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"].weight
     out, into = weight.shape[0], width or weight.shape[1]
     rng = np.random.default_rng(0)
@@ -107,10 +107,10 @@ def test_the_file_says_what_the_command_line_would_say(tmp_path, monkeypatch):
     lora_file(tmp_path / "loras")
     monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path / "loras"))
     start = tmp_path / "start.png"
-    utils.save_picture(np.full((128, 128, 3), 90, np.uint8), start)
+    picture_files.save_picture(np.full((128, 128, 3), 90, np.uint8), start)
     worker = Worker(tmp_path / "outputs")
     try:
-        file = painting.provenance.InputFile.read(start)
+        file = painting.inputs.InputFile.read(start)
         request = Request(
             "a red house", "rain", sampler="dpmpp_2m_karras", steps=4, cfg=5.0, seed=7, loras=(("ink", 0.5),),
             variation_seed=3, variation_strength=0.25, input_picture=file.open(), input_file=file,
@@ -123,7 +123,7 @@ def test_the_file_says_what_the_command_line_would_say(tmp_path, monkeypatch):
     options = "--negative rain --sampler dpmpp_2m_karras --steps 4 --cfg 5 --seed 7 --lora ink:0.5"
     options += f" --variation-seed 3 --variation-strength 0.25 --quiet --output {tmp_path / 'cli.png'}"
     program.main(["img2img", str(start), "a red house", *options.split()])
-    here, there = (utils.read_parameters(path) for path in (job.pictures[0].path, tmp_path / "cli.png"))
+    here, there = (picture_files.read_parameters(path) for path in (job.pictures[0].path, tmp_path / "cli.png"))
     assert here == there
     assert here.extra["LoRA"] == "ink:0.5" and here.extra["Input picture"] == "start.png"
     pixels = [np.asarray(painting.Image.open(path)) for path in (job.pictures[0].path, tmp_path / "cli.png")]
@@ -139,7 +139,7 @@ def test_loras_lie_over_the_model_for_their_job_alone(engine, worker, tmp_path, 
     over(job)
     assert job.state is State.DONE, job.error
     assert engine.models[0].calls_of_set_loras == [[(folder / "ink.safetensors", 0.5)], []]
-    assert utils.read_parameters(job.pictures[1].path).extra["LoRA"] == "ink:0.5"
+    assert picture_files.read_parameters(job.pictures[1].path).extra["LoRA"] == "ink:0.5"
 
 
 @pytest.mark.parametrize("name", ["none such", "../secret", "{folder}/ink.safetensors", "{folder}"])
@@ -167,7 +167,7 @@ def test_a_lora_of_another_family_is_said_in_words(tmp_path, monkeypatch):
 def test_a_clip_skip_is_asked_for_and_recorded(engine, worker):
     for asked in (2, None):
         over(job := worker.submit(Request("a", steps=1, clip_skip=asked)))
-        said = utils.read_parameters(job.pictures[0].path).extra
+        said = picture_files.read_parameters(job.pictures[0].path).extra
         assert engine.models[0].calls[-1][1].get("clip_skip") == asked
         assert said.get("Clip skip") == (asked and str(asked))
 
@@ -179,14 +179,16 @@ def test_variations_keep_the_seed_and_count_their_own(engine, worker):
     assert [(one["seed"], one["variation_seed"], one["variation_strength"]) for one in asked] == [
         (5, 8, 0.1), (5, 9, 0.1), (5, 10, 0.1)
     ]  # fmt: skip
-    said = [utils.read_parameters(picture.path) for picture in job.pictures]
+    said = [picture_files.read_parameters(picture.path) for picture in job.pictures]
     assert [(one.seed, one.extra["Variation seed"]) for one in said] == [(5, "8"), (5, "9"), (5, "10")]
 
 
 def test_a_variation_seed_that_nobody_chose_is_drawn_and_recorded(engine, worker):
     job = worker.submit(Request("a", steps=1, n_images=2, variation_strength=0.1))
     over(job)
-    first, second = (int(utils.read_parameters(picture.path).extra["Variation seed"]) for picture in job.pictures)
+    first, second = (
+        int(picture_files.read_parameters(picture.path).extra["Variation seed"]) for picture in job.pictures
+    )
     assert second == first + 1
     over(plain := worker.submit(Request("a", steps=1)))
-    assert "Variation seed" not in utils.read_parameters(plain.pictures[0].path).extra
+    assert "Variation seed" not in picture_files.read_parameters(plain.pictures[0].path).extra

@@ -11,9 +11,9 @@ from PIL import Image
 
 from stable_diffusion import GenerationStep, SimpleEulerSampler, StableDiffusion, backend
 from stable_diffusion.backend import mx
-from stable_diffusion.conditioning import PromptTruncatedWarning, TextConditioner
+from stable_diffusion.diffusion.noise import NoiseStream
 from stable_diffusion.errors import InputError, PictureError, SamplerError
-from stable_diffusion.noise import NoiseStream
+from stable_diffusion.text.conditioning import PromptTruncatedWarning, TextConditioner
 
 from . import drawn
 from .networks import take_plain_forms

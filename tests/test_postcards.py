@@ -10,9 +10,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stable_diffusion.training import postcards
-from stable_diffusion.training.canvas import Canvas
-from stable_diffusion.training.postcards import (
+from stable_diffusion.training.postcards import painter
+from stable_diffusion.training.postcards.canvas import Canvas
+from stable_diffusion.training.postcards.painter import (
     COLOURS,
     PLACES,
     SKIES,
@@ -48,15 +48,15 @@ def every_combination() -> list[Postcard]:
         Postcard(time, place, thing, colour, sky, seed=100 * i + j)
         for i, time in enumerate(TIMES)
         for thing in THINGS
-        for place in postcards.PLACES_OF[thing]
-        for colour in postcards.colours_of(thing)
-        for j, sky in enumerate(postcards.SKIES_OF[time])
+        for place in painter.PLACES_OF[thing]
+        for colour in painter.colours_of(thing)
+        for j, sky in enumerate(painter.SKIES_OF[time])
     ]
 
 
 def many(count: int, held_out: bool = False, seed: int = 0) -> list[Postcard]:
     rng = np.random.default_rng(seed)
-    return [postcards.random_postcard(rng, held_out) for _ in range(count)]
+    return [painter.random_postcard(rng, held_out) for _ in range(count)]
 
 
 def pixels(card: Postcard, size: int = 64) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_a_layer_does_not_move_when_another_changes():
 def test_every_combination_paints():
     cards = every_combination()
     assert len(cards) == sum(
-        len(postcards.PLACES_OF[thing]) * len(postcards.colours_of(thing)) * len(postcards.SKIES_OF[time])
+        len(painter.PLACES_OF[thing]) * len(painter.colours_of(thing)) * len(painter.SKIES_OF[time])
         for time in TIMES
         for thing in THINGS
     )
@@ -142,7 +142,7 @@ HUES = {"red": 0.99, "orange": 0.08, "yellow": 0.13, "green": 0.39, "blue": 0.61
 def test_a_thing_has_its_colour_at_every_time(colour, time):
     """The middle colour where the thing is: its hue where it has one, else how light and how grey it is."""
     for thing in THINGS:
-        card = Postcard(time, postcards.PLACES_OF[thing][0], thing, colour, "clear", seed=11)
+        card = Postcard(time, painter.PLACES_OF[thing][0], thing, colour, "clear", seed=11)
         mask = thing_mask(card)
         rows = np.nonzero(mask.any(1))[0]
         mask[rows[0] + int(0.7 * len(rows)) :] = False  # below are doors, shadows and reflections
@@ -162,7 +162,7 @@ def test_a_thing_has_its_colour_at_every_time(colour, time):
 @pytest.mark.parametrize("thing", THINGS)
 def test_a_thing_is_large_enough_and_inside(thing):
     for seed in range(8):
-        card = Postcard("day", postcards.PLACES_OF[thing][0], thing, "red", "clear", seed)
+        card = Postcard("day", painter.PLACES_OF[thing][0], thing, "red", "clear", seed)
         rows, columns = np.nonzero(thing_mask(card))
         sides = (np.ptp(rows) + 1) / 64, (np.ptp(columns) + 1) / 64
         assert 0.2 <= max(sides) <= 0.65, (card, sides)
@@ -172,7 +172,7 @@ def test_a_thing_is_large_enough_and_inside(thing):
 
 @pytest.mark.parametrize("sky", [sky for sky in SKIES if sky != "clear"])
 def test_what_is_in_the_sky_can_be_seen(sky):
-    time = next(time for time in TIMES if sky in postcards.SKIES_OF[time])
+    time = next(time for time in TIMES if sky in painter.SKIES_OF[time])
     for seed in range(6):
         card = Postcard(time, "sea", "tent", "red", sky, seed)
         changed = np.abs(pixels(card, 128) - pixels(dataclasses.replace(card, sky="clear"), 128)).sum(-1) > 60
@@ -184,15 +184,15 @@ def test_what_is_in_the_sky_can_be_seen(sky):
 
 def test_things_stand_where_they_make_sense():
     for card in many(400) + many(100, held_out=True):
-        assert card.place in postcards.PLACES_OF[card.thing]
-        assert card.sky in postcards.SKIES_OF[card.time]
-        assert card.colour in postcards.colours_of(card.thing)
+        assert card.place in painter.PLACES_OF[card.thing]
+        assert card.sky in painter.SKIES_OF[card.time]
+        assert card.colour in painter.colours_of(card.thing)
 
 
 def test_held_out_cards_never_come_and_are_about_a_ninth():
-    assert not any(map(postcards.is_held_out, many(3000)))
-    assert all(map(postcards.is_held_out, many(300, held_out=True)))
-    kinds = {(card.thing, card.colour, card.time): postcards.is_held_out(card) for card in every_combination()}
+    assert not any(map(painter.is_held_out, many(3000)))
+    assert all(map(painter.is_held_out, many(300, held_out=True)))
+    kinds = {(card.thing, card.colour, card.time): painter.is_held_out(card) for card in every_combination()}
     assert sum(kinds.values()) == 24 and len(kinds) == 198
     for time in TIMES:  # spread evenly: one colour of each thing, one thing in each colour, at each time
         held = [(thing, colour) for (thing, colour, when), out in kinds.items() if out and when == time]
@@ -203,7 +203,7 @@ def test_held_out_cards_never_come_and_are_about_a_ninth():
 def test_held_out_is_a_rule_of_thing_colour_and_time_alone():
     for card in many(50, held_out=True, seed=3):
         for place in PLACES:
-            assert postcards.is_held_out(dataclasses.replace(card, place=place, sky="clear", seed=0))
+            assert painter.is_held_out(dataclasses.replace(card, place=place, sky="clear", seed=0))
 
 
 def test_every_word_of_every_attribute_comes():
@@ -263,7 +263,7 @@ def test_a_caption_says_nothing_that_is_not_there():
         text = caption(card, rng)
         assert card.thing in said(text) and said(text) <= attributes(card), (text, card)
         assert text == text.lower() and "  " not in text and not re.search(r"\ba [aeiou]|\ban [^aeiou]", text), text
-        if card.thing in postcards.GROWING and card.colour != "green":
+        if card.thing in painter.GROWING and card.colour != "green":
             assert card.colour in said(text), text  # without a word they are green
         complete += said(text) == attributes(card)
     assert 0.6 < complete / 3000 < 0.9
@@ -310,5 +310,5 @@ def test_prompts_that_are_in_use_stay_in_the_vocabulary(prompt):
 def test_pines_are_called_so():
     for card in many(600):
         if card.thing == "tree":
-            assert ("pine tree" in describe(card)) == postcards.is_pine(card)
-            assert postcards.is_pine(card) or "pine" not in caption(card, np.random.default_rng(card.seed))
+            assert ("pine tree" in describe(card)) == painter.is_pine(card)
+            assert painter.is_pine(card) or "pine" not in caption(card, np.random.default_rng(card.seed))

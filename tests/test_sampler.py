@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from stable_diffusion.config import SchedulerConfig
-from stable_diffusion.denoiser import Denoiser
+from stable_diffusion.diffusion.denoiser import Denoiser
+from stable_diffusion.diffusion.schedule import NoiseLevel
 from stable_diffusion.errors import ConfigError, InputError, SamplerError, UnsupportedCheckpointError
 from stable_diffusion.sampler import (
     SAMPLERS,
@@ -28,7 +29,6 @@ from stable_diffusion.sampler import (
     sampler_from_a1111,
     sampler_names,
 )
-from stable_diffusion.schedule import NoiseLevel
 
 SD = SchedulerConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=True

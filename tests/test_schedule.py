@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stable_diffusion.config import SchedulerConfig
-from stable_diffusion.errors import ConfigError, InputError
-from stable_diffusion.schedule import (
+from stable_diffusion.diffusion.schedule import (
     TERMINAL_ALPHA_BAR,
     NoiseLevel,
     NoiseSchedule,
@@ -22,6 +21,7 @@ from stable_diffusion.schedule import (
     named_sigmas,
     spaced_times,
 )
+from stable_diffusion.errors import ConfigError, InputError
 
 SD = SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
 

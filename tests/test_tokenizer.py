@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stable_diffusion.errors import InputError, TokenizerError
-from stable_diffusion.tokenizer import Tokenizer, _merge, normalize
-from stable_diffusion.tokenizer_files import CLIP_FOLDER
+from stable_diffusion.text.tokenizer import Tokenizer, _merge, normalize
+from stable_diffusion.text.tokenizer_files import CLIP_FOLDER
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 POSTCARDS = CLIP_FOLDER.parent.parent / "checkpoints" / "postcards-tiny" / "tokenizer"

@@ -21,7 +21,7 @@ from stable_diffusion.backend import mx, nn
 from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from stable_diffusion.errors import CheckpointError, CheckpointNotFoundError
 from stable_diffusion.ops import learning, plain
-from stable_diffusion.tokenizer import Tokenizer
+from stable_diffusion.text.tokenizer import Tokenizer
 from stable_diffusion.training import runs
 from stable_diffusion.training.diffusion import DiffusionTask, min_snr_weights
 from stable_diffusion.training.latents import LatentCache

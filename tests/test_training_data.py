@@ -14,7 +14,7 @@ from PIL import Image
 from stable_diffusion.errors import InputError
 from stable_diffusion.training import data
 from stable_diffusion.training.data import PictureFolder, Postcards, open_data
-from stable_diffusion.training.postcards import is_held_out
+from stable_diffusion.training.postcards.painter import is_held_out
 
 
 def put(folder, name: str, colour: str = "red", size: tuple[int, int] = (40, 30), text: str | None = None):

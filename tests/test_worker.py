@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-import models
 import stable_diffusion
-import utils
+from stable_diffusion import catalogue
 from stable_diffusion.errors import InputError
+from stable_diffusion.record import picture_files
+from stable_diffusion.service import painting, preview
+from stable_diffusion.service import worker as worker_module
+from stable_diffusion.service.jobs import Request, State
+from stable_diffusion.service.words import in_plain_words
+from stable_diffusion.service.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker
 from tests.pretend import PretendEngine, over, wait
-from webui import painting, preview
-from webui import worker as worker_module
-from webui.jobs import Request, State
-from webui.words import in_plain_words
-from webui.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_job_becomes_a_saved_picture_with_its_parameters(worker):
     (picture,) = job.pictures
     assert picture.path.parent.parent == worker.outputs
     assert time.strptime(picture.path.parent.name, "%Y-%m-%d")
-    found = utils.read_parameters(picture.path)
+    found = picture_files.read_parameters(picture.path)
     assert (found.prompt, found.negative, found.steps, found.seed, found.cfg) == ("a red house", "rain", 3, 7, 5.0)
     assert (found.sampler, found.schedule) == ("DPM++ 2M", "Karras")
     assert (found.model, found.size, found.strength) == ("postcards-tiny", "64x64", None)
@@ -77,7 +77,7 @@ def test_a_full_decode_is_made_where_it_is_wished_or_nothing_else_shows_colours(
 ):
     monkeypatch.setattr(painting, "DECODE_EVERY", 0.0)
     if name == "unknown":
-        monkeypatch.setattr(preview.utils, "RGB_FACTORS", {})
+        monkeypatch.setattr(preview.arrays, "RGB_FACTORS", {})
     job = worker.submit(Request("a", steps=3, model=name, previews=previews))
     over(job)
     frames = job.pictures[0].frames
@@ -174,7 +174,7 @@ def test_each_file_format_carries_the_parameters(worker, file_format, kind):
     over(job)
     (picture,) = job.pictures
     assert Image.open(picture.path).format == kind
-    found = utils.read_parameters(picture.path)
+    found = picture_files.read_parameters(picture.path)
     assert (found.prompt, found.seed) == ("a hüt 🏠 بيت", 7)
 
 
@@ -275,7 +275,7 @@ def test_an_input_picture_and_its_strength_reach_the_engine(engine, worker):
     over(job)
     _, arguments = engine.models[0].calls[0]
     assert arguments["input_image"] is image and arguments["denoising_strength"] == 0.5
-    assert utils.read_parameters(job.pictures[0].path).strength == 0.5
+    assert picture_files.read_parameters(job.pictures[0].path).strength == 0.5
 
 
 def test_an_error_is_kept_and_the_next_job_runs(engine, worker):
@@ -320,14 +320,14 @@ def test_a_full_disk_keeps_the_picture_in_memory(engine, worker, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(utils, "save_new_picture", full)
+    monkeypatch.setattr(picture_files, "save_new_picture", full)
     job = worker.submit(Request("a", steps=1))
     over(job)
     assert job.state is State.DONE
     assert "disk is full" in job.warning
     unsaved = io.BytesIO(job.pictures[0].unsaved)
     assert Image.open(unsaved).size == (64, 64)
-    assert utils.read_parameters(unsaved).prompt == "a"
+    assert picture_files.read_parameters(unsaved).prompt == "a"
 
 
 def test_old_jobs_are_forgotten_and_their_pictures_stay(worker):
@@ -384,16 +384,16 @@ def test_errors_in_plain_words(error, words):
 def test_a_model_deleted_under_the_server(tmp_path, monkeypatch):
     """With the real engine: what is loaded goes on painting, and what has to be loaded again is said to be gone."""
     folder = tmp_path / "models" / "mine"
-    shutil.copytree(Path(stable_diffusion.__file__).parent / "checkpoints" / models.DEFAULT, folder)
-    monkeypatch.setenv(models.FOLDERS_VARIABLE, str(folder.parent))
+    shutil.copytree(Path(stable_diffusion.__file__).parent / "checkpoints" / catalogue.DEFAULT, folder)
+    monkeypatch.setenv(catalogue.FOLDERS_VARIABLE, str(folder.parent))
     worker = Worker(tmp_path / "outputs")
     try:
         for model, deleted, state in (
             ("mine", False, State.DONE),
             ("mine", True, State.DONE),
-            (models.DEFAULT, True, State.DONE),
+            (catalogue.DEFAULT, True, State.DONE),
             ("mine", True, State.FAILED),
-            (models.DEFAULT, True, State.DONE),
+            (catalogue.DEFAULT, True, State.DONE),
         ):
             if deleted:
                 shutil.rmtree(folder, ignore_errors=True)

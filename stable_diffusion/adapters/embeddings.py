@@ -14,7 +14,7 @@ from pathlib import Path
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
-from ..tokenizer import Tokenizer, normalize
+from ..text.tokenizer import Tokenizer, normalize
 from . import files
 from .lora import FAMILIES, NUMBERS, read_tensors
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import CheckpointNotFoundError
+from ..places import home
 
 LORAS, EMBEDDINGS = "loras", "embeddings"
 VARIABLES = {LORAS: "STABLE_DIFFUSION_LORAS", EMBEDDINGS: "STABLE_DIFFUSION_EMBEDDINGS"}
 TITLES = {LORAS: "LoRA", EMBEDDINGS: "embedding"}
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
-PROGRAM = Path(__file__).parents[2]
 # What a folder that is itself one LoRA holds, as peft and diffusers write it.
 FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
@@ -22,7 +22,7 @@ FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 def folders(kind: str) -> list[Path]:
     """Where a kind is looked for: loras/ or embeddings/ beside the program, and the folders that its variable names."""
     named = os.environ.get(VARIABLES[kind], "")
-    return [PROGRAM / kind, *(Path(part).expanduser() for part in named.split(os.pathsep) if part)]
+    return [home() / kind, *(Path(part).expanduser() for part in named.split(os.pathsep) if part)]
 
 
 def listed(kind: str, where: Iterable[str | os.PathLike] | None = None) -> dict[str, Path]:

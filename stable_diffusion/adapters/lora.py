@@ -21,12 +21,12 @@ from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
 from ..model_io.quantised import dequantised
-from ..model_io.stored import open_tensors
-from ..model_io.weights import FLOATS
+from ..model_io.strict import FLOATS
+from ..model_io.tensor_file import open_tensors
+from ..text.tags import Strength
 from ..unet import UNet
 from . import names
 from .forms import FORMS, Layer
-from .tags import Strength
 
 FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 TEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL's refiner"}  # what attn2 reads

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..text.tags import Strength
 from . import files
 from .lora import Networks, lay_over, load_lora
-from .tags import Strength
 
 Source = str | os.PathLike
 # {"name or file": 0.8}, or ("name or file", 0.8) one after another; (0.8, 0.5): U-Net, text encoders.

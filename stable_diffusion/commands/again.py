@@ -17,8 +17,8 @@ from .running import means_folder
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..parameters import Parameters
-    from ..provenance import InputFile
+    from ..record.inputs import InputFile
+    from ..record.parameters import Parameters
 
 DESCRIPTION = """\
 Make a picture again from what it says of itself, and tell whether every pixel came out the same, as it does with the
@@ -56,12 +56,11 @@ def add_to(kinds: Any) -> None:
 
 def paint_again(args: argparse.Namespace) -> list[Path]:
     """Make the picture again, print where, and say whether it is the same."""
-    import utils
-
-    from ..provenance import InputFile
+    from ..record import picture_files
+    from ..record.inputs import InputFile
     from .replay import plan_of
 
-    parameters = utils.read_parameters(args.source)
+    parameters = picture_files.read_parameters(args.source)
     if parameters is None:
         raise PictureError(f"{args.source!r} carries no parameters: nothing says how it was made.")
     original = InputFile.read(args.source)  # the new picture may take its place
@@ -94,7 +93,7 @@ def verdict(original: InputFile, path: Path, parameters: Parameters) -> str:
     """In words: whether the picture at `path` is the original, pixel for pixel, and what may be why not."""
     import numpy as np
 
-    from .. import recipe
+    from ..record import keys
 
     differing = largest = total = 0
     for one, other in _side_by_side(original, path):
@@ -106,8 +105,8 @@ def verdict(original: InputFile, path: Path, parameters: Parameters) -> str:
         total += difference.size
     if not differing:
         return "The same picture, pixel for pixel."
-    version = parameters.extra.get(recipe.VERSION)
-    why = f" It was made by {version}, now by {recipe.version()}." if version != recipe.version() else ""
+    version = parameters.extra.get(keys.VERSION)
+    why = f" It was made by {version}, now by {keys.version()}." if version != keys.version() else ""
     return f"Not quite the same: {differing} of {total} pixels differ, by {largest} of 255 at most.{why}"
 
 
@@ -117,9 +116,8 @@ def _side_by_side(original: InputFile, path: Path) -> Iterator[tuple[Image.Image
 
     from PIL import Image, ImageSequence
 
-    import utils
-
-    from ..provenance import InputFile
+    from ..record import picture_files
+    from ..record.inputs import InputFile
 
     def frames(file: InputFile) -> Iterator[Image.Image]:
         file.open()  # refuses what is too large, or damaged
@@ -132,6 +130,6 @@ def _side_by_side(original: InputFile, path: Path) -> Iterator[tuple[Image.Image
 
     with tempfile.TemporaryDirectory() as folder:
         suffix = Path(original.name).suffix.lower()
-        if path.suffix.lower() == ".png" and suffix in utils.FORMATS and suffix != ".png":
-            path = utils.save_picture(InputFile.read(path).open(), Path(folder, f"again{suffix}"))
+        if path.suffix.lower() == ".png" and suffix in picture_files.FORMATS and suffix != ".png":
+            path = picture_files.save_picture(InputFile.read(path).open(), Path(folder, f"again{suffix}"))
         yield from zip(frames(original), frames(InputFile.read(path)), strict=False)

@@ -15,9 +15,8 @@ from .options import MAX_SEED, add_generation_options, number, whole
 from .running import Output, Painter, means_folder
 
 if TYPE_CHECKING:
-    from utils import Parameters
-
-    from ..blend import Frame
+    from ..record.parameters import Parameters
+    from ..text.blend import Frame
 
 DESCRIPTION = """\
 Paint the pictures on the way from PROMPT to TO-PROMPT (by their embeddings), from --seed to --to-seed (by their noise),
@@ -57,8 +56,8 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
         raise InputError("A blend needs an end: a second prompt, or --to-seed.")
     generation = Generation(args)
 
-    from .. import recipe
-    from ..blend import Frame, frames
+    from ..record import keys
+    from ..text.blend import Frame, frames
 
     ends = (args.prompt, args.prompt if args.to_prompt is None else args.to_prompt)
     seed = generation.seeds.first
@@ -77,10 +76,10 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
         for frame, picture in zip(way, _pictures(painter, way), strict=True):
             pictures.append(picture)
             if args.keep_frames or not joins:
-                made = _of(parameters, frame.first_text, seed, picture, recipe.of_frame(frame))
+                made = _of(parameters, frame.first_text, seed, picture, keys.of_frame(frame))
                 paths.append(output.save(picture, frame.index + 1, made))
         if joins:
-            whole = _of(parameters, args.prompt, seed, pictures[0], recipe.of_blend(way[0], args.fps))
+            whole = _of(parameters, args.prompt, seed, pictures[0], keys.of_blend(way[0], args.fps))
             paths.append(_joined(args, output, pictures, whole))
     finally:
         for path in paths:
@@ -95,31 +94,28 @@ def _output(args: argparse.Namespace) -> tuple[Output, bool]:
     if means_folder(args.output):
         return Output(args.output, several=True), args.output is None
 
-    import utils
-
-    from .. import film
+    from ..record import film, picture_files
 
     film.check(args.output)
     path = Path(args.output)
-    suffix = path.suffix if path.suffix.lower() in utils.FORMATS else ".png"
+    suffix = path.suffix if path.suffix.lower() in picture_files.FORMATS else ".png"
     return Output(str(path.with_suffix(suffix)), several=True), True
 
 
 def _pictures(painter: Painter, way: Sequence[Frame]) -> Iterator[Any]:
-    import utils
+    from ..pictures import arrays
 
     with contextlib.closing(painter.bar()) as bar:
         for frame in way:
-            yield utils.to_picture(painter.run(frame.arguments, bar, len(way))[0])
+            yield arrays.to_picture(painter.run(frame.arguments, bar, len(way))[0])
 
 
 def _joined(args: argparse.Namespace, output: Output, pictures: Sequence[Any], parameters: Parameters) -> Path:
-    import utils
-
-    from .. import film
+    from ..pictures import arrays
+    from ..record import film
 
     if args.output is None:
-        return output.save(utils.grid(pictures, columns=len(pictures)), 1, parameters)
+        return output.save(arrays.grid(pictures, columns=len(pictures)), 1, parameters)
     return film.save(pictures, args.output, args.fps, parameters)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import models
-
+from .. import catalogue
 from .options import add_bits, add_debug
 from .running import Report
 
@@ -45,12 +44,14 @@ def add_to(kinds: Any) -> None:
 def list_models(args: argparse.Namespace) -> None:
     """A table of all models, and below it what is wrong with those that cannot be used."""
     rows = [("NAME", "FAMILY", "PRECISION", "PREDICTS", "SIZE", "HASH", "LICENCE", "HERE")]
-    listed = models.all()
+    listed = catalogue.all()
     for model in listed:
         size = _bytes(model.size_bytes) if model.size_bytes else "?"
-        here = {models.EMBEDDED: "comes along", models.LOCAL: "yes"}.get(model.kind, "yes" if model.present else "no")
+        here = {catalogue.EMBEDDED: "comes along", catalogue.LOCAL: "yes"}.get(
+            model.kind, "yes" if model.present else "no"
+        )
         told = (model.name, model.family_title or "?", model.precision, model.prediction_type, size)
-        hash_ = models.known_hash(model.source) if model.kind == models.LOCAL else None
+        hash_ = catalogue.known_hash(model.source) if model.kind == catalogue.LOCAL else None
         rows.append((*told, hash_ or "", model.licence or "?", "unusable" if model.problem else here))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -65,13 +66,13 @@ def list_models(args: argparse.Namespace) -> None:
 After --model stands one of these names, any other folder in diffusers' form, any other single file (.safetensors,
 .ckpt), or any other id of the Hugging Face hub. What is not here is downloaded when it is first used (about half as
 much with --float16, where the hub has it so). Files and folders inside models/, and inside those that
-${models.FOLDERS_VARIABLE} names (A1111's or ComfyUI's too), are listed here; a file's hash once it was used."""
+${catalogue.FOLDERS_VARIABLE} names (A1111's or ComfyUI's too), are listed here; a file's hash once it was used."""
     )
 
 
 def convert(args: argparse.Namespace) -> None:
     """Write a checkpoint in another form, and print where and how large it is."""
-    model = models.find(args.source)
+    model = catalogue.find(args.source)
 
     from ..model_io.convert import convert as write
 

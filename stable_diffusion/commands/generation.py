@@ -8,16 +8,14 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import models
-
+from .. import catalogue
 from ..errors import InputError
 from .options import MAX_SEED
 from .running import Report
 
 if TYPE_CHECKING:
-    from utils import Parameters
-
-    from ..noise import Seeds
+    from ..diffusion.noise import Seeds
+    from ..record.parameters import Parameters
 
 
 class Generation:
@@ -30,8 +28,8 @@ class Generation:
         from ..sampler import sampler_by_name
 
         self.args = args
-        self.model = models.find(args.model)
-        asked = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(models.Defaults)}
+        self.model = catalogue.find(args.model)
+        asked = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(catalogue.Defaults)}
         self.settings = dataclasses.replace(
             self.model.defaults, **{name: value for name, value in asked.items() if value is not None}
         )
@@ -82,14 +80,13 @@ class Generation:
 
         `more` is what the command adds, `text` all that is read where that is more than the prompt.
         """
-        from utils import Parameters
-
-        from .. import recipe
+        from ..record import keys
+        from ..record.parameters import Parameters
         from ..sampler import a1111_name
 
         sampler, schedule = a1111_name(self.sampler)
         text = self.args.prompt if text is None else text
-        clip_skip = {} if self.args.clip_skip is None else {recipe.CLIP_SKIP: str(self.args.clip_skip)}
+        clip_skip = {} if self.args.clip_skip is None else {keys.CLIP_SKIP: str(self.args.clip_skip)}
         return Parameters(
             prompt=self.args.prompt,
             negative=self.negative or "",
@@ -97,13 +94,13 @@ class Generation:
             sampler=sampler,
             schedule=schedule,
             cfg=self.settings.cfg,
-            model_hash=models.short_hash(self.model.source),
+            model_hash=catalogue.short_hash(self.model.source),
             model=sd.name,
             strength=self.strength,
             extra={**more, **clip_skip}
-            | recipe.of_rescale(self.args.guidance_rescale)
-            | recipe.of_language(self.args.prompt_language)
-            | recipe.of_engine(sd, text, self.negative or "", **self._asked_of_engine()),
+            | keys.of_rescale(self.args.guidance_rescale)
+            | keys.of_language(self.args.prompt_language)
+            | keys.of_engine(sd, text, self.negative or "", **self._asked_of_engine()),
         )
 
     def _asked_of_engine(self) -> dict[str, Any]:
@@ -112,7 +109,7 @@ class Generation:
 
 
 def _seeds(args: argparse.Namespace) -> Seeds:
-    from ..noise import Seeds
+    from ..diffusion.noise import Seeds
 
     strength = args.variation_strength
     seeds = {}

@@ -13,8 +13,8 @@ from .running import Output, Painter
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..inpaint import Inpainting
-    from ..provenance import InputFile
+    from ..pictures.inpainting import Inpainting
+    from ..record.inputs import InputFile
 
 # From noise, a part becomes what the text says; beyond an edge, the smeared colours say where the horizon lies.
 STRENGTH, STRENGTH_BEYOND = 1.0, 0.8
@@ -103,8 +103,8 @@ def _add_how(how: argparse._ArgumentGroup, part: str, strength: float) -> None:
 
 def inpaint(args: argparse.Namespace) -> list[Path]:
     """inpaint: repaint, save, and print where."""
-    from ..inpaint import to_mask
-    from ..provenance import InputFile, record
+    from ..pictures.inpainting import to_mask
+    from ..record.inputs import InputFile, record
 
     source, mask_file = InputFile.read(args.picture), InputFile.read(args.mask)
     picture = source.open()
@@ -114,13 +114,13 @@ def inpaint(args: argparse.Namespace) -> list[Path]:
 
 def outpaint(args: argparse.Namespace) -> list[Path]:
     """outpaint: extend, save, and print where."""
-    from .. import recipe
-    from ..inpaint import outpaint as extended
-    from ..provenance import InputFile, record
+    from ..pictures.inpainting import outpaint as extended
+    from ..record import keys
+    from ..record.inputs import InputFile, record
 
     source = InputFile.read(args.picture)
     added = {side: getattr(args, side) for side in SIDES}
-    return _paint(args, extended(source.open(), **added), [source], record(source) | recipe.of_outpainting(**added))
+    return _paint(args, extended(source.open(), **added), [source], record(source) | keys.of_outpainting(**added))
 
 
 def _paint(
@@ -130,8 +130,8 @@ def _paint(
     recorded: dict[str, str],
 ) -> list[Path]:
     """Paint the white of (picture, mask), where an inverted mask has been turned already."""
-    from .. import recipe
-    from ..inpaint import Inpainting
+    from ..pictures.inpainting import Inpainting
+    from ..record import keys
 
     generation = Generation(args)
     generation.strength = args.strength
@@ -145,7 +145,7 @@ def _paint(
         masked_content=args.masked_content,
         denoising_strength=args.strength,
     )
-    used = recipe.of_inpainting(args.masked_content, args.mask_blur, args.only_masked, args.padding, args.invert)
+    used = keys.of_inpainting(args.masked_content, args.mask_blur, args.only_masked, args.padding, args.invert)
     parameters = generation.parameters(sd, recorded | used)
     painter = Painter(sd, call | {"width": size[0], "height": size[1]}, output, args.preview, args.quiet)
     painter.finish = lambda painted: _finished(job, painted)
@@ -154,7 +154,7 @@ def _paint(
 
 def _size(args: argparse.Namespace, size: tuple[int, int], default_size: tuple[int, int]) -> tuple[int, int]:
     """The size to paint at: as asked for, or in the model's area; a whole picture in its own shape."""
-    from ..inpaint import suitable_size
+    from ..pictures.inpainting import suitable_size
 
     if args.width and args.height:
         return args.width, args.height
@@ -167,6 +167,6 @@ def _size(args: argparse.Namespace, size: tuple[int, int], default_size: tuple[i
 
 
 def _finished(job: Inpainting, painted: Any) -> Image.Image:
-    import utils
+    from ..pictures import arrays
 
-    return job.finish(utils.to_picture(painted))
+    return job.finish(arrays.to_picture(painted))

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import models
-
+from .. import catalogue
 from ..errors import CheckpointNotFoundError, PictureError
 
 HASH_LENGTHS = {10, 64}  # of a checkpoint: A1111's short ones, and whole ones; older ones of 8 are of something else
@@ -20,22 +19,22 @@ def pairs(text: str) -> list[tuple[str, str]]:
     return [(match[1].strip(), match[2]) for match in _NAMED.finditer(text)]
 
 
-def model(name: str | None, digits: str | None) -> models.Model:
+def model(name: str | None, digits: str | None) -> catalogue.Model:
     """The model of a name and a hash (or None): by the hash among the local ones, else by the name.
 
     Raises `CheckpointNotFoundError` for one that is not here, or is another file.
     """
     wanted = f"the model {name or '?'!r}" + (f" (hash {digits})" if digits else "")
     digits = digits.lower()[:10] if digits and len(digits) in HASH_LENGTHS else None
-    files = [each for each in models.local() if digits and os.path.isfile(each.source) and not each.problem]
-    by_hash = next((each for each in files if models.known_hash(each.source) == digits), None)
+    files = [each for each in catalogue.local() if digits and os.path.isfile(each.source) and not each.problem]
+    by_hash = next((each for each in files if catalogue.known_hash(each.source) == digits), None)
     if by_hash is not None:
         return by_hash
-    found: models.Model | None
+    found: catalogue.Model | None
     try:
-        found = models.find(name or "")
+        found = catalogue.find(name or "")
     except CheckpointNotFoundError:
-        found = next((each for each in files if models.short_hash(each.source) == digits), None)  # reads them whole
+        found = next((each for each in files if catalogue.short_hash(each.source) == digits), None)  # reads them whole
     if found is None:
         raise CheckpointNotFoundError(
             f"The picture was made with {wanted}, which is not here. Put it into models/, or give one with --model."
@@ -45,7 +44,7 @@ def model(name: str | None, digits: str | None) -> models.Model:
             f"The picture was made with {wanted}, which is not here; whoever made the picture may have written any "
             f"name. --model {name} takes it."
         )
-    own = models.short_hash(found.source)
+    own = catalogue.short_hash(found.source)
     if digits and own not in (None, digits):
         raise CheckpointNotFoundError(
             f"The picture was made with {wanted}; {found.source!r} is another one, of hash {own}. Put the one that is "
@@ -54,11 +53,11 @@ def model(name: str | None, digits: str | None) -> models.Model:
     return found
 
 
-def _may_load(found: models.Model, name: str) -> bool:
+def _may_load(found: catalogue.Model, name: str) -> bool:
     """Whether a stranger's word is enough to load it: no downloads but the catalogue's, no paths."""
-    if any(found.source == listed.source for listed in models.all()):
+    if any(found.source == listed.source for listed in catalogue.all()):
         return True
-    return found.present if found.kind == models.HUB else not {"/", "\\"} & set(name)
+    return found.present if found.kind == catalogue.HUB else not {"/", "\\"} & set(name)
 
 
 def vae(name: str, digits: str | None, picture: str) -> str:
@@ -72,7 +71,7 @@ def vae(name: str, digits: str | None, picture: str) -> str:
     for path in _vae_candidates(name, picture):
         if not path.exists():
             continue
-        own = models.short_hash(path)
+        own = catalogue.short_hash(path)
         if not digits or own is None or own == digits.lower()[:10]:
             return str(path)
         others.append(f" {str(path)!r} has the hash {own}.")
@@ -89,7 +88,7 @@ def _vae_candidates(name: str, picture: str) -> Iterator[Path]:
     if last in ("", ".", ".."):
         return
     yield from (Path(last), Path(picture).parent / last)
-    for folder in models.model_folders():
+    for folder in catalogue.model_folders():
         yield from (folder / last, folder / "VAE" / last, folder.parent / "VAE" / last)
 
 

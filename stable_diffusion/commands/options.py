@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-import models
+from .. import catalogue
 
 MAX_SEED = 2**64 - 1
 SAMPLERS = "euler, euler_a, ddpm, ddim, pndm, heun, lms, dpmpp_2m, dpmpp_sde, dpmpp_2m_sde, unipc, lcm"
@@ -45,10 +45,10 @@ def add_generation_options(command: argparse.ArgumentParser, several: bool = Tru
     how = command.add_argument_group("how to paint it")
     how.add_argument(
         "--model",
-        default=models.DEFAULT,
+        default=catalogue.DEFAULT,
         metavar="NAME",
         help="a name that `models` lists, a folder, a file, or an id of the Hugging Face hub, which is downloaded "
-        f"(default: {models.DEFAULT}, the small model that comes along; it knows drawn postcards only)",
+        f"(default: {catalogue.DEFAULT}, the small model that comes along; it knows drawn postcards only)",
     )
     how.add_argument(
         "--lora",

@@ -51,9 +51,9 @@ def generate(args: argparse.Namespace) -> list[Path]:
     """txt2img and img2img: paint, save, and print where."""
     generation = Generation(args)
 
-    from .. import recipe
-    from ..picture import fit
-    from ..provenance import InputFile, record
+    from ..pictures.reading import fit
+    from ..record import keys
+    from ..record.inputs import InputFile, record
 
     source = None if args.picture is None else InputFile.read(args.picture)
     picture = None if source is None else source.open()
@@ -65,6 +65,6 @@ def generate(args: argparse.Namespace) -> list[Path]:
     if picture is not None:
         width, height = args.width or sd.default_size[0], args.height or sd.default_size[1]
         call |= {"input_image": fit(picture, width, height, args.fit), "denoising_strength": generation.strength}
-    said = record(source) | recipe.of_fit(args.fit)
+    said = record(source) | keys.of_fit(args.fit)
     painter = Painter(sd, call, output, args.preview, args.quiet)
     return painter.paint(generation.seeds, args.batch_size, generation.parameters(sd, said), args.only)

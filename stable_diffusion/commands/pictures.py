@@ -26,11 +26,9 @@ def add_to(kinds: Any) -> None:
 
 def show_info(args: argparse.Namespace) -> None:
     """The parameters of a picture, for a person or as JSON."""
-    import utils
+    from ..record import film, picture_files
 
-    from .. import film
-
-    read = film.read_parameters if args.picture.lower().endswith(film.MP4) else utils.read_parameters
+    read = film.read_parameters if args.picture.lower().endswith(film.MP4) else picture_files.read_parameters
     parameters = read(args.picture)
     if parameters is None:
         raise PictureError(f"{args.picture!r} carries no parameters.")

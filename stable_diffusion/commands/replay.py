@@ -11,8 +11,8 @@ from ..errors import InputError, PictureError
 from . import blend, inpaint, needs, paint
 
 if TYPE_CHECKING:
-    from ..parameters import Parameters
-    from ..provenance import InputFile
+    from ..record.inputs import InputFile
+    from ..record.parameters import Parameters
 
 GROUPS = (paint, inpaint, blend)
 # The files that a command starts from, in the order of its line.
@@ -110,14 +110,14 @@ def plan_of(asked: argparse.Namespace, parameters: Parameters) -> Plan:
 
 
 def _command(parameters: Parameters) -> str:
-    from .. import recipe
+    from ..record import keys
 
     extra = parameters.extra
     if "Blend frames" in extra or "Blend share" in extra:
         return "blend"
-    if any(key in extra for key in recipe.OUTPAINT.values()):
+    if any(key in extra for key in keys.OUTPAINT.values()):
         return "outpaint"
-    if recipe.read_inpainting(extra) or "Mask sha256" in extra:
+    if keys.read_inpainting(extra) or "Mask sha256" in extra:
         return "inpaint"
     of_second_pass = any(key.startswith("Hires") for key in extra)  # A1111 says the strength of that, too
     if "Input sha256" in extra or (parameters.strength is not None and not of_second_pass):
@@ -131,7 +131,7 @@ def _prompts(plan: Plan, parameters: Parameters) -> list[str]:
 
 
 def _say_settings(plan: Plan, parameters: Parameters) -> None:
-    from ..recipe import plain
+    from ..record.keys import plain
     from ..sampler import key_of, sampler_from_a1111
 
     plan.say("--negative", parameters.negative or None)
@@ -146,19 +146,19 @@ def _say_settings(plan: Plan, parameters: Parameters) -> None:
 
 
 def _say_mask(plan: Plan, extra: Mapping[str, str]) -> None:
-    from .. import recipe
+    from ..record import keys
 
     if plan.command not in ("inpaint", "outpaint"):
         return
-    used = recipe.read_inpainting(extra)
+    used = keys.read_inpainting(extra)
     plan.say("--masked-content", used.get("masked_content"))
-    plan.say("--mask-blur", recipe.plain(used["mask_blur"]) if used else None)
+    plan.say("--mask-blur", keys.plain(used["mask_blur"]) if used else None)
     if plan.command == "inpaint":
         plan.say("--only-masked", used.get("only_masked"))
         plan.say("--padding", used.get("padding"))
         plan.say("--invert", used.get("invert"))
     else:
-        for side, key in recipe.OUTPAINT.items():
+        for side, key in keys.OUTPAINT.items():
             plan.say(f"--{side}", extra.get(key))
 
 
@@ -218,23 +218,23 @@ def _say_engine(plan: Plan, asked: argparse.Namespace, parameters: Parameters) -
 
 def _files(plan: Plan, asked: argparse.Namespace, extra: Mapping[str, str]) -> Iterator[tuple[str, InputFile]]:
     """The files that the command starts from: as given, or as they are found."""
-    from .. import provenance
+    from ..record import inputs
 
-    keys = {"picture": provenance.PICTURE, "mask": provenance.MASK}
+    names = {"picture": inputs.PICTURE, "mask": inputs.MASK}
     for name in STARTS_FROM.get(plan.command, ()):
-        wanted, given = provenance.recorded(extra, keys[name]), getattr(asked, name)
+        wanted, given = inputs.recorded(extra, names[name]), getattr(asked, name)
         if given is not None:
-            file = provenance.InputFile.read(given)
+            file = inputs.InputFile.read(given)
             if wanted is not None and not asked.force:
                 wanted.check(file)
         elif wanted is not None:
-            file = provenance.find(wanted, asked.source)
+            file = inputs.find(wanted, asked.source)
         else:
             raise PictureError(
                 f"{asked.source!r} was made from another picture, but does not say which: give it with --{name} FILE."
             )
         yield name, file
-    if any(True for _ in provenance.carried(asked.source)):
+    if any(True for _ in inputs.carried(asked.source)):
         plan.say("--embed-inputs", plan.command in STARTS_FROM)
 
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from utils import Parameters
-
-    from ..noise import Seeds
-    from ..provenance import InputFile
+    from ..diffusion.noise import Seeds
+    from ..record.inputs import InputFile
+    from ..record.parameters import Parameters
 
 BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left"
 
@@ -28,14 +27,14 @@ class Output:
 
         Raises `InputError` for a file that is no picture or cannot carry, OSError where nothing can be written.
         """
-        import utils
+        from ..record import picture_files
 
         path = Path("outputs", date.today().isoformat()) if where is None else Path(where)
         self.several = several
         self.into_folder = means_folder(where)
-        if not self.into_folder and path.suffix.lower() not in utils.FORMATS:
+        if not self.into_folder and path.suffix.lower() not in picture_files.FORMATS:
             raise InputError(
-                f"--output {where!r} should end in {', '.join(utils.FORMATS)}, or in a slash to mean a folder."
+                f"--output {where!r} should end in {', '.join(picture_files.FORMATS)}, or in a slash to mean a folder."
             )
         if carry and not self.into_folder and path.suffix.lower() != ".png":
             raise InputError(f"--embed-inputs needs a PNG; --output {where!r} should end in .png.")
@@ -46,17 +45,17 @@ class Output:
 
     def save(self, picture: Any, number: int, parameters: Parameters) -> Path:
         """Save picture `number` (from 1) of the run, and return where."""
-        import utils
+        from ..record import picture_files
 
         if self.into_folder:
-            return utils.save_new_picture(picture, self.folder, parameters, carry=self.carry)
-        return utils.save_picture(picture, self._file(number), parameters, self.carry)
+            return picture_files.save_new_picture(picture, self.folder, parameters, carry=self.carry)
+        return picture_files.save_picture(picture, self._file(number), parameters, self.carry)
 
     def preview(self, number: int, seed: int) -> Path:
         """The preview's file beside the one that picture `number` will get."""
-        import utils
+        from ..record import picture_files
 
-        name = utils.free_path(self.folder, seed) if self.into_folder else self._file(number)
+        name = picture_files.free_path(self.folder, seed) if self.into_folder else self._file(number)
         return name.with_name(f"{name.stem}.preview.png")
 
     def _file(self, number: int) -> Path:
@@ -137,18 +136,19 @@ class Painter:
 
     @staticmethod
     def _write_preview(pictures: Any, path: Path) -> None:
-        import utils
+        from ..pictures import arrays
+        from ..record import picture_files
 
-        utils.save_picture(utils.grid(list(pictures)), path)
+        picture_files.save_picture(arrays.grid(list(pictures)), path)
 
 
 def _of_picture(parameters: Parameters, seeds: Seeds, batch: range, number: int, picture: Any) -> Parameters:
     """The run's parameters with what is one picture's own; `number` counts from 0."""
-    from .. import recipe
+    from ..record import keys
 
     height, width = picture.shape[:2]
-    variation = recipe.of_variation(seeds.of_variations()[number], seeds.strength)
-    extra = variation | parameters.extra | recipe.of_batch(len(batch), number - batch[0])
+    variation = keys.of_variation(seeds.of_variations()[number], seeds.strength)
+    extra = variation | parameters.extra | keys.of_batch(len(batch), number - batch[0])
     return dataclasses.replace(parameters, seed=seeds.of_pictures()[number], width=width, height=height, extra=extra)
 
 

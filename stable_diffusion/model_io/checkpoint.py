@@ -10,7 +10,7 @@ from ..backend import mx
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from ..errors import ConfigError
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import Autoencoder
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from ..backend import mx
 from ..errors import InputError
-from ..tokenizer import Tokenizer
-from . import save
+from ..text.tokenizer import Tokenizer
+from . import export
 from .checkpoint import Checkpoint
+from .describe import describe
 from .hub import COMPONENTS, Progress
-from .kinds import describe
+from .locate import load, locate
 from .quantised import check_bits, quantise
 from .safetensors_file import write_safetensors
 from .single_file_terms import check_terms
-from .sources import load, locate
-from .weights import read_header
+from .strict import read_header
 
 SINGLE_FILE, FOLDER, OWN = "single file", "diffusers", "mlx"
 SUFFIX = ".safetensors"
@@ -106,18 +106,18 @@ def _is_half(path: Path) -> bool:
 
 def _contents(
     path: Path, form: str, dtype: mx.Dtype, bits: int | None, name: str, report: Progress
-) -> tuple[dict[str, bytes], save.Weights]:
+) -> tuple[dict[str, bytes], export.Weights]:
     """What is to be written. The checkpoint is let go of, so that weights leave memory as they are written."""
     checkpoint = load(path, dtype, report)
     if bits is not None:
         quantise(checkpoint.unet, checkpoint.text_encoders, bits, report)
     if form == SINGLE_FILE:
         _check_tokenizers(checkpoint)
-        weights = save.single_file_weights(checkpoint, dtype, name)
+        weights = export.single_file_weights(checkpoint, dtype, name)
         check_terms(checkpoint, weights[""][0])
         return {}, weights
-    texts = save.folder_texts(checkpoint, path, own=form == OWN)
-    return texts, (save.own_weights if form == OWN else save.diffusers_weights)(checkpoint, dtype)
+    texts = export.folder_texts(checkpoint, path, own=form == OWN)
+    return texts, (export.own_weights if form == OWN else export.diffusers_weights)(checkpoint, dtype)
 
 
 def _check_tokenizers(checkpoint: Checkpoint) -> None:
@@ -126,7 +126,7 @@ def _check_tokenizers(checkpoint: Checkpoint) -> None:
         raise InputError("A single file carries no tokenizer, and this checkpoint's is not CLIP's: name a folder.")
 
 
-def _write(temporary: Path, texts: dict[str, bytes], weights: save.Weights, size: int, report: Progress) -> None:
+def _write(temporary: Path, texts: dict[str, bytes], weights: export.Weights, size: int, report: Progress) -> None:
     done = sum(map(len, texts.values()))
 
     def written(count: int) -> None:

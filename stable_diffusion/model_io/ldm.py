@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UnsupportedCheckpointError, WeightsError
 from . import mapping
-from .kinds import TEXT_ENCODERS, UNET, VAE, OriginalConfig
+from .describe import TEXT_ENCODERS, UNET, VAE, OriginalConfig
 from .mapping import NameMap
 
 Shapes = Mapping[str, tuple[int, ...]]

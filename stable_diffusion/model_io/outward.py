@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from ..backend import mx, nn
 from ..config import UNetConfig
-from . import kinds
+from . import describe
 from .checkpoint import Checkpoint
 from .quantised import dequantised
 
@@ -95,12 +95,13 @@ def to_folder(part: str, model: nn.Module) -> Tensors:
 def to_single_file(checkpoint: Checkpoint) -> Tensors:
     """All networks of a checkpoint as one file of the original layout has them."""
     unet, vae = checkpoint.unet, checkpoint.vae
-    tensors = _prefixed(kinds.UNET, _named(unet, unet_rules(unet.config), _pointwise(unet.config)))
+    tensors = _prefixed(describe.UNET, _named(unet, unet_rules(unet.config), _pointwise(unet.config)))
     tensors |= _prefixed(
-        kinds.VAE, _named(vae, vae_rules(len(vae.config.block_out_channels)), r"(shortcut|quant_conv|to_\w+)\.weight$")
+        describe.VAE,
+        _named(vae, vae_rules(len(vae.config.block_out_channels)), r"(shortcut|quant_conv|to_\w+)\.weight$"),
     )
     for i, (prefix, encoder) in enumerate(
-        zip(kinds.TEXT_ENCODERS[checkpoint.family], checkpoint.text_encoders, strict=True)
+        zip(describe.TEXT_ENCODERS[checkpoint.family], checkpoint.text_encoders, strict=True)
     ):
         open_clip = checkpoint.family == "sd2" or i == 1
         tensors |= _prefixed(prefix, _open_clip(encoder) if open_clip else _named(encoder, TEXT_ENCODER))

@@ -9,7 +9,7 @@ from typing import Any
 from ..backend import mx
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from ..errors import ConfigError, InputError, UnsupportedCheckpointError, WeightsError
-from . import kinds, ldm
+from . import describe, ldm
 from .checkpoint import Checkpoint
 from .outward import plain_parameters
 
@@ -23,11 +23,11 @@ SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "t
 
 def check_terms(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> None:
     """Raise `InputError` where a loader would tell another configuration from the tensors than the checkpoint's."""
-    family, no_file = checkpoint.family, kinds.OriginalConfig()
+    family, no_file = checkpoint.family, describe.OriginalConfig()
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     unet, vae = (
         {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-        for prefix in (kinds.UNET, kinds.VAE)
+        for prefix in (describe.UNET, describe.VAE)
     )
     prediction = checkpoint.scheduler.prediction_type
     try:

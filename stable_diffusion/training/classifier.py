@@ -13,7 +13,7 @@ import numpy as np
 
 from ..backend import mx, nn
 from ..errors import InputError
-from .postcards import COLOURS, PLACES, SKIES, THINGS, TIMES, Postcard, paint, random_postcard
+from .postcards.painter import COLOURS, PLACES, SKIES, THINGS, TIMES, Postcard, paint, random_postcard
 
 SIZE = 64  # pixels: pictures are read at this size
 ATTRIBUTES: dict[str, tuple[str, ...]] = {

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import InputError, PictureError
-from ..picture import fit, open_picture
-from .postcards import caption, paint, random_postcard
+from ..pictures.reading import fit, open_picture
+from .postcards.painter import caption, paint, random_postcard
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 METADATA = "metadata.jsonl"

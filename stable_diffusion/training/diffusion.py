@@ -16,10 +16,10 @@ import numpy as np
 
 from ..backend import mx
 from ..config import SchedulerConfig
-from ..denoiser import Denoiser
-from ..noise import NoiseStream
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.noise import NoiseStream
+from ..diffusion.schedule import NoiseSchedule
 from ..sampler import sampler_by_name
-from ..schedule import NoiseSchedule
 from .latents import SHARD, LatentCache
 from .loop import Inputs, Loss
 from .networks import TextToLatents, write_index, write_part

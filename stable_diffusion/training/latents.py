@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..backend import mx
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from ..vae import Autoencoder
 from .data import Data
 

@@ -11,9 +11,9 @@ from ..backend import mx
 from ..config import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from ..errors import CheckpointNotFoundError
 from ..model_io import mapping
-from ..model_io.folder import read_json
-from ..model_io.weights import load_weights
-from ..tokenizer import Tokenizer
+from ..model_io.load_folder import read_json
+from ..model_io.strict import load_weights
+from ..text.tokenizer import Tokenizer
 from ..vae import Autoencoder
 from . import networks
 from .data import Data, Postcards

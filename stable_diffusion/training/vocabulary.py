@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..tokenizer import _BYTE_LETTERS, _word_letters, _words, normalize
-from ..tokenizer_files import BOS, EOS, MAX_LENGTH, WORD_END
+from ..text.tokenizer import _BYTE_LETTERS, _word_letters, _words, normalize
+from ..text.tokenizer_files import BOS, EOS, MAX_LENGTH, WORD_END
 
 Pair = tuple[str, str]
 

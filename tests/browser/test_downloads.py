@@ -8,14 +8,14 @@ import pytest
 pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import expect
 
-import models
+from stable_diffusion import catalogue
 from tests.browser.conftest import PATIENCE, serve
 from tests.test_hub import Hub
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=PATIENCE)
 
-MODEL = models.find("dreamshaper-8")  # by its name here the embedded model's files are served
+MODEL = catalogue.find("dreamshaper-8")  # by its name here the embedded model's files are served
 
 
 @pytest.fixture(scope="module")

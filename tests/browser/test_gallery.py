@@ -9,9 +9,9 @@ from PIL import Image
 pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import expect
 
-import utils
+from stable_diffusion.record import picture_files
+from stable_diffusion.record.parameters import Parameters
 from tests.browser.conftest import PATIENCE
-from utils import Parameters
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=PATIENCE)
@@ -31,7 +31,7 @@ def pictures(outputs):
     for seed in range(1, COUNT + 1):
         prompt = HOSTILE if seed == COUNT else f"unusual picture number {seed}"
         known = Parameters(prompt, "rain", 7, "DPM++ 2M", "Karras", 6.5, seed, 64, 64, model="postcards-tiny")
-        utils.save_new_picture(Image.new("RGB", (64, 64), (seed * 8, 90, 120)), folder, known)
+        picture_files.save_new_picture(Image.new("RGB", (64, 64), (seed * 8, 90, 120)), folder, known)
     return folder
 
 

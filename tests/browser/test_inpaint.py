@@ -10,11 +10,11 @@ from PIL import Image
 pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import expect
 
-from stable_diffusion import provenance
-from stable_diffusion.inpaint import Inpainting
+from stable_diffusion.pictures.inpainting import Inpainting
+from stable_diffusion.record import inputs
+from stable_diffusion.record.picture_files import read_parameters
 from tests.browser.conftest import PATIENCE
 from tests.browser.test_page import finished, generate, quiet_afterwards  # noqa: F401
-from utils import read_parameters
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=PATIENCE)
@@ -171,7 +171,7 @@ def test_what_is_painted_changes_and_nothing_else(painter, request):
         "4",
         "Whole picture",
     )
-    mask = provenance.find(provenance.recorded(known.extra, provenance.MASK), file).open().convert("L")
+    mask = inputs.find(inputs.recorded(known.extra, inputs.MASK), file).open().convert("L")
     assert ((np.asarray(mask) > 0) == mask_of(page)).all()
     before, after = np.asarray(picture()), np.asarray(Image.open(file))
     kept = np.asarray(Inpainting(picture(), mask, 128, 128).feather) == 0

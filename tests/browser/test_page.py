@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import expect
 
-import utils
+from stable_diffusion.record import picture_files
 from tests.browser.conftest import PATIENCE
 
 pytestmark = pytest.mark.browser
@@ -74,7 +74,7 @@ def test_a_prompt_becomes_a_picture_while_one_watches(open_page, request, output
     assert len(seen) >= 3, "previews should arrive while it paints"
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
-    found = utils.read_parameters(download.value.path())
+    found = picture_files.read_parameters(download.value.path())
     assert (found.prompt, found.steps, found.model) == (PROMPT, 60, "postcards-tiny")
     assert Image.open(download.value.path()).size == (128, 128)
     assert list(outputs.rglob("*.png"))
@@ -133,7 +133,7 @@ def test_odd_prompts_come_back_as_they_were(open_page, request, outputs, prompt)
     generate(page, request, prompt.strip(), steps=1)
     finished(page).wait_for()
     newest = max(outputs.rglob("*.png"), key=lambda path: path.stat().st_mtime_ns)
-    assert utils.read_parameters(newest).prompt == prompt.strip()
+    assert picture_files.read_parameters(newest).prompt == prompt.strip()
     page.reload()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(prompt.strip())
 

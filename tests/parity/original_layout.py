@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from stable_diffusion.tokenizer_files import CLIP_FOLDER
+from stable_diffusion.text.tokenizer_files import CLIP_FOLDER
 
 from .pipelines import randomise
 

@@ -53,7 +53,7 @@ def families(request, monkeypatch):
     """A folder's family is told from widths that these small networks do not have."""
     name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
     if name == "sd2":
-        monkeypatch.setattr("stable_diffusion.model_io.folder.family_of", lambda config, text_encoders: "sd2")
+        monkeypatch.setattr("stable_diffusion.model_io.load_folder.family_of", lambda config, text_encoders: "sd2")
 
 
 def load(folder: Path, name: str):

@@ -17,8 +17,8 @@ pytest.importorskip("transformers")
 from PIL import Image, ImageDraw  # noqa: E402
 
 from stable_diffusion import StableDiffusion  # noqa: E402
-from stable_diffusion.inpaint import Inpainting  # noqa: E402
-from stable_diffusion.noise import NoiseStream  # noqa: E402
+from stable_diffusion.diffusion.noise import NoiseStream  # noqa: E402
+from stable_diffusion.pictures.inpainting import Inpainting  # noqa: E402
 
 from . import pipelines  # noqa: E402
 from .test_pipeline import (  # noqa: E402

@@ -19,7 +19,7 @@ import mlx.core as mx  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from stable_diffusion import StableDiffusion  # noqa: E402
-from stable_diffusion.noise import NoiseStream  # noqa: E402
+from stable_diffusion.diffusion.noise import NoiseStream  # noqa: E402
 
 from ..conftest import EMBEDDED  # noqa: E402
 from ..test_goldens import CFG_WEIGHT, NUM_STEPS, POSTCARDS, noise_for  # noqa: E402

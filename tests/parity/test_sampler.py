@@ -17,7 +17,7 @@ import mlx.core as mx  # noqa: E402
 from diffusers.utils import logging  # noqa: E402
 
 from stable_diffusion.config import SchedulerConfig  # noqa: E402
-from stable_diffusion.denoiser import Denoiser  # noqa: E402
+from stable_diffusion.diffusion.denoiser import Denoiser  # noqa: E402
 from stable_diffusion.sampler import DDIMSampler, LCMSampler, SimpleEulerSampler, sampler_by_name  # noqa: E402
 
 logging.set_verbosity_error()

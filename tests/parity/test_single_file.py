@@ -15,7 +15,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from stable_diffusion import StableDiffusion  # noqa: E402
 from stable_diffusion.backend import mx  # noqa: E402
-from stable_diffusion.model_io.single_file import load_single_file  # noqa: E402
+from stable_diffusion.model_io.load_file import load_single_file  # noqa: E402
 
 from .. import drawn, networks  # noqa: E402
 from . import original_layout, pipelines  # noqa: E402

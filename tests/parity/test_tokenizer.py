@@ -16,8 +16,8 @@ import transformers  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from stable_diffusion.tokenizer import Tokenizer, _merge, _word_letters, _words, normalize  # noqa: E402
-from stable_diffusion.tokenizer_files import CLIP_FOLDER  # noqa: E402
+from stable_diffusion.text.tokenizer import Tokenizer, _merge, _word_letters, _words, normalize  # noqa: E402
+from stable_diffusion.text.tokenizer_files import CLIP_FOLDER  # noqa: E402
 
 pytestmark = pytest.mark.parity
 transformers.logging.set_verbosity_error()

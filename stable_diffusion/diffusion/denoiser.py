@@ -1,0 +1,126 @@
+"""From what the U-Net predicts to x_0 and eps: the one place that knows prediction types and guidance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..backend import mx
+from ..errors import InputError
+from .schedule import NoiseLevel
+
+# (x (n B, h, w, C), t) -> prediction of the same shape; the rows are [negative, text, ...], B of each.
+UNetCall = Callable[[mx.array, float], mx.array]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer of the U-Net, (B, h, w, C) float32 each: what a sampler does not use is never computed."""
+
+    x_0: mx.array
+    eps: mx.array
+    output: mx.array  # the guided answer as the U-Net's own prediction type
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The U-Net with its prompt, as a function of latents and noise level.
+
+    `cfg_weight` above 1 asks for negative and text in one batch; otherwise, or where the network takes the weight as
+    an input of its own (`embedded_guidance`, LCM), the U-Net sees each latent once. A composition of texts has a weight
+    for each in `weights`, and always asks for the negative too, which defines it; under `embedded_guidance`, where
+    there is none, the first text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py). `seen` changes the
+    latents before the U-Net sees them (inpainting puts back what is kept). Raises `InputError` for a weight that is not
+    finite or a `guidance_rescale` outside 0 to 1.
+    """
+
+    unet: UNetCall
+    prediction_type: str = "epsilon"
+    cfg_weight: float = 1.0
+    guidance_rescale: float = 0.0
+    embedded_guidance: bool = False
+    weights: tuple[float, ...] = (1.0,)
+    seen: Callable[[mx.array, NoiseLevel], mx.array] | None = None
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise InputError(f"prediction_type = {self.prediction_type!r} should be epsilon, v_prediction or sample.")
+        if not math.isfinite(self.cfg_weight):
+            raise InputError(f"cfg_weight = {self.cfg_weight!r} should be a finite number.")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise InputError(f"guidance_rescale = {self.guidance_rescale!r} should lie between 0 and 1.")
+
+    @property
+    def guided(self) -> bool:
+        """True where the U-Net is given the negative text's rows before those of the texts."""
+        return (self.cfg_weight > 1 or len(self.weights) > 1) and not self.embedded_guidance
+
+    def __call__(self, x: mx.array, level: NoiseLevel) -> Prediction:
+        """Ask the U-Net about latents x (B, h, w, C) at a level."""
+        return self.prediction(self.output(x, level), x, level)
+
+    def output(self, x: mx.array, level: NoiseLevel) -> mx.array:
+        """The U-Net's guided answer about x at a level, float32, still of its own prediction type."""
+        if self.seen is not None:
+            x = self.seen(x, level)
+        rows = len(self.weights) + self.guided
+        if rows == 1:
+            return self.unet(x, level.t).astype(mx.float32)
+        answers = list(mx.split(self.unet(mx.concatenate([x] * rows), level.t).astype(mx.float32), rows))
+        if not self.guided:
+            return composition(answers[0], answers, self.weights, 1.0)
+        negative, texts = answers[0], answers[1:]
+        guided = composition(negative, texts, self.weights, self.cfg_weight)
+        return rescaled_guidance(guided, sum(texts[1:], texts[0]) / len(texts), self.guidance_rescale)
+
+    def prediction(self, output: mx.array, x: mx.array, level: NoiseLevel) -> Prediction:
+        """What an answer of the U-Net says about x_0 and eps, if x is at `level`."""
+        if self.prediction_type == "epsilon":
+            return Prediction(x0_from_eps(x, output, level), output, output)
+        if self.prediction_type == "v_prediction":
+            return Prediction(x0_from_v(x, output, level), eps_from_v(x, output, level), output)
+        return Prediction(output, eps_from_x0(x, output, level), output)
+
+
+def composition(negative: mx.array, texts: Sequence[mx.array], weights: Sequence[float], cfg_weight: float) -> mx.array:
+    """negative + w sum_i w_i (text_i - negative): with one text of weight 1, classifier-free guidance.
+
+    Ho and Salimans 2022, arXiv:2207.12598; Liu et al. 2022, arXiv:2206.01714, eq. 11.
+    """
+    guided = negative
+    for text, weight in zip(texts, weights, strict=True):
+        guided = guided + cfg_weight * weight * (text - negative)
+    return guided
+
+
+def rescaled_guidance(guided: mx.array, text: mx.array, guidance_rescale: float) -> mx.array:
+    """Bring each image's standard deviation back towards the text's, by the share `guidance_rescale` of 0 to 1.
+
+    Equations 15 and 16 of Lin et al. 2023, arXiv:2305.08891 (diffusers rescale_noise_cfg).
+    """
+    if not guidance_rescale:
+        return guided
+    axes = tuple(range(1, guided.ndim))
+    scale = mx.std(text, axis=axes, keepdims=True) / mx.std(guided, axis=axes, keepdims=True)
+    return guided * (guidance_rescale * scale + (1 - guidance_rescale))
+
+
+def x0_from_eps(x: mx.array, eps: mx.array, level: NoiseLevel) -> mx.array:
+    """x_0 = (x_t - sigma eps) / alpha; needs alpha > 0."""
+    return (x - level.sigma * eps) / level.alpha
+
+
+def x0_from_v(x: mx.array, v: mx.array, level: NoiseLevel) -> mx.array:
+    """x_0 = alpha x_t - sigma v. Appendix D of Salimans and Ho 2022, arXiv:2202.00512."""
+    return level.alpha * x - level.sigma * v
+
+
+def eps_from_v(x: mx.array, v: mx.array, level: NoiseLevel) -> mx.array:
+    """eps = alpha v + sigma x_t."""
+    return level.alpha * v + level.sigma * x
+
+
+def eps_from_x0(x: mx.array, x_0: mx.array, level: NoiseLevel) -> mx.array:
+    """eps = (x_t - alpha x_0) / sigma; needs sigma > 0."""
+    return (x - level.alpha * x_0) / level.sigma

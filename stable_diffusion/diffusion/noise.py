@@ -1,0 +1,80 @@
+"""Random numbers that belong to one picture each: picture i of seed s has the stream of seed s + i, in any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backend import mx
+
+PARALLEL = 0.9995  # the cosine from which on a straight line is as good, and does not divide by nearly nothing
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of a batch, as A1111 counts them (its modules/processing.py).
+
+    Picture i has seed `first` + i. With a variation, all have the seed `first`, and picture i turns towards the seed
+    `variation` + i by `strength` in (0, 1].
+    """
+
+    first: int
+    n_images: int
+    variation: int = 0
+    strength: float = 0.0
+
+    def of_pictures(self) -> list[int]:
+        """Each picture's seed."""
+        return [self.first + (0 if self.strength else i) for i in range(self.n_images)]
+
+    def of_variations(self) -> list[int]:
+        """Each picture's variation seed."""
+        return [self.variation + i for i in range(self.n_images)]
+
+
+class NoiseStream:
+    """Unit normal draws, one after another, each picture's from its own seed.
+
+    Draw n of a seed depends on nothing but the seed, n and the shape.
+    """
+
+    def __init__(self, seeds: Sequence[int] | Seeds, shape: Sequence[int]):
+        self._seeds = seeds if isinstance(seeds, Seeds) else None
+        self._keys = [mx.random.key(seed) for seed in (seeds.of_pictures() if isinstance(seeds, Seeds) else seeds)]
+        self._shape = tuple(shape)
+        self._drawn = 0
+
+    def __call__(self) -> mx.array:
+        """The next draw, (len(seeds), *shape) float32."""
+        draws = []
+        for i, key in enumerate(self._keys):
+            self._keys[i], now = mx.random.split(key)
+            draws.append(mx.random.normal(self._shape, key=now))
+        self._drawn += 1
+        return mx.stack(draws)
+
+    def varied(self) -> mx.array:
+        """The next draw, turned towards what the variation's seeds draw in the same place; without one, just that."""
+        place = self._drawn
+        draw = self()
+        if self._seeds is None or not self._seeds.strength:
+            return draw
+        other = NoiseStream(self._seeds.of_variations(), self._shape)
+        for _ in range(place):
+            other()
+        return slerp(draw, other(), self._seeds.strength)
+
+
+def slerp(start: mx.array, end: mx.array, share: float) -> mx.array:
+    """Spherical interpolation (Shoemake 1985) of each picture's noise, (B, ...): `start` at 0, `end` at 1.
+
+    Where a straight line would lead through noise of less than unit variance, an arc keeps it. The angle is that of
+    the whole vectors; A1111 takes one for each row of latents.
+    """
+    axes = tuple(range(1, start.ndim))
+    lengths = mx.sqrt((start**2).sum(axes, keepdims=True) * (end**2).sum(axes, keepdims=True))
+    cosine = (start * end).sum(axes, keepdims=True) / lengths
+    angle = mx.arccos(mx.clip(cosine, -1, 1))
+    parts = mx.sin((1 - share) * angle) / mx.sin(angle), mx.sin(share * angle) / mx.sin(angle)
+    arc = parts[0] * start + parts[1] * end
+    return mx.where(mx.abs(cosine) > PARALLEL, (1 - share) * start + share * end, arc)

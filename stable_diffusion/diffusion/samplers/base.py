@@ -1,0 +1,197 @@
+"""What all samplers share: options, the reading of a checkpoint's configuration, and the plan's common forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...backend import mx
+from ...config import SchedulerConfig
+from ...errors import ConfigError, InputError, SamplerError, UnsupportedCheckpointError
+from ..denoiser import Denoiser
+from ..schedule import NoiseLevel, NoiseSchedule, Plan, log_linear_sigmas, named_sigmas, spaced_times, ve_levels
+
+# Each call gives the next unit normal draw, (B, h, w, C) float32.
+Noise = Callable[[], mx.array]
+
+SPACINGS = ("leading", "linspace", "trailing")
+KARRAS_AND_EXPONENTIAL = ("karras", "exponential")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step reached: its number from 1, the level's time and k-diffusion sigma, x_t, and the estimate of x_0.
+
+    Both arrays are (B, h, w, C) float32, x_t with unit variance at the prior, and lazy: nothing is computed before it
+    is asked for.
+    """
+
+    index: int
+    total: int
+    t: float
+    sigma: float
+    x: mx.array
+    x_0: mx.array
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """A way from noise to x_0. An option that is None is the checkpoint's to say, then the reference class's default.
+
+    `spacing` is leading, linspace or trailing; `sigma_schedule` is karras, exponential, or "spaced" for neither.
+    Raises `SamplerError` for a value that the sampler does not have.
+    """
+
+    spacing: str | None = None
+    sigma_schedule: str | None = None
+
+    key: ClassVar[str]
+    title: ClassVar[str]
+    schedules: ClassVar[tuple[str, ...]] = ()
+    # What the reference's class takes for keys that scheduler_config.json lacks.
+    defaults: ClassVar[Mapping[str, Any]]
+    # Keys with which a checkpoint changes the noise levels themselves, as far as the reference's class knows them.
+    honoured: ClassVar[frozenset[str]] = frozenset()
+    # True where the reference lets the configuration choose Karras or exponential sigmas.
+    schedule_from_config: ClassVar[bool] = True
+    # True where two equal levels in a row would divide by zero.
+    needs_distinct_levels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.spacing not in (None, *SPACINGS):
+            raise SamplerError(f"spacing = {self.spacing!r} should be one of {', '.join(SPACINGS)}.")
+        if self.sigma_schedule not in (None, "spaced", *self.schedules):
+            offered = ", ".join((*self.schedules, "spaced"))
+            raise SamplerError(
+                f"{self.title} has no {self.sigma_schedule!r} sigmas: sigma_schedule should be one of {offered}."
+            )
+
+    def plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
+        """The levels of a generation of `num_steps` steps with a checkpoint of this configuration.
+
+        Raises `InputError` for a number of steps outside 1 to num_train_timesteps or one that the spacing cannot give,
+        `SamplerError` for a checkpoint that this sampler is not made for, `ConfigError` for keys that contradict.
+        """
+        resolved = self.resolve(config)
+        num_steps = _checked_steps(num_steps, resolved.num_train_timesteps)
+        plan = self._plan(resolved, num_steps)
+        if self.needs_distinct_levels and any(a.sigma <= b.sigma for a, b in itertools.pairwise(plan.levels)):
+            raise InputError(
+                f"{self.title} cannot take {num_steps} steps with {resolved.timestep_spacing} spacing here: two of its "
+                "noise levels would be the same. Take fewer steps or another spacing."
+            )
+        if resolved.prediction_type == "epsilon" and not all(level.alpha for level in plan.levels):
+            raise SamplerError(
+                f"{self.title} cannot begin at zero terminal SNR with prediction_type = 'epsilon', because pure noise "
+                "says nothing about x_0: choose the leading spacing, or a sampler such as euler or dpmpp_2m."
+            )
+        return plan
+
+    @abstractmethod
+    def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
+        """The plan for a resolved configuration."""
+
+    @abstractmethod
+    def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
+        """Yield `len(plan)` steps from the latents x (B, h, w, C) at `plan.start`; `noise` is drawn where needed."""
+
+    def resolve(self, config: SchedulerConfig) -> SchedulerConfig:
+        """The configuration with nothing lacking: own options, then the file, then the reference class's defaults."""
+        self._refuse(config)
+        keys = {field.name for field in dataclasses.fields(config)}
+        values = {key: value for key, value in self.defaults.items() if getattr(config, key) is None}
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        own["timestep_spacing"] = self.spacing
+        values.update({key: value for key, value in own.items() if key in keys and value is not None})
+        named = {name: bool(getattr(config, f"use_{name}_sigmas")) for name in KARRAS_AND_EXPONENTIAL}
+        if self.sigma_schedule is not None or not (self.schedules and self.schedule_from_config):
+            named = {name: name == self.sigma_schedule for name in named}
+        if all(named.values()):
+            raise ConfigError("use_karras_sigmas and use_exponential_sigmas are both true; one of them should be.")
+        values.update({f"use_{name}_sigmas": value for name, value in named.items()})
+        return dataclasses.replace(config, **values)
+
+    def _refuse(self, config: SchedulerConfig) -> None:
+        """Raise for keys that would change the result and that the reference's class passes over or stumbles upon."""
+        wishes = {
+            "rescale_betas_zero_snr": config.rescale_betas_zero_snr,
+            "interpolation_type": config.interpolation_type != "linear",
+            "timestep_type": config.timestep_type != "discrete" and config.prediction_type == "v_prediction",
+            "sigma_min": config.sigma_min is not None and bool(self.schedules),
+            "sigma_max": config.sigma_max is not None and bool(self.schedules),
+            "beta_schedule": config.beta_schedule == "sigmoid" and config.trained_betas is None,
+        }
+        for key, wished in wishes.items():
+            if wished and key not in self.honoured:
+                raise SamplerError(
+                    f"{self.title} does not know {key} = {getattr(config, key)!r}, which this checkpoint's scheduler "
+                    "configuration asks for. Choose another sampler, such as euler."
+                )
+        if config.variance_type in ("learned", "learned_range") and "variance_type" in self.honoured:
+            raise UnsupportedCheckpointError(
+                f"variance_type = {config.variance_type!r}: U-Nets that predict a variance are not supported."
+            )
+
+
+class KDiffusionSampler(Sampler):
+    """The samplers whose levels are ve_sigmas at spaced, not always whole, times: Euler, Heun, LMS, DPM++ SDE.
+
+    Diffusers scheduling_euler_discrete.py and its kin, set_timesteps.
+    """
+
+    schedules = KARRAS_AND_EXPONENTIAL
+    time_type: ClassVar[type] = np.float32  # times are this precise in the reference
+
+    def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
+        schedule = NoiseSchedule.from_config(config, floored=True)
+        times, sigmas = self._times_and_sigmas(config, schedule, num_steps)
+        levels = ve_levels(times, sigmas[:num_steps])
+        last = sigmas[num_steps] if len(sigmas) > num_steps else 0.0
+        if not last and config.final_sigmas_type == "sigma_min":
+            last = schedule.ve_sigmas[0]
+        ends = (*levels[1:], NoiseLevel.from_ve_sigma(0.0, float(np.float32(last))))
+        # The reference's init_noise_sigma: the first sigma, or where the spacing is leading sqrt(sigma^2 + 1).
+        prior_std = 1.0 if config.timestep_spacing == "leading" else levels[0].sigma
+        return Plan(config, schedule, levels, ends, prior_std=prior_std)
+
+    def _times_and_sigmas(
+        self, config: SchedulerConfig, schedule: NoiseSchedule, num_steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Times (num_steps,) and ve_sigmas (num_steps,), or one more where they come with their end."""
+        times: np.ndarray = spaced_times(config, num_steps, rounded=False).astype(self.time_type)
+        log_linear = config.interpolation_type == "log_linear"
+        sigmas = log_linear_sigmas(schedule, num_steps) if log_linear else schedule.sigma_from_t(times)
+        named = named_sigmas(config, sigmas, num_steps)
+        if named is not None:
+            times, sigmas = schedule.t_from_sigma(named).astype(self.time_type), named
+        if config.timestep_type == "continuous" and config.prediction_type == "v_prediction":
+            if len(sigmas) > num_steps:
+                raise UnsupportedCheckpointError(
+                    "interpolation_type = 'log_linear' with timestep_type = 'continuous' is supported only together "
+                    "with use_karras_sigmas or use_exponential_sigmas."
+                )
+            times = 0.25 * np.log(sigmas.astype(np.float32))
+        return times, sigmas
+
+
+def step_reached(plan: Plan, i: int, x: mx.array, x_0: mx.array, end: NoiseLevel | None = None) -> Step:
+    """Step i of the whole plan, counted from 0, as the caller sees it; `end` where it is not `plan.ends[i]`."""
+    end = end or plan.ends[i]
+    return Step(i - plan.first + 1, len(plan), end.t, end.ve_sigma, x, x_0)
+
+
+def _checked_steps(num_steps: int, most: int) -> int:
+    try:
+        count = operator.index(num_steps)
+    except TypeError:
+        count = 0
+    if isinstance(num_steps, bool) or not 1 <= count <= most:
+        raise InputError(f"num_steps = {num_steps!r} should be a whole number from 1 to {most}.")
+    return count

@@ -1,0 +1,258 @@
+"""Betas, alpha-bars and sigmas; times to sigmas and back; the noise levels of one generation.
+
+Two forms of the same thing: x_t = alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1 ("variance preserving", what the
+engine keeps), and x_0 + ve_sigma eps with ve_sigma = sigma / alpha ("variance exploding", k-diffusion's form).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..backend import mx
+from ..config import SchedulerConfig
+from ..errors import ConfigError, InputError
+
+# The reference's stand-in for an alpha-bar of 0, so that ve_sigma stays finite (4096).
+TERMINAL_ALPHA_BAR = 2.0**-24
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """A point of the diffusion: the time that the U-Net is given, and x_t = alpha x_0 + sigma eps."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @classmethod
+    def from_ve_sigma(cls, t: float, ve_sigma: float) -> NoiseLevel:
+        """The level whose sigma / alpha is `ve_sigma`."""
+        alpha = 1 / math.sqrt(ve_sigma**2 + 1)
+        return cls(t, alpha, ve_sigma * alpha)
+
+    @classmethod
+    def from_alpha_bar(cls, t: float, alpha_bar: float) -> NoiseLevel:
+        """The level whose alpha^2 is `alpha_bar`."""
+        return cls(t, math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+
+    @property
+    def ve_sigma(self) -> float:
+        """k-diffusion's sigma: noise to signal, infinite where nothing of the signal is left."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def log_snr(self) -> float:
+        """DPM-Solver's lambda = log(alpha / sigma), infinite where no noise is left."""
+        return math.log(self.alpha) - math.log(self.sigma) if self.sigma else math.inf
+
+    def noised(self, x_0: mx.array, eps: mx.array) -> mx.array:
+        """x_t = alpha x_0 + sigma eps."""
+        return self.alpha * x_0 + self.sigma * eps
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """What the checkpoint was trained on: alpha-bar of every training time."""
+
+    alpha_bars: np.ndarray  # (num_train_timesteps,) float32
+    final: NoiseLevel = NoiseLevel(0.0, 1.0, 0.0)  # below time 0
+
+    @classmethod
+    def from_config(cls, config: SchedulerConfig, floored: bool = False, final_is_clean: bool = True) -> NoiseSchedule:
+        """Build the schedule from a configuration whose betas are all given (see `Sampler.resolve`).
+
+        `floored` replaces an alpha-bar of 0 (zero terminal SNR) by 2^-24; without `final_is_clean` the level below
+        time 0 is that of time 0 (`set_alpha_to_one`).
+        """
+        betas = _betas(config)
+        if config.rescale_betas_zero_snr:
+            betas = _rescale_to_zero_terminal_snr(betas)
+        alpha_bars = _cumprod(np.float32(1) - betas)
+        if not (np.isfinite(alpha_bars).all() and (alpha_bars >= 0).all() and (alpha_bars[:-1] > 0).all()):
+            raise ConfigError("The scheduler's betas should lie between 0 and 1: some alpha-bar is zero or negative.")
+        if config.rescale_betas_zero_snr and floored:
+            alpha_bars[-1] = TERMINAL_ALPHA_BAR
+        final = NoiseLevel(0.0, 1.0, 0.0)
+        return cls(alpha_bars, final if final_is_clean else NoiseLevel.from_alpha_bar(0.0, float(alpha_bars[0])))
+
+    def __len__(self) -> int:
+        return len(self.alpha_bars)
+
+    @cached_property
+    def ve_sigmas(self) -> np.ndarray:
+        """(num_train_timesteps,) float32, increasing with time."""
+        return np.sqrt((np.float32(1) - self.alpha_bars) / self.alpha_bars)
+
+    def level(self, t: int) -> NoiseLevel:
+        """The level of a whole training time; below 0 lies `final`. Raises `InputError` beyond the last time."""
+        if t >= len(self):
+            raise InputError(
+                f"The schedule would start at time {t}, but the checkpoint was trained on 0 to {len(self) - 1}: "
+                "take fewer steps or another spacing."
+            )
+        return NoiseLevel.from_alpha_bar(float(t), float(self.alpha_bars[t])) if t >= 0 else self.final
+
+    def sigma_from_t(self, times: np.ndarray) -> np.ndarray:
+        """ve_sigma of times, linear between the training times and constant outside, float64."""
+        return np.interp(times, np.arange(len(self)), self.ve_sigmas)
+
+    def t_from_sigma(self, ve_sigmas: np.ndarray) -> np.ndarray:
+        """Times of ve_sigmas, linear in log sigma between the training times, float64 (k-diffusion's sigma_to_t)."""
+        table = np.log(self.ve_sigmas)
+        log_sigma = np.log(np.maximum(np.asarray(ve_sigmas, dtype=np.float64), 1e-10))
+        below = np.clip(np.searchsorted(table.astype(np.float64), log_sigma, side="right") - 1, 0, len(table) - 2)
+        # The difference of neighbours stays float32, as in the reference: some of these times are cut to whole numbers.
+        w = np.clip((table[below] - log_sigma) / (table[below] - table[below + 1]), 0, 1)
+        return (1 - w) * below + w * (below + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The levels of one generation: step i goes from `levels[i]`, where the U-Net is asked, to `ends[i]`.
+
+    `config` lacks nothing any more (class defaults and the sampler's own options filled in). `first` is the step that
+    the generation begins with: 0 but for image to image. `prior_std` is the standard deviation of the first latents.
+    """
+
+    config: SchedulerConfig
+    schedule: NoiseSchedule
+    levels: tuple[NoiseLevel, ...]
+    ends: tuple[NoiseLevel, ...]
+    middles: tuple[NoiseLevel, ...] = ()  # DPM++ SDE's second evaluation of each step but the last
+    calls: tuple[NoiseLevel, ...] = ()  # PNDM's evaluations, which are not one to a step
+    first: int = 0
+    prior_std: float = 1.0
+    indivisible: str = ""  # why the plan cannot be begun midway, where it cannot
+
+    def __len__(self) -> int:
+        """The number of steps that the user sees."""
+        return len(self.levels) - self.first
+
+    @property
+    def start(self) -> NoiseLevel:
+        """The level of the first latents."""
+        return self.levels[self.first]
+
+    def tail(self, steps: int) -> Plan:
+        """The plan's last `steps` steps: int(num_steps * strength) of them make an image to image generation.
+
+        Raises `InputError` unless 1 <= steps <= len(self), or where the sampler cannot begin midway.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= len(self):
+            raise InputError(
+                f"{steps!r} of {len(self)} steps cannot be run: raise the denoising strength or the number of steps "
+                "so that at least one step is left, and at most all of them."
+            )
+        if steps < len(self) and self.indivisible:
+            raise InputError(self.indivisible)
+        return dataclasses.replace(self, first=len(self.levels) - steps)
+
+    def prior(self, noise: mx.array) -> mx.array:
+        """Unit normal noise (B, h, w, C) as the first latents of text to image (the reference's init_noise_sigma)."""
+        return self.prior_std * noise
+
+    def renoise(self, x_0: mx.array, noise: mx.array) -> mx.array:
+        """Clean latents (B, h, w, C) brought to the first level (the reference's add_noise)."""
+        return self.start.noised(x_0, noise)
+
+
+def spaced_times(config: SchedulerConfig, num_steps: int, rounded: bool = True, one_more: bool = False) -> np.ndarray:
+    """Times of `num_steps` steps, falling, float64; `timestep_spacing` and `steps_offset` of the configuration.
+
+    `rounded` says whether linspace gives whole times. With `one_more`, leading and linspace make room for one more
+    step at the end, which is dropped (DPM-Solver, UniPC). Table 2 of Lin et al. 2023, arXiv:2305.08891.
+    """
+    train_steps = config.num_train_timesteps
+    count = num_steps + one_more
+    if config.timestep_spacing == "linspace":
+        times = np.linspace(0, train_steps - 1, count)[::-1][:num_steps]
+        return times.round() if rounded else times
+    if config.timestep_spacing == "leading":
+        stride, offset = train_steps // count, config.steps_offset or 0
+        return (np.arange(count)[::-1] * stride + offset)[:num_steps].astype(np.float64)
+    # For some step counts the reference's range runs over by rounding and gains a step at time -1. It is dropped here.
+    return np.arange(train_steps, 0, -train_steps / num_steps).round()[:num_steps] - 1
+
+
+def karras_sigmas(sigma_min: float, sigma_max: float, num_steps: int, rho: float = 7.0) -> np.ndarray:
+    """Falling ve_sigmas, evenly spaced in sigma^(1 / rho). Equation 5 of Karras et al. 2022, arXiv:2206.00364."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (high + np.linspace(0, 1, num_steps) * (low - high)) ** rho
+
+
+def exponential_sigmas(sigma_min: float, sigma_max: float, num_steps: int) -> np.ndarray:
+    """Falling ve_sigmas, evenly spaced in log sigma (k-diffusion's get_sigmas_exponential)."""
+    return np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), num_steps))
+
+
+def log_linear_sigmas(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+    """`num_steps` + 1 falling ve_sigmas over the whole schedule (the Euler scheduler's interpolation_type)."""
+    low, high = np.log(schedule.ve_sigmas[[0, -1]])
+    return np.exp(_linspace(high, low, num_steps + 1)).astype(np.float64)
+
+
+def named_sigmas(config: SchedulerConfig, sigmas: np.ndarray, num_steps: int) -> np.ndarray | None:
+    """Karras or exponential sigmas between the ends of falling `sigmas`; None where neither is asked for."""
+    sigma_min = sigmas[-1].item() if config.sigma_min is None else config.sigma_min
+    sigma_max = sigmas[0].item() if config.sigma_max is None else config.sigma_max
+    if config.use_karras_sigmas:
+        return karras_sigmas(sigma_min, sigma_max, num_steps)
+    if config.use_exponential_sigmas:
+        return exponential_sigmas(sigma_min, sigma_max, num_steps)
+    return None
+
+
+def ve_levels(times: Sequence[float] | np.ndarray, ve_sigmas: np.ndarray) -> tuple[NoiseLevel, ...]:
+    """Levels of times and their ve_sigmas, which pass through float32 as in the reference."""
+    return tuple(
+        NoiseLevel.from_ve_sigma(float(t), float(np.float32(s))) for t, s in zip(times, ve_sigmas, strict=True)
+    )
+
+
+def _betas(config: SchedulerConfig) -> np.ndarray:
+    """(num_train_timesteps,) float32."""
+    count = config.num_train_timesteps
+    if config.trained_betas is not None:
+        return np.array(config.trained_betas, dtype=np.float32)
+    if config.beta_schedule == "squaredcos_cap_v2":
+        # Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17
+        alpha_bar = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
+        return np.array([min(1 - alpha_bar[i + 1] / alpha_bar[i], 0.999) for i in range(count)], dtype=np.float32)
+    if config.beta_start is None or config.beta_end is None:
+        raise ConfigError(f"beta_start = {config.beta_start!r} and beta_end = {config.beta_end!r} should be given.")
+    start, end = config.beta_start, config.beta_end
+    if config.beta_schedule == "linear":
+        return _linspace(start, end, count)
+    if config.beta_schedule == "scaled_linear":
+        return _linspace(start**0.5, end**0.5, count) ** 2
+    if config.beta_schedule == "sigmoid":
+        return 1 / (1 + np.exp(-_linspace(-6, 6, count))) * np.float32(end - start) + np.float32(start)
+    raise ConfigError(f"beta_schedule = {config.beta_schedule!r} is not known.")
+
+
+def _linspace(start: float, end: float, count: int) -> np.ndarray:
+    """float32 as torch rounds it: from both ends towards the middle, each value rounded once."""
+    if count == 1:
+        return np.array([start], dtype=np.float32)
+    low, high, i = np.float32(start), np.float32(end), np.arange(count)
+    step = np.float64((high - low) / np.float32(count - 1))
+    return np.where(i < count // 2, low + step * i, high - step * (count - 1 - i)).astype(np.float32)
+
+
+def _cumprod(alphas: np.ndarray) -> np.ndarray:
+    """float32 in and out; the running product is kept in float64, as torch does."""
+    return np.cumprod(alphas.astype(np.float64)).astype(np.float32)
+
+
+def _rescale_to_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """Shift and scale sqrt(alpha-bar) so that its last value is 0. Algorithm 1 of Lin et al. 2023, arXiv:2305.08891."""
+    root = np.sqrt(_cumprod(np.float32(1) - betas))
+    first, last = root[0], root[-1]
+    alpha_bars = ((root - last) * (first / (first - last))) ** 2
+    return 1 - np.concatenate([alpha_bars[:1], alpha_bars[1:] / alpha_bars[:-1]])

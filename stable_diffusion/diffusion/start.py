@@ -1,0 +1,168 @@
+"""Inpainting in the latents: what a mask keeps is put back at every step, or told to the U-Net in channels of its own.
+
+The reference is diffusers' StableDiffusionInpaintPipeline (pipeline_stable_diffusion_inpaint.py) and its SDXL form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..backend import mx
+from ..errors import InputError
+from ..pictures.inpainting import GRID, MASKED_CONTENTS, filled, to_mask
+from ..pictures.reading import as_input, as_picture, fit
+from .denoiser import Denoiser, UNetCall
+from .noise import NoiseStream
+from .samplers.base import Step
+from .schedule import NoiseLevel, Plan
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What is repainted: (1, H, W, 1) bool, True there; and what that part begins from."""
+
+    white: mx.array
+    content: str
+
+    @property
+    def latent(self) -> mx.array:
+        """The mask (1, h, w, 1) as the reference scales it down: each square's first pixel decides."""
+        return self.white[:, ::GRID, ::GRID]
+
+
+@dataclass(frozen=True)
+class InputPicture:
+    """What a generation begins from: a picture (1, H, W, 3) in [-1, 1], filled in where that is asked for."""
+
+    pixels: mx.array
+    mask: Mask | None = None
+
+
+def read_input(picture: Any, mask: Any, content: str, width: int, height: int) -> InputPicture | None:
+    """The pictures of a call, checked, cropped alike to the size; None for text to image."""
+    if content not in MASKED_CONTENTS:
+        raise InputError(f"masked_content = {content!r} should be one of {', '.join(MASKED_CONTENTS)}.")
+    if picture is None:
+        if mask is not None:
+            raise InputError("mask_image says where to repaint, but there is no input_image: give that too.")
+        return None
+    if mask is None:
+        return InputPicture(mx.array(as_input(picture, width, height))[None])
+    picture = as_picture(picture)
+    grey = to_mask(mask, picture.size)
+    if grey.size != (width, height):
+        grey = ImageOps.fit(grey, (width, height), Image.Resampling.NEAREST)
+        picture = fit(picture, width, height)
+    if content == "fill":
+        picture = filled(picture, grey)
+    white = Mask(mx.array(np.asarray(grey)[None, :, :, None] > 0), content)
+    if not mx.any(white.latent):
+        raise InputError(
+            f"The mask's white is too thin: none of it is left on the latents' grid, a point every {GRID} pixels of "
+            f"{width} x {height}. stable_diffusion.Inpainting thickens it."
+        )
+    return InputPicture(mx.array(as_input(picture, width, height))[None], white)
+
+
+def check_task(name: str, channels: int, latent_channels: int, picture: InputPicture | None) -> None:
+    """Raise `InputError` for a U-Net that takes more than it would be given: a mask, or something else yet."""
+    if channels == latent_channels:
+        return
+    if channels != 2 * latent_channels + 1:
+        raise InputError(
+            f"{name!r} is no text-to-image model: its U-Net takes {channels} channels, the latents have "
+            f"{latent_channels}. Choose another model."
+        )
+    if picture is None or picture.mask is None:
+        raise InputError(
+            f"{name!r} is an inpainting checkpoint ({channels} channels), which repaints a part of a picture: give the "
+            "picture and a mask (input_image and mask_image), or choose another model."
+        )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The part of the latents that stays, (B, h, w, C): x_0, and the noise that it has at every level."""
+
+    mask: mx.array  # (1, h, w, 1) bool, True: repainted
+    x_0: mx.array
+    eps: mx.array
+    free: NoiseLevel | None  # the level at which nothing is put back: the first, where that is pure noise
+
+    def put_back(self, x: mx.array, level: NoiseLevel) -> mx.array:
+        """x at a level with the kept part renoised to that level."""
+        return x if level == self.free else mx.where(self.mask, x, level.noised(self.x_0, self.eps))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the sampler starts: the first latents, and the denoiser with what a mask asks of it."""
+
+    x: mx.array
+    denoiser: Denoiser
+    kept: Kept | None = None
+
+    def shown(self, step: Step) -> tuple[mx.array, mx.array]:
+        """(x_t, x_0) of a step as the caller sees them: with the kept part in both."""
+        kept = self.kept
+        if kept is None:
+            return step.x, step.x_0
+        x_0 = mx.where(kept.mask, step.x_0, kept.x_0)
+        if step.index == step.total:  # clean, whatever noise the sampler leaves in its last level
+            return mx.where(kept.mask, step.x, kept.x_0), x_0
+        return kept.put_back(step.x, NoiseLevel.from_ve_sigma(step.t, step.sigma)), x_0
+
+
+def start_from(
+    picture: InputPicture | None,
+    plan: Plan,
+    denoiser: Denoiser,
+    noise: NoiseStream,
+    given: mx.array | None,
+    encode: Callable[[mx.array, mx.array], mx.array],
+    inpainting_unet: bool,
+) -> Start:
+    """The first latents of a generation. `given` takes the place of the first noise; `encode` is the autoencoder's.
+
+    Draws in the reference's order: the picture's posterior, the noise, the masked picture's posterior. At strength 1
+    inpainting begins with pure noise, image to image with the noised picture.
+    """
+
+    def first() -> mx.array:
+        return noise.varied() if given is None else given
+
+    if picture is None:
+        return Start(plan.prior(first()), denoiser)
+    if picture.mask is None:
+        return Start(plan.renoise(encode(picture.pixels, noise()), first()), denoiser)
+    mask = picture.mask.latent
+    pure = not plan.first
+    if pure and inpainting_unet:
+        x = plan.prior(first())
+    else:
+        x_0, eps = encode(picture.pixels, noise()), first()
+        content = mx.where(mask, noise(), x_0) if picture.mask.content == "noise" else x_0
+        x = plan.prior(eps) if pure else plan.renoise(content, eps)
+        if not inpainting_unet:
+            kept = Kept(mask, x_0, eps, plan.start if pure else None)
+            return Start(x, dataclasses.replace(denoiser, seen=kept.put_back), kept)
+    masked = encode(mx.where(picture.mask.white, 0.0, picture.pixels), noise())
+    rows = mx.broadcast_to(mask.astype(mx.float32), (*masked.shape[:3], 1))
+    channels = mx.concatenate([rows, masked], axis=-1)
+    return Start(x, dataclasses.replace(denoiser, unet=_with_channels(denoiser.unet, channels)))
+
+
+def _with_channels(unet: UNetCall, channels: mx.array) -> UNetCall:
+    """A U-Net that is given more channels (B, h, w, n) beside the latents, whose rows are a multiple of B."""
+
+    def call(x: mx.array, t: float) -> mx.array:
+        beside = mx.concatenate([channels] * (x.shape[0] // channels.shape[0]))
+        return unet(mx.concatenate([x, beside], axis=-1), t)
+
+    return call

@@ -1,0 +1,172 @@
+"""What the files of a checkpoint hold: configurations, tokenizers, weights, in diffusers' folder form and our own.
+
+Where the checkpoint came from a folder its configurations are taken over; for a single file, which has none, they are
+written from what was told from its tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_flatten
+
+from .. import __version__
+from ..backend import mx, nn
+from ..config import SchedulerConfig
+from ..text.tokenizer_files import CLIP_FOLDER
+from . import native
+from .checkpoint import Checkpoint
+from .load_file import PAD_TOKENS
+from .load_folder import read_index, read_json
+from .outward import Tensors, to_folder, to_single_file
+from .quantised import quantisation_of
+
+# The release whose files these are like; its inpainting pipeline does not load without one.
+DIFFUSERS = {"_diffusers_version": "0.30.0"}
+CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+# What a configuration says of the file that it was read from, and not of the network.
+PASSING = ("_name_or_path", "torch_dtype", "dtype", native.QUANTIZATION)
+ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "sdxl": "stable-diffusion-xl-v1-base"}
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # as modelspec's metadata have them
+
+Weights = dict[str, tuple[Tensors, dict[str, str]]]  # by a file's name: tensors, and the metadata of its header
+
+
+def parts(checkpoint: Checkpoint) -> dict[str, nn.Module]:
+    """The networks by their folders' names."""
+    names = ("text_encoder", "text_encoder_2")
+    return {
+        "unet": checkpoint.unet,
+        "vae": checkpoint.vae,
+        **dict(zip(names, checkpoint.text_encoders, strict=False)),
+    }
+
+
+def folder_texts(checkpoint: Checkpoint, source: Path, own: bool) -> dict[str, bytes]:
+    """Everything in a folder that is not weights, by path; `own`: in our own form, whose weights may be quantised.
+
+    Raises what reading the source's files raises.
+    """
+    texts = _copied(checkpoint, source) if source.is_dir() else _composed(checkpoint)
+    for part, model in parts(checkpoint).items():
+        if own and (found := quantisation_of(model)):
+            texts[f"{part}/config.json"][native.QUANTIZATION] = found.to_config()
+    return {name: value if isinstance(value, bytes) else _json(value) for name, value in texts.items()}
+
+
+def diffusers_weights(checkpoint: Checkpoint, dtype: mx.Dtype) -> Weights:
+    """The weights as diffusers and transformers read them."""
+    weights: Weights = {}
+    for part, model in parts(checkpoint).items():
+        stem = "diffusion_pytorch_model" if part in CLASSES else "model"
+        weights[f"{part}/{stem}.safetensors"] = _cast(to_folder(part, model), dtype), {"format": "pt"}
+    return weights
+
+
+def own_weights(checkpoint: Checkpoint, dtype: mx.Dtype) -> Weights:
+    """The weights as the modules here have them, to be loaded without a change."""
+    return {
+        f"{part}/{native.FILE}": (
+            _cast(dict(tree_flatten(model.parameters())), dtype),
+            {**native.FORMAT, "version": __version__},
+        )
+        for part, model in parts(checkpoint).items()
+    }
+
+
+def single_file_weights(checkpoint: Checkpoint, dtype: mx.Dtype, name: str) -> Weights:
+    """One file in the original layout, with the metadata and marks that tell other programs what the U-Net predicts."""
+    tensors = _cast(to_single_file(checkpoint), dtype)
+    scheduler, side = checkpoint.scheduler, checkpoint.default_size[0]
+    metadata = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": ARCHITECTURES[checkpoint.family],
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": name,
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.prediction_type": PREDICTIONS.get(scheduler.prediction_type, ""),
+    }
+    marks = {"v_pred": scheduler.prediction_type == "v_prediction", "ztsnr": scheduler.rescale_betas_zero_snr}
+    tensors |= {key: mx.zeros((0,), dtype) for key, marked in marks.items() if marked and checkpoint.family != "sd2"}
+    return {"": (tensors, metadata)}
+
+
+def _copied(checkpoint: Checkpoint, source: Path) -> dict[str, Any]:
+    """The configurations and tokenizers of a folder, with the components that are left behind set to none."""
+    index = read_index(source)
+    tokenizers = [part.replace("text_encoder", "tokenizer") for part in parts(checkpoint) if part.startswith("text")]
+    kept = {*parts(checkpoint), *tokenizers, "scheduler"}
+    texts: dict[str, Any] = {
+        "model_index.json": DIFFUSERS
+        | {
+            key: [None, None] if isinstance(value, list) and key not in kept else value
+            for key, value in index.items()
+            if key not in PASSING
+        },
+        "scheduler/scheduler_config.json": read_json(source / "scheduler" / "scheduler_config.json"),
+    }
+    for part in parts(checkpoint):
+        values = read_json(source / part / "config.json")
+        texts[f"{part}/config.json"] = {k: v for k, v in values.items() if k not in PASSING}
+    for name in tokenizers:
+        texts |= {f"{name}/{path.name}": path.read_bytes() for path in _files(source / name)}
+    return texts
+
+
+def _composed(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The same for what came from a single file: CLIP's tokenizers, and configurations as diffusers writes them."""
+    config = checkpoint.unet.config
+    inpainting = config.in_channels == 2 * config.out_channels + 1
+    xl = checkpoint.family == "sdxl"
+    kind = "StableDiffusionXL" if xl else "LatentConsistencyModel" if config.time_cond_proj_dim else "StableDiffusion"
+    scheduler = _scheduler(checkpoint)
+    index: dict[str, Any] = {"_class_name": f"{kind}{'Inpaint' * inpainting}Pipeline", **DIFFUSERS}
+    texts: dict[str, Any] = {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    for part, model in parts(checkpoint).items():
+        values = dataclasses.asdict(model.config)
+        if part in CLASSES:
+            values = {"_class_name": CLASSES[part], **values}
+            index[part] = ["diffusers", CLASSES[part]]
+        else:
+            values["model_type"] = "clip_text_model"
+            index[part] = ["transformers", values["architectures"][0]]
+        texts[f"{part}/config.json"] = values
+    for i, pad_token in enumerate(PAD_TOKENS[checkpoint.family]):
+        name = f"tokenizer{'_2' * i}"
+        index[name] = ["transformers", "CLIPTokenizer"]
+        texts |= {f"{name}/{path.name}": path.read_bytes() for path in _files(CLIP_FOLDER)}
+        texts[f"{name}/tokenizer_config.json"] = {
+            "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad_token,
+        }  # fmt: skip
+    if not xl:
+        index |= {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
+    return texts
+
+
+def _scheduler(checkpoint: Checkpoint) -> dict[str, Any]:
+    """scheduler_config.json with what differs from a scheduler's own defaults."""
+    xl, lcm = checkpoint.family == "sdxl", checkpoint.unet.config.time_cond_proj_dim
+    kind = "EulerDiscreteScheduler" if xl else "LCMScheduler" if lcm else "DDIMScheduler"
+    values = {key: value for key, value in dataclasses.asdict(checkpoint.scheduler).items() if value is not None}
+    defaults = dataclasses.asdict(SchedulerConfig())
+    unknown = {"skip_prk_steps"} | ({"set_alpha_to_one"} if xl else set())
+    told = {k: v for k, v in values.items() if k == "prediction_type" or (v != defaults[k] and k not in unknown)}
+    return {"_class_name": kind, **told} | ({} if xl else {"clip_sample": False})
+
+
+def _cast(tensors: Tensors, dtype: mx.Dtype) -> Tensors:
+    return {key: value if value.dtype == mx.uint32 else value.astype(dtype) for key, value in tensors.items()}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".txt"))
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,209 @@
+"""A single file in the original layout -> modules, tokenizers and configurations; nothing is converted on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import cpu_threads, mx, nn
+from ..clip import CLIPTextModel
+from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
+from ..errors import ConfigError, UnsupportedCheckpointError, WeightsError
+from ..text.tokenizer import Tokenizer
+from ..text.tokenizer_files import EOS
+from ..unet import UNet
+from ..vae import Autoencoder
+from . import ldm
+from .checkpoint import Checkpoint, assemble, vae_dtype
+from .describe import Description, describe_open, read_original_config, take_averages
+from .hub import Progress
+from .mapping import NameMap
+from .strict import Form, Source, add_source, give
+from .tensor_file import Scratch, StoredTensor, TensorFile, open_tensors
+
+NUMPY_TYPES = {mx.float32: np.float32, mx.float16: np.float16}
+PAD_TOKENS = {"sd1": (EOS,), "sd2": ("!",), "sdxl": (EOS, "!")}
+
+
+def load_single_file(
+    path: Path,
+    dtype: mx.Dtype,
+    progress: Progress | None = None,
+    check_values: bool = False,
+    prediction_type: str | None = None,
+    half_unet: bool = False,
+) -> Checkpoint:
+    """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL.
+
+    Tensors are read a few at a time, one on each core, and each is in its module's form before the next. Where a file
+    holds averaged weights (model_ema.) beside the others, the others are taken, as diffusers does; where it holds no
+    others, the averaged ones. `prediction_type` overrides what the file says; `half_unet` leaves those weights
+    of the U-Net in float16 that are so in the file, whatever the `dtype`. Raises the errors below `CheckpointError`:
+    what is cut short, of another kind, or does not fit.
+    """
+    report = progress or (lambda message, fraction: None)
+    with open_tensors(path) as file:
+        take_averages(file)
+        found = describe_open(file)
+        _refuse(path, found)
+        load = _Loader(file, found, dtype, check_values, report, prediction_type or found.prediction_type)
+        unet = load.unet(half_unet)
+        vae = load.vae()
+        text_encoders = [load.text_encoder(part) for part in load.text_parts]
+        file.check_unchanged()
+    tokenizers = [Tokenizer.clip(pad_token) for pad_token in PAD_TOKENS[found.family]]
+    for tokenizer, encoder in zip(tokenizers, text_encoders, strict=True):
+        if encoder.config.vocab_size < tokenizer.vocab_size:
+            raise ConfigError(
+                f"{path}: the text encoder knows {encoder.config.vocab_size} tokens, CLIP's vocabulary has "
+                f"{tokenizer.vocab_size}; a single file carries no other vocabulary."
+            )
+    return assemble(repr(str(path)), found.family, unet, vae, text_encoders, tokenizers, load.scheduler())
+
+
+def _refuse(path: Path, found: Description) -> None:
+    if not found.family:
+        raise UnsupportedCheckpointError(
+            f"{str(path)!r} holds {found.kind}; as a model, this engine loads whole checkpoints of Stable Diffusion "
+            f"1.x, 2.x and XL."
+        )
+    if found.missing:
+        raise WeightsError(
+            f"{str(path)!r} is a checkpoint of {found.kind} without its {' and '.join(found.missing)}; take a file "
+            f"that holds all parts."
+        )
+
+
+class _Loader:
+    """Loads one part after another of an open file, and reports how far it is."""
+
+    def __init__(
+        self,
+        file: TensorFile,
+        found: Description,
+        dtype: mx.Dtype,
+        check_values: bool,
+        report: Progress,
+        prediction_type: str,
+    ):
+        self.file = file
+        self.found = found
+        self.dtype = dtype
+        self.check_values = check_values
+        self.report = report
+        self.prediction_type = prediction_type
+        self.original = read_original_config(file.path)
+        self.sample_size = ldm.sample_size(found.family, prediction_type, found.size)
+        self.parts, unknown = ldm.split_by_part(file.tensors, found.family)
+        if unknown:
+            more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
+            raise WeightsError(
+                f"{file.path} holds tensors that are not known in {found.kind}: {', '.join(sorted(unknown)[:4])}{more}."
+            )
+        self.text_parts = [part for part in self.parts if part.startswith("text_encoder")]
+        self.text_sources = {part: self._text_sources(part) for part in self.text_parts}
+
+    def unet(self, keep_half: bool) -> UNet:
+        """The U-Net, its sizes told from its tensors."""
+        shapes = self._shapes("unet")
+        layout = self._checked(ldm.unet_layout, shapes)
+        last = self._text_shapes(self.text_parts[-1])
+        pooled = last.get("text_projection.weight", (None,))[0]
+        values = self._checked(ldm.unet_config, shapes, self.found.family, self.original, self.sample_size, pooled)
+        names = ldm.unet_names(len(layout), len(layout[0]))
+        return self._load("unet", UNet, UNetConfig, values, self._sources("unet", names), self.dtype, keep_half)
+
+    def vae(self) -> Autoencoder:
+        """The autoencoder."""
+        shapes = self._shapes("vae")
+        values = self._checked(ldm.vae_config, shapes, self.found.family, self.original, self.sample_size)
+        sources = self._sources("vae", ldm.vae_names(ldm.vae_levels(shapes)))
+        config = AutoencoderConfig.from_dict(values, str(self.file.path))
+        dtype = vae_dtype(self.found.family, config, self.dtype)
+        return self._load("vae", Autoencoder, AutoencoderConfig, values, sources, dtype)
+
+    def text_encoder(self, part: str) -> CLIPTextModel:
+        """One of the text encoders."""
+        values = self._checked(ldm.text_encoder_config, self._text_shapes(part), self._is_open_clip(part))
+        return self._load(part, CLIPTextModel, CLIPTextConfig, values, self.text_sources[part], self.dtype)
+
+    def scheduler(self) -> SchedulerConfig:
+        """The noise schedule of the family."""
+        values = ldm.scheduler_config(
+            self.found.family, self.prediction_type, self.found.zero_terminal_snr, self.original
+        )
+        return SchedulerConfig.from_dict(values, str(self.file.path))
+
+    def _load(
+        self,
+        part: str,
+        module: Callable,
+        config_type: type[Config],
+        values: dict,
+        sources: dict[str, Source],
+        dtype: mx.Dtype,
+        keep_half: bool = False,
+    ) -> Any:
+        self.report(f"Loading {part}", None)
+        model: nn.Module = module(config_type.from_dict(values, f"{self.file.path} ({part})"))
+        give(model, sources, f"{self.file.path} ({part})", dtype, self.check_values, cpu_threads(), keep_half)
+        return model
+
+    def _is_open_clip(self, part: str) -> bool:
+        return self.found.family == "sd2" or part == "text_encoder_2"
+
+    def _text_sources(self, part: str) -> dict[str, Source]:
+        return self._sources(part, ldm.OPEN_CLIP if self._is_open_clip(part) else ldm.HF_CLIP)
+
+    def _text_shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        return {target: source.shape for target, source in self.text_sources[part].items()}
+
+    def _shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        return {name: self.file.tensors[key].shape for name, key in self.parts[part].items()}
+
+    def _sources(self, part: str, names: NameMap) -> dict[str, Source]:
+        """Parameter name -> its tensor, or its part of a fused one."""
+        sources: dict[str, Source] = {}
+        for name, key in self.parts[part].items():
+            for place in names.places(name):
+                stored = self.file.tensors[key]
+                if place.part is not None:
+                    stored = self._checked(stored.rows, *place.part)
+                add_source(sources, place.target, source_of(self.file, stored, place.transposed))
+        return sources
+
+    def _checked(self, function: Callable, *arguments: Any) -> Any:
+        """Call a function that knows no file, and let its errors name this one."""
+        try:
+            return function(*arguments)
+        except (WeightsError, UnsupportedCheckpointError) as error:
+            raise type(error)(f"{self.file.path}: {error}") from None
+
+
+def source_of(file: TensorFile, stored: StoredTensor, transposed: bool) -> Source:
+    """A tensor of an open file as the source of a parameter."""
+
+    def read(form: Form) -> mx.array:
+        numbers = file.read(stored, file.scratch.array("read", (stored.nbytes,), np.uint8))
+        return _formed(numbers.T if transposed else numbers, stored.dtype, form, file.scratch)
+
+    shape = stored.shape[::-1] if transposed else stored.shape
+    return Source(f"{file.path}: {stored.key}", stored.key, shape, stored.dtype, read)
+
+
+def _formed(numbers: np.ndarray, dtype: str, form: Form, scratch: Scratch) -> mx.array:
+    """Axes moved and type changed by numpy, in one pass: MLX takes several times as long for it on a CPU."""
+    numbers = numbers.transpose(0, 2, 3, 1) if form.channels_last else numbers.reshape(form.shape)
+    if dtype == "BF16":  # the upper half of a float32
+        bits = scratch.array("bits", form.shape, np.uint32)
+        np.copyto(bits, numbers)
+        numbers = np.left_shift(bits, 16, out=bits).view(np.float32)
+    if numbers.dtype != NUMPY_TYPES[form.dtype] or not numbers.flags.c_contiguous:
+        result = scratch.array("formed", form.shape, NUMPY_TYPES[form.dtype])
+        with np.errstate(over="ignore"):  # `check_values` is for those who want to know
+            np.copyto(result, numbers, casting="unsafe")
+        numbers = result
+    return mx.array(numbers)

@@ -1,0 +1,190 @@
+"""A folder in diffusers' form -> modules, tokenizers and configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..backend import mx, nn
+from ..clip import CLIPTextModel
+from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
+from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
+from ..text.tokenizer import Tokenizer
+from ..unet import UNet
+from ..vae import Autoencoder
+from . import mapping
+from .checkpoint import Checkpoint, assemble, family_of, vae_dtype
+from .hub import Progress, weight_files
+from .native import QUANTIZATION, is_own_form, load_own_form
+from .strict import load_weights
+
+# Beginnings of other architectures' pipeline class names, as a folder's model_index.json has them.
+OTHER_ARCHITECTURES = {
+    "Flux": "FLUX",
+    "StableDiffusion3": "Stable Diffusion 3",
+    "StableCascade": "Stable Cascade",
+    "StableVideoDiffusion": "Stable Video Diffusion",
+    "PixArt": "PixArt",
+    "Sana": "Sana",
+    "Kandinsky": "Kandinsky",
+    "Kolors": "Kolors",
+    "Hunyuan": "Hunyuan",
+    "AuraFlow": "AuraFlow",
+    "QwenImage": "Qwen-Image",
+    "ZImage": "Z-Image",
+    "Chroma": "Chroma",
+    "Lumina": "Lumina",
+    "CogView": "CogView",
+    "Wan": "Wan",
+    "IF": "DeepFloyd IF",
+    "StableDiffusionControlNet": "a ControlNet pipeline",
+    "StableDiffusionUpscale": "Stable Diffusion's upscaler",
+    "StableDiffusionLatentUpscale": "Stable Diffusion's latent upscaler",
+    "StableDiffusionDepth2Img": "Stable Diffusion's depth-to-image model",
+    "StableDiffusionInstructPix2Pix": "InstructPix2Pix",
+    "StableDiffusionXLInstructPix2Pix": "InstructPix2Pix XL",
+    "StableUnCLIP": "Stable unCLIP",
+    "StableDiffusionImageVariation": "Stable Diffusion Image Variations",
+}
+PIPELINES = ("StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel", "AltDiffusion")
+
+
+def load_folder(
+    folder: Path,
+    dtype: mx.Dtype,
+    progress: Progress | None = None,
+    check_values: bool = False,
+    half_unet: bool = False,
+) -> Checkpoint:
+    """Load a checkpoint's parts from a folder in diffusers' form; weights stay on the disk until they are needed.
+
+    `half_unet` leaves those of the U-Net in float16 that are so in the file, whatever the `dtype`.
+    Raises the errors below `CheckpointError`: what is absent, cut short, of another architecture, or does not fit.
+    """
+    report = progress or (lambda message, fraction: None)
+    index = read_index(folder)
+    names = ["text_encoder", "text_encoder_2"] if _has(index, "text_encoder_2") else ["text_encoder"]
+    tokenizer_names = [name.replace("text_encoder", "tokenizer") for name in names]
+    load = _Loader(folder, dtype, check_values, report)
+    unet = load("unet", UNetConfig, UNet, mapping.UNET, keep_half=half_unet)
+    family = family_of(unet.config, len(names))
+    vae_config = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"), f"{folder}/vae/config.json")
+    vae = load("vae", AutoencoderConfig, Autoencoder, mapping.VAE, vae_dtype(family, vae_config, dtype))
+    text_encoders = [load(name, CLIPTextConfig, CLIPTextModel, mapping.TEXT_ENCODER) for name in names]
+    tokenizers = [Tokenizer.from_files(folder / name) for name in tokenizer_names]
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = SchedulerConfig.from_dict(read_json(scheduler_file), str(scheduler_file))
+    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    checkpoint = assemble(repr(str(folder)), family, unet, vae, text_encoders, tokenizers, scheduler, zeros)
+    return dataclasses.replace(checkpoint, again=load.again)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """model_index.json of a folder, its pipeline checked to be one that this engine builds."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        if not any(folder.iterdir()):
+            raise CheckpointNotFoundError(f"The folder {str(folder)!r} is empty; a checkpoint should be in it.")
+        raise CheckpointNotFoundError(
+            f"The folder {str(folder)!r} holds no model_index.json, so it is no checkpoint in diffusers' form."
+        )
+    index = read_json(path)
+    if not isinstance(index, dict):
+        raise ConfigError(f"{path} should hold a JSON object.")
+    pipeline = str(index.get("_class_name"))
+    # The longest beginning that fits: StableDiffusion3Pipeline is no StableDiffusionPipeline.
+    foreign = max((name for name in OTHER_ARCHITECTURES if pipeline.startswith(name)), key=len, default=None)
+    if foreign or not pipeline.startswith(PIPELINES):
+        kind = f"{OTHER_ARCHITECTURES[foreign]} ({pipeline})" if foreign else pipeline
+        raise UnsupportedCheckpointError(
+            f"{str(folder)!r} holds {kind}; this engine loads Stable Diffusion 1.x, 2.x and XL."
+        )
+    if not _has(index, "text_encoder"):
+        raise UnsupportedCheckpointError(
+            f"{str(folder)!r} has no text_encoder; SDXL's refiner and other second stages are not supported."
+        )
+    return index
+
+
+def _has(index: dict[str, Any], name: str) -> bool:
+    """Whether model_index.json names a class for a component: ["diffusers", "..."], not [null, null]."""
+    value = index.get(name)
+    return isinstance(value, list) and bool(value) and bool(value[0])
+
+
+def read_json(path: Path) -> Any:
+    """A configuration file's content; raises `ConfigError` where it is absent or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; download or copy the checkpoint again.") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+
+
+def is_complete(folder: Path) -> bool:
+    """True where every component that model_index.json names has its configuration and weights in place."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(index, dict):
+        return False
+    modules = [name for name in ("unet", "vae", "text_encoder", "text_encoder_2") if _has(index, name)]
+    return "unet" in modules and all(
+        (folder / name / "config.json").is_file() and weight_files(_names(folder / name), float16=False)
+        for name in modules
+    )
+
+
+class _Loader:
+    """Loads one component after another, and reports how far it is."""
+
+    def __init__(self, folder: Path, dtype: mx.Dtype, check_values: bool, report: Progress):
+        self.folder = folder
+        self.dtype = dtype
+        self.check_values = check_values
+        self.report = report
+        self.again: dict[str, Callable[[], None]] = {}
+
+    def __call__(
+        self,
+        name: str,
+        config_type: type[Config],
+        module: Callable,
+        names: mapping.NameMap,
+        dtype: mx.Dtype | None = None,
+        keep_half: bool = False,
+    ) -> Any:
+        self.report(f"Loading {name}", None)
+        folder = self.folder / name
+        config_file = folder / "config.json"
+        values = read_json(config_file)
+        quantisation = values.pop(QUANTIZATION, None) if isinstance(values, dict) else None
+        model: nn.Module = module(config_type.from_dict(values, str(config_file)))
+        files = [
+            folder / file
+            for file in weight_files(_names(folder), float16=self.dtype == mx.float16)
+            if file.endswith(".safetensors")
+        ]
+        if not files:
+            raise WeightsError(
+                f"{folder} holds no safetensors weights (such as diffusion_pytorch_model.safetensors or "
+                f"model.safetensors); it holds {', '.join(_names(folder)) or 'nothing'}."
+            )
+        dtype = dtype or self.dtype
+        if is_own_form(files[0]):
+            load_own_form(model, files[0], dtype, quantisation, self.check_values, keep_half)
+            self.again[name] = partial(load_own_form, model, files[0], dtype, keep_half=keep_half)
+        else:
+            load_weights(model, files, names, dtype, self.check_values, keep_half)
+            self.again[name] = partial(load_weights, model, files, names, dtype, keep_half=keep_half)
+        return model
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,170 @@
+"""An autoencoder by itself, to be used in the place of a checkpoint's own: a folder, a file, or a hub id."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..backend import mx
+from ..config import AutoencoderConfig, AutoencoderTinyConfig
+from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
+from ..vae import Autoencoder
+from ..vae_tiny import TinyAutoencoder
+from . import hub, ldm, mapping
+from .checkpoint import vae_dtype
+from .describe import VAE
+from .load_file import source_of
+from .load_folder import read_json
+from .mapping import NameMap
+from .strict import Source, add_source, give, load_weights
+from .tensor_file import TensorFile, open_tensors
+
+# What else lies in an autoencoder's file: losses, averages.
+IGNORED = r"^(loss|model_ema|discriminator|epoch|global_step|optimizer|lr_schedulers|callbacks)(\.|$)"
+# TAESD for the latents of SD 1.x and 2.x, and of SDXL, known by their scaling factor and channels.
+TINY = {(0.18215, 4): "madebyollin/taesd", (0.13025, 4): "madebyollin/taesdxl"}
+PREFIXES = (VAE, "vae.", "")
+
+
+def load_vae(
+    source: str | os.PathLike,
+    own: AutoencoderConfig,
+    family: str,
+    dtype: mx.Dtype,
+    progress: hub.Progress | None = None,
+) -> Autoencoder | TinyAutoencoder:
+    """Load an autoencoder for a checkpoint whose own one is configured as `own`.
+
+    `source` is a folder of diffusers' (of the autoencoder, or of a whole pipeline), a file in diffusers' or the
+    original layout (a whole checkpoint's, too), or a hub id. What latents are scaled by is the checkpoint's where the
+    source does not say it. Raises the errors below `CheckpointError`.
+    """
+    path = locate_vae(source, dtype == mx.float16, progress)
+    (progress or (lambda message, fraction: None))("Loading the VAE", None)
+    vae = _load_folder(path, own, family, dtype) if path.is_dir() else _load_file(path, own, family, dtype)
+    if vae.config.latent_channels != own.latent_channels:
+        raise ConfigError(
+            f"The VAE {os.fspath(source)!r} is for latents of {vae.config.latent_channels} channels, this checkpoint's "
+            f"have {own.latent_channels}. Choose one of the same family."
+        )
+    return vae
+
+
+def locate_vae(source: str | os.PathLike, float16: bool, progress: hub.Progress | None = None) -> Path:
+    """The file, or the folder with the config.json, fetched from the hub first where it is not here yet."""
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    if name and path.exists():
+        return _component(path) if path.is_dir() else path
+    if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
+        folder = hub.cached_vae(name)
+        return _component(folder or hub.download_vae(name, float16, progress))
+    raise CheckpointNotFoundError(f"There is no VAE {name!r}: no folder, no file, and no hub id (organisation/name).")
+
+
+def _component(folder: Path) -> Path:
+    for candidate in (folder, folder / "vae"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise CheckpointNotFoundError(f"The folder {str(folder)!r} holds no VAE: neither config.json nor vae/config.json.")
+
+
+def _load_folder(folder: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> Autoencoder | TinyAutoencoder:
+    names = sorted(path.name for path in folder.iterdir())
+    weights = hub.weight_files(names, float16=dtype == mx.float16)
+    files = [folder / name for name in weights if name.endswith(".safetensors")]
+    if not files:
+        raise WeightsError(f"{folder} holds no safetensors weights; it holds {', '.join(names)}.")
+    config = _config(folder / "config.json", own)
+    if isinstance(config, AutoencoderTinyConfig):
+        tiny = TinyAutoencoder(config)
+        load_weights(tiny, files, NameMap(()), dtype)
+        return tiny
+    model = Autoencoder(config)
+    load_weights(model, files, mapping.VAE, vae_dtype(family, config, dtype))
+    return model
+
+
+def _config(file: Path, own: AutoencoderConfig) -> AutoencoderConfig | AutoencoderTinyConfig:
+    values = read_json(file)
+    kind = values.get("_class_name", "AutoencoderKL") if isinstance(values, Mapping) else "AutoencoderKL"
+    if kind == "AutoencoderTiny":
+        return AutoencoderTinyConfig.from_dict(values, str(file))
+    if kind != "AutoencoderKL":
+        raise UnsupportedCheckpointError(
+            f"{file} is of an {kind}; this engine builds AutoencoderKL and AutoencoderTiny."
+        )
+    config = AutoencoderConfig.from_dict(values, str(file))
+    # Files of before diffusers 0.12 do not say it; then it is the checkpoint's, for whose latents this VAE is meant.
+    return config if "scaling_factor" in values else dataclasses.replace(config, scaling_factor=own.scaling_factor)
+
+
+def cached_tiny_vae(own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> TinyAutoencoder | None:
+    """The tiny VAE for a checkpoint's latents, where it has been downloaded; asks no network."""
+    repository = TINY.get((own.scaling_factor, own.latent_channels))
+    folder = hub.cached_vae(repository) if repository else None
+    vae = _load_folder(folder, own, family, dtype) if folder else None
+    return vae if isinstance(vae, TinyAutoencoder) else None
+
+
+def _load_file(path: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> Autoencoder:
+    with open_tensors(path) as file:
+        keys = _own_keys(file)
+        sources = _sources(file, keys)
+        config = _told_by_shapes({target: source.shape for target, source in sources.items()}, own, path)
+        model = Autoencoder(config)
+        give(model, sources, str(path), vae_dtype(family, config, dtype))
+        file.check_unchanged()
+    return model
+
+
+def _own_keys(file: TensorFile) -> dict[str, str]:
+    """The autoencoder's keys without their prefix -> the file's keys."""
+    for prefix in PREFIXES:
+        keys = {key.removeprefix(prefix): key for key in file.tensors if key.startswith(prefix)}
+        if "decoder.conv_in.weight" in keys:
+            return {name: key for name, key in keys.items() if not re.search(IGNORED, name)}
+    raise UnsupportedCheckpointError(f"{file.path} holds no VAE: it has no tensor decoder.conv_in.weight.")
+
+
+def _sources(file: TensorFile, keys: Mapping[str, str]) -> dict[str, Source]:
+    names: NameMap = mapping.VAE
+    if "encoder.down.0.block.0.conv1.weight" in keys:
+        names = ldm.vae_names(ldm.vae_levels({name: file.tensors[key].shape for name, key in keys.items()}))
+    sources: dict[str, Source] = {}
+    for name, key in keys.items():
+        for place in names.places(name):
+            add_source(sources, place.target, source_of(file, file.tensors[key], place.transposed))
+    return sources
+
+
+def _told_by_shapes(shapes: Mapping[str, tuple[int, ...]], own: AutoencoderConfig, path: Path) -> AutoencoderConfig:
+    """The checkpoint's own configuration, with the sizes of this file's tensors."""
+    channels: list[int] = []
+    layers = 0
+    while (key := f"encoder.down_blocks.{len(channels)}.resnets.0.conv1.weight") in shapes:
+        channels.append(shapes[key][0])
+    while f"encoder.down_blocks.0.resnets.{layers}.conv1.weight" in shapes:
+        layers += 1
+    if not channels or len(shapes["decoder.conv_in.weight"]) != 4:
+        raise UnsupportedCheckpointError(f"{path} holds no whole VAE: its encoder is missing, or damaged.")
+    told: dict[str, Any] = {
+        "block_out_channels": tuple(channels),
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "layers_per_block": layers,
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        "mid_block_add_attention": "encoder.mid_block.attentions.0.group_norm.weight" in shapes,
+    }
+    try:
+        config = dataclasses.replace(own, **told)
+        config.check()
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config

@@ -1,0 +1,85 @@
+"""Where a checkpoint comes from: the embedded model, a folder, a single file, or the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from ..backend import mx
+from ..errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError
+from ..places import packaged
+from . import hub
+from .checkpoint import Checkpoint
+from .load_file import load_single_file
+from .load_folder import is_complete, load_folder
+
+EMBEDDED = packaged("checkpoints")
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def load(
+    path: Path,
+    dtype: mx.Dtype,
+    progress: hub.Progress | None = None,
+    check_values: bool = False,
+    prediction_type: str | None = None,
+    half_unet: bool = False,
+) -> Checkpoint:
+    """Load a folder or a single file; `prediction_type` overrides what it says of itself.
+
+    `half_unet` leaves those weights of the U-Net in float16 that are so in the file, whatever the `dtype`.
+
+    Raises `InputError` for another prediction type, and the errors below `CheckpointError`.
+    """
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        raise InputError(
+            f"prediction_type = {prediction_type!r} should be one of {', '.join(PREDICTION_TYPES)}, or None."
+        )
+    if not path.is_dir():
+        return load_single_file(path, dtype, progress, check_values, prediction_type, half_unet)
+    checkpoint = load_folder(path, dtype, progress, check_values, half_unet)
+    if prediction_type:
+        scheduler = dataclasses.replace(checkpoint.scheduler, prediction_type=prediction_type)
+        checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
+    return checkpoint
+
+
+def embedded_models() -> list[str]:
+    """The names of the checkpoints that travel with this package."""
+    return sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json"))
+
+
+def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | None = None) -> tuple[str, Path]:
+    """A checkpoint's name and its folder or file on this disk, fetched from the hub first where it is not here yet.
+
+    `model` is an embedded model's name, a folder, a single file, or a hub id "organisation/name". Raises
+    `CheckpointNotFoundError`, `UnsupportedCheckpointError` or `DownloadError`.
+    """
+    name = os.fspath(model)
+    path = Path(name).expanduser()
+    if name in embedded_models():
+        return name, EMBEDDED / name
+    if name and path.is_dir():
+        return path.resolve().name, path
+    if path.suffix in SINGLE_FILES:
+        if not path.exists():
+            raise CheckpointNotFoundError(f"No checkpoint file at {name!r}.")
+        return path.stem, path
+    if name and path.exists():
+        raise UnsupportedCheckpointError(
+            f"{name!r} is no checkpoint: give a folder in diffusers' form, a file ending in "
+            f"{', '.join(SINGLE_FILES)}, or a hub id."
+        )
+    if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
+        folder = hub.cached_folder(name)
+        if folder is None or not is_complete(folder):
+            folder = hub.download(name, float16, progress)
+        return name, folder
+    raise CheckpointNotFoundError(
+        f"No checkpoint {name!r}: it is no folder on this disk, no hub id (organisation/name), and not one of the "
+        f"embedded models ({', '.join(embedded_models())})."
+    )

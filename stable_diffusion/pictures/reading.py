@@ -1,0 +1,125 @@
+"""Pictures as they come: any file or PIL image -> RGB of the right size -> an array in [-1, 1]."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import PictureError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 64_000_000  # above the largest phone cameras, far below what a forged header can claim
+FITS = ("crop", "pad", "stretch")
+
+
+def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "white") -> Image.Image:
+    """Open a picture file as upright RGB, alpha over the colour `under` (a mask's is black).
+
+    `source` is a path, the file's bytes, or an open binary file. Raises `PictureError` for what is no picture, is cut
+    short, or has more than `MAX_PIXELS` pixels; the size is judged by the header, before anything is decoded.
+    """
+    name = "the picture"
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)):
+        name = repr(str(source))
+        if not Path(source).is_file():
+            raise PictureError(f"No picture file at {name}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(source, formats=FORMATS)
+        _check_size(image, name)
+        image.load()
+        return to_rgb(image, under)
+    except UnidentifiedImageError:
+        raise PictureError(f"{name} is no picture that can be read; {', '.join(FORMATS)} can.") from None
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{name} is too large: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        if isinstance(error, PictureError):
+            raise
+        raise PictureError(f"{name} cannot be read, it may be cut short or damaged: {error}") from None
+
+
+def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
+    """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha over `under`, 16 bits scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, under), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def from_array(array: np.ndarray) -> Image.Image:
+    """An array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), uint8, as RGB; other shapes and types are refused."""
+    array = np.asarray(array)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise PictureError(
+            f"An input picture should be a PIL image or a uint8 array (H, W, 3); "
+            f"this is an array of {array.dtype} and shape {array.shape}."
+        )
+    if 0 in array.shape:
+        raise PictureError(f"The input picture is empty: its shape is {array.shape}.")
+    return to_rgb(Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array))
+
+
+def fit(image: Image.Image, width: int, height: int, how: str = "crop") -> Image.Image:
+    """Bring an RGB image to (width, height) with Lanczos' filter.
+
+    `how`: "crop" fills the size and cuts what stands over, "pad" shows all of it on white, "stretch" distorts.
+    """
+    if how not in FITS:
+        raise PictureError(f"A picture can be fitted by {', '.join(FITS)}, not {how!r}.")
+    if image.size == (width, height):
+        return image
+    if how == "crop":
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    if how == "pad":
+        return ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS, color="white")
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def as_picture(image: Any) -> Image.Image:
+    """A PIL image or uint8 array as RGB; raises `PictureError` for anything else."""
+    if isinstance(image, Image.Image):
+        _check_size(image, "the input picture")
+        try:
+            return to_rgb(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise PictureError(f"The input picture cannot be read: {error}") from None
+    if isinstance(image, np.ndarray):
+        return from_array(image)
+    raise PictureError(
+        f"An input picture should be a PIL image or a uint8 array (H, W, 3), not {type(image).__name__}. "
+        "stable_diffusion.open_picture opens a file."
+    )
+
+
+def as_input(image: Any, width: int, height: int, how: str = "crop") -> np.ndarray:
+    """A PIL image or uint8 array as what the autoencoder takes: (height, width, 3) float32 in [-1, 1]."""
+    return np.asarray(fit(as_picture(image), width, height, how), np.float32) / 127.5 - 1.0
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise PictureError(
+            f"{name} has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million; make it smaller."
+        )
+    if not width or not height:
+        raise PictureError(f"{name} is empty: {width} x {height} pixels.")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """16-bit integers (Pillow's modes I;16 and I) and floats in [0, 1] (mode F) to 8 bits, rounded."""
+    scaled = values * 255.0 if values.dtype.kind == "f" else values / 257.0
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

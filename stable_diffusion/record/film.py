@@ -1,0 +1,136 @@
+"""Pictures that follow each other, as one file: a strip, a GIF that loops, or an MP4 film. Needs no MLX."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import IO
+
+from PIL import Image
+
+from ..errors import InputError, PictureError
+from ..pictures import arrays
+from . import picture_files
+from .parameters import Parameters
+
+GIF, MP4 = ".gif", ".mp4"
+SUFFIXES = (*picture_files.FORMATS, GIF, MP4)
+MAX_FPS = 50  # a GIF counts in hundredths of a second, and browsers slow down what has one of them
+MAX_COMMENT = 1 << 20  # bytes
+# Where an MP4 keeps its comment: a box in a box, each with so many bytes before what is in it.
+COMMENT = ((b"moov", 0), (b"udta", 0), (b"meta", 4), (b"ilst", 0), (b"\xa9cmt", 0), (b"data", 8))
+PALETTE_PIXELS = 1 << 20  # of all frames together, from which a GIF's colours are chosen
+
+
+def check(path: str | os.PathLike) -> None:
+    """Refuse, before the work is done, a file that cannot be written: raises `InputError`."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"{os.fspath(path)!r} should end in {', '.join(SUFFIXES)}, which says the kind of file.")
+    if suffix == MP4:
+        _ffmpeg()
+
+
+def save(
+    pictures: Sequence[Image.Image],
+    path: str | os.PathLike,
+    fps: float = 8,
+    parameters: Parameters | None = None,
+) -> Path:
+    """Write pictures of one size as the path ends: .png, .jpg and .webp side by side, .gif and .mp4 one after another.
+
+    The file appears whole or not at all. A film carries the parameters as its comment. Raises `InputError` as `check`
+    does and for a pace outside 0.1 to `MAX_FPS`, and `PictureError` where ffmpeg or Pillow fails.
+    """
+    check(path)
+    if not 0.1 <= fps <= MAX_FPS:
+        raise InputError(f"fps = {fps!r} should be a number from 0.1 to {MAX_FPS}.")
+    suffix = Path(path).suffix.lower()
+    if suffix not in (GIF, MP4):
+        return picture_files.save_picture(arrays.grid(pictures, columns=len(pictures)), path, parameters)
+    target = Path(os.path.realpath(path))
+    write: Callable = _write_gif if suffix == GIF else _write_mp4
+    with picture_files.temporary_beside(target) as temporary:
+        write([picture.convert("RGB") for picture in pictures], temporary, fps, parameters)
+        os.replace(temporary, target)
+    return Path(path)
+
+
+def read_parameters(path: str | os.PathLike) -> Parameters | None:
+    """The parameters in the comment of an MP4, or None; `PictureError` where the file cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            start, end = 0, os.fstat(file.fileno()).st_size
+            for kind, skipped in COMMENT:
+                start, end = _box(file, kind, start, end)
+                start += skipped
+            file.seek(start)
+            text = file.read(max(0, min(end - start, MAX_COMMENT))).decode("utf-8", "replace")
+    except OSError as error:
+        raise PictureError(f"{os.fspath(path)!r} cannot be read: {error.strerror or error}") from None
+    return Parameters.from_text(text) if text else None
+
+
+def _box(file: IO[bytes], kind: bytes, start: int, end: int) -> tuple[int, int]:
+    """From where to where the first box of a kind has something in it; nowhere, where there is none."""
+    while start + 8 <= end:
+        file.seek(start)
+        size, found = struct.unpack(">I4s", file.read(8))
+        if size < 8:  # the last one, or one of more than 4 GB
+            break
+        if found == kind:
+            return start + 8, min(start + size, end)
+        start += size
+    return end, end
+
+
+def _write_gif(pictures: Sequence[Image.Image], path: Path, fps: float, parameters: Parameters | None) -> None:
+    """All frames have one palette, chosen from all of them, so that what stands still does not flicker."""
+    sheet = arrays.grid(pictures)
+    scale = min(1.0, (PALETTE_PIXELS / (sheet.width * sheet.height)) ** 0.5)
+    sheet = sheet.resize((round(sheet.width * scale), round(sheet.height * scale)), Image.Resampling.NEAREST)
+    palette = sheet.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1)
+    frames = [picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+    text = _text(parameters)
+    options = {"save_all": True, "append_images": frames[1:], "loop": 0, "duration": round(1000 / fps)}
+    frames[0].save(path, "GIF", **options, **({"comment": text} if text else {}))
+
+
+def _write_mp4(pictures: Sequence[Image.Image], path: Path, fps: float, parameters: Parameters | None) -> None:
+    """H.264 of the colours that every player knows."""
+    width, height = pictures[0].size
+    text = _text(parameters).replace(b"\0", b"").decode()
+    writer = _ffmpeg().write_frames(
+        str(path),
+        (width + width % 2, height + height % 2),  # what the format can do
+        fps=fps,
+        quality=8,
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+        output_params=["-f", "mp4", "-movflags", "+faststart", *(["-metadata", f"comment={text}"] if text else [])],
+    )
+    writer.send(None)
+    try:
+        for picture in pictures:
+            writer.send(picture.crop((0, 0, width + width % 2, height + height % 2)).tobytes())
+    except OSError as error:
+        raise PictureError(f"ffmpeg could not write the film: {error}") from None
+    finally:
+        writer.close()
+
+
+def _text(parameters: Parameters | None) -> bytes:
+    return parameters.to_text().encode("utf-8", "replace") if parameters else b""
+
+
+def _ffmpeg() -> ModuleType:
+    try:
+        return importlib.import_module("imageio_ffmpeg")
+    except ImportError:
+        raise InputError(
+            "An MP4 needs the package imageio-ffmpeg: `pip install imageio-ffmpeg`, or name a .gif or .png."
+        ) from None

@@ -1,0 +1,178 @@
+"""Picture files that carry their parameters: written whole or not at all, and read back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+
+from ..errors import PictureError
+from ..pictures.arrays import to_picture
+from ..pictures.reading import MAX_PIXELS
+from .inputs import CHUNK, InputFile
+from .parameters import Parameters
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_EXIF_IFD, _USER_COMMENT, _UNICODE = ExifTags.IFD.Exif, ExifTags.Base.UserComment, b"UNICODE\0"
+_NUMBERED = re.compile(r"(\d{5,})-")
+
+
+def save_picture(
+    picture: Any, path: str | os.PathLike, parameters: Parameters | None = None, carry: Sequence[InputFile] = ()
+) -> Path:
+    """Write a picture (Pillow, or what `to_picture` takes) as PNG, JPEG or WebP, as the path ends; return the path.
+
+    The file appears whole or not at all (a temporary file beside it, then a rename), replaces one of its name, and
+    carries the parameters: PNG in the text key `parameters`, JPEG and WebP in EXIF UserComment. Folders are made. A PNG
+    can carry the files that went into it, too. Raises `PictureError` for another ending, or for what is no ordinary
+    file, and OSError when the disk refuses.
+    """
+    target = Path(os.path.realpath(path))  # through a link, to what it names, as `cp` does
+    if target.exists() and not target.is_file():
+        raise PictureError(f"{os.fspath(path)!r} is not an ordinary file; name a file to write to.")
+    with _written(picture, target, parameters, carry) as temporary:
+        os.replace(temporary, target)
+    return Path(path)
+
+
+def save_new_picture(
+    picture: Any,
+    folder: str | os.PathLike,
+    parameters: Parameters | None = None,
+    suffix: str = ".png",
+    carry: Sequence[InputFile] = (),
+) -> Path:
+    """`save_picture` into a folder, under a free name: 00001-SEED.png, then 00002-..., and so on.
+
+    No file is ever replaced: the finished file gets its name by a hard link, which fails where the name is taken.
+    """
+    seed = parameters.seed if parameters else None
+    target = free_path(folder, seed, suffix)
+    with _written(picture, target, parameters, carry) as temporary:
+        while not _claim(temporary, target):
+            target = free_path(folder, seed, suffix, after=target)
+    return target
+
+
+def free_path(
+    folder: str | os.PathLike, seed: int | None = None, suffix: str = ".png", after: Path | None = None
+) -> Path:
+    """The next name of a folder, 00001-SEED.png: one more than its highest number (and than that of `after`)."""
+    names = [*(os.listdir(folder) if os.path.isdir(folder) else ()), *([after.name] if after else ())]
+    number = max((int(match[1]) for name in names if (match := _NUMBERED.match(name))), default=0) + 1
+    return Path(folder) / f"{number:05d}{'' if seed is None else f'-{seed}'}{suffix}"
+
+
+def read_parameters(path: str | os.PathLike) -> Parameters | None:
+    """The parameters inside a PNG, JPEG, WebP or GIF of ours or of other programs, or None when it carries none.
+
+    Raises `PictureError` when the file is no such picture, or cannot be read.
+    """
+    text = read_text(path)
+    return Parameters.from_text(text) if text else None
+
+
+def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
+    """The text of parameters as it stands in a file (a path or an open one), or None; raises as `read_parameters`."""
+    name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "The picture"
+    try:
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP", "GIF")) as picture:
+            return _text(picture)
+    except FileNotFoundError:
+        raise PictureError(f"There is no file {name}.") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{name} is not a PNG, JPEG, WebP or GIF picture.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{name} cannot be read as a picture: {error}") from None
+
+
+@contextlib.contextmanager
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """A name beside `target` to write to before the rename; gone at the end, however that comes. Folders are made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")  # short, since `target` may be as long as allowed
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _written(picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]) -> Iterator[Path]:
+    """A finished temporary file beside `target`, gone at the end, however that comes."""
+    image = picture if isinstance(picture, Image.Image) else to_picture(picture)
+    kind = FORMATS.get(target.suffix.lower())
+    if kind is None:
+        raise PictureError(f"{target.name!r} should end in {', '.join(FORMATS)}, which says the kind of picture.")
+    if carry and kind != "PNG":
+        raise PictureError(f"{target.name!r} cannot carry other files; give it a name that ends in .png.")
+    options = _options(kind, parameters, carry)
+    with temporary_beside(target) as temporary:
+        with open(temporary, "xb") as file:
+            try:
+                (image.convert("RGB") if kind == "JPEG" else image).save(file, kind, **options)
+            except ValueError as error:
+                raise PictureError(f"{target.name!r} cannot be written as {kind}: {error}") from None
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+
+
+def _claim(temporary: Path, target: Path) -> bool:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: reserve the name, then take it
+        try:
+            target.open("xb").close()
+        except FileExistsError:
+            return False
+        os.replace(temporary, target)
+    return True
+
+
+def _options(kind: str, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
+    options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
+    # What came in broken (half a surrogate pair from a command line) must not cost the picture.
+    text = parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""
+    if kind == "PNG":
+        options["pnginfo"] = info = PngImagePlugin.PngInfo()
+        if text:
+            info.add_text("parameters", text)  # becomes iTXt by itself where Latin-1 does not suffice
+        for data in dict.fromkeys(file.data for file in carry):
+            info.add(CHUNK, data, after_idat=True)
+    elif text:
+        options["exif"] = exif = Image.Exif()
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + text.encode("utf-16-be")
+    return options
+
+
+def _text(picture: Image.Image) -> str | None:
+    text = picture.info.get("parameters")
+    if text is None and isinstance(picture, PngImagePlugin.PngImageFile) and math.prod(picture.size) < MAX_PIXELS:
+        text = picture.text.get("parameters")  # some programs write it after the pixels, which are then read first
+    if text is None and picture.format == "GIF":
+        text = picture.info.get("comment", b"").decode("utf-8", "replace")
+    if text is None:
+        text = _decode(picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT))
+    return str(text) if text else None
+
+
+def _decode(comment: Any) -> str | None:
+    if isinstance(comment, str):
+        return comment
+    if not isinstance(comment, bytes):
+        return None
+    if not comment.startswith(_UNICODE):
+        return comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").strip("\0")
+    # Big-endian by custom; of the programs that write it otherwise, none writes more ASCII that way round.
+    texts = [comment[len(_UNICODE) :].decode(f"utf-16-{order}", "replace") for order in ("be", "le")]
+    return max(texts, key=lambda text: sum(c.isascii() for c in text)).lstrip("\ufeff").strip("\0")

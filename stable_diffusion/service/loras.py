@@ -1,0 +1,89 @@
+"""The LoRA files that the page offers: by name alone, so that nothing from a browser or a picture names a path."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..adapters import files
+from ..adapters.lora import ARCHITECTURES, BASE_MODELS, TEXT_WIDTHS
+from ..errors import StableDiffusionError
+from ..model_io.tensor_file import open_tensors
+
+Chosen = tuple[tuple[str, float], ...]  # names and strengths
+
+STRENGTHS = (-2.0, 2.0)
+MAX_CHOSEN = 8
+MAX_NAME = 200
+
+_READS_TEXT = re.compile(r"attn2[._]to_k.*(lora_down|lora_A|hada_w1_b)")
+
+
+def listed() -> dict[str, Path]:
+    """Every LoRA by its name: those in loras/ beside the program, and in the folders of $STABLE_DIFFUSION_LORAS."""
+    return files.listed(files.LORAS)
+
+
+def located(chosen: Chosen) -> list[tuple[Path, float]]:
+    """The files of chosen names, with their strengths. Raises CheckpointNotFoundError."""
+    return [(files.find(files.LORAS, name, names_only=True), strength) for name, strength in chosen]
+
+
+def family(path: Path) -> str:
+    """What a LoRA is for, as far as the head of its file tells ("SD 1.x"), or ""."""
+    try:
+        stat = path.stat()
+        return _family(path, stat.st_mtime_ns, stat.st_size)
+    except (OSError, StableDiffusionError):
+        return ""
+
+
+def clean(value: Any) -> list[tuple[str, float]]:
+    """What of a value are names and strengths, each name once, the strengths within their bounds."""
+    found: dict[str, float] = {}
+    for pair in value if isinstance(value, (list, tuple)) else ():
+        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)):
+            continue
+        name, strength = pair
+        if isinstance(strength, (int, float)) and strength == strength and 0 < len(name) <= MAX_NAME:
+            found.setdefault(name, float(min(max(strength, STRENGTHS[0]), STRENGTHS[1])))
+    return list(found.items())[:MAX_CHOSEN]
+
+
+def from_text(text: str) -> tuple[list[tuple[str, float]], list[str]]:
+    """What a picture says of its LoRAs, "name:0.8, other:1": those that are here, and the names of the others."""
+    known = listed()
+    here, missing = [], []
+    for part in filter(None, text[:10_000].split(", ")):
+        name, _, strength = part.rpartition(":")
+        try:
+            value = float(strength)
+        except ValueError:
+            name, value = part, 1.0
+        if name in known:
+            here.append((name, value))
+        else:
+            missing.append(name)
+    return here, missing
+
+
+@lru_cache(maxsize=1024)
+def _family(path: Path, mtime_ns: int, size: int) -> str:
+    with open_tensors(path) as file:
+        shapes = {key: tensor.shape for key, tensor in file.tensors.items()}
+        told = file.metadata.get("modelspec.architecture") or file.metadata.get("ss_base_model_version") or ""
+    return _by_keys(list(shapes)) or _by_width(shapes) or _by_metadata(told)
+
+
+def _by_keys(keys: Sequence[str]) -> str:
+    return next((title for pattern, title in ARCHITECTURES if any(re.search(pattern, key) for key in keys)), "")
+
+
+def _by_width(shapes: dict[str, tuple[int, ...]]) -> str:
+    widths = (shape[1] for key, shape in shapes.items() if len(shape) > 1 and _READS_TEXT.search(key))
+    return TEXT_WIDTHS.get(next(widths, 0), "")
+
+
+def _by_metadata(told: str) -> str:
+    return next((title for start, title in BASE_MODELS.items() if told.startswith(start)), "")

@@ -1,0 +1,198 @@
+"""Masks as the page has them: what a browser painted, judged as an upload is, and kept beside the picture it is for."""
+
+import base64
+import binascii
+import io
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from ..errors import InputError, PictureError
+from ..pictures.inpainting import Inpainting, outpaint
+from ..pictures.reading import open_picture
+from ..record.inputs import InputFile
+from .jobs import Request
+
+MODES = {"repaint": "What is painted changes", "keep": "What is painted stays"}
+CONTENTS = {"original": "Original", "noise": "Noise", "fill": "Fill"}
+AREAS = {"whole": "Whole picture", "masked": "Only masked"}
+
+MAX_PIXELS = 24_000_000  # of a picture to paint on: a browser holds the mask several times over
+MAX_URL = 20 << 20  # characters; a mask of MAX_PIXELS takes a hundredth of it
+SHOWN_SIDE = 1280  # pixels of the longer side of the picture that is painted on, as the browser gets it
+URL_START = "data:image/png;base64,"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(eq=False)
+class Painting:
+    """A picture and the mask painted over it: mode "L" of the picture's size, 255 where painted, None before that.
+
+    A browser's message counts only with the token of the painting that it was given.
+    """
+
+    picture: Image.Image
+    mask: Image.Image | None = None
+    token: str = field(default_factory=lambda: secrets.token_hex(6))
+    heard: Any = None
+
+    @property
+    def turn(self) -> Any:
+        """The browser's count of changes when it was last heard."""
+        return self.heard.get("turn", 0) if self.heard else 0
+
+    def hear(self, message: Any) -> None:
+        """Take over {"token", "turn", "mask": a data URL, "" for none} from the browser. Raises PictureError."""
+        if not isinstance(message, dict) or message.get("token") != self.token or message == self.heard:
+            return
+        url = message.get("mask")
+        self.mask = None if url == "" else mask_from_url(url, self.picture.size)
+        self.heard = message
+
+
+def check_paintable(size: tuple[int, int]) -> None:
+    """Refuse the size of a picture that is too large for a browser to paint on. Raises PictureError."""
+    if size[0] * size[1] > MAX_PIXELS:
+        raise PictureError(
+            f"A picture to paint on may have {MAX_PIXELS // 10**6} million pixels, not {size[0]} × {size[1]}. "
+            f"Make it smaller."
+        )
+
+
+def mask_from_url(url: Any, size: tuple[int, int]) -> Image.Image:
+    """A PNG data URL as a mask (mode "L", 0 or 255). Raises PictureError for anything else, and for another size."""
+    if not isinstance(url, str) or not url.startswith(URL_START):
+        raise PictureError(f"A painted mask should arrive as a PNG, not as {str(url)[:40]!r}. Paint it again.")
+    if len(url) > MAX_URL:
+        raise PictureError(f"The painted mask is {len(url) >> 20} MB large, more than {MAX_URL >> 20}. Paint it again.")
+    try:
+        content = base64.b64decode(url[len(URL_START) :], validate=True)
+    except (binascii.Error, ValueError):
+        raise PictureError("The painted mask arrived damaged. Paint it again.") from None
+    if not content.startswith(PNG_START):
+        raise PictureError("A painted mask should arrive as a PNG, and this is none. Paint it again.")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    _check_size((width, height), size)  # what the header says, before anything is decoded
+    mask = open_picture(content)
+    _check_size(mask.size, size)
+    return hard(mask)
+
+
+def _check_size(found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    if found != wanted:
+        raise PictureError(
+            f"The painted mask has {found[0]} × {found[1]} pixels and its picture {wanted[0]} × {wanted[1]}. "
+            f"Paint it again."
+        )
+
+
+def hard(mask: Image.Image) -> Image.Image:
+    """A mask of nothing but 0 and 255: from the middle on it counts as painted."""
+    return mask.convert("L").point(lambda value: 255 if value >= 128 else 0)
+
+
+def url_of(mask: Image.Image | None) -> str:
+    """A mask as a PNG data URL; "" for none."""
+    if mask is None:
+        return ""
+    return URL_START + base64.b64encode(_png(_one_bit(mask))).decode()
+
+
+def check(mask: Image.Image | None, mode: str) -> Image.Image:
+    """The mask to generate with, or, where it leaves nothing to change, an InputError in words."""
+    if mode == "keep":
+        if mask is not None and mask.getextrema() == (255, 255):
+            raise InputError("All is painted over, and what is painted stays: leave out what should change.")
+        if mask is not None and mask.getbbox():
+            return mask
+        raise InputError("Paint over what should stay.")
+    if mask is None or not mask.getbbox():
+        raise InputError("Paint over what should change.")
+    return mask
+
+
+def inpainting(request: Request, width: int, height: int) -> Inpainting | None:
+    """A request's picture and mask, ready for the engine; None where there is no mask. Raises InputError."""
+    if request.input_picture is None or request.mask is None:
+        return None
+    return Inpainting(
+        request.input_picture,
+        request.mask,
+        width,
+        height,
+        mask_blur=request.mask_blur,
+        only_masked=request.inpaint_area == "masked",
+        padding=request.mask_padding,
+        invert=request.mask_mode == "keep",
+    )
+
+
+def said(request: Request) -> dict[str, str]:
+    """What a picture's parameters say of its mask; nothing where there is none."""
+    from ..record import keys
+
+    if request.input_picture is None or request.mask is None:
+        return {}
+    return keys.of_inpainting(
+        request.masked_content,
+        request.mask_blur,
+        only_masked=request.inpaint_area == "masked",
+        padding=request.mask_padding,
+        invert=request.mask_mode == "keep",
+    )
+
+
+def form_values(extra: Mapping[str, str]) -> dict[str, Any]:
+    """The form's values for what a picture's parameters say of a mask; nothing where they say nothing."""
+    from ..record import keys
+
+    known = keys.read_inpainting(extra)
+    return known and {
+        "masked_content": known["masked_content"],
+        "mask_blur": known["mask_blur"],
+        "inpaint_area": "masked" if known["only_masked"] else "whole",
+        "mask_padding": known["padding"],
+        "mask_mode": "keep" if known["invert"] else "repaint",
+    }
+
+
+def files(request: Request) -> list[InputFile]:
+    """Input picture and mask as files to carry inside a PNG: the mask was painted here, and is nowhere else."""
+    if request.input_picture is None or request.mask is None:
+        return []
+    return [InputFile("input.png", _png(request.input_picture)), InputFile("mask.png", _png(_one_bit(request.mask)))]
+
+
+def _one_bit(mask: Image.Image) -> Image.Image:
+    return mask.convert("1", dither=Image.Dither.NONE)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def extended(painting: Painting, left: int, right: int, top: int, bottom: int) -> Painting:
+    """The picture with so many more pixels at its sides, the new ones painted over beside what was painted before.
+
+    Raises InputError where there is nothing to add, PictureError where the picture would become too large.
+    """
+    width, height = painting.picture.size
+    check_paintable((width + left + right, height + top + bottom))
+    canvas, mask = outpaint(painting.picture, left, right, top, bottom)
+    if painting.mask is not None:
+        mask.paste(255, (left, top), painting.mask)
+    return Painting(canvas, mask)
+
+
+def shown(picture: Image.Image) -> bytes:
+    """A picture as the browser gets it to paint on: a JPEG of at most SHOWN_SIDE."""
+    small = picture.copy()
+    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,58 @@
+"""Settings saved by name, in one JSON file that is replaced whole."""
+
+import json
+import os
+import secrets
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+MAX_NAME = 60
+MAX_PRESETS = 200
+
+_lock = threading.Lock()
+
+
+def load(path: Path) -> dict[str, dict[str, Any]]:
+    """All presets by name; none where there is no such file, or nothing of this kind in it."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {k: v for k, v in values.items() if isinstance(v, dict)} if isinstance(values, dict) else {}
+
+
+def save(path: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Save settings under a name, in place of those of the same name. Raises InputError, or OSError from the disk."""
+    name = name.strip()
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        raise InputError(f"{name[:MAX_NAME]!r} is no name for a preset: give one of 1 to {MAX_NAME} characters.")
+    with _lock:
+        presets = load(path)
+        if name not in presets and len(presets) >= MAX_PRESETS:
+            raise InputError(f"There are {MAX_PRESETS} presets already: delete one first.")
+        _write(path, presets | {name: dict(values)})
+
+
+def delete(path: Path, name: str) -> None:
+    """Delete the settings of a name, if there are any. Raises OSError."""
+    with _lock:
+        presets = load(path)
+        if presets.pop(name, None) is not None:
+            _write(path, presets)
+
+
+def _write(path: Path, presets: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            json.dump(presets, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,26 @@
+"""Errors in words that a person may read."""
+
+import errno
+import logging
+import re
+
+from ..errors import StableDiffusionError
+
+log = logging.getLogger(__name__)
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|unable to allocate|failed to allocate|malloc|insufficient memory", re.IGNORECASE
+)
+
+
+def in_plain_words(error: BaseException) -> str:
+    """Say an error as a person may read it; what nobody foresaw goes to the terminal in full."""
+    if isinstance(error, StableDiffusionError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk is full. Free some space and try again."
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+        return "The machine ran out of memory. Choose a smaller width and height, or a smaller model."
+    if isinstance(error, PermissionError):
+        return f"No permission to write or read {error.filename}."
+    log.error("a job failed", exc_info=error)
+    return f"Something went wrong that nobody foresaw ({type(error).__name__}: {error}). The terminal says more."

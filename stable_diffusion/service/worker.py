@@ -1,0 +1,219 @@
+"""One thread that owns the engine, and the queue in front of it.
+
+MLX arrays belong to the thread that made them, and a page's script may be stopped at any moment; so models are loaded,
+pictures made and files written here, and everyone else gets plain objects: numbers, text, encoded pictures, paths.
+"""
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+from .. import catalogue
+from ..errors import StableDiffusionError
+from .jobs import Cancelled, Frame, Job, Report, Request, State, Task, Work
+from .painting import decoded_jpeg, overlaid, paint
+from .words import in_plain_words
+
+MAX_WAITING = 50  # more than anyone means: a stuck key, or a page gone wild
+MAX_KEPT = 20  # finished jobs whose steps can be replayed; their pictures stay on disk for good
+MAX_RESULTS = 64  # of tasks, kept for whoever asks again
+MAX_FRAME_BYTES = 256 << 20  # of recorded steps, over all jobs; the oldest are forgotten first
+
+
+class QueueFullError(StableDiffusionError):
+    """More jobs wait than the worker takes."""
+
+
+def load_model(name: str, progress: Report) -> Any:
+    """Load a model of the catalogue; always called in the worker's thread. Tests put another function in its place."""
+    from .. import StableDiffusion
+
+    return StableDiffusion(catalogue.find(name).source, progress=progress)
+
+
+def release_memory() -> None:
+    """Give a dropped model's memory back to the machine."""
+    from .. import backend
+
+    backend.give_back_memory()
+
+
+class Worker:
+    """The queue over all browser tabs and the one thread behind it.
+
+    Finished pictures are saved at once under `outputs`/YYYY-MM-DD/.
+    """
+
+    def __init__(self, outputs: Path) -> None:
+        self.outputs = outputs
+        self._jobs: dict[str, Job] = {}
+        self._tasks: OrderedDict[Hashable, Task] = OrderedDict()
+        self._waiting: deque[Work] = deque()
+        self._in_hand: Work | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._model: Any = None
+        self._model_name: str | None = None
+        self._thread = threading.Thread(target=self._serve, name="stable-diffusion", daemon=True)
+        self._thread.start()
+
+    # What any thread may call
+
+    def submit(self, request: Request) -> Job:
+        """Put a request at the end of the queue. Raises QueueFullError."""
+        job = Job(request)
+        with self._changed:
+            self._enqueue(job)
+            self._jobs[job.id] = job
+        return job
+
+    def compute(self, key: Hashable, model: str, function: Callable[[Any, Report], Any], soon: bool = False) -> Task:
+        """Have `function(model, report)` run in the queue, or find the task that was given the same key before.
+
+        What failed or was cancelled is not kept, and runs anew. `soon` puts it before all that waits. The function may
+        call `report(note, fraction)`, which is also where a cancel takes effect. Raises QueueFullError.
+        """
+        with self._changed:
+            task = self._tasks.get(key)
+            if task is None or task.state in (State.FAILED, State.CANCELLED):
+                task = Task(model, function)
+                self._enqueue(task, soon)
+                self._tasks[key] = task
+            self._tasks.move_to_end(key)
+            for old in [old for old, other in self._tasks.items() if not other.active][:-MAX_RESULTS]:
+                del self._tasks[old]
+        return task
+
+    def task(self, key: Hashable) -> Task | None:
+        """Find a task by its key, or None where there was none or its result is no longer kept."""
+        with self._changed:
+            return self._tasks.get(key)
+
+    def decode(self, job: Job, frame: Frame) -> Task:
+        """Have a recorded step's estimate decoded in full, for a replay. Raises QueueFullError."""
+
+        def decode(model: Any, report: Report) -> None:
+            frame.decoded = decoded_jpeg(model.decode, frame.denoised)
+
+        return self.compute((job.id, id(frame)), job.model, decode, soon=True)
+
+    def job(self, job_id: str | None) -> Job | None:
+        """Find a job by its id, or None where it is unknown or no longer kept."""
+        with self._changed:
+            return self._jobs.get(job_id) if job_id else None
+
+    def position(self, work: Work) -> int:
+        """Say how many come before this one, the one in hand included; 0 when it is in hand or over."""
+        with self._changed:
+            if work.state is not State.QUEUED or work not in self._waiting:
+                return 0
+            return self._waiting.index(work) + (self._in_hand is not None)
+
+    def cancel(self, work: Work) -> None:
+        """Stop a job: at once where it waits, after the step in hand where it runs. What it finished stays."""
+        work.cancel_event.set()
+        with self._changed:
+            if work in self._waiting:
+                self._waiting.remove(work)
+                self._end(work, State.CANCELLED)
+
+    def skip(self, job: Job) -> None:
+        """Leave the picture in hand unfinished after its step, and go on with the next one."""
+        job.skip_event.set()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Cancel everything and end the thread."""
+        with self._changed:
+            self._closed = True
+            works: list[Work] = [*self._jobs.values(), *self._tasks.values()]
+            self._changed.notify()
+        for work in works:
+            if work.active:
+                self.cancel(work)
+        self._thread.join(timeout)
+
+    def _enqueue(self, work: Work, soon: bool = False) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            raise QueueFullError(f"{MAX_WAITING} jobs are waiting already: let some finish, or cancel some.")
+        (self._waiting.appendleft if soon else self._waiting.append)(work)
+        self._changed.notify()
+
+    # What only the worker's thread does
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    break
+                work = self._in_hand = self._waiting.popleft()
+                work.started = time.time()
+                work.state = State.LOADING
+            self._run(work)
+        self._drop_model()
+
+    def _run(self, work: Work) -> None:
+        try:
+            model = self._model_for(work)
+            work.state = State.RUNNING
+            if isinstance(work, Job):
+                self._paint_all(model, work)
+            elif isinstance(work, Task):
+                work.result = work.function(model, work.report)
+            state = State.DONE
+        except Cancelled:
+            state = State.CANCELLED
+        except Exception as error:
+            work.error = in_plain_words(error)
+            state = State.FAILED
+        with self._changed:
+            self._in_hand = None
+            self._end(work, state)
+
+    def _end(self, work: Work, state: State) -> None:
+        work.ended = time.time()
+        work.note = ""
+        work.state = state
+        over = [other.id for other in self._jobs.values() if not other.active]
+        for job_id in over[:-MAX_KEPT]:
+            del self._jobs[job_id]
+
+    def _model_for(self, work: Work) -> Any:
+        name = work.model
+        if name != self._model_name or self._model is None:
+            self._drop_model()
+            work.report(f"Loading {name}")
+            self._model = load_model(name, work.report)
+            self._model_name = name
+            work.note = ""
+        work.stop_if_cancelled()
+        return self._model
+
+    def _drop_model(self) -> None:
+        if self._model is not None:
+            self._model = self._model_name = None
+            release_memory()
+
+    def _paint_all(self, model: Any, job: Job) -> None:
+        job.latent_space = (model.name, model.family)
+        with overlaid(model, job.request):
+            for _ in range(job.request.n_images):
+                if job.pictures:
+                    job.stop_if_cancelled()
+                paint(model, job, self.outputs)
+                self._forget_old_frames()
+
+    def _forget_old_frames(self) -> None:
+        """Keep the recorded steps within MAX_FRAME_BYTES: of the oldest pictures, only the last step stays."""
+        with self._changed:
+            pictures = [picture for job in self._jobs.values() for picture in job.pictures]
+        sizes = [sum(frame.n_bytes for frame in picture.frames) for picture in pictures]
+        too_much = sum(sizes) - MAX_FRAME_BYTES
+        for picture, size in zip(pictures[:-1], sizes, strict=False):
+            if too_much <= 0:
+                break
+            picture.frames = picture.frames[-1:]
+            too_much -= size

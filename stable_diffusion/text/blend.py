@@ -1,0 +1,68 @@
+"""Blends: the pictures on the way from one prompt to another, from one seed to another, or both at once.
+
+    for frame in blend.frames("a house by day", "a boat at night", 8, seed=7):
+        for step in sd.generate_latents(**frame.arguments, num_steps=20):
+            ...
+
+Prompts are blended by their embeddings in a straight line, seeds by their noise along an arc (`noise.slerp`), since
+noise of less than unit variance is none that a model knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .. import checks
+from .conditioning import Blend
+
+MAX_FRAMES = 10_000
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a blend, `share` of the way from its start (0) to its end (1)."""
+
+    index: int  # 0 .. total - 1
+    total: int
+    share: float
+    start: str
+    end: str
+    seed: int
+    to_seed: int | None
+
+    @property
+    def text(self) -> str | Blend:
+        """What is painted; the first and the last frame are the prompts' own pictures."""
+        if self.start == self.end or self.share == 0:
+            return self.start
+        return self.end if self.share == 1 else Blend(self.start, self.end, self.share)
+
+    @property
+    def first_text(self) -> str:
+        """The text, or the first of the two that are blended."""
+        return self.text.start if isinstance(self.text, Blend) else self.text
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `StableDiffusion.generate_latents` is to be told, beside what all frames have in common."""
+        told: dict[str, Any] = {"text": self.text, "seed": self.seed}
+        if self.to_seed is not None and self.share:
+            told |= {"variation_seed": self.to_seed, "variation_strength": self.share}
+        return told
+
+
+def frames(start: str, end: str, n_frames: int, seed: int, to_seed: int | None = None) -> Iterator[Frame]:
+    """The frames of a blend at even shares, both ends included; the arguments are checked before the first is taken.
+
+    Only the first noise turns towards `to_seed`, as in a variation: what samplers such as Euler a draw later stays the
+    first seed's, or frames would not hang together. Raises `InputError`.
+    """
+    checks.text("start", start)
+    checks.text("end", end)
+    n_frames = checks.whole("n_frames", n_frames, 2, MAX_FRAMES)
+    seed = checks.whole("seed", seed, 0, checks.MAX_SEED)
+    if to_seed is not None:
+        to_seed = checks.whole("to_seed", to_seed, 0, checks.MAX_SEED)
+    return (Frame(i, n_frames, i / (n_frames - 1), start, end, seed, to_seed) for i in range(n_frames))

@@ -1,0 +1,169 @@
+"""A text -> what the U-Net is conditioned on."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import checks
+from ..backend import mx
+from ..clip import CLIPOutput, CLIPTextModel
+from ..errors import InputError
+from .chunks import Chunk, chunks_of, framed
+from .tokenizer import Tokenizer
+
+# How a text is read: A1111's language of prompts, of any length; or as it stands, cut off behind 75 tokens, as
+# diffusers does.
+A1111, PLAIN = LANGUAGES = ("a1111", "plain")
+
+
+class PromptTruncatedWarning(UserWarning):
+    """A prompt in plain language is longer than the 75 tokens that the text encoder reads."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """One text as the U-Net sees it."""
+
+    text: mx.array  # (1, 77 n, D): n chunks, one after another
+    pooled: mx.array | None = None  # (1, P), SDXL only
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A text between two: (1 - share) of `start` and share of `end`, as hidden states and as pooled vectors."""
+
+    start: str
+    end: str
+    share: float
+
+
+@dataclass(frozen=True)
+class TextConditioner:
+    """Encodes texts with a checkpoint's one text encoder (SD 1.x, 2.x) or two (SDXL).
+
+    `clip_skip` is A1111's: n takes the n-th layer from the end, so that 1 is the last; diffusers counts one less for
+    SD 1.x and 2.x, two less for SDXL. None is the checkpoint's own: 1, for SDXL 2, which is the least that it takes.
+    Raises `InputError` for another language, and for more layers than there are.
+    """
+
+    tokenizers: Sequence[Tokenizer]
+    encoders: Sequence[CLIPTextModel]
+    xl: bool
+    zeros_for_none: bool
+    language: str = A1111
+    clip_skip: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.language not in LANGUAGES:
+            raise InputError(f"prompt_language = {self.language!r} should be one of {', '.join(LANGUAGES)}.")
+        if self.clip_skip is not None:
+            checks.whole("clip_skip", self.clip_skip, 1, min(len(encoder.layers) for encoder in self.encoders))
+
+    def replaced(self, **changes: object) -> TextConditioner:
+        """The same with other tokenizers, encoders, or another way of reading."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def __call__(self, text: str | Blend) -> Conditioning:
+        """Encode a text: weights and BREAK are read in it where the language has them, schedules and AND are not.
+
+        SD 1.x and 2.x take the last hidden state after the final norm; SDXL the penultimate ones of both encoders,
+        side by side, and the second's projected pooled vector (Podell et al. 2023; diffusers' pipelines), of the first
+        chunk and whatever the weights, as A1111 does. In plain language, a text that is too long to be read whole is
+        warned of with `PromptTruncatedWarning`.
+        """
+        if isinstance(text, Blend):
+            start, end = self.of_one_length([self(text.start), self(text.end)])
+            return _between(start, end, text.share)
+        outputs, hidden = [], []
+        for (ids, weights), encoder in zip(self._ids_and_weights(text), self.encoders, strict=True):
+            outputs.append(encoder(mx.array(ids)))
+            hidden.append(weighed(self._layer(outputs[-1], encoder), weights))
+        joined = mx.concatenate(hidden, axis=-1) if self.xl else hidden[0]
+        pooled = outputs[-1].pooled[:1] if self.xl else None
+        return Conditioning(joined.reshape(1, -1, joined.shape[-1]), pooled)
+
+    def negative(self, text: str | Blend | None, positive: Conditioning) -> Conditioning:
+        """Encode a negative text; None is the empty one, or zeros where an SDXL checkpoint says so."""
+        if text is None and self.says_zeros:
+            assert positive.pooled is not None
+            return Conditioning(mx.zeros_like(positive.text), mx.zeros_like(positive.pooled))
+        return self(text or "")
+
+    @property
+    def says_zeros(self) -> bool:
+        """True where no negative text means zeros."""
+        return self.xl and self.zeros_for_none
+
+    def of_one_length(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
+        """Fill up with chunks of the empty text, so that all have as many as the longest."""
+        most = max(each.text.shape[1] for each in conditionings)
+        if all(each.text.shape[1] == most for each in conditionings):
+            return list(conditionings)
+        empty = self("").text
+        lacking = [(most - each.text.shape[1]) // empty.shape[1] for each in conditionings]
+        return [
+            Conditioning(mx.concatenate([each.text, *[empty] * n], axis=1), each.pooled)
+            for each, n in zip(conditionings, lacking, strict=True)
+        ]
+
+    def _ids_and_weights(self, text: str) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """What each encoder is given, (N, 77) both; no weights where all are 1."""
+        if self.language == PLAIN:
+            return [(_cut(text, tokenizer), None) for tokenizer in self.tokenizers]
+        chunks = [chunks_of(text, tokenizer) for tokenizer in self.tokenizers]
+        most = max(map(len, chunks))  # tokenizers of different makes may need different numbers
+        filled = [each + [Chunk()] * (most - len(each)) for each in chunks]
+        found = [framed(each, tokenizer) for each, tokenizer in zip(filled, self.tokenizers, strict=True)]
+        return [(ids, None if (weights == 1).all() else weights) for ids, weights in found]
+
+    def _layer(self, output: CLIPOutput, encoder: CLIPTextModel) -> mx.array:
+        if self.xl:
+            return output.hidden_states[-max(self.clip_skip or 2, 2)]
+        if (self.clip_skip or 1) == 1:
+            return output.last_hidden_state
+        return encoder.final_layer_norm(output.hidden_states[-(self.clip_skip or 1)])
+
+
+def _cut(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    ids, cut_off = tokenizer([text])
+    if cut_off[0]:
+        warnings.warn(
+            f"The prompt is longer than {tokenizer.max_length - 2} tokens; this part of it is not read: {cut_off[0]!r}",
+            PromptTruncatedWarning,
+            stacklevel=4,
+        )
+    return ids
+
+
+def weighed(hidden: mx.array, weights: np.ndarray | None) -> mx.array:
+    """Multiply hidden states (N, 77, D) by weights (N, 77), then bring each chunk's mean back to what it was.
+
+    A1111's "Original" emphasis (modules/sd_emphasis.py); each encoder's output has its own mean. A mean below its
+    standard error, std / sqrt(77 D), is an accident of rounding, and so would be the quotient of two such means, by
+    which A1111 multiplies all the same (its "No norm" is there for that): here the states then keep their scale. The
+    final norms of Stable Diffusion 1.x and 2.x leave means far above it, the embedded model's does not.
+    """
+    if weights is None:
+        return hidden
+    before = hidden.astype(mx.float32)
+    after = before * mx.array(weights)[..., None]
+    (was, clear), (is_now, clear_now) = _mean(before), _mean(after)
+    return (after * mx.where(clear & clear_now, was / is_now, 1.0)).astype(hidden.dtype)
+
+
+def _mean(hidden: mx.array) -> tuple[mx.array, mx.array]:
+    """Each chunk's mean (N, 1, 1), and whether it is more than its standard error."""
+    mean, variance = (of(hidden, axis=(1, 2), keepdims=True) for of in (mx.mean, mx.var))
+    return mean, mean**2 * (hidden.shape[1] * hidden.shape[2]) > variance
+
+
+def _between(start: Conditioning, end: Conditioning, share: float) -> Conditioning:
+    pooled = None
+    if start.pooled is not None and end.pooled is not None:
+        pooled = (1 - share) * start.pooled + share * end.pooled
+    return Conditioning((1 - share) * start.text + share * end.text, pooled)

@@ -1,0 +1,67 @@
+"""What a picture says about itself, to read: a table, the prompts, and the text as it stands in the file.
+
+A picture may come from anywhere, so nothing of it is ever read as Markdown or HTML.
+"""
+
+import streamlit as st
+
+from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.service.gallery_index import storable
+from stable_diffusion.webui.components import session
+
+MAX_SHOWN = 20_000  # characters; more is no prompt but a file that somebody made to be difficult
+MAX_ROWS = 40
+
+
+def show(text: str) -> None:
+    """Draw the parameters of a picture from the text in it."""
+    parameters = Parameters.from_text(text)
+    _text("Prompt", parameters.prompt)
+    if parameters.negative:
+        _text("Negative prompt", parameters.negative)
+    if rows := facts(parameters):
+        st.table({"Setting": list(rows), "Value": list(rows.values())}, border="horizontal")
+    with st.expander("The text as it stands in the file"):
+        st.code(_shortened(text), language=None, wrap_lines=True)
+
+
+def facts(parameters: Parameters) -> dict[str, str]:
+    """Name and value of each setting that the picture tells, escaped for a table, which reads Markdown."""
+    named = {
+        "Model": parameters.model,
+        "Model hash": parameters.model_hash,
+        "Sampler": parameters.sampler,
+        "Schedule": parameters.schedule,
+        "Steps": parameters.steps,
+        "CFG": parameters.cfg,
+        "Seed": parameters.seed,
+        "Size": f"{parameters.width} × {parameters.height}" if parameters.size else None,
+        "Denoising strength": parameters.strength,
+        **parameters.extra,
+    }
+    known = [
+        (name, f"{value:.10g}" if isinstance(value, float) else str(value))
+        for name, value in named.items()
+        if value not in (None, "")
+    ]
+    return {_cell(name): _cell(value) for name, value in known[:MAX_ROWS]}
+
+
+def one_line(text: str, length: int) -> str:
+    """The beginning of a text, in one line and no longer than `length`."""
+    words = " ".join(storable(text[: 4 * length]).split())
+    return words if len(words) <= length else words[: length - 1].rstrip() + "…"
+
+
+def _cell(text: str) -> str:
+    return session.plain(one_line(text, 500))
+
+
+def _text(label: str, text: str) -> None:
+    st.caption(label)
+    st.code(_shortened(text), language=None, wrap_lines=True)
+
+
+def _shortened(text: str) -> str:
+    text = storable(text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}\n… and {len(text) - MAX_SHOWN} characters more"

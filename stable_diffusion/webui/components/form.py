@@ -1,0 +1,153 @@
+"""The form of a page: prompts, the input picture where there is one, Generate and Cancel."""
+
+import streamlit as st
+from PIL import Image
+
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.pictures.reading import fit, open_picture
+from stable_diffusion.service import values
+from stable_diffusion.webui.components import mask_painter, model_choice, prompt_count, session
+
+FITS = {"crop": "Cropped", "pad": "Padded", "stretch": "Stretched"}
+SHOWN_SIDE = 384  # pixels
+
+
+def prompts() -> None:
+    """Draw the two prompts, each with the tokens that it takes."""
+    st.text_area(
+        "Prompt",
+        key="prompt",
+        height=110,
+        placeholder=values.examples(session.chosen_model())[0],
+        persist_state="session",
+    )
+    prompt_count.draw("Prompt", "prompt")
+    st.text_area(
+        "Negative prompt",
+        key="negative",
+        height=68,
+        placeholder="what should not be in the picture",
+        persist_state="session",
+    )
+    added = session.default_negative()
+    if added:
+        st.caption(f"Added to every generation: {session.plain(added)}")
+    if st.session_state["cfg"] <= 1:
+        st.caption("Not read at CFG 1 or below, but for prompts with AND.")
+    else:
+        prompt_count.draw("Negative prompt", "negative", added)
+
+
+def input_picture() -> Image.Image | None:
+    """Draw the input picture beside its denoising strength, and return the picture, or None where there is none yet."""
+    picture = uploader()
+    how = st.segmented_control(
+        "Other shapes are",
+        list(FITS),
+        key="fit",
+        required=True,
+        format_func=FITS.__getitem__,
+        help="Crop fills the size and cuts what stands over, pad shows all of it on white, stretch distorts.",
+        persist_state="session",
+    )
+    shown, beside = st.columns(2, vertical_alignment="center") if picture is not None else (None, st.container())
+    with beside:
+        strength_slider()
+    if picture is not None and shown is not None:
+        shown.image(_as_painted(picture, how or "crop"), width="stretch", output_format="JPEG", alt="The input picture")
+    return picture
+
+
+def uploader() -> Image.Image | None:
+    """Draw the field that takes the input picture; return the picture that there is by now, from here or elsewhere."""
+    st.file_uploader("Input picture", type=["png", "jpg", "jpeg", "webp"], key="upload", on_change=_take_upload)
+    if problem := st.session_state.get("upload_problem"):
+        st.error(session.plain(problem), icon=":material/error:")
+    return st.session_state.get("input_picture")
+
+
+def strength_slider() -> None:
+    """Draw the denoising strength, and what it leaves of the steps."""
+    strength = st.slider("Denoising strength", 0.0, 1.0, step=0.05, key="strength", persist_state="session")
+    st.caption(strength_in_words(strength, int(st.session_state["steps"])))
+
+
+def _as_painted(picture: Image.Image, how: str) -> Image.Image:
+    """The picture as the chosen size and fit leave it, small."""
+    width, height = st.session_state["width"], st.session_state["height"]
+    scale = min(1.0, SHOWN_SIDE / max(width, height))
+    return fit(picture, max(1, round(width * scale)), max(1, round(height * scale)), how)
+
+
+def strength_in_words(strength: float, steps: int) -> str:
+    """Say what a denoising strength leaves of the steps."""
+    left = min(steps, int(steps * strength))
+    if left == 0:
+        return f"Leaves none of {steps} steps: choose more."
+    return f"Runs the last {left} of {steps} steps. 0 keeps the picture, 1 paints it anew."
+
+
+def _take_upload() -> None:
+    upload = st.session_state["upload"]
+    st.session_state["upload_problem"] = ""
+    st.session_state["input_picture"] = None
+    if upload is not None:
+        try:
+            session.begin_from(open_picture(upload), session.input_file(upload))
+        except StableDiffusionError as error:
+            st.session_state["upload_problem"] = str(error)
+
+
+def buttons(kind: str) -> None:
+    """Draw Generate and Cancel, and what went wrong last. kind: what the page starts from (text, picture or mask)."""
+    job = session.current_job()
+    active = job is not None and job.active
+    with st.container(horizontal=True):
+        st.button(
+            "Generate",
+            type="primary",
+            shortcut="Ctrl+Enter",
+            disabled=active,
+            on_click=_generate,
+            args=(kind,),
+            width="stretch",
+        )
+        st.button("Cancel", shortcut="Esc", disabled=not active, on_click=_cancel, width="stretch")
+        if job is not None and job.active and job.request.n_images > 1:
+            st.button("Skip", help="Go on with the next picture", on_click=_skip, width="stretch")
+    problem = st.session_state.get("form_problem") or (job.error if job is not None else "")
+    if problem:
+        st.error(session.plain(problem), icon=":material/error:")
+    elif job is not None and job.warning:
+        st.warning(session.plain(job.warning), icon=":material/warning:")
+
+
+def _generate(kind: str) -> None:
+    st.session_state["form_problem"] = ""
+    job = session.current_job()
+    if job is not None and job.active:  # a second click before the page knew of the first
+        return
+    picture = st.session_state.get("input_picture") if kind != "text" else None
+    if kind != "text" and picture is None:
+        st.session_state["form_problem"] = "Choose an input picture first."
+        return
+    if problem := model_choice.why_not(session.chosen_model()):
+        st.session_state["form_problem"] = problem
+        return
+    try:
+        mask = mask_painter.mask() if kind == "mask" else None
+        session.show_job(session.the_worker().submit(session.request_from_form(picture, mask)))
+    except StableDiffusionError as error:
+        st.session_state["form_problem"] = str(error)
+
+
+def _cancel() -> None:
+    job = session.current_job()
+    if job is not None:
+        session.the_worker().cancel(job)
+
+
+def _skip() -> None:
+    job = session.current_job()
+    if job is not None:
+        session.the_worker().skip(job)

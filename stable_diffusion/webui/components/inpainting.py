@@ -1,0 +1,105 @@
+"""What the Inpaint page asks beside the prompts: a picture, a mask painted over it, and how the mask is used."""
+
+import streamlit as st
+
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.service import values
+from stable_diffusion.service.masks import AREAS, CONTENTS, MODES, extended
+from stable_diffusion.webui.components import form, mask_painter, session
+
+SIDES = ("left", "right", "top", "bottom")
+MAX_EXTENSION = 1024  # pixels on each side at a time
+
+
+def picture() -> None:
+    """Draw the picture to paint over."""
+    if form.uploader() is not None:
+        mask_painter.draw()
+
+
+def settings() -> None:
+    """Draw how the mask is used; each setting lives in the session's state."""
+    form.strength_slider()
+    with st.container(horizontal=True):
+        _choice(
+            "Masked content",
+            "masked_content",
+            CONTENTS,
+            "What the steps begin with under the mask: the picture as it is, noise, or the colours around it.",
+        )
+        area = _choice(
+            "Inpaint area",
+            "inpaint_area",
+            AREAS,
+            "Only masked: the surroundings of the mask are painted at the full width and height, and put back "
+            "smaller. That gives finer details, and knows less of the rest of the picture.",
+        )
+    _sizes()
+    with st.expander("Mask settings"):
+        _choice("Mask mode", "mask_mode", MODES, "Which part is painted anew.")
+        _pixels("Mask blur", "mask_blur", "How softly the new passes into the old at the edge of the mask.")
+        _pixels("Padding", "mask_padding", "How far around the mask it is looked, with Only masked.", area != "masked")
+    if st.session_state.get("input_picture") is not None:
+        with st.expander("Extend the canvas"):
+            _extension()
+
+
+def _sizes() -> None:
+    """Say at which size the picture is painted, where that is not its own."""
+    found = st.session_state.get("input_picture")
+    size = (st.session_state["width"], st.session_state["height"])
+    if found is None or found.size == size:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(
+            f"The picture has {found.width} × {found.height} pixels and is painted at {size[0]} × {size[1]}.",
+            width="content",
+        )
+        st.button(
+            "Take the picture's shape",
+            type="tertiary",
+            help="Set width and height to its shape, as large as the model paints best",
+            on_click=session.take_shape,
+        )
+
+
+def _choice(label: str, key: str, titles: dict[str, str], words: str) -> str:
+    chosen = st.segmented_control(
+        label,
+        list(titles),
+        key=key,
+        required=True,
+        format_func=titles.__getitem__,
+        help=words,
+        persist_state="session",
+    )
+    return chosen or st.session_state[key]
+
+
+def _pixels(label: str, key: str, words: str, disabled: bool = False) -> None:
+    bounds = values.WHOLE[key]
+    st.slider(label, *bounds, key=key, format="%d px", help=words, disabled=disabled, persist_state="session")
+
+
+def _extension() -> None:
+    st.caption("Adds pixels at the sides of the picture, painted over as what should change.")
+    columns = st.columns(2) * 2
+    for side, column in zip(SIDES, columns, strict=True):
+        column.number_input(side.title(), 0, MAX_EXTENSION, step=8, key=f"extend_{side}", persist_state="session")
+    st.button("Extend", on_click=_extend, width="stretch")
+    if problem := st.session_state.pop("extend_problem", None):
+        st.error(session.plain(problem), icon=":material/error:")
+
+
+def _extend() -> None:
+    """Put the larger picture in the place of the one that is there, with what is new painted over."""
+    state = st.session_state
+    try:
+        found = mask_painter.painting()
+        if found is None:
+            return
+        larger = extended(found, *(int(state[f"extend_{side}"]) for side in SIDES))
+    except StableDiffusionError as error:
+        state["extend_problem"] = str(error)
+    else:
+        state.update(input_picture=larger.picture, painting=larger, **{f"extend_{side}": 0 for side in SIDES})

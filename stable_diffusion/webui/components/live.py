@@ -1,0 +1,290 @@
+"""The panel that shows this tab's job: step by step while it runs, then the pictures and a replay of their steps."""
+
+import io
+import time
+from collections.abc import Sequence
+
+import streamlit as st
+from PIL import Image
+
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.pictures import arrays
+from stable_diffusion.record.inputs import InputFile
+from stable_diffusion.service import values
+from stable_diffusion.service.jobs import Frame, Job, Picture, Request, State, Task
+from stable_diffusion.service.preview import KINDS, data_url, frame_jpeg
+from stable_diffusion.webui.components import handover, session
+
+REFRESH = 0.2  # seconds
+DECODE_PATIENCE = 5.0  # seconds that a replay waits for a full decode
+ALL = -1  # in place of a picture's number
+MIME = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
+ALTS = {
+    "auto": "The current estimate of the picture",
+    "fast": "The current estimate of the picture",
+    "latents": "The channels of the latents",
+    "full": "The current estimate, decoded in full",
+}
+
+
+def panel() -> None:
+    """Draw the panel; while a job is active it refreshes itself, and the whole page once when the job ends."""
+    job = session.shown_job()
+    if job is None:
+        _welcome()
+        return
+    st.fragment(_watch if job.active else _result, run_every=REFRESH if job.active else None)(job.id)
+
+
+def strip() -> None:
+    """Draw how far the job is, for pages that are about something else; nothing where none is active."""
+    job = session.current_job()
+    if job is not None and job.active:
+        st.divider()
+        st.fragment(_watch_strip, run_every=REFRESH)(job.id)
+
+
+def _watch_strip(job_id: str) -> None:
+    job = session.the_worker().job(job_id)
+    if job is None or not job.active:
+        st.rerun()
+    left, right = st.columns([3, 1], vertical_alignment="center")
+    with left:
+        _progress(job)
+    right.button("Cancel", disabled=job.cancelling, on_click=session.the_worker().cancel, args=(job,), width="stretch")
+
+
+def _welcome() -> None:
+    with st.container(border=True):
+        st.markdown("**Nothing painted yet**")
+        st.caption("Describe a picture, then press Generate or Ctrl + Enter. Every step will show here.")
+    st.caption("Or begin with one of these:")
+    for example in values.examples(session.chosen_model()):
+        # As wide as the panel: on a telephone, a narrow one would break the words.
+        st.button(example, key=f"example-{example}", on_click=session.put, args=({"prompt": example},), width="stretch")
+
+
+def _watch(job_id: str) -> None:
+    job = session.the_worker().job(job_id)
+    if job is None or not job.active:
+        st.rerun()
+    _progress(job)
+    frame = job.frame
+    if frame is not None:
+        _show_frame(job, frame, job.request.previews)
+    _grid([picture for picture in job.pictures if picture.finished], columns=4)
+
+
+def _progress(job: Job) -> None:
+    if job.state is State.QUEUED:
+        position = session.the_worker().position(job)
+        st.progress(0.0, text=f"Queued, position {max(position, 1)}")
+    elif job.state is State.LOADING or job.frame is None:
+        note = session.plain(job.note) if job.note else "Reading the prompt"
+        st.progress(min(1.0, max(0.0, job.note_fraction or 0.0)) if job.note else 0.0, text=note)
+    else:
+        st.progress(job.fraction, text=progress_in_words(job))
+
+
+def progress_in_words(job: Job) -> str:
+    """Say how far a running job is."""
+    frame = job.frame
+    assert frame is not None
+    parts = [f"Step {frame.index} of {frame.total}"]
+    if job.request.n_images > 1:
+        parts.insert(0, f"Picture {len(job.pictures)} of {job.request.n_images}")
+    if job.cancelling:
+        return " · ".join([*parts, "cancelling"])
+    if job.elapsed >= 0.5:
+        parts.append(f"{duration(job.elapsed)} gone")
+    if job.seconds_left is not None and job.seconds_left >= 0.5:
+        parts.append(f"{duration(job.seconds_left)} left")
+    if job.steps_per_second is not None:
+        pace = job.steps_per_second
+        parts.append(f"{pace:.1f} steps/s" if pace >= 1 else f"{1 / pace:.1f} s a step")
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Say a time span shortly: 8 s, 2 min 5 s, 1 h 20 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
+    """Draw a step as each of the kinds, side by side."""
+    where = f"step {frame.index} of {frame.total}"
+    shown = [(kind, found) for kind in KINDS if kind in kinds and (found := _jpeg(job, frame, kind)) is not None]
+    if not shown:
+        return
+    widths = [1 if kind == "latents" else 2 for kind, _ in shown]
+    for column, (kind, (jpeg, words)) in zip(st.columns(widths), shown, strict=True):
+        column.image(data_url(jpeg), width="stretch", alt=f"{ALTS[kind]}, {where}")
+        column.caption(words)
+
+
+def _jpeg(job: Job, frame: Frame, kind: str) -> tuple[bytes, str] | None:
+    """A step as one kind, and what it is; while a job runs, the newest decode stands in for that of other steps."""
+    estimate = "The model's current estimate of the picture, x₀"
+    if kind in ("auto", "full"):
+        frames = reversed(job.pictures[-1].frames) if job.active and job.pictures else [frame]
+        for other in frames:
+            if other.decoded is not None:
+                return other.decoded, f"{estimate}, decoded in full"
+            if other.draft is not None and kind == "auto" and (job.drafting or not job.active):
+                return other.draft, f"{estimate}, as a draft"
+        if kind == "full":
+            return None
+    jpeg = frame_jpeg(frame, "latents" if kind == "latents" else "fast", job.latent_space)
+    if jpeg is None:
+        return (frame.decoded, f"{estimate}, decoded in full") if frame.decoded is not None else None
+    if kind == "latents":
+        return jpeg, f"The latents xₜ, channel by channel, at noise level σ = {frame.sigma:.3g}"
+    return jpeg, f"{estimate}, in approximate colours"
+
+
+def _grid(pictures: Sequence[Picture], columns: int) -> None:
+    for i in range(0, len(pictures), columns):
+        row = pictures[i : i + columns]
+        for column, picture in zip(st.columns(columns), row, strict=False):
+            column.image(_source(picture), width="stretch", alt=f"Finished picture, small, seed {picture.seed}")
+
+
+def _result(job_id: str) -> None:
+    job = session.the_worker().job(job_id)
+    pictures = [] if job is None else [picture for picture in job.pictures if picture.frames]
+    if job is None or not pictures:
+        st.rerun()
+    if job.state is State.CANCELLED:
+        done = sum(picture.finished for picture in job.pictures)
+        st.caption(f"Cancelled. Finished before that: {done} of {job.request.n_images}.")
+    picture = _choose(job.id, pictures)
+    if picture is None:
+        finished = [picture for picture in pictures if picture.finished]
+        _grid(finished, columns=2)
+        _download_sheet(job, finished)
+        return
+    if picture.finished:
+        st.image(_source(picture), width="stretch", output_format="PNG", alt=f"Finished picture, seed {picture.seed}")
+        _download(job, picture)
+    _replay(job, picture)
+
+
+def _choose(job_id: str, pictures: list[Picture]) -> Picture | None:
+    """The picture to show, or None for all of them."""
+    if len(pictures) == 1:
+        return pictures[0]
+    several = sum(picture.finished for picture in pictures) > 1
+    options = [ALL, *range(len(pictures))] if several else [*range(len(pictures))]
+
+    def name(i: int) -> str:
+        if i == ALL:
+            return "All"
+        return f"{i + 1}" if pictures[i].finished else f"{i + 1} (unfinished)"
+
+    chosen = st.segmented_control(
+        "Picture", options, default=options[0], required=True, format_func=name, key=f"picture-{job_id}"
+    )
+    return None if chosen == ALL else pictures[chosen or 0]
+
+
+def _download(job: Job, picture: Picture) -> None:
+    name = picture.path.name if picture.path else f"{job.id}-{picture.seed}.png"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.download_button(
+            "Download",
+            data=lambda: _bytes(picture),
+            file_name=name,
+            mime=MIME[name[name.rindex(".") :]],
+            on_click="ignore",
+            icon=":material/download:",
+        )
+        # Not by a callback: this is a fragment, and the whole page has to be drawn anew to go to another one.
+        if st.button("Send to image to image", icon=":material/image:", help="Start the next picture from this one"):
+            handover.send(None, lambda: InputFile(name, _bytes(picture)))
+            st.rerun()
+        if st.button("Send to inpaint", icon=":material/brush:", help="Paint over what should change in this picture"):
+            handover.send(None, lambda: InputFile(name, _bytes(picture)), handover.INPAINT_PAGE)
+            st.rerun()
+        st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
+
+
+def _download_sheet(job: Job, pictures: list[Picture]) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.download_button(
+            "Download as one sheet",
+            data=lambda: _sheet(pictures),
+            file_name=f"{job.id}.png",
+            mime="image/png",
+            on_click="ignore",
+            icon=":material/download:",
+        )
+        st.caption(f"{len(pictures)} pictures · {duration(job.elapsed)}")
+
+
+def _replay(job: Job, picture: Picture) -> None:
+    frames = picture.frames
+    with st.expander("Replay the denoising", expanded=not picture.finished):
+        key = f"{job.id}-{job.pictures.index(picture)}"
+        at = len(frames)
+        if at > 1:
+            at = st.slider("Step", 1, at, value=at, key=f"replay-{key}")
+        kinds = st.pills(
+            "Show",
+            list(KINDS),
+            selection_mode="multi",
+            default=[kind for kind in KINDS if kind in (job.request.previews or Request.previews)],
+            format_func=KINDS.__getitem__,
+            key=f"kinds-{key}",
+        )
+        frame = frames[at - 1]
+        if frame.decoded is None and ("full" in kinds or ("auto" in kinds and job.quick)):
+            _decode(job, frame, asked="full" in kinds)
+        _show_frame(job, frame, kinds)
+
+
+def _decode(job: Job, frame: Frame, asked: bool) -> None:
+    """Have a step decoded, and wait a little for it; say what prevents it only where it was asked for."""
+    worker = session.the_worker()
+    try:
+        task = worker.decode(job, frame)
+    except StableDiffusionError as error:
+        if asked:
+            st.caption(session.plain(str(error)))
+        return
+    _wait(task)
+    if not asked:
+        return
+    if task.error:
+        st.caption(session.plain(task.error))
+    elif task.active:
+        st.caption("The full decode waits for what is being painted.")
+        st.button("Look again")
+
+
+def _wait(task: Task) -> None:
+    end = time.monotonic() + DECODE_PATIENCE
+    while task.active and session.the_worker().position(task) == 0 and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def _source(picture: Picture) -> str | bytes:
+    if picture.path is not None and picture.path.exists():
+        return str(picture.path)
+    return picture.unsaved or data_url(picture.frames[-1].decoded or b"")
+
+
+def _bytes(picture: Picture) -> bytes:
+    if picture.path is not None and picture.path.exists():
+        return picture.path.read_bytes()
+    return picture.unsaved or picture.frames[-1].decoded or b""
+
+
+def _sheet(pictures: list[Picture]) -> bytes:
+    buffer = io.BytesIO()
+    arrays.grid([Image.open(io.BytesIO(_bytes(picture))) for picture in pictures], gap=4).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,94 @@
+"""The dropdown of models: what each one is, whether it is here, and its download where it is not."""
+
+import streamlit as st
+
+from stable_diffusion import catalogue
+from stable_diffusion.service.downloads import hub_page
+from stable_diffusion.webui.components import session
+
+FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+REFRESH = 0.5  # seconds
+
+
+def draw() -> None:
+    """Draw the dropdown, and below it the chosen model's family, size and licence, or its download."""
+    listed = {model.name: model for model in session.listed_models()}
+    marks = {name: _mark(model) for name, model in listed.items()}
+    st.selectbox(
+        "Model",
+        list(listed),
+        key="model",
+        format_func=lambda name: listed[name].title + marks[name],
+        on_change=session.apply_defaults,
+        persist_state="session",
+    )
+    model = listed[st.session_state["model"]]
+    v_prediction = "v prediction" if model.prediction_type == "v_prediction" else ""
+    size = size_in_words(model.size_bytes)
+    parts = [FAMILIES.get(model.family), v_prediction, model.precision, model.licence, size]
+    st.caption(session.plain(" · ".join(part for part in parts if part)))
+    if model.problem:
+        st.warning(session.plain(model.problem), icon=":material/warning:")
+    elif marks[model.name]:
+        download = session.the_downloads().get(model.name)
+        active = download is not None and download.active
+        st.fragment(_download if active else _offer, run_every=REFRESH if active else None)(model)
+
+
+def _mark(model: catalogue.Model) -> str:
+    if model.problem:
+        return " (cannot be used)"
+    return "" if model.present else " (not downloaded)"
+
+
+def why_not(model: catalogue.Model) -> str:
+    """Say why a model cannot paint as things are, or ""."""
+    if model.problem:
+        return model.problem
+    if model.present:
+        return ""
+    size = size_in_words(_download_size(model))
+    return f"{model.title} is not downloaded yet{f' ({size})' if size else ''}: press Download under Model first."
+
+
+def size_in_words(n_bytes: int | None) -> str:
+    """Say a size on disk shortly: 4.3 GB, 26 MB."""
+    if not n_bytes:
+        return ""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def model_or_default() -> catalogue.Model:
+    """The chosen model where it can be loaded without the network, else the embedded one."""
+    model = session.chosen_model()
+    return catalogue.find(catalogue.DEFAULT) if model.problem or not model.present else model
+
+
+def _download_size(model: catalogue.Model) -> int | None:
+    from stable_diffusion.backend import default_float16
+
+    return model.download_size(default_float16())
+
+
+def _offer(model: catalogue.Model) -> None:
+    size = size_in_words(_download_size(model)) or "a size that is not known"
+    with st.container(border=True):
+        st.markdown(session.plain(f"Not on this machine yet. Download {size}?"))
+        licence = f"Its licence: {model.licence}. " if model.licence else ""
+        st.caption(session.plain(f"{licence}By downloading you agree to it."))
+        st.link_button("Licence and model card", hub_page(model), type="tertiary")
+        if st.button("Download", icon=":material/download:", key="download-model", width="stretch"):
+            session.the_downloads().start(model)
+            st.rerun()
+        download = session.the_downloads().get(model.name)
+        if download is not None and download.error:
+            st.error(session.plain(download.error), icon=":material/error:")
+
+
+def _download(model: catalogue.Model) -> None:
+    download = session.the_downloads().get(model.name)
+    if download is None or not download.active:
+        st.rerun()
+    note = f"{download.note}, {download.fraction:.0%}" if download.fraction is not None else download.note
+    st.progress(min(1.0, max(0.0, download.fraction or 0.0)), text=session.plain(note))
+    st.button("Cancel download", disabled=download.cancelling, on_click=download.cancel, width="stretch")

@@ -1,0 +1,64 @@
+"""Picture info: drop a picture, read how it was made, send that to the form."""
+
+import io
+
+import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.pictures.reading import open_picture
+from stable_diffusion.record import picture_files
+from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.service.words import in_plain_words
+from stable_diffusion.webui.components import details, handover, session
+
+
+def show() -> None:
+    """Draw the page."""
+    upload = st.file_uploader("Picture to read", type=["png", "jpg", "jpeg", "webp"], key="info_upload")
+    if upload is None:
+        st.caption(
+            "PNG, JPEG or WebP, made here or by another program that writes its parameters as AUTOMATIC1111's "
+            "web UI does. The picture stays on this machine."
+        )
+        return
+    try:
+        picture = open_picture(io.BytesIO(upload.getvalue()))
+        text = picture_files.read_text(io.BytesIO(upload.getvalue()))
+    except (StableDiffusionError, OSError) as error:
+        st.error(session.plain(in_plain_words(error)), icon=":material/error:")
+        return
+    shown, beside = st.columns(2, gap="large")
+    with shown:
+        st.image(picture, width="stretch", output_format="JPEG", alt="The picture that was read")
+        st.caption(session.plain(f"{details.one_line(upload.name, 80)} · {picture.width} × {picture.height}"))
+    with beside:
+        _actions(upload, text)
+        if text:
+            details.show(text)
+        else:
+            st.info("This picture says nothing about how it was made.", icon=":material/info:")
+
+
+def _actions(upload: UploadedFile, text: str | None) -> None:
+    parameters = Parameters.from_text(text) if text else None
+    with st.container(horizontal=True, gap="small"):
+        st.button(
+            "Reuse all settings",
+            on_click=handover.send,
+            args=(parameters,),
+            disabled=parameters is None,
+            icon=":material/edit:",
+        )
+        st.button(
+            "Send to image to image",
+            on_click=handover.send,
+            args=(parameters, lambda: session.input_file(upload)),
+            icon=":material/image:",
+        )
+        st.button(
+            "Send to inpaint",
+            on_click=handover.send,
+            args=(parameters, lambda: session.input_file(upload), handover.INPAINT_PAGE),
+            icon=":material/brush:",
+        )

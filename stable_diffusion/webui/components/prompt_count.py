@@ -1,0 +1,68 @@
+"""The row under a prompt: its tokens, and what its signs mean.
+
+It follows while one types: Streamlit itself hears of a text only when its field is left.
+"""
+
+import streamlit as st
+
+from stable_diffusion.service import marks, tokens
+from stable_diffusion.service.values import with_default
+from stable_diffusion.webui.components import session
+
+# Tells of the text in the field with this label, a moment after the last key.
+LISTENER = """
+export default function ({ data, parentElement, setStateValue }) {
+    const field = document.querySelector(`textarea[aria-label="${data.label}"]`)
+    if (!field) return
+    let timer
+    const tell = () => {
+        clearTimeout(timer)
+        timer = setTimeout(() => {
+            if (field.value !== parentElement.told) setStateValue("text", parentElement.told = field.value)
+        }, 250)
+    }
+    field.addEventListener("input", tell)
+    if (parentElement.told !== undefined) tell() // what was typed while this was drawn anew
+    return () => {
+        clearTimeout(timer)
+        field.removeEventListener("input", tell)
+    }
+}
+"""
+_listen = st.components.v2.component("prompt_listener", js=LISTENER)
+
+
+MAX_MARKS = 12
+
+
+@st.fragment
+def draw(label: str, key: str, added: str = "") -> None:
+    """Draw the row of the text field `label`, whose value is `key` in the session's state, and of `added`."""
+    with st.container(gap=None):
+        place = st.empty()
+        listener = _listen(key=f"typed-{key}", data={"label": label}, on_text_change=lambda: None, height=1)
+    typed = _newest(f"counted-{key}", st.session_state.get(key) or "", getattr(listener, "text", None))
+    text, steps, negative = with_default(typed, added), int(st.session_state["steps"]), key == "negative"
+    counted = tokens.count(session.chosen_model(), text, steps, negative)
+    place.caption("  ".join([session.plain(counted.words), *_badges(text, steps, negative)]))
+
+
+def _badges(text: str, steps: int, negative: bool) -> list[str]:
+    """What the signs of a text mean, each as a small badge."""
+    found = marks.marks(text, steps, negative)
+    words = [mark.words for mark in found[:MAX_MARKS]]
+    if len(found) > MAX_MARKS:
+        words.append(f"and {len(found) - MAX_MARKS} more")
+    return [f":gray-badge[{session.plain(each)}]" for each in words]
+
+
+def _newest(memory: str, committed: str, typed: str | None) -> str:
+    """Of the text that Streamlit knows and the one that the listener told of, whichever changed last."""
+    before = st.session_state.get(memory, (None, None, committed))
+    text = before[2]
+    if committed != before[0]:
+        text = committed
+    elif typed is not None and typed != before[1]:
+        text = typed
+    st.session_state[memory] = (committed, typed, text)
+    return text

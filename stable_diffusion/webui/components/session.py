@@ -1,0 +1,271 @@
+"""The one worker behind all tabs, and what this tab remembers: its settings, its job, its input picture."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from PIL import Image
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from stable_diffusion import catalogue
+from stable_diffusion.pictures.inpainting import suitable_size
+from stable_diffusion.places import home
+from stable_diffusion.record.inputs import InputFile, recordable
+from stable_diffusion.service import loras, presets, values
+from stable_diffusion.service.downloads import Downloads
+from stable_diffusion.service.jobs import Job, Request
+from stable_diffusion.service.masks import Painting
+from stable_diffusion.service.values import AUTOMATIC, RANDOM_SEED
+from stable_diffusion.service.worker import Worker
+
+CATALOGUE_AGE = 2.0  # seconds
+MAX_FILE_NAME = 255  # characters
+FRESH: dict[str, Any] = {  # what the form shows at first, beside what the model decides
+    "model": catalogue.DEFAULT,
+    "prompt": "",
+    "negative": "",
+    "seed": RANDOM_SEED,
+    "n_images": 1,
+    "fit": "crop",
+    "file_format": "png",
+    "previews": Request.previews,
+    "loras": (),
+    "clip_skip": values.OWN_LAYER,
+    "variation_seed": RANDOM_SEED,
+    "variation_strength": 0.0,
+    "mask_mode": Request.mask_mode,
+    "masked_content": Request.masked_content,
+    "mask_blur": Request.mask_blur,
+    "inpaint_area": Request.inpaint_area,
+    "mask_padding": Request.mask_padding,
+}
+NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
+
+
+@st.cache_resource(on_release=lambda made: made.close())
+def the_worker() -> Worker:
+    """The worker of this server: one, whatever the number of tabs."""
+    return Worker(outputs())
+
+
+@st.cache_resource(on_release=lambda made: made.close())
+def the_downloads() -> Downloads:
+    """The downloads of this server."""
+    return Downloads()
+
+
+@st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
+def listed_models() -> list[catalogue.Model]:
+    """Every model to choose from; looked up anew after a moment, not at every click."""
+    return catalogue.all()
+
+
+@st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
+def loras_here() -> dict[str, str]:
+    """Every LoRA to choose from, by name, and what it is for where that is known."""
+    return {name: loras.family(path) for name, path in loras.listed().items()}
+
+
+def outputs() -> Path:
+    """Where finished pictures go."""
+    return Path(os.environ.get("STABLE_DIFFUSION_OUTPUTS") or home() / "outputs")
+
+
+def presets_file() -> Path:
+    """Where settings are saved by name."""
+    return outputs() / "presets.json"
+
+
+def current_job() -> Job | None:
+    """The job that this tab shows: kept over page switches in the session, over a reload in the address."""
+    job_id = st.session_state.get("job_id") or st.query_params.get("job")
+    return the_worker().job(job_id)
+
+
+def shown_job() -> Job | None:
+    """The job whose pictures this tab shows: the current one, or the last with pictures where that one came to none."""
+    job = current_job()
+    if job is not None and (job.active or job.frame is not None):
+        st.session_state["shown_id"] = job.id
+        return job
+    shown = the_worker().job(st.session_state.get("shown_id"))
+    return shown if shown is not None and shown.frame is not None else None
+
+
+def show_job(job: Job) -> None:
+    """Make this tab show a job from now on."""
+    st.session_state["job_id"] = job.id
+
+
+def begin() -> None:
+    """Fill in settings that the browser has none of yet: those of the job in the address, or the default model's."""
+    job = current_job()
+    fresh = "model" not in st.session_state
+    for key, value in FRESH.items():
+        st.session_state.setdefault(key, list(value) if isinstance(value, tuple) else value)
+    if fresh:
+        apply_defaults()
+        if job is not None:
+            recall(job.request)
+    _make_showable()
+    if job is not None:
+        st.session_state["job_id"] = job.id
+        if st.query_params.get("job") != job.id:
+            st.query_params["job"] = job.id
+    elif "job" in st.query_params:
+        del st.query_params["job"]
+
+
+def _make_showable() -> None:
+    """Bring what others put into the form, or what went away meanwhile, to what the form can show."""
+    state = st.session_state
+    known = [model.name for model in listed_models()]
+    if state["model"] not in known:
+        state["form_problem"] = f"The model {state['model']!r} is no longer there; {catalogue.DEFAULT} is used instead."
+        state["model"] = catalogue.DEFAULT
+        apply_defaults()
+    for key, value in values.clean({key: state.get(key) for key in values.KEYS}, known).items():
+        if state.get(key) != value:
+            state[key] = value
+    typed = values.without_default(state["negative"], default_negative())
+    if typed != state["negative"].strip():
+        state["negative"] = typed
+
+
+def chosen_model() -> catalogue.Model:
+    """The model that the dropdown shows."""
+    name = st.session_state["model"]
+    return next((model for model in listed_models() if model.name == name), None) or catalogue.find(catalogue.DEFAULT)
+
+
+def default_negative() -> str:
+    """What is added to every negative prompt: the chosen model's own, and that of whoever installed this."""
+    own = chosen_model().defaults.negative or ""
+    everyones = os.environ.get(NEGATIVE_VARIABLE, "").strip()
+    return ", ".join(dict.fromkeys(part for part in (own, everyones) if part))
+
+
+def apply_defaults() -> None:
+    """Set steps, guidance and size to what the chosen model does best."""
+    model = chosen_model()
+    width, height = values.usual_size(model)
+    put(
+        {
+            "steps": model.defaults.steps,
+            "cfg": model.defaults.cfg,
+            "sampler": model.defaults.sampler,
+            "strength": model.defaults.strength,
+            "width": width,
+            "height": height,
+        }
+    )
+
+
+def put(settings: Mapping[str, Any]) -> None:
+    """Put settings into the form, as far as it can show them; a model that is not here is left out."""
+    st.session_state.update(values.clean(settings, [model.name for model in listed_models()]))
+
+
+def recall(request: Request) -> None:
+    """Put a request's values back into the form."""
+    put({"model": request.model})
+    apply_defaults()
+    put(
+        {key: getattr(request, key) for key in values.KEYS if hasattr(request, key)}
+        | {
+            "seed": RANDOM_SEED if request.seed is None else request.seed,
+            "variation_seed": RANDOM_SEED if request.variation_seed is None else request.variation_seed,
+            "clip_skip": request.clip_skip or values.OWN_LAYER,
+        }
+    )
+    if request.input_picture is not None:
+        begin_from(request.input_picture, request.input_file)
+        if request.mask is not None:
+            st.session_state["painting"] = Painting(request.input_picture, request.mask)
+
+
+def recall_seed() -> None:
+    """Put the seed of the picture that is shown into the form."""
+    job = shown_job()
+    if job is not None and job.pictures and job.pictures[0].seed is not None:
+        put({"seed": job.pictures[0].seed})
+
+
+def settings_of_form() -> dict[str, Any]:
+    """The form's values, as a preset keeps them."""
+    return {key: st.session_state[key] for key in values.KEYS}
+
+
+def recall_preset(name: str) -> None:
+    """Put a preset's values into the form."""
+    found = presets.load(presets_file()).get(name)
+    if found:
+        put({"model": found.get("model")})
+        apply_defaults()
+        put(found)
+
+
+def take_shape() -> None:
+    """Set width and height to the shape of the input picture, as large as the model paints best."""
+    picture: Image.Image | None = st.session_state.get("input_picture")
+    if picture is not None:
+        width, height = suitable_size(picture.size, values.usual_size(chosen_model()))
+        put({"width": width, "height": height})
+
+
+def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
+    """Gather the form into a request."""
+    state = st.session_state
+    seed, variation_seed = int(state["seed"]), int(state["variation_seed"])
+    return Request(
+        prompt=state["prompt"].strip(),
+        negative=values.with_default(state["negative"], default_negative()),
+        model=state["model"],
+        sampler=values.join_sampler(state["sampler"], state.get("schedule", AUTOMATIC)),
+        steps=int(state["steps"]),
+        cfg=float(state["cfg"]),
+        seed=None if seed == RANDOM_SEED else seed,
+        width=int(state["width"]),
+        height=int(state["height"]),
+        n_images=int(state["n_images"]),
+        loras=tuple((name, strength) for name, strength in state["loras"]),
+        clip_skip=int(state["clip_skip"]) or None,
+        variation_seed=None if variation_seed == RANDOM_SEED else variation_seed,
+        variation_strength=float(state["variation_strength"]),
+        input_picture=input_picture,
+        input_file=_input_file(input_picture),
+        strength=float(state["strength"]) if input_picture is not None else Request.strength,
+        fit=state["fit"],
+        mask=mask,
+        mask_mode=state["mask_mode"],
+        masked_content=state["masked_content"],
+        mask_blur=int(state["mask_blur"]),
+        inpaint_area=state["inpaint_area"],
+        mask_padding=int(state["mask_padding"]),
+        file_format=state["file_format"],
+        previews=tuple(state["previews"] or ()),
+    )
+
+
+def begin_from(picture: Image.Image, file: InputFile | None = None) -> None:
+    """Make a picture the input picture; `file` is what it was read from, which the painted ones then name."""
+    st.session_state["input_picture"] = picture
+    st.session_state["input_file"] = (picture, file)
+
+
+def input_file(upload: UploadedFile) -> InputFile:
+    """An uploaded file, named as it was called where it came from."""
+    return InputFile(recordable(upload.name[-MAX_FILE_NAME:]), upload.getvalue())
+
+
+def _input_file(picture: Image.Image | None) -> InputFile | None:
+    read, file = st.session_state.get("input_file", (None, None))
+    return file if picture is not None and read is picture else None
+
+
+def plain(text: str) -> str:
+    """Escape a text for the places that read Markdown, so that it shows as it was written."""
+    escaped = "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:^&@=\"'" else c for c in text)
+    return escaped.replace("\n", "  \n")

@@ -1,0 +1,219 @@
+"""The sidebar: which model, how it is sampled, how large, how many, and settings saved by name."""
+
+import streamlit as st
+
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.sampler import SAMPLERS
+from stable_diffusion.service import loras, presets, values
+from stable_diffusion.service.preview import KINDS
+from stable_diffusion.service.values import MAX_SEED, RATIOS, SCHEDULES
+from stable_diffusion.service.words import in_plain_words
+from stable_diffusion.webui.components import model_choice, session
+
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
+
+
+def sidebar() -> None:
+    """Draw the settings that all pages share; their values live in the session's state."""
+    with st.sidebar:
+        model_choice.draw()
+        _sampling()
+        _size()
+        st.number_input("Number of pictures", 1, 16, key="n_images", persist_state="session")
+        _seed()
+        with st.expander("Advanced"):
+            _advanced()
+        with st.expander("Presets"):
+            _presets()
+
+
+def _sampling() -> None:
+    titles = {known.key: known.title for known in SAMPLERS}
+    left, right = st.columns(2)
+    left.selectbox("Sampler", list(titles), key="sampler", format_func=titles.__getitem__, persist_state="session")
+    schedules = SCHEDULES[st.session_state["sampler"]]
+    if st.session_state.get("schedule") not in schedules:
+        st.session_state["schedule"] = values.AUTOMATIC
+    right.selectbox(
+        "Schedule",
+        schedules,
+        key="schedule",
+        format_func=str.title,
+        help="How the noise levels are spaced. Automatic: as the checkpoint asks.",
+        persist_state="session",
+    )
+    st.slider("Steps", *values.WHOLE["steps"], key="steps", persist_state="session")
+    st.slider(
+        "CFG",
+        *values.REAL["cfg"],
+        step=0.5,
+        key="cfg",
+        help="How closely the picture follows the prompt. Up to 1: no guidance, and each step costs half.",
+        persist_state="session",
+    )
+
+
+def _size() -> None:
+    left, right = st.columns(2)
+    left.number_input("Width", *values.WHOLE["width"], step=8, key="width", persist_state="session")
+    right.number_input("Height", *values.WHOLE["height"], step=8, key="height", persist_state="session")
+    with st.container(horizontal=True, gap="small"):
+        for name, ratio in RATIOS.items():
+            st.button(
+                name,
+                key=f"ratio-{name}",
+                type="tertiary",
+                help=f"Set width and height to {name}",
+                on_click=_set_ratio,
+                args=(ratio,),
+            )
+        st.button("Swap", type="tertiary", help="Exchange width and height", on_click=_swap_sides)
+
+
+def _set_ratio(ratio: tuple[int, int]) -> None:
+    width, height = values.size_of_ratio(ratio, values.usual_size(session.chosen_model()))
+    session.put({"width": width, "height": height})
+
+
+def _swap_sides() -> None:
+    session.put({"width": st.session_state["height"], "height": st.session_state["width"]})
+
+
+def _seed() -> None:
+    st.number_input(
+        "Seed",
+        -1,
+        MAX_SEED,
+        key="seed",
+        help="The same seed and settings give the same picture. -1: a new one every time.",
+        persist_state="session",
+    )
+    with st.container(horizontal=True, gap="small"):
+        st.button(
+            "Random",
+            icon=":material/casino:",
+            help="A new seed for every picture (-1)",
+            on_click=session.put,
+            args=({"seed": values.RANDOM_SEED},),
+        )
+        st.button(
+            "Reuse last",
+            icon=":material/history:",
+            help="The seed of the picture that is shown",
+            on_click=session.recall_seed,
+        )
+
+
+def _advanced() -> None:
+    _loras()
+    st.number_input(
+        "Clip skip",
+        *values.WHOLE["clip_skip"],
+        key="clip_skip",
+        help="Which of the text encoder's layers counts: 1 is the last, 2 the last but one, and so on. 0: the one that "
+        "the model was trained with.",
+        persist_state="session",
+    )
+    st.slider(
+        "Variation strength",
+        *values.REAL["variation_strength"],
+        step=0.05,
+        key="variation_strength",
+        help="How far the first noise is turned from the seed's towards the variation seed's. A little gives a "
+        "picture like the one of the seed.",
+        persist_state="session",
+    )
+    st.number_input(
+        "Variation seed",
+        -1,
+        MAX_SEED,
+        key="variation_seed",
+        disabled=not st.session_state["variation_strength"],
+        help="Which variation of the seed's picture; several pictures take the next ones. -1: a new one every time.",
+        persist_state="session",
+    )
+    st.pills(
+        "Preview",
+        list(KINDS),
+        selection_mode="multi",
+        key="previews",
+        format_func=KINDS.__getitem__,
+        help="What shows the picture while it is painted. Automatic: drafts where the machine is quick, else "
+        "approximate colours. A full decode is sharper, and takes time from the painting.",
+        persist_state="session",
+    )
+    st.segmented_control(
+        "File format",
+        list(FORMATS),
+        key="file_format",
+        required=True,
+        format_func=FORMATS.__getitem__,
+        help="Each keeps the parameters inside the file. PNG loses nothing; JPEG and WebP are smaller.",
+        persist_state="session",
+    )
+
+
+def _loras() -> None:
+    """Draw the chosen LoRAs with a strength each; what counts is `loras` in the session's state, pairs of the two."""
+    state = st.session_state
+    here, chosen = session.loras_here(), dict(state["loras"])
+    state["lora_names"] = list(chosen)
+    st.multiselect(
+        "LoRA",
+        sorted({*here, *chosen}, key=str.casefold),
+        key="lora_names",
+        format_func=lambda name: f"{name} ({here[name]})" if here.get(name) else name,
+        max_selections=loras.MAX_CHOSEN,
+        placeholder="None" if here else "None in loras/",
+        help="Small files that change the model's style or teach it something: those in loras/ and in the folders of "
+        "$STABLE_DIFFUSION_LORAS. <lora:name:0.8> in the prompt does the same.",
+        on_change=_choose_loras,
+    )
+    for name, strength in chosen.items():
+        key = f"lora_strength_{name}"
+        state[key] = strength
+        st.slider(session.plain(f"Strength of {name}"), *loras.STRENGTHS, step=0.05, key=key, on_change=_choose_loras)
+
+
+def _choose_loras() -> None:
+    state = st.session_state
+    state["loras"] = [(name, state.get(f"lora_strength_{name}", 1.0)) for name in state["lora_names"]]
+
+
+def _presets() -> None:
+    names = sorted(presets.load(session.presets_file()), key=str.casefold)
+    if names:
+        if st.session_state.get("preset") not in names:
+            st.session_state["preset"] = names[0]
+        st.selectbox("Preset", names, key="preset")
+        with st.container(horizontal=True, gap="small"):
+            st.button("Apply", help="Put all its settings into the form", on_click=_apply_preset)
+            st.button("Delete preset", on_click=_delete_preset)
+    st.text_input("Name of a new preset", key="preset_name", max_chars=presets.MAX_NAME)
+    st.button("Save settings", help="Save all settings of the form, the prompts included", on_click=_save_preset)
+    if problem := st.session_state.pop("preset_problem", None):
+        st.error(session.plain(problem), icon=":material/error:")
+
+
+def _apply_preset() -> None:
+    session.recall_preset(st.session_state["preset"])
+
+
+def _delete_preset() -> None:
+    _mending(presets.delete, session.presets_file(), st.session_state["preset"])
+
+
+def _save_preset() -> None:
+    name = st.session_state["preset_name"].strip()
+    if _mending(presets.save, session.presets_file(), name, session.settings_of_form()):
+        st.session_state.update(preset=name, preset_name="")
+
+
+def _mending(function, *arguments) -> bool:
+    """Call, and keep in words what went wrong; True where nothing did."""
+    try:
+        function(*arguments)
+    except (StableDiffusionError, OSError) as error:
+        st.session_state["preset_problem"] = in_plain_words(error)
+        return False
+    return True

@@ -1,0 +1,49 @@
+"""The page as a whole: the server's guard, the navigation, the sidebar and the live panel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from stable_diffusion.places import packaged
+from stable_diffusion.webui.components import handover, live, look, session, settings
+from stable_diffusion.webui.guard import guards
+
+PAGES = Path(__file__).with_name("pages")
+WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # the live panel stands beside these, below all others
+
+
+def server(script: str) -> st.App:
+    """The server of a page that `script` draws."""
+    return st.App(script, middleware=guards(st.get_option("server.allowedHosts") or ["*"]))
+
+
+def draw() -> None:
+    """Draw the page."""
+    st.set_page_config(page_title="Stable Diffusion", page_icon=packaged("webui", "icon.png"), layout="wide")
+    page = st.navigation(
+        [
+            st.Page(PAGES / "text_to_image.py", title="Text to image", icon=":material/edit:", default=True),
+            st.Page(PAGES / "image_to_image.py", title="Image to image", icon=":material/image:"),
+            st.Page(PAGES / "inpaint.py", title="Inpaint", icon=":material/brush:"),
+            st.Page(PAGES / "gallery.py", title="Gallery", icon=":material/photo_library:"),
+            st.Page(PAGES / "picture_info.py", title="Picture info", icon=":material/info:"),
+            st.Page(PAGES / "how_it_works.py", title="How it works", icon=":material/school:"),
+        ],
+        position="top",
+    )
+    look.draw()
+    session.begin()
+    handover.follow()
+    settings.sidebar()
+    handover.notes()
+    if page.title in WITH_FORM:
+        form, picture = st.columns(2, gap="large")
+        with form:
+            page.run()
+        with picture, st.container(key="live"):
+            live.panel()
+    else:
+        page.run()
+        live.strip()

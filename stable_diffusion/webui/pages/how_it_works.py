@@ -1,0 +1,5 @@
+"""The page that teaches: one lesson at a time, computed with the loaded model."""
+
+from stable_diffusion.webui.components import lesson
+
+lesson.draw()

@@ -1,5 +1,0 @@
-"""The page that reads what a picture says about itself."""
-
-from webui.components import picture_info
-
-picture_info.show()
