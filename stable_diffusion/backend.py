@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import relink
+from . import __version__, relink
 
 __all__ = [
     "BLAS_VARIABLE",
@@ -48,6 +48,7 @@ __all__ = [
     "prepare",
     "product_threads",
     "scalar_functions",
+    "version",
 ]
 
 BLAS_VARIABLE = "STABLE_DIFFUSION_BLAS"
@@ -122,6 +123,12 @@ def describe() -> str:
         used = blas()
         parts.append(used.name if used.threads is None else f"{used.name}, threads: {used.threads}")
     return ", ".join(parts)
+
+
+def version() -> str:
+    """This program, its MLX and the kind of device: where all of it is the same, pictures are so to the last bit."""
+    kind = "gpu" if has_gpu() else "cpu"
+    return f"stable_diffusion {__version__} with MLX {mx.__version__} on {kind}"  # type: ignore[attr-defined]
 
 
 def prepare() -> Blas:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from . import backend, checks, memory
+from .adapters import files
 from .adapters.embeddings import Embeddings, with_embeddings
 from .adapters.lora import Networks
 from .adapters.overlay import Choice, Loras, Overlay
@@ -27,6 +28,7 @@ from .model_io.load_vae import cached_tiny_vae, load_vae
 from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .pictures.reading import as_input
+from .record.used import Used
 from .sampler import Sampler, sampler_by_name
 from .text.conditioning import A1111, Blend, TextConditioner
 from .text.script import Guidance, Script, Text, ToldUNet, check_text, parts_of, take_blend_loras, write_script
@@ -52,6 +54,21 @@ class GenerationStep:
     seed: int  # of the first picture; picture i has seed + i, or with a variation the same
     latents: mx.array  # x_t (B, h, w, C), float32, of unit variance at the prior
     denoised: mx.array  # the current estimate of x_0, same shape
+
+
+class Generation(Iterator[GenerationStep]):
+    """A generation under way: its steps, one after another, and what it paints with. Closing it cancels it."""
+
+    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None]):
+        self.used = used
+        self._steps = steps
+
+    def __next__(self) -> GenerationStep:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """Cancel what is not done yet."""
+        self._steps.close()
 
 
 class StableDiffusion:
@@ -153,15 +170,6 @@ class StableDiffusion:
         self._unet = networks.unet
         self._conditioner = self._conditioner.replaced(encoders=networks.text_encoders)
 
-    def lora_files(self, text: str = "") -> dict[str, Path]:
-        """The files of all LoRAs that a generation with this text has, by name; raises for a tag without one."""
-        tagged = self._overlay.choose(take_loras(text)[1], names_only=True)
-        return {choice.name: choice.path for choice in (*self._loras, *tagged)}
-
-    def embedding_files(self, *texts: str) -> dict[str, Path]:
-        """The files of all embeddings that texts name, by name."""
-        return self._embeddings.named_in([take_loras(text)[0] for text in texts], self.tokenizer)
-
     @property
     def latent_channels(self) -> int:
         """Channels of the latents, 4 for Stable Diffusion."""
@@ -198,7 +206,7 @@ class StableDiffusion:
         masked_content: str = "original",
         clip_skip: int | None = None,
         prompt_language: str = A1111,
-    ) -> Iterator[GenerationStep]:
+    ) -> Generation:
         """Generate step by step; the arguments are checked before the first one is taken.
 
         `width` and `height` are pixels, multiples of `downscale`; None is the checkpoint's own size. `cfg_weight` up to
@@ -252,7 +260,7 @@ class StableDiffusion:
         rows = n_images * max(map(len, script.rows))
         spared = None if self.low_memory else self._needs_with(low_memory=True)
         self._needs.check(rows, n_images, width, height, spared)
-        return self._generate(
+        steps = self._generate(
             self._networks(tags, script.texts, conditioner),
             script,
             guidance,
@@ -263,6 +271,7 @@ class StableDiffusion:
             picture,
             noise,
         )
+        return Generation(self._used(tags, script.texts, conditioner.language), steps)
 
     def decode(self, latents: mx.array) -> mx.array:
         """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1]; lazy.
@@ -330,7 +339,7 @@ class StableDiffusion:
         plan: Plan,
         picture: InputPicture | None,
         given_noise: mx.array | None,
-    ) -> Iterator[GenerationStep]:
+    ) -> Generator[GenerationStep, None, None]:
         backend.fit_threads(self._largest_product(seeds.n_images, size))
         # 2. The texts are encoded, and projected to the U-Net's keys and values, once.
         unet = ToldUNet(*networks, script, guidance, size, seeds.n_images, self._dtype, self.low_memory)
@@ -375,6 +384,19 @@ class StableDiffusion:
             tokenizers, encoders = with_embeddings(conditioner.tokenizers, conditioner.encoders, found)
             conditioner = conditioner.replaced(tokenizers=tokenizers, encoders=encoders)
         return unet, conditioner
+
+    def _used(self, tags: Loras, spoken: Iterable[Text | None], language: str) -> Used:
+        """What a generation paints with, as it is on the disk now."""
+        loras = (*self._loras, *self._overlay.choose(tags, names_only=True))
+        embeddings = self._embeddings.named_in(parts_of(spoken, language), self.tokenizer)
+        return Used(
+            self.name,
+            "float16" if self.float16 else "float32",
+            backend.version(),
+            tuple(self.loras),
+            {each.name: files.short_hash(each.path) for each in loras},
+            {name: files.short_hash(path) for name, path in embeddings.items()},
+        )
 
     @property
     def _needs(self) -> memory.Needs:

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from stable_diffusion.adapters import files
 from stable_diffusion.errors import CheckpointNotFoundError, InputError
+from stable_diffusion.pipeline import Generation
+from stable_diffusion.record.used import Used
 from stable_diffusion.service import worker as worker_module
 from stable_diffusion.text.tags import Strength
 
@@ -25,7 +28,8 @@ class PretendModel:
         if not text:
             raise InputError("text = '' is empty: describe a picture.")
         self.calls.append((text, arguments))
-        return self._steps(arguments)
+        hashes = {name: files.short_hash(path) for (name, _), (path, _) in zip(self.loras, self.laid_over, strict=True)}
+        return Generation(Used(self.name, "float32", "pretended", tuple(self.loras), hashes), self._steps(arguments))
 
     def _steps(self, arguments):
         seed = 1000 if arguments["seed"] is None else arguments["seed"]
@@ -56,12 +60,6 @@ class PretendModel:
     def set_loras(self, loras):
         self.laid_over = list(loras)
         self.calls_of_set_loras.append(self.laid_over)
-
-    def lora_files(self, text=""):
-        return {path.stem: path for path, _ in self.laid_over}
-
-    def embedding_files(self, *texts):
-        return {}
 
     def preview(self, latents):
         return self.decode(latents)

@@ -11,10 +11,10 @@ from PIL import Image, PngImagePlugin
 
 import stable_diffusion
 from stable_diffusion import __main__ as program
-from stable_diffusion import catalogue, pipeline
+from stable_diffusion import backend, catalogue, pipeline
 from stable_diffusion.adapters import files as adapter_files
 from stable_diffusion.commands import needs
-from stable_diffusion.record import keys, picture_files
+from stable_diffusion.record import picture_files
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.service.jobs import Request
@@ -410,7 +410,7 @@ def test_another_model_is_said(capsys):
     error = capsys.readouterr().err
     assert "made with the model 'a model of mine', now with 'postcards-tiny'" in error
     assert "alike in kind only" in error and "Not quite the same" in error
-    assert keys.version() in error
+    assert backend.version() in error
 
 
 # --- Pictures of others, and what goes wrong

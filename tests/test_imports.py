@@ -30,6 +30,7 @@ ORDER = [
     "stable_diffusion/text/language.py",
     "stable_diffusion/text/tags.py",
     "stable_diffusion/text/chunks.py",
+    "stable_diffusion/record/used.py",
     "stable_diffusion/ops",
     "stable_diffusion/layers.py",
     "stable_diffusion/clip.py",

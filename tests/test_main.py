@@ -17,13 +17,15 @@ from PIL import Image
 
 import stable_diffusion
 from stable_diffusion import __main__ as program
-from stable_diffusion import catalogue
+from stable_diffusion import backend, catalogue
 from stable_diffusion.errors import CheckpointError, DownloadError, InputError, WeightsError
-from stable_diffusion.record import inputs, keys, picture_files
+from stable_diffusion.pipeline import Generation
+from stable_diffusion.record import inputs, picture_files
 from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.record.used import Used
 
 ROOT = Path(catalogue.__file__).parents[1]
-OF_ENGINE = {"Precision": "float32", "Version": keys.version()}
+OF_ENGINE = {"Precision": "float32", "Version": backend.version()}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -47,14 +49,12 @@ class Engine:
         progress("Loading unet", 0.5)
         progress("Loading unet", 1.0)
 
-    def embedding_files(self, *texts):
-        return {}
-
     def generate_latents(self, text, n_images=1, num_steps=20, width=None, height=None, seed=None, **options):
         self.calls.append({"text": text, "n_images": n_images, "num_steps": num_steps, "seed": seed, **options})
         if text == "refuse":
             raise InputError("text = 'refuse' is refused.")
-        return self._steps(num_steps, seed, n_images, (width or 32, height or 24))
+        used = Used(self.name, "float32", backend.version())
+        return Generation(used, self._steps(num_steps, seed, n_images, (width or 32, height or 24)))
 
     def _steps(self, total, seed, n_images, size):
         for index in range(1, total + 1):

@@ -93,6 +93,7 @@ def verdict(original: InputFile, path: Path, parameters: Parameters) -> str:
     """In words: whether the picture at `path` is the original, pixel for pixel, and what may be why not."""
     import numpy as np
 
+    from .. import backend
     from ..record import keys
 
     differing = largest = total = 0
@@ -106,7 +107,7 @@ def verdict(original: InputFile, path: Path, parameters: Parameters) -> str:
     if not differing:
         return "The same picture, pixel for pixel."
     version = parameters.extra.get(keys.VERSION)
-    why = f" It was made by {version}, now by {keys.version()}." if version != keys.version() else ""
+    why = f" It was made by {version}, now by {backend.version()}." if version != backend.version() else ""
     return f"Not quite the same: {differing} of {total} pixels differ, by {largest} of 255 at most.{why}"
 
 

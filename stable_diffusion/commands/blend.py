@@ -16,6 +16,7 @@ from .running import Output, Painter, means_folder
 
 if TYPE_CHECKING:
     from ..record.parameters import Parameters
+    from ..record.used import Used
     from ..text.blend import Frame
 
 DESCRIPTION = """\
@@ -67,19 +68,19 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
         way = [Frame(0, 1, args.share, *ends, seed, args.to_seed)]
     output, joins = _output(args)
     sd = generation.load()
-    parameters = generation.parameters(sd, {}, text="\n".join(ends))
+    parameters = generation.parameters({})
     painter = Painter(sd, generation.call(), output, 0, args.quiet)
     sd.generate_latents(**painter.call | way[len(way) // 2].arguments)  # refuses what cannot be blended
     pictures: list[Any] = []
     paths: list[Path] = []
     try:
-        for frame, picture in zip(way, _pictures(painter, way), strict=True):
+        for frame, (picture, used) in zip(way, _pictures(painter, way), strict=True):
             pictures.append(picture)
             if args.keep_frames or not joins:
-                made = _of(parameters, frame.first_text, seed, picture, keys.of_frame(frame))
+                made = _of(parameters(used), frame.first_text, seed, picture, keys.of_frame(frame))
                 paths.append(output.save(picture, frame.index + 1, made))
         if joins:
-            whole = _of(parameters, args.prompt, seed, pictures[0], keys.of_blend(way[0], args.fps))
+            whole = _of(parameters(used), args.prompt, seed, pictures[0], keys.of_blend(way[0], args.fps))
             paths.append(_joined(args, output, pictures, whole))
     finally:
         for path in paths:
@@ -102,12 +103,13 @@ def _output(args: argparse.Namespace) -> tuple[Output, bool]:
     return Output(str(path.with_suffix(suffix)), several=True), True
 
 
-def _pictures(painter: Painter, way: Sequence[Frame]) -> Iterator[Any]:
+def _pictures(painter: Painter, way: Sequence[Frame]) -> Iterator[tuple[Any, Used]]:
     from ..pictures import arrays
 
     with contextlib.closing(painter.bar()) as bar:
         for frame in way:
-            yield arrays.to_picture(painter.run(frame.arguments, bar, len(way))[0])
+            pictures, used = painter.run(frame.arguments, bar, len(way))
+            yield arrays.to_picture(pictures[0]), used
 
 
 def _joined(args: argparse.Namespace, output: Output, pictures: Sequence[Any], parameters: Parameters) -> Path:

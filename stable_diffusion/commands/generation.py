@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import catalogue
@@ -16,6 +16,7 @@ from .running import Report
 if TYPE_CHECKING:
     from ..diffusion.noise import Seeds
     from ..record.parameters import Parameters
+    from ..record.used import Used
 
 
 class Generation:
@@ -75,19 +76,18 @@ class Generation:
             sd.set_loras(self.args.lora)
         return sd
 
-    def parameters(self, sd: Any, more: Mapping[str, str], text: str | None = None) -> Parameters:
+    def parameters(self, more: Mapping[str, str]) -> Callable[[Used], Parameters]:
         """What every picture of the run records; seeds and sizes come with the pictures.
 
-        `more` is what the command adds, `text` all that is read where that is more than the prompt.
+        `more` is what the command adds.
         """
         from ..record import keys
         from ..record.parameters import Parameters
         from ..sampler import a1111_name
 
         sampler, schedule = a1111_name(self.sampler)
-        text = self.args.prompt if text is None else text
         clip_skip = {} if self.args.clip_skip is None else {keys.CLIP_SKIP: str(self.args.clip_skip)}
-        return Parameters(
+        said = Parameters(
             prompt=self.args.prompt,
             negative=self.negative or "",
             steps=self.settings.steps,
@@ -95,13 +95,13 @@ class Generation:
             schedule=schedule,
             cfg=self.settings.cfg,
             model_hash=catalogue.short_hash(self.model.source),
-            model=sd.name,
             strength=self.strength,
             extra={**more, **clip_skip}
             | keys.of_rescale(self.args.guidance_rescale)
             | keys.of_language(self.args.prompt_language)
-            | keys.of_engine(sd, text, self.negative or "", **self._asked_of_engine()),
+            | keys.of_asked(**self._asked_of_engine()),
         )
+        return lambda used: dataclasses.replace(said, model=used.model, extra=said.extra | keys.of_used(used))
 
     def _asked_of_engine(self) -> dict[str, Any]:
         names = ("bits", "vae", "prediction_type")

@@ -146,7 +146,7 @@ def _paint(
         denoising_strength=args.strength,
     )
     used = keys.of_inpainting(args.masked_content, args.mask_blur, args.only_masked, args.padding, args.invert)
-    parameters = generation.parameters(sd, recorded | used)
+    parameters = generation.parameters(recorded | used)
     painter = Painter(sd, call | {"width": size[0], "height": size[1]}, output, args.preview, args.quiet)
     painter.finish = lambda painted: _finished(job, painted)
     return painter.paint(generation.seeds, args.batch_size, parameters, args.only)

@@ -67,4 +67,4 @@ def generate(args: argparse.Namespace) -> list[Path]:
         call |= {"input_image": fit(picture, width, height, args.fit), "denoising_strength": generation.strength}
     said = record(source) | keys.of_fit(args.fit)
     painter = Painter(sd, call, output, args.preview, args.quiet)
-    return painter.paint(generation.seeds, args.batch_size, generation.parameters(sd, said), args.only)
+    return painter.paint(generation.seeds, args.batch_size, generation.parameters(said), args.only)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..diffusion.noise import Seeds
     from ..record.inputs import InputFile
     from ..record.parameters import Parameters
+    from ..record.used import Used
 
 BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left"
 
@@ -78,10 +79,12 @@ class Painter:
         self.preview_every = preview_every
         self.quiet = quiet
 
-    def paint(self, seeds: Seeds, batch_size: int, parameters: Parameters, only: int | None = None) -> list[Path]:
+    def paint(
+        self, seeds: Seeds, batch_size: int, parameters: Callable[[Used], Parameters], only: int | None = None
+    ) -> list[Path]:
         """Paint a picture for each seed, `batch_size` at a time, and print the files, also after an interruption.
 
-        `only` is the one picture to keep, from 0.
+        `parameters` makes the record of what the engine uses; `only` is the one picture to keep, from 0.
         """
         numbers = range(seeds.n_images)
         batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
@@ -90,9 +93,10 @@ class Painter:
         bar = self.bar()
         try:
             for batch in batches:
-                for i, picture in zip(batch, self._batch(seeds, batch, bar, len(batches)), strict=True):
+                pictures, used = self._batch(seeds, batch, bar, len(batches))
+                for i, picture in zip(batch, pictures, strict=True):
                     if only in (None, i):
-                        made = _of_picture(parameters, seeds, batch, i, picture)
+                        made = _of_picture(parameters(used), seeds, batch, i, picture)
                         paths.append(self.output.save(self.finish(picture), i + 1, made))
                         lines.append(str(paths[-1]) if self.quiet else f"{paths[-1]}  (seed {made.seed})")
         finally:
@@ -107,26 +111,27 @@ class Painter:
 
         return tqdm(total=0, bar_format=BAR, disable=self.quiet, leave=True)
 
-    def run(self, call: dict[str, Any], bar: Any, n_runs: int, preview: Path | None = None) -> Any:
+    def run(self, call: dict[str, Any], bar: Any, n_runs: int, preview: Path | None = None) -> tuple[Any, Used]:
         """One generation's pictures (B, H, W, 3), float32 in [0, 1]; a preview lives no longer than this call."""
         import numpy as np
 
         latents = None
         try:
-            for step in self.sd.generate_latents(**self.call | call):
+            generation = self.sd.generate_latents(**self.call | call)
+            for step in generation:
                 latents = step.latents
                 np.asarray(latents)  # computes them: the bar shows what is done, not what is planned
                 bar.total = step.total * n_runs
                 bar.update()
                 if preview and step.index % self.preview_every == 0 and step.index < step.total:
                     self._write_preview(np.asarray(self.sd.decode(step.denoised)), preview)
-            return np.asarray(self.sd.decode(latents))
+            return np.asarray(self.sd.decode(latents)), generation.used
         finally:
             if preview:
                 preview.unlink(missing_ok=True)
 
-    def _batch(self, seeds: Seeds, batch: range, bar: Any, n_batches: int) -> Any:
-        """The pictures of one batch (B, H, W, 3)."""
+    def _batch(self, seeds: Seeds, batch: range, bar: Any, n_batches: int) -> tuple[Any, Used]:
+        """The pictures of one batch (B, H, W, 3), and what painted them."""
         seed = seeds.of_pictures()[batch[0]]
         call: dict[str, Any] = {"n_images": len(batch), "seed": seed}
         if seeds.strength:

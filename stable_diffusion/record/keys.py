@@ -8,18 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import __version__, backend
-from ..adapters import files
-from ..backend import mx
 from ..model_io import hashes
 from ..text.blend import Frame
 from ..text.conditioning import A1111, Blend
-from ..text.tags import take_loras
-
-if TYPE_CHECKING:
-    from ..pipeline import StableDiffusion
+from .used import Used
 
 PRECISION, VERSION = "Precision", "Version"
 BITS, PREDICTION_TYPE = "Bits", "Prediction type"
@@ -40,36 +34,25 @@ _CONTENTS = {"original": "original", "noise": "latent noise", "fill": "fill"}
 _WHOLE_PICTURE, _ONLY_MASKED, _NOT_MASKED = "Whole picture", "Only masked", "Inpaint not masked"
 
 
-def version() -> str:
-    """This program, its MLX and the kind of device: pictures are the same to the last bit where all of it is."""
-    mlx, device = mx.__version__, "gpu" if backend.has_gpu() else "cpu"  # type: ignore[attr-defined]
-    return f"stable_diffusion {__version__} with MLX {mlx} on {device}"
-
-
-def of_engine(
-    sd: StableDiffusion,
-    text: str,
-    negative: str = "",
-    *,
-    bits: int | None = None,
-    prediction_type: str | None = None,
-    vae: str | os.PathLike | None = None,
-) -> dict[str, str]:
-    """What a loaded model says of itself for the texts that it paints from; the rest as it was asked for."""
+def of_used(used: Used) -> dict[str, str]:
+    """What the engine said when the generation began."""
     extra = {}
-    if bits is not None:
-        extra[BITS] = str(bits)
+    if used.loras:
+        extra[LORA] = ", ".join(f"{name}:{plain(strength.unet)}" for name, strength in used.loras)
+    for key, hashed in ((LORA_HASHES, used.lora_hashes), (EMBEDDING_HASHES, used.embedding_hashes)):
+        if hashed:
+            extra[key] = ", ".join(f"{name}: {digits}" for name, digits in hashed.items())
+    return extra | {PRECISION: used.precision, VERSION: used.version}
+
+
+def of_asked(
+    bits: int | None = None, prediction_type: str | None = None, vae: str | os.PathLike | None = None
+) -> dict[str, str]:
+    """How the model was asked to be loaded, where that is not its own way."""
+    extra = {} if bits is None else {BITS: str(bits)}
     if prediction_type is not None:
         extra[PREDICTION_TYPE] = prediction_type
-    if vae is not None:
-        extra |= _of_vae(os.fspath(vae))
-    if sd.loras:
-        extra[LORA] = ", ".join(f"{name}:{plain(strength.unet)}" for name, strength in sd.loras)
-    if sd.loras or take_loras(text)[1]:
-        extra[LORA_HASHES] = _hashes(sd.lora_files(text))
-    if embeddings := sd.embedding_files(text, negative):
-        extra[EMBEDDING_HASHES] = _hashes(embeddings)
-    return extra | {PRECISION: "float16" if sd.float16 else "float32", VERSION: version()}
+    return extra | ({} if vae is None else _of_vae(os.fspath(vae)))
 
 
 def of_language(prompt_language: str) -> dict[str, str]:
@@ -160,7 +143,3 @@ def _of_vae(vae: str) -> dict[str, str]:
     if not path.exists():
         return {VAE: vae}  # an id of the hub
     return {VAE: path.resolve().name} | ({VAE_HASH: hashes.short_hash(path)} if path.is_file() else {})
-
-
-def _hashes(paths: dict[str, Path]) -> str:
-    return ", ".join(f"{name}: {files.short_hash(path)}" for name, path in paths.items())

@@ -20,6 +20,7 @@ from ..pictures.inpainting import Inpainting
 from ..pictures.reading import fit
 from ..record import inputs, picture_files
 from ..record.parameters import Parameters
+from ..record.used import Used
 from . import loras, masks, preview
 from .jobs import Frame, Job, Picture, Request
 from .words import in_plain_words
@@ -60,6 +61,8 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     before = time.perf_counter()
     last = None
     with closing(model.generate_latents(job.request.prompt, **arguments(job, model, inpainting))) as steps:
+        used = steps.used
+        model_hash = _model_hash(job.request.model)
         for step in steps:
             frame = _record(step)
             picture.seed = step.seed
@@ -80,7 +83,9 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
                     return
     if last is None:
         raise StableDiffusionError("The model made no step at all: nothing to show.")
-    _save(job, picture, inpainting.finish(last) if inpainting else last, model, outputs)
+    picture.size = (inpainting.original if inpainting else last).size
+    said = parameters(job.request, picture, used, model_hash, _size(job.request, model))
+    _save(job, picture, inpainting.finish(last) if inpainting else last, said, outputs)
 
 
 def decoded_jpeg(decode: Callable[[Any], Any], latents: np.ndarray) -> bytes:
@@ -183,13 +188,15 @@ def _size(request: Request, model: Any) -> tuple[int, int]:
     return request.width or width, request.height or height
 
 
-def parameters(request: Request, picture: Picture, model: Any) -> Parameters:
-    """Gather what the saved file says about how it was made."""
+def parameters(
+    request: Request, picture: Picture, used: Used, model_hash: str | None, painted: tuple[int, int]
+) -> Parameters:
+    """Gather what the saved file says about how it was made; `painted` is the size that was painted under a mask."""
     from ..record import keys
     from ..sampler import a1111_name
 
     sampler, schedule = a1111_name(request.sampler)
-    width, height = picture.size if request.mask is None else _size(request, model)
+    width, height = picture.size if request.mask is None else painted
     return Parameters(
         prompt=request.prompt,
         negative=request.negative,
@@ -200,13 +207,13 @@ def parameters(request: Request, picture: Picture, model: Any) -> Parameters:
         seed=picture.seed,
         width=width,
         height=height,
-        model=getattr(model, "name", request.model),
-        model_hash=_model_hash(request.model),
+        model=used.model,
+        model_hash=model_hash,
         strength=request.strength if request.input_picture is not None else None,
         extra=(keys.of_fit(request.fit) if request.mask is None and request.input_picture else masks.said(request))
         | ({} if request.clip_skip is None else {keys.CLIP_SKIP: str(request.clip_skip)})
         | keys.of_variation(picture.variation_seed or 0, request.variation_strength)
-        | keys.of_engine(model, request.prompt, request.negative),
+        | keys.of_used(used),
     )
 
 
@@ -222,10 +229,8 @@ def _record(step: Any) -> Frame:
     return Frame(step.index, step.total, float(step.sigma), x_t, x_0)
 
 
-def _save(job: Job, picture: Picture, image: Image.Image, model: Any, outputs: Path) -> None:
+def _save(job: Job, picture: Picture, image: Image.Image, said: Parameters, outputs: Path) -> None:
     folder = outputs / datetime.now().strftime("%Y-%m-%d")
-    picture.size = image.size
-    said = parameters(job.request, picture, model)
     carry = []
     if job.request.file_format == "png":  # which alone can carry what it was painted from
         carry = masks.files(job.request)
