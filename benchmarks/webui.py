@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stable_diffusion.service.jobs import Job, Request
+from stable_diffusion.request import Request
+from stable_diffusion.service.jobs import Job
 from stable_diffusion.service.preview import KINDS, data_url, frame_jpeg
 from stable_diffusion.service.worker import Worker
 from stable_diffusion.webui.components.live import REFRESH

@@ -93,10 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     parser.set_defaults(debug=False)
-    kinds = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     for group in (paint, inpaint, blend, again, checkpoints, pictures, train):
-        group.add_to(kinds)
+        group.add_to(commands)
     return parser
 
 

@@ -6,6 +6,7 @@ local files nothing but headers and configurations is read.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -148,6 +149,19 @@ def local(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
         for model in _walk(root, "", DEEPEST, frozenset()):
             found.setdefault(model.name, model)
     return sorted(found.values(), key=lambda model: (bool(model.problem), model.name.lower()))
+
+
+def vaes() -> dict[str, Path]:
+    """VAEs to use in place of a model's own, by file name: NAME.vae.safetensors among models, and those in VAE/."""
+    found: dict[str, Path] = {}
+    for folder in model_folders():
+        for place in (folder, folder / "VAE", folder.parent / "VAE"):
+            endings = VAES if place == folder else WEIGHTS
+            with contextlib.suppress(OSError):
+                for path in sorted(place.iterdir()):
+                    if path.name.lower().endswith(endings) and not path.name.startswith("."):
+                        found.setdefault(path.name, path)
+    return found
 
 
 def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | None:

@@ -8,12 +8,9 @@ from __future__ import annotations
 import math
 import operator
 import secrets
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from .backend import mx
-from .diffusion.noise import Seeds
 from .errors import InputError
 
 MAX_SEED = 2**64 - 1
@@ -49,8 +46,10 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     return found
 
 
-def seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any) -> Seeds:
+def seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any) -> Any:
     """The seeds of a batch; a seed that is None is drawn."""
+    from .diffusion.noise import Seeds
+
     largest = MAX_SEED - n_images + 1
     seed = secrets.randbelow(2**32) if seed is None else whole("seed", seed, 0, largest)
     strength = number("variation_strength", variation_strength, 0.0, 1.0)
@@ -61,11 +60,119 @@ def seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any
     return Seeds(seed, n_images)
 
 
-def noise(latents: Any, shape: tuple[int, ...]) -> mx.array:
+def noise(latents: Any, shape: tuple[int, ...]) -> Any:
     """Latents of numpy or MLX, of the given shape, as float32."""
+    import numpy as np
+
+    from .backend import mx
+
     found = latents if isinstance(latents, mx.array) else np.asarray(latents)
     if tuple(found.shape) != shape:
         raise InputError(
             f"latents of shape {tuple(found.shape)} do not fit: (n_images, height, width, channels) is {shape} here."
         )
     return mx.array(found).astype(mx.float32)
+
+
+# --- Checks as objects, for what is asked for in several places: on a command line, a form, in JSON, in a picture
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An integer in [low, high] that is a multiple of `multiple`."""
+
+    low: int
+    high: int
+    multiple: int = 1
+
+    def __call__(self, name: str, value: Any) -> int:
+        """The value; `InputError` where it is out of range or no integer."""
+        found = whole(name, value, self.low, self.high)
+        if found % self.multiple:
+            raise InputError(f"{name} = {value!r} should be a multiple of {self.multiple}.")
+        return found
+
+    def read(self, text: str) -> int:
+        """The value that a text spells; `InputError` where it spells none."""
+        try:
+            value = int(text)
+        except ValueError:
+            value = self.low - 1
+        if not self.low <= value <= self.high or value % self.multiple:
+            kind = f"a multiple of {self.multiple}" if self.multiple > 1 else "a whole number"
+            raise InputError(f"{text!r} should be {kind} from {self.low} to {self.high}")
+        return value
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number in [low, high]."""
+
+    low: float
+    high: float
+
+    def __call__(self, name: str, value: Any) -> float:
+        """The value; `InputError` where it is out of range or no number."""
+        return number(name, value, self.low, self.high)
+
+    def read(self, text: str) -> float:
+        """The value that a text spells; `InputError` where it spells none."""
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (self.low <= value <= self.high and math.isfinite(value)):
+            wanted = f"from {self.low:g} to {self.high:g}" if math.isfinite(self.high) else f"from {self.low:g}"
+            raise InputError(f"{text!r} should be a number {wanted}")
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values."""
+
+    options: tuple[Any, ...]
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """The value; `InputError` where it is none of the options."""
+        if value not in self.options:
+            raise InputError(f"{name} = {value!r} should be one of {', '.join(map(str, self.options))}.")
+        return value
+
+    def read(self, text: str) -> Any:
+        """The option that a text spells; `InputError` where it spells none."""
+        found = next((option for option in self.options if str(option) == text), None)
+        if found is None:
+            raise InputError(f"{text!r} should be one of {', '.join(map(str, self.options))}")
+        return found
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string."""
+
+    def __call__(self, name: str, value: Any) -> str:
+        """The value; `InputError` where it is no string."""
+        return text(name, value)
+
+    def read(self, text: str) -> str:
+        """The text itself."""
+        return text
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or false."""
+
+    def __call__(self, name: str, value: Any) -> bool:
+        """The value; `InputError` where it is neither."""
+        if not isinstance(value, bool):
+            raise InputError(f"{name} = {value!r} should be true or false.")
+        return value
+
+    def read(self, text: str) -> bool:
+        """What "true" and "false" spell; `InputError` for anything else."""
+        return Choice(("true", "false")).read(text.lower()) == "true"
+
+
+Check = Whole | Number | Choice | Text | Flag

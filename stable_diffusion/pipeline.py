@@ -22,6 +22,7 @@ from .diffusion.noise import NoiseStream, Seeds
 from .diffusion.schedule import Plan
 from .diffusion.start import InputPicture, check_task, read_input, start_from
 from .errors import InputError
+from .model_io import hashes
 from .model_io.checkpoint import vae_dtype
 from .model_io.hub import Progress
 from .model_io.load_vae import cached_tiny_vae, load_vae
@@ -102,6 +103,8 @@ class StableDiffusion:
         self.float16 = backend.default_float16() if float16 is None else float16
         self._dtype = mx.float16 if self.float16 else mx.float32
         self.name, path = locate(model, self.float16, progress)
+        self._files = (path, None if vae is None else Path(vae).expanduser())
+        self._vae_name = None if vae is None else os.fspath(vae)
         half_unet = low_memory and not backend.has_gpu()
         checkpoint = load(path, self._dtype, progress, check_weights, prediction_type, half_unet)
         if bits is not None:
@@ -396,7 +399,14 @@ class StableDiffusion:
             tuple(self.loras),
             {each.name: files.short_hash(each.path) for each in loras},
             {name: files.short_hash(path) for name, path in embeddings.items()},
+            *self._used_files(),
         )
+
+    def _used_files(self) -> tuple[str | None, str | None, str | None]:
+        """The model's hash, the name of the VAE in place of its own, and its hash."""
+        model, vae = (path if path is not None and path.exists() else None for path in self._files)
+        hashed = (hashes.short_hash(path) if path is not None and path.is_file() else None for path in (model, vae))
+        return next(hashed), self._vae_name if vae is None else vae.resolve().name, next(hashed)
 
     @property
     def _needs(self) -> memory.Needs:

@@ -17,7 +17,7 @@ from stable_diffusion.commands import needs
 from stable_diffusion.record import picture_files
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
-from stable_diffusion.service.jobs import Request
+from stable_diffusion.request import Request
 from stable_diffusion.service.worker import Worker
 
 from .pretend import wait
@@ -291,8 +291,8 @@ def test_a_picture_of_the_page(capsys, monkeypatch, kind):
     asked = {
         "text": {},
         "variation": {"variation_strength": 0.2, "n_images": 2, "clip_skip": 2},
-        "picture": {"input_picture": file.open(), "input_file": file, "fit": "pad", "strength": 0.5},
-        "mask": {"input_picture": file.open(), "mask": white, "mask_mode": "keep", "inpaint_area": "masked"},
+        "picture": {"picture": file.open(), "picture_file": file, "fit": "pad", "strength": 0.5},
+        "mask": {"picture": file.open(), "mask": white, "invert": True, "only_masked": True},
     }[kind]
     with monkeypatch.context() as patched:  # what belongs to the worker's thread is loaded there
         patched.setattr(stable_diffusion, "StableDiffusion", pipeline.StableDiffusion)
@@ -440,7 +440,7 @@ def test_a_picture_of_a1111(capsys):
         ({"strength": 0.5}, "--picture"),
         ({"width": 100}, "100"),
         ({"steps": 99999}, "99999"),
-        ({"extra": {"Bits": "3"}}, "invalid choice: 3"),
+        ({"extra": {"Bits": "3"}}, "Bits '3' was not understood"),
         ({"extra": {"Blend share": "nan"}}, "nan"),
         ({"extra": {"Variation seed": "-5", "Variation seed strength": "0.5"}}, "'-5'"),
         ({"extra": {"Input sha256": "abc", "Input picture": "../../secret.png"}}, "is not inside the picture"),
@@ -477,7 +477,7 @@ def test_the_command_is_shown_and_nothing_made(capsys):
     capsys.readouterr()
     assert run("again", "a.png", "--show") == 0
     assert capsys.readouterr().out == (
-        "python -m stable_diffusion txt2img --steps=2 --cfg=2.5 --width=32 --height=32 --sampler=euler --seed=7 "
+        "python -m stable_diffusion txt2img --steps=2 --cfg=2.5 --seed=7 --width=32 --height=32 --sampler=euler "
         "--model=postcards-tiny --no-float16 -- 'it'\"'\"'s -- a cat'\n"
     )
     assert sorted(os.listdir()) == ["a.png"]

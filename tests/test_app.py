@@ -14,8 +14,9 @@ from streamlit.testing.v1 import AppTest  # noqa: E402
 
 from stable_diffusion import catalogue  # noqa: E402
 from stable_diffusion.record import picture_files  # noqa: E402
+from stable_diffusion.request import Request  # noqa: E402
 from stable_diffusion.service import values  # noqa: E402
-from stable_diffusion.service.jobs import Frame, Job, Picture, Request, State  # noqa: E402
+from stable_diffusion.service.jobs import Frame, Job, Picture, State  # noqa: E402
 from stable_diffusion.webui.components import form, live, session  # noqa: E402
 from tests.pretend import PretendEngine, over, wait  # noqa: E402
 
@@ -144,6 +145,8 @@ def test_what_the_form_says_reaches_the_engine(engine, page):
         "height": 128,
         "seed": 42,
         "sampler": "euler",
+        "guidance_rescale": 0.0,
+        "prompt_language": "a1111",
     }
     assert second["seed"] == 43
 
@@ -340,12 +343,12 @@ def test_ratios_and_swap_set_the_size(page):
 
 def test_the_seed_of_the_last_picture_comes_back_and_goes(engine, page):
     labelled(page.text_area, "Prompt").set_value("a")
-    over(generate(page))
+    over(job := generate(page))
     page.run()
     assert labelled(page.number_input, "Seed").value == -1
     button(page, "Reuse last").click()
     page.run()
-    assert labelled(page.number_input, "Seed").value == 1000
+    assert labelled(page.number_input, "Seed").value == job.pictures[0].seed
     button(page, "Random").click()
     page.run()
     assert labelled(page.number_input, "Seed").value == -1

@@ -18,9 +18,10 @@ def test_values_that_the_form_can_show_are_kept():
     given = {
         "prompt": "a", "negative": "", "model": "one", "sampler": "dpmpp_2m", "schedule": "karras", "steps": 20,
         "width": 512, "height": 768, "n_images": 2, "seed": -1, "cfg": 7.5, "strength": 0.5, "fit": "pad",
-        "file_format": "webp", "previews": ["latents"], "mask_mode": "keep", "masked_content": "noise", "mask_blur": 0,
-        "inpaint_area": "masked", "mask_padding": 8, "loras": [("ink", 0.5)], "clip_skip": 2, "variation_seed": 7,
-        "variation_strength": 0.25,
+        "file_format": "webp", "previews": ["latents"], "invert": True, "masked_content": "noise", "mask_blur": 0,
+        "only_masked": True, "padding": 8, "guidance_rescale": 0.7, "prompt_language": "plain", "vae": "",
+        "prediction_type": "v_prediction", "bits": 4, "low_memory": True, "loras": [("ink", 0.5)],
+        "clip_skip": 2, "variation_seed": 7, "variation_strength": 0.25,
     }  # fmt: skip
     assert values.clean(given, ["one"]) == given
     assert set(given) == set(values.KEYS)
@@ -35,7 +36,14 @@ def test_values_that_the_form_can_show_are_kept():
         {"cfg": float("nan"), "strength": float("inf")},
         {"sampler": "none such", "schedule": "karras"},
         {"fit": "explode", "file_format": "exe", "previews": "fast"},
-        {"mask_mode": "both", "masked_content": ["noise"], "inpaint_area": None, "mask_blur": "4"},
+        {
+            "invert": "both",
+            "masked_content": ["noise"],
+            "only_masked": None,
+            "mask_blur": "4",
+            "bits": 8.0,
+            "vae": "x.pt",
+        },
         {"os": "command"},
     ],
 )

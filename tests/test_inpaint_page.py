@@ -15,8 +15,9 @@ st = pytest.importorskip("streamlit")
 
 from stable_diffusion.errors import InputError, PictureError  # noqa: E402
 from stable_diffusion.record import inputs, picture_files  # noqa: E402
+from stable_diffusion.record.parameters import Parameters  # noqa: E402
+from stable_diffusion.request import Request, read_record  # noqa: E402
 from stable_diffusion.service import masks  # noqa: E402
-from stable_diffusion.service.jobs import Request  # noqa: E402
 from stable_diffusion.service.masks import Painting  # noqa: E402
 from stable_diffusion.webui.components import session  # noqa: E402
 from tests.pretend import over  # noqa: E402
@@ -122,11 +123,11 @@ FULL = Image.new("L", SIZE, 255)
 @pytest.mark.parametrize(
     ("mask", "mode", "words"),
     [
-        (None, "repaint", "Paint over what should change."),
-        (Image.new("L", SIZE), "repaint", "Paint over what should change."),
-        (None, "keep", "Paint over what should stay."),
-        (Image.new("L", SIZE), "keep", "Paint over what should stay."),
-        (FULL, "keep", "leave out what should change"),
+        (None, False, "Paint over what should change."),
+        (Image.new("L", SIZE), False, "Paint over what should change."),
+        (None, True, "Paint over what should stay."),
+        (Image.new("L", SIZE), True, "Paint over what should stay."),
+        (FULL, True, "leave out what should change"),
     ],
 )
 def test_a_mask_that_changes_nothing_is_refused(mask, mode, words):
@@ -135,7 +136,7 @@ def test_a_mask_that_changes_nothing_is_refused(mask, mode, words):
 
 
 def test_a_mask_that_changes_something_is_taken():
-    assert masks.check(FULL, "repaint") is FULL
+    assert masks.check(FULL, False) is FULL
     for mode in masks.MODES:
         assert masks.check(dotted(), mode).getbbox() == (10, 10, 40, 30)
 
@@ -177,12 +178,12 @@ def painted(request):
 
 
 def request(**more):
-    return Request("a", width=64, height=64, steps=2, input_picture=noisy(), mask=dotted(), **more)
+    return Request("a", width=64, height=64, steps=2, picture=noisy(), mask=dotted(), **more)
 
 
 @pytest.mark.parametrize("area", masks.AREAS)
 def test_what_is_not_painted_stays_bit_for_bit(engine, area):
-    result = painted(request(mask_blur=0, inpaint_area=area))
+    result = painted(request(mask_blur=0, only_masked=area))
     before, after, mask = (np.asarray(picture) for picture in (noisy(), result, dotted()))
     assert (after[mask == 0] == before[mask == 0]).all()
     assert (after[mask == 255] == 255).all(), "the pretend model paints white"
@@ -199,13 +200,13 @@ def test_the_mask_reaches_the_engine_at_the_size_that_is_painted(engine):
 
 def test_only_masked_paints_the_surroundings_alone(engine):
     painted(request())
-    painted(request(inpaint_area="masked", mask_padding=0))
+    painted(request(only_masked=True, padding=0))
     shares = [np.mean(np.asarray(said["mask_image"]) > 0) for _, said in engine.models[-1].calls]
     assert shares[1] > 2 * shares[0]
 
 
 def test_what_is_painted_may_stay_instead(engine):
-    after = np.asarray(painted(request(mask_mode="keep", mask_blur=0)))
+    after = np.asarray(painted(request(invert=True, mask_blur=0)))
     mask = np.asarray(dotted())
     assert (after[mask == 255] == np.asarray(noisy())[mask == 255]).all()
     assert (after[mask == 0] == 255).all()
@@ -225,9 +226,9 @@ def test_every_picture_of_a_job_is_put_back(engine):
             {
                 "masked_content": "noise",
                 "mask_blur": 0,
-                "inpaint_area": "masked",
-                "mask_padding": 8,
-                "mask_mode": "keep",
+                "only_masked": True,
+                "padding": 8,
+                "invert": True,
             },
             {
                 "Mask blur": "0",
@@ -245,9 +246,9 @@ def test_a_file_says_how_its_mask_was_used_and_carries_it(engine, used, known):
     assert found.size == "64x64", "the size that was painted, not that of the result"
     assert known.items() <= found.extra.items()
     asked = request(**used)
-    assert masks.form_values(found.extra) == {
-        key: getattr(asked, key) for key in ("masked_content", "mask_blur", "inpaint_area", "mask_padding", "mask_mode")
-    }
+    read, notes = read_record(found)
+    names = ("masked_content", "mask_blur", "only_masked", "padding", "invert")
+    assert {name: read[name] for name in names} == {name: getattr(asked, name) for name in names} and not notes
     opened = {}
     for key in (inputs.PICTURE, inputs.MASK):
         opened[key] = inputs.find(inputs.recorded(found.extra, key), result.filename).open()
@@ -266,15 +267,17 @@ def test_another_file_format_carries_the_words_alone(engine):
         ({}, {}),
         ({"Clip skip": "2"}, {}),
         ({"Mask blur": "nonsense"}, {"mask_blur": 4}),
-        ({"Mask blur": "nan", "Masked area padding": "-1"}, {"mask_blur": 4, "mask_padding": 32}),
-        ({"Inpaint area": "Only masked", "Masked content": "latent nothing"}, {"inpaint_area": "masked"}),
-        ({"Masked content": "fill", "Mask mode": "Inpaint masked"}, {"masked_content": "fill", "mask_mode": "repaint"}),
+        ({"Mask blur": "nan", "Masked area padding": "-1"}, {"mask_blur": 4, "padding": 32}),
+        ({"Inpaint area": "Only masked", "Masked content": "latent nothing"}, {"only_masked": True}),
+        ({"Masked content": "fill", "Mask mode": "Inpaint masked"}, {"masked_content": "fill", "invert": False}),
     ],
 )
 def test_what_other_programs_say_of_a_mask_is_read(extra, found):
-    read = masks.form_values(extra)
+    read, notes = read_record(Parameters(extra=extra))
     assert found.items() <= read.items()
-    assert bool(read) == bool(found)
+    assert ("mask_blur" in read) == bool(found)
+    odd = [key for key, value in extra.items() if value in ("nonsense", "nan", "-1", "latent nothing")]
+    assert len(notes) == len(odd) and all(any(note.startswith(key) for note in notes) for key in odd)
 
 
 # --- The page
@@ -314,7 +317,7 @@ def test_it_needs_a_picture_and_then_a_mask(engine, page):
 def test_what_the_form_says_reaches_the_engine(engine, inpaint):
     paint(inpaint, dotted())
     labelled(inpaint.get("button_group"), "Masked content").set_value("noise")
-    labelled(inpaint.get("button_group"), "Inpaint area").set_value("masked")
+    labelled(inpaint.get("button_group"), "Inpaint area").set_value(True)
     inpaint.run()
     labelled(inpaint.slider, "Mask blur").set_value(0)
     labelled(inpaint.slider, "Padding").set_value(8)
@@ -323,7 +326,7 @@ def test_what_the_form_says_reaches_the_engine(engine, inpaint):
     over(job)
     inpaint.run()
     asked = job.request
-    assert (asked.masked_content, asked.inpaint_area, asked.mask_blur, asked.mask_padding) == ("noise", "masked", 0, 8)
+    assert (asked.masked_content, asked.only_masked, asked.mask_blur, asked.padding) == ("noise", True, 0, 8)
     assert job.pictures[0].size == SIZE
     assert engine.models[-1].calls[0][1]["denoising_strength"] == 0.9
     assert errors(inpaint) == []
@@ -349,14 +352,14 @@ def test_the_mask_stays_over_pages_and_goes_with_its_picture(inpaint):
 
 def test_a_reload_finds_picture_mask_and_settings_again(engine, inpaint):
     paint(inpaint, dotted())
-    labelled(inpaint.get("button_group"), "Mask mode").set_value("keep").run()
+    labelled(inpaint.get("button_group"), "Mask mode").set_value(True).run()
     job = generate(inpaint)
     over(job)
     again = open_page(job=job.id)
     again.switch_page(PAGE).run()
     assert again.session_state["painting"].mask.tobytes() == dotted().tobytes()
     assert again.session_state["input_picture"].size == SIZE
-    assert labelled(again.get("button_group"), "Mask mode").value == "keep"
+    assert labelled(again.get("button_group"), "Mask mode").value is True
 
 
 def test_a_result_is_sent_to_be_painted_on(engine, page):

@@ -238,15 +238,36 @@ def test_reuse_brings_back_loras_clip_skip_and_variation_and_takes_them_away(out
         assert [note.value for note in page.info] == notes
 
 
-def test_reuse_says_what_the_page_does_not_offer(outputs):
-    save(outputs, extra={"Prompt language": "plain", "CFG Rescale": "0.7", "Version": "x"})
+def test_reuse_takes_every_setting(outputs, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "sharp.vae.pt").write_bytes(b"")
+    monkeypatch.setenv("STABLE_DIFFUSION_MODELS", str(tmp_path / "models"))
+    said = {
+        "Prompt language": "plain", "CFG Rescale": "0.7", "Prediction type": "v_prediction", "Bits": "4",
+        "VAE": "sharp.vae.pt", "Clip skip": "2", "Variation seed": "5", "Variation seed strength": "0.25",
+    }  # fmt: skip
+    save(outputs, extra=said | {"Version": "x"})
+    page = open_page(GALLERY)
+    open_card(page)
+    press(page, "Reuse all settings")
+    assert not page.info, "everything is offered"
+    state = page.session_state
+    assert [state[key] for key in ("prompt_language", "guidance_rescale", "prediction_type", "bits", "vae")] == [
+        "plain", 0.7, "v_prediction", 4, "sharp.vae.pt"
+    ]  # fmt: skip
+    assert [state[key] for key in ("clip_skip", "variation_seed", "variation_strength")] == [2, 5, 0.25]
+
+
+def test_reuse_says_what_is_not_here_or_not_understood(outputs):
+    save(outputs, extra={"VAE": "gone.safetensors", "Bits": "3", "Version": "x"})
     page = open_page(GALLERY)
     open_card(page)
     press(page, "Reuse all settings")
     (note,) = page.info
-    said = [session.plain(f"{each} can be chosen on the command line alone.")
-            for each in ("Prompt language plain", "CFG Rescale 0.7")]  # fmt: skip
-    assert note.value.split("  \n") == said
+    assert note.value.split("  \n") == [
+        session.plain("Bits '3' was not understood, and was left as it is."),
+        session.plain("The VAE 'gone.safetensors' is not here, and was left out."),
+    ]
 
 
 def test_send_to_image_to_image(outputs):

@@ -7,8 +7,10 @@ from safetensors.numpy import save_file
 from stable_diffusion import __main__ as program
 from stable_diffusion import catalogue
 from stable_diffusion.record import picture_files
+from stable_diffusion.record.inputs import InputFile
+from stable_diffusion.request import Request
 from stable_diffusion.service import jobs, painting
-from stable_diffusion.service.jobs import Frame, Job, Request, State
+from stable_diffusion.service.jobs import Frame, Job, State
 from stable_diffusion.service.worker import Worker
 from tests.pretend import PretendEngine, over, wait
 
@@ -110,10 +112,10 @@ def test_the_file_says_what_the_command_line_would_say(tmp_path, monkeypatch):
     picture_files.save_picture(np.full((128, 128, 3), 90, np.uint8), start)
     worker = Worker(tmp_path / "outputs")
     try:
-        file = painting.inputs.InputFile.read(start)
+        file = InputFile.read(start)
         request = Request(
             "a red house", "rain", sampler="dpmpp_2m_karras", steps=4, cfg=5.0, seed=7, loras=(("ink", 0.5),),
-            variation_seed=3, variation_strength=0.25, input_picture=file.open(), input_file=file,
+            variation_seed=3, variation_strength=0.25, picture=file.open(), picture_file=file,
         )  # fmt: skip
         job = worker.submit(request)
         wait(lambda: not job.active, 60)

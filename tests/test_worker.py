@@ -16,9 +16,10 @@ import stable_diffusion
 from stable_diffusion import catalogue
 from stable_diffusion.errors import InputError
 from stable_diffusion.record import picture_files
+from stable_diffusion.request import Request
 from stable_diffusion.service import painting, preview
 from stable_diffusion.service import worker as worker_module
-from stable_diffusion.service.jobs import Request, State
+from stable_diffusion.service.jobs import State
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.service.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker
 from tests.pretend import PretendEngine, over, wait
@@ -182,7 +183,7 @@ def test_each_file_format_carries_the_parameters(worker, file_format, kind):
     ("how", "corner", "middle"), [("crop", "red", "red"), ("pad", "white", "red"), ("stretch", "red", "red")]
 )
 def test_an_input_picture_of_another_shape_is_fitted(engine, worker, how, corner, middle):
-    over(worker.submit(Request("a", steps=2, input_picture=Image.new("RGB", (64, 128), "red"), fit=how)))
+    over(worker.submit(Request("a", steps=2, picture=Image.new("RGB", (64, 128), "red"), fit=how)))
     given = engine.models[0].calls[0][1]["input_image"]
     assert given.size == (64, 64)
     assert [given.getpixel(at) for at in ((1, 1), (32, 32))] == [ImageColor.getrgb(c) for c in (corner, middle)]
@@ -265,13 +266,15 @@ def test_picture_i_carries_seed_plus_i(engine, worker):
     )
     over(given, drawn)
     assert [picture.seed for picture in given.pictures] == [7, 8, 9]
-    assert [picture.seed for picture in drawn.pictures] == [1000, 1001]
+    first = drawn.drawn.seed
+    assert [picture.seed for picture in drawn.pictures] == [first, first + 1]
+    assert [arguments["seed"] for _, arguments in engine.models[0].calls] == [7, 8, 9, first, first + 1]
     assert len({picture.path for picture in given.pictures + drawn.pictures}) == 5
 
 
 def test_an_input_picture_and_its_strength_reach_the_engine(engine, worker):
     image = Image.new("RGB", (64, 64))
-    job = worker.submit(Request("a", steps=2, input_picture=image, strength=0.5))
+    job = worker.submit(Request("a", steps=2, picture=image, strength=0.5))
     over(job)
     _, arguments = engine.models[0].calls[0]
     assert arguments["input_image"] is image and arguments["denoising_strength"] == 0.5

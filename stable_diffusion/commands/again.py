@@ -28,9 +28,9 @@ come out alike in kind only.
 """
 
 
-def add_to(kinds: Any) -> None:
+def add_to(commands: Any) -> None:
     """Add its parser."""
-    again = kinds.add_parser(
+    again = commands.add_parser(
         "again",
         help="make a picture again from what it says of itself",
         description=DESCRIPTION,

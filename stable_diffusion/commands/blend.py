@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import MAX_SEED
 from ..errors import InputError
-from .generation import Generation
-from .options import MAX_SEED, add_generation_options, number, whole
+from .generation import load, request_of
+from .options import add_generation_options, number, whole
 from .running import Output, Painter, means_folder
 
 if TYPE_CHECKING:
@@ -26,16 +27,16 @@ needs the package imageio-ffmpeg); a folder gets a file for each.
 """
 
 
-def add_to(kinds: Any) -> None:
+def add_to(commands: Any) -> None:
     """Add its parser."""
-    blend = kinds.add_parser(
+    blend = commands.add_parser(
         "blend",
         help="paint the way from one prompt or seed to another",
         description=DESCRIPTION,
         usage="%(prog)s PROMPT [TO-PROMPT] [options]",
     )
     blend.set_defaults(run=paint_blend)
-    add_generation_options(blend, several=False)
+    add_generation_options(blend)
     blend.add_argument("to_prompt", metavar="TO-PROMPT", nargs="?", help="what to paint at the end of the way")
     way = blend.add_argument_group("the way")
     way.add_argument("--to-seed", type=whole(0, MAX_SEED), metavar="N", help="the seed at the end of the way")
@@ -55,32 +56,34 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
     """Paint all frames; save them, or the file that they make, and print where."""
     if args.to_prompt is None and args.to_seed is None:
         raise InputError("A blend needs an end: a second prompt, or --to-seed.")
-    generation = Generation(args)
+    request = request_of(args)
+    seed = request.seeds_of(0)["seed"]
 
     from ..record import keys
     from ..text.blend import Frame, frames
 
     ends = (args.prompt, args.prompt if args.to_prompt is None else args.to_prompt)
-    seed = generation.seeds.first
     if args.share is None:
         way = list(frames(*ends, args.frames, seed, args.to_seed))
     else:
         way = [Frame(0, 1, args.share, *ends, seed, args.to_seed)]
     output, joins = _output(args)
-    sd = generation.load()
-    parameters = generation.parameters({})
-    painter = Painter(sd, generation.call(), output, 0, args.quiet)
-    sd.generate_latents(**painter.call | way[len(way) // 2].arguments)  # refuses what cannot be blended
+    sd = load(request, args.quiet)
+    painter = Painter(sd, request, output, 0, args.quiet)
+    sd.generate_latents(**painter.call.arguments | way[len(way) // 2].arguments)  # refuses what cannot be blended
     pictures: list[Any] = []
     paths: list[Path] = []
     try:
         for frame, (picture, used) in zip(way, _pictures(painter, way), strict=True):
             pictures.append(picture)
             if args.keep_frames or not joins:
-                made = _of(parameters(used), frame.first_text, seed, picture, keys.of_frame(frame))
+                frame_request = dataclasses.replace(request, prompt=frame.first_text)
+                made = frame_request.to_record(used, picture.size)
+                made.extra |= keys.of_frame(frame)
                 paths.append(output.save(picture, frame.index + 1, made))
         if joins:
-            whole = _of(parameters(used), args.prompt, seed, pictures[0], keys.of_blend(way[0], args.fps))
+            whole = request.to_record(used, pictures[0].size)
+            whole.extra |= keys.of_blend(way[0], args.fps)
             paths.append(_joined(args, output, pictures, whole))
     finally:
         for path in paths:
@@ -119,11 +122,3 @@ def _joined(args: argparse.Namespace, output: Output, pictures: Sequence[Any], p
     if args.output is None:
         return output.save(arrays.grid(pictures, columns=len(pictures)), 1, parameters)
     return film.save(pictures, args.output, args.fps, parameters)
-
-
-def _of(parameters: Parameters, prompt: str, seed: int, picture: Any, more: Mapping[str, str]) -> Parameters:
-    """The run's parameters for one file of it."""
-    extra = {**more, **parameters.extra}
-    return dataclasses.replace(
-        parameters, prompt=prompt, seed=seed, width=picture.width, height=picture.height, extra=extra
-    )

@@ -1,4 +1,4 @@
-"""models and convert: the checkpoints that are here, and a checkpoint in another form."""
+"""models, samplers and convert: what there is to choose from, and a checkpoint in another form."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import argparse
 from typing import Any
 
 from .. import catalogue
-from .options import add_bits, add_debug
+from .options import add_debug, add_setting
 from .running import Report
 
 
-def add_to(kinds: Any) -> None:
-    """Add the parsers of both."""
-    listing = kinds.add_parser("models", help="list the models", description="List the models to choose from.")
+def add_to(commands: Any) -> None:
+    """Add their parsers."""
+    listing = commands.add_parser("models", help="list the models", description="List the models to choose from.")
     listing.set_defaults(run=list_models)
-    conversion = kinds.add_parser(
+    samplers = commands.add_parser("samplers", help="list the samplers", description="List the samplers by name.")
+    samplers.set_defaults(run=list_samplers)
+    add_debug(samplers)
+    conversion = commands.add_parser(
         "convert",
         help="write a checkpoint in another form or precision",
         description="Write a checkpoint in another form or precision: as a single file in the original layout where "
@@ -26,7 +29,7 @@ def add_to(kinds: Any) -> None:
     )
     conversion.add_argument("destination", metavar="DEST", help="a new folder, or a new file that ends in .safetensors")
     conversion.add_argument("--mlx", action="store_true", help="a folder in this program's own form")
-    add_bits(conversion)
+    add_setting(conversion, "bits")
     conversion.add_argument(
         "--float16",
         action="store_true",
@@ -68,6 +71,16 @@ After --model stands one of these names, any other folder in diffusers' form, an
 much with --float16, where the hub has it so). Files and folders inside models/, and inside those that
 ${catalogue.FOLDERS_VARIABLE} names (A1111's or ComfyUI's too), are listed here; a file's hash once it was used."""
     )
+
+
+def list_samplers(args: argparse.Namespace) -> None:
+    """Every sampler, by the name for --sampler and the one that other programs show."""
+    from ..sampler import sampler_names
+
+    names = sampler_names()
+    width = max(map(len, names))
+    for key, title in names.items():
+        print(f"{key:<{width}}  {title}")
 
 
 def convert(args: argparse.Namespace) -> None:

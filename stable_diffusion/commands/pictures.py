@@ -11,9 +11,9 @@ from ..errors import PictureError
 from .options import add_debug
 
 
-def add_to(kinds: Any) -> None:
+def add_to(commands: Any) -> None:
     """Add its parser."""
-    info = kinds.add_parser(
+    info = commands.add_parser(
         "info",
         help="tell how a picture was made",
         description="Print the parameters that a picture carries: ours, or those of other programs in A1111's form.",

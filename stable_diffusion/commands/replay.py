@@ -8,32 +8,32 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, PictureError
+from ..record import keys
+from ..request import RECORD_KEYS, read_record, to_options
+from ..setting import HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE
 from . import blend, inpaint, needs, paint
 
 if TYPE_CHECKING:
     from ..record.inputs import InputFile
     from ..record.parameters import Parameters
 
-GROUPS = (paint, inpaint, blend)
-# The files that a command starts from, in the order of its line.
+MODULES = (paint, inpaint, blend)
+# The files that a command starts from, in the order of its line, and its groups of settings beside those of all.
 STARTS_FROM = {"img2img": ("picture",), "inpaint": ("picture", "mask"), "outpaint": ("picture",)}
-NEEDED = ("seed", "steps", "sampler", "cfg", "size")
-# What an option says by itself, and what is said in another way or changes nothing; any other key is named.
-OPTIONS = {
-    "Bits": "--bits",
-    "Prediction type": "--prediction-type",
-    "Clip skip": "--clip-skip",
-    "CFG Rescale": "--guidance-rescale",
-    "Prompt language": "--prompt-language",
-    "Resize mode": "--fit",
+GROUPS = {
+    "txt2img": (SEVERAL,),
+    "img2img": (SEVERAL, PICTURE),
+    "inpaint": (SEVERAL, MASK, WHITE),
+    "outpaint": (SEVERAL, MASK, SIDES),
+    "blend": (),
 }
+NEEDED = ("seed", "steps", "sampler", "cfg", "size")
+# Said in another way than by a setting, or without effect; any other key is named.
 PASSED_OVER = (
-    "Precision", "Version", "VAE", "VAE hash", "LoRA", "Lora hashes", "TI hashes", "Batch size", "Batch pos",
-    "Variation seed", "Variation seed strength", "Blend prompt", "Blend seed", "Blend frames", "Blend share",
-    "Blend fps",
-    "Input picture", "Input sha256", "Mask", "Mask sha256", "Mask blur", "Mask mode", "Masked content", "Inpaint area",
-    "Masked area padding", "Outpaint left", "Outpaint right", "Outpaint top", "Outpaint bottom",
-    "Init image hash", "Hashes", "User", "Created Date", "RNG", "Model", "Noise Schedule",
+    keys.PRECISION, keys.VERSION, keys.VAE, keys.VAE_HASH, keys.LORA, keys.LORA_HASHES, keys.EMBEDDING_HASHES,
+    keys.BATCH_SIZE, keys.BATCH_POSITION, keys.BLEND_PROMPT, keys.BLEND_SEED, keys.BLEND_FRAMES, keys.BLEND_SHARE,
+    keys.BLEND_FPS, "Input picture", "Input sha256", "Mask", "Mask sha256", "Init image hash", "Hashes", "User",
+    "Created Date", "RNG", "Model", "Noise Schedule",
 )  # fmt: skip
 
 
@@ -63,10 +63,10 @@ class Plan:
     def arguments(self) -> argparse.Namespace:
         """The command's arguments as its own parser reads them. Raises `InputError` for what it refuses."""
         parser = _Parser(add_help=False)
-        kinds = parser.add_subparsers(parser_class=_Parser)
-        for group in GROUPS:
-            group.add_to(kinds)
-        args = kinds.choices[self.command].parse_args(self.argv[1:])
+        commands = parser.add_subparsers(parser_class=_Parser)
+        for module in MODULES:
+            module.add_to(commands)
+        args = commands.choices[self.command].parse_args(self.argv[1:])
         for name, file in self.files.items():
             setattr(args, name, file)
         args.only = self.only
@@ -93,15 +93,19 @@ def plan_of(asked: argparse.Namespace, parameters: Parameters) -> Plan:
             f"{asked.source!r} does not say its {', '.join(lacking)}. --force takes the model's usual ones, and a new "
             f"seed."
         )
-    plan = Plan(_command(parameters))
-    _say_settings(plan, parameters)
-    for key, option in OPTIONS.items():
-        plan.say(option, extra.get(key))
-    _say_mask(plan, extra)
+    found, notes = read_record(parameters)
+    if notes and not asked.force:
+        raise PictureError(f"{asked.source!r}: {' '.join(notes)} --force goes on without.")
+    plan = Plan(_command(parameters, found), notes=notes)
     if plan.command == "blend":
-        _say_blend(plan, parameters)
+        _say_blend(plan, extra)
     else:
-        _say_seeds(plan, parameters)
+        found |= _batch(plan, found, extra)
+    groups = (WHAT, HOW, MACHINE, *GROUPS[plan.command])
+    plan.options = to_options({name: value for name, value in found.items() if value != ""}, groups) + plan.options
+    plan.say("--sampler", found.get("sampler"))
+    if plan.command in ("inpaint", "outpaint"):
+        plan.options += to_options({"strength": found.get("strength")}, [PICTURE])
     _say_engine(plan, asked, parameters)
     plan.files = dict(_files(plan, asked, extra))
     plan.line = [*(file.name for file in plan.files.values()), *plan.line, *_prompts(plan, parameters)]
@@ -109,15 +113,13 @@ def plan_of(asked: argparse.Namespace, parameters: Parameters) -> Plan:
     return plan
 
 
-def _command(parameters: Parameters) -> str:
-    from ..record import keys
-
+def _command(parameters: Parameters, found: Mapping[str, Any]) -> str:
     extra = parameters.extra
-    if "Blend frames" in extra or "Blend share" in extra:
+    if keys.BLEND_FRAMES in extra or keys.BLEND_SHARE in extra:
         return "blend"
-    if any(key in extra for key in keys.OUTPAINT.values()):
+    if any(found.get(side) for side in inpaint.BEYOND):
         return "outpaint"
-    if keys.read_inpainting(extra) or "Mask sha256" in extra:
+    if "mask_blur" in found or "Mask sha256" in extra:
         return "inpaint"
     of_second_pass = any(key.startswith("Hires") for key in extra)  # A1111 says the strength of that, too
     if "Input sha256" in extra or (parameters.strength is not None and not of_second_pass):
@@ -126,66 +128,26 @@ def _command(parameters: Parameters) -> str:
 
 
 def _prompts(plan: Plan, parameters: Parameters) -> list[str]:
-    end = parameters.extra.get("Blend prompt") if plan.command == "blend" else None
+    end = parameters.extra.get(keys.BLEND_PROMPT) if plan.command == "blend" else None
     return [parameters.prompt] if end is None else [parameters.prompt, end]
 
 
-def _say_settings(plan: Plan, parameters: Parameters) -> None:
-    from ..record.keys import plain
-    from ..sampler import key_of, sampler_from_a1111
-
-    plan.say("--negative", parameters.negative or None)
-    plan.say("--steps", parameters.steps)
-    plan.say("--cfg", None if parameters.cfg is None else plain(parameters.cfg))
-    plan.say("--width", parameters.width)
-    plan.say("--height", parameters.height)
-    if parameters.sampler is not None:
-        plan.say("--sampler", key_of(sampler_from_a1111(parameters.sampler, parameters.schedule)))
-    if plan.command in STARTS_FROM and parameters.strength is not None:
-        plan.say("--strength", plain(parameters.strength))
+def _batch(plan: Plan, found: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a picture's whole batch, since the last bit of a picture may be its batch's."""
+    size, place = _whole(extra.get(keys.BATCH_SIZE)) or 1, _whole(extra.get(keys.BATCH_POSITION)) or 0
+    counted = "variation_seed" if found.get("variation_strength") else "seed"
+    seed = found.get(counted)
+    if seed is None or not 1 < size <= 256 or not place < size or place > seed:
+        return {}
+    plan.only = place
+    return {counted: seed - place, "n_images": size, "batch_size": size}
 
 
-def _say_mask(plan: Plan, extra: Mapping[str, str]) -> None:
-    from ..record import keys
-
-    if plan.command not in ("inpaint", "outpaint"):
-        return
-    used = keys.read_inpainting(extra)
-    plan.say("--masked-content", used.get("masked_content"))
-    plan.say("--mask-blur", keys.plain(used["mask_blur"]) if used else None)
-    if plan.command == "inpaint":
-        plan.say("--only-masked", used.get("only_masked"))
-        plan.say("--padding", used.get("padding"))
-        plan.say("--invert", used.get("invert"))
-    else:
-        for side, key in keys.OUTPAINT.items():
-            plan.say(f"--{side}", extra.get(key))
-
-
-def _say_seeds(plan: Plan, parameters: Parameters) -> None:
-    """The seeds; and of a batch the whole, since the last bit of a picture may be its batch's."""
-    seed, extra = parameters.seed, parameters.extra
-    strength, variation = extra.get("Variation seed strength"), _whole(extra.get("Variation seed"))
-    size, place = _whole(extra.get("Batch size")) or 1, _whole(extra.get("Batch pos")) or 0
-    counted = variation if strength else seed
-    if counted is not None and place < size <= 256 and place <= counted:
-        counted -= place
-        plan.only = place if size > 1 else None
-        plan.say("--n-images", size if size > 1 else None)
-        plan.say("--batch-size", size if size > 1 else None)
-    plan.say("--seed", seed if strength else counted)
-    if strength:
-        plan.say("--variation-seed", extra.get("Variation seed", "") if variation is None else counted)
-        plan.say("--variation-strength", strength)
-
-
-def _say_blend(plan: Plan, parameters: Parameters) -> None:
-    extra = parameters.extra
-    plan.say("--seed", parameters.seed)
-    plan.say("--frames", extra.get("Blend frames"))
-    plan.say("--fps", extra.get("Blend fps"))
-    plan.say("--share", extra.get("Blend share"))
-    plan.say("--to-seed", extra.get("Blend seed", extra.get("Variation seed")))
+def _say_blend(plan: Plan, extra: Mapping[str, str]) -> None:
+    plan.say("--frames", extra.get(keys.BLEND_FRAMES))
+    plan.say("--fps", extra.get(keys.BLEND_FPS))
+    plan.say("--share", extra.get(keys.BLEND_SHARE))
+    plan.say("--to-seed", extra.get(keys.BLEND_SEED, extra.get(keys.VARIATION_SEED)))
 
 
 def _say_engine(plan: Plan, asked: argparse.Namespace, parameters: Parameters) -> None:
@@ -200,9 +162,9 @@ def _say_engine(plan: Plan, asked: argparse.Namespace, parameters: Parameters) -
         plan.say("--model", needs.model(parameters.model, parameters.model_hash).source)
     if asked.vae is not None:
         plan.say("--vae", asked.vae)
-    elif vae := extra.get("VAE"):
-        plan.say("--vae", needs.vae(vae, extra.get("VAE hash"), asked.source))
-    recorded, hashes = extra.get("LoRA", ""), extra.get("Lora hashes", "")
+    elif vae := extra.get(keys.VAE):
+        plan.say("--vae", needs.vae(vae, extra.get(keys.VAE_HASH), asked.source))
+    recorded, hashes = extra.get(keys.LORA, ""), extra.get(keys.LORA_HASHES, "")
     for lora in needs.loras(recorded, {} if asked.force else dict(needs.pairs(hashes)), asked.lora):
         plan.say("--lora", lora)
     if not asked.force:
@@ -210,8 +172,8 @@ def _say_engine(plan: Plan, asked: argparse.Namespace, parameters: Parameters) -
         needs.check_named(
             files.LORAS, [(name, digits) for name, digits in needs.pairs(hashes) if name not in laid_over]
         )
-        needs.check_named(files.EMBEDDINGS, needs.pairs(extra.get("TI hashes", "")))
-    precision = extra.get("Precision")
+        needs.check_named(files.EMBEDDINGS, needs.pairs(extra.get(keys.EMBEDDING_HASHES, "")))
+    precision = extra.get(keys.PRECISION)
     plan.say("--float16", precision == "float16")
     plan.say("--no-float16", precision == "float32")
 
@@ -241,9 +203,9 @@ def _files(plan: Plan, asked: argparse.Namespace, extra: Mapping[str, str]) -> I
 def _notes(parameters: Parameters) -> list[str]:
     """What cannot be done again, or not exactly."""
     notes = []
-    if not parameters.extra.get("Version", "").startswith("stable_diffusion "):
+    if not parameters.extra.get(keys.VERSION, "").startswith("stable_diffusion "):
         notes.append("made by another program, whose noise is another: it will be alike in kind only")
-    unknown = [key for key in parameters.extra if key not in OPTIONS and key not in PASSED_OVER]
+    unknown = [key for key in parameters.extra if key not in RECORD_KEYS and key not in PASSED_OVER]
     if unknown:
         notes.append(f"not known here, and passed over: {', '.join(unknown)}")
     return notes

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..diffusion.noise import Seeds
     from ..record.inputs import InputFile
     from ..record.parameters import Parameters
     from ..record.used import Used
+    from ..request import Request
 
 BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left"
 
@@ -71,33 +70,35 @@ def means_folder(where: str | None) -> bool:
 class Painter:
     """Runs the generations of one command: a bar, previews, and every picture saved as soon as it is there."""
 
-    def __init__(self, sd: Any, call: dict[str, Any], output: Output, preview_every: int, quiet: bool):
-        self.finish: Callable[[Any], Any] = lambda picture: picture  # from what is painted to what is saved
+    def __init__(self, sd: Any, request: Request, output: Output, preview_every: int, quiet: bool):
         self.sd = sd
-        self.call = call
+        self.request = request
+        self.call = request.to_call(sd.default_size)
         self.output = output
         self.preview_every = preview_every
         self.quiet = quiet
 
-    def paint(
-        self, seeds: Seeds, batch_size: int, parameters: Callable[[Used], Parameters], only: int | None = None
-    ) -> list[Path]:
-        """Paint a picture for each seed, `batch_size` at a time, and print the files, also after an interruption.
+    def paint(self, only: int | None = None) -> list[Path]:
+        """Paint the request's pictures, `batch_size` at a time, and print the files, also after an interruption.
 
-        `parameters` makes the record of what the engine uses; `only` is the one picture to keep, from 0.
+        `only` is the one picture to keep, from 0.
         """
-        numbers = range(seeds.n_images)
-        batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
+        from ..pictures import arrays
+
+        request = self.request
+        numbers = range(request.n_images)
+        batches = [numbers[i : i + request.batch_size] for i in range(0, len(numbers), request.batch_size)]
         paths: list[Path] = []
         lines = []
         bar = self.bar()
         try:
             for batch in batches:
-                pictures, used = self._batch(seeds, batch, bar, len(batches))
+                pictures, used = self._batch(batch, bar, len(batches))
                 for i, picture in zip(batch, pictures, strict=True):
                     if only in (None, i):
-                        made = _of_picture(parameters(used), seeds, batch, i, picture)
-                        paths.append(self.output.save(self.finish(picture), i + 1, made))
+                        made = self._record(used, batch, i, picture)
+                        painted = self.call.finish(arrays.to_picture(picture))
+                        paths.append(self.output.save(painted, i + 1, made))
                         lines.append(str(paths[-1]) if self.quiet else f"{paths[-1]}  (seed {made.seed})")
         finally:
             bar.close()
@@ -111,13 +112,16 @@ class Painter:
 
         return tqdm(total=0, bar_format=BAR, disable=self.quiet, leave=True)
 
-    def run(self, call: dict[str, Any], bar: Any, n_runs: int, preview: Path | None = None) -> tuple[Any, Used]:
-        """One generation's pictures (B, H, W, 3), float32 in [0, 1]; a preview lives no longer than this call."""
+    def run(self, more: dict[str, Any], bar: Any, n_runs: int, preview: Path | None = None) -> tuple[Any, Used]:
+        """One generation's pictures (B, H, W, 3), float32 in [0, 1], and what painted them.
+
+        `more` are arguments beside the request's; a preview lives no longer than this call.
+        """
         import numpy as np
 
         latents = None
         try:
-            generation = self.sd.generate_latents(**self.call | call)
+            generation = self.sd.generate_latents(**self.call.arguments | more)
             for step in generation:
                 latents = step.latents
                 np.asarray(latents)  # computes them: the bar shows what is done, not what is planned
@@ -130,14 +134,19 @@ class Painter:
             if preview:
                 preview.unlink(missing_ok=True)
 
-    def _batch(self, seeds: Seeds, batch: range, bar: Any, n_batches: int) -> tuple[Any, Used]:
+    def _batch(self, batch: range, bar: Any, n_batches: int) -> tuple[Any, Used]:
         """The pictures of one batch (B, H, W, 3), and what painted them."""
-        seed = seeds.of_pictures()[batch[0]]
-        call: dict[str, Any] = {"n_images": len(batch), "seed": seed}
-        if seeds.strength:
-            call |= {"variation_seed": seeds.of_variations()[batch[0]], "variation_strength": seeds.strength}
-        preview = self.output.preview(batch[0] + 1, seed) if self.preview_every else None
-        return self.run(call, bar, n_batches, preview)
+        seeds = self.request.seeds_of(batch[0])
+        preview = self.output.preview(batch[0] + 1, seeds["seed"]) if self.preview_every else None
+        return self.run({"n_images": len(batch), **seeds}, bar, n_batches, preview)
+
+    def _record(self, used: Used, batch: range, number: int, picture: Any) -> Parameters:
+        """What one picture says of itself; `number` counts from 0."""
+        from ..record import keys
+
+        made = self.request.to_record(used, (picture.shape[1], picture.shape[0]), **self.request.seeds_of(number))
+        made.extra |= keys.of_batch(len(batch), number - batch[0])
+        return made
 
     @staticmethod
     def _write_preview(pictures: Any, path: Path) -> None:
@@ -145,16 +154,6 @@ class Painter:
         from ..record import picture_files
 
         picture_files.save_picture(arrays.grid(list(pictures)), path)
-
-
-def _of_picture(parameters: Parameters, seeds: Seeds, batch: range, number: int, picture: Any) -> Parameters:
-    """The run's parameters with what is one picture's own; `number` counts from 0."""
-    from ..record import keys
-
-    height, width = picture.shape[:2]
-    variation = keys.of_variation(seeds.of_variations()[number], seeds.strength)
-    extra = variation | parameters.extra | keys.of_batch(len(batch), number - batch[0])
-    return dataclasses.replace(parameters, seed=seeds.of_pictures()[number], width=width, height=height, extra=extra)
 
 
 class Report:

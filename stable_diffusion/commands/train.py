@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..checks import MAX_SEED
 from ..errors import InputError
-from .options import MAX_SEED, add_debug, number, whole
+from .options import add_debug, number, whole
 
 
 def add_to(kinds: Any) -> None:

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 
 from ..backend import mx
 from ..errors import InputError
-from ..pictures.inpainting import GRID, MASKED_CONTENTS, filled, to_mask
+from ..pictures import MASKED_CONTENTS
+from ..pictures.inpainting import GRID, filled, to_mask
 from ..pictures.reading import as_input, as_picture, fit
 from .denoiser import Denoiser, UNetCall
 from .noise import NoiseStream

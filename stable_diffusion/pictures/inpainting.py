@@ -13,7 +13,6 @@ from PIL import Image, ImageFilter
 from ..errors import InputError, PictureError
 from .reading import as_picture, from_array, to_rgb
 
-MASKED_CONTENTS = ("original", "noise", "fill")
 WHITE = 128  # the least grey of a mask that counts as white
 MAX_BLUR, MAX_SIDE = 256, 8192
 GRID = 8  # pixels to a latent: a mask for the engine is white or black in whole squares of this side

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import PictureError
+from . import FITS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 64_000_000  # above the largest phone cameras, far below what a forged header can claim
-FITS = ("crop", "pad", "stretch")
 
 
 def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "white") -> Image.Image:

@@ -18,3 +18,6 @@ class Used:
     loras: tuple[tuple[str, Strength], ...] = ()  # set by `set_loras`; those of the prompt's tags stand in the prompt
     lora_hashes: Mapping[str, str] = field(default_factory=dict)  # of both, by name
     embedding_hashes: Mapping[str, str] = field(default_factory=dict)
+    model_hash: str | None = None  # of a model that is one file
+    vae: str | None = None  # in place of the model's own
+    vae_hash: str | None = None  # where it is one file

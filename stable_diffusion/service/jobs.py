@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ..record.inputs import InputFile
+from ..request import Request
 
 QUICK_STEP = 0.5  # seconds
 
@@ -33,43 +32,6 @@ class State(str, Enum):
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a person asked for.
-
-    Sizes are in pixels, None: the model's own. A seed of None is drawn. Strength and fit count with an input picture
-    only, and what follows the mask (of the input picture's size, white where painted) with a mask only. `previews` are
-    the kinds of `preview.KINDS` that the live panel shows.
-    """
-
-    prompt: str
-    negative: str = ""
-    model: str = "postcards-tiny"
-    sampler: str = "euler"
-    steps: int = 20
-    cfg: float = 7.5
-    seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-    n_images: int = 1
-    loras: tuple[tuple[str, float], ...] = ()  # names and strengths
-    clip_skip: int | None = None
-    variation_seed: int | None = None  # None is drawn; counts with a strength only
-    variation_strength: float = 0.0
-    input_picture: Image.Image | None = field(default=None, compare=False, repr=False)
-    input_file: InputFile | None = field(default=None, compare=False, repr=False)  # that it was read from
-    strength: float = 0.7
-    fit: str = "crop"  # of an input picture of another shape: "crop", "pad", "stretch"
-    mask: Image.Image | None = field(default=None, compare=False, repr=False)
-    mask_mode: str = "repaint"  # a key of masks.MODES
-    masked_content: str = "original"  # a key of masks.CONTENTS
-    mask_blur: int = 4  # pixels
-    inpaint_area: str = "whole"  # a key of masks.AREAS
-    mask_padding: int = 32  # pixels around the mask that are looked at, where the area is "masked"
-    file_format: str = "png"  # a key of painting.SUFFIXES
-    previews: tuple[str, ...] = ("auto", "latents")
 
 
 @dataclass(eq=False)
@@ -168,6 +130,7 @@ class Job(Work):
     def __init__(self, request: Request) -> None:
         super().__init__(request.model)
         self.request = request
+        self.drawn = request.with_seeds()  # what is painted
         self.warning = ""
         self.pictures: list[Picture] = []
         self.latent_space: tuple[str, ...] = ()  # names under which utils may know how latents become colours

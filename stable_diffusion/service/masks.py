@@ -4,21 +4,19 @@ import base64
 import binascii
 import io
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from ..errors import InputError, PictureError
-from ..pictures.inpainting import Inpainting, outpaint
+from ..pictures.inpainting import outpaint
 from ..pictures.reading import open_picture
 from ..record.inputs import InputFile
-from .jobs import Request
 
-MODES = {"repaint": "What is painted changes", "keep": "What is painted stays"}
+MODES = {False: "What is painted changes", True: "What is painted stays"}  # by `invert`
 CONTENTS = {"original": "Original", "noise": "Noise", "fill": "Fill"}
-AREAS = {"whole": "Whole picture", "masked": "Only masked"}
+AREAS = {False: "Whole picture", True: "Only masked"}  # by `only_masked`
 
 MAX_PIXELS = 24_000_000  # of a picture to paint on: a browser holds the mask several times over
 MAX_URL = 20 << 20  # characters; a mask of MAX_PIXELS takes a hundredth of it
@@ -101,9 +99,9 @@ def url_of(mask: Image.Image | None) -> str:
     return URL_START + base64.b64encode(_png(_one_bit(mask))).decode()
 
 
-def check(mask: Image.Image | None, mode: str) -> Image.Image:
+def check(mask: Image.Image | None, invert: bool) -> Image.Image:
     """The mask to generate with, or, where it leaves nothing to change, an InputError in words."""
-    if mode == "keep":
+    if invert:
         if mask is not None and mask.getextrema() == (255, 255):
             raise InputError("All is painted over, and what is painted stays: leave out what should change.")
         if mask is not None and mask.getbbox():
@@ -114,56 +112,9 @@ def check(mask: Image.Image | None, mode: str) -> Image.Image:
     return mask
 
 
-def inpainting(request: Request, width: int, height: int) -> Inpainting | None:
-    """A request's picture and mask, ready for the engine; None where there is no mask. Raises InputError."""
-    if request.input_picture is None or request.mask is None:
-        return None
-    return Inpainting(
-        request.input_picture,
-        request.mask,
-        width,
-        height,
-        mask_blur=request.mask_blur,
-        only_masked=request.inpaint_area == "masked",
-        padding=request.mask_padding,
-        invert=request.mask_mode == "keep",
-    )
-
-
-def said(request: Request) -> dict[str, str]:
-    """What a picture's parameters say of its mask; nothing where there is none."""
-    from ..record import keys
-
-    if request.input_picture is None or request.mask is None:
-        return {}
-    return keys.of_inpainting(
-        request.masked_content,
-        request.mask_blur,
-        only_masked=request.inpaint_area == "masked",
-        padding=request.mask_padding,
-        invert=request.mask_mode == "keep",
-    )
-
-
-def form_values(extra: Mapping[str, str]) -> dict[str, Any]:
-    """The form's values for what a picture's parameters say of a mask; nothing where they say nothing."""
-    from ..record import keys
-
-    known = keys.read_inpainting(extra)
-    return known and {
-        "masked_content": known["masked_content"],
-        "mask_blur": known["mask_blur"],
-        "inpaint_area": "masked" if known["only_masked"] else "whole",
-        "mask_padding": known["padding"],
-        "mask_mode": "keep" if known["invert"] else "repaint",
-    }
-
-
-def files(request: Request) -> list[InputFile]:
-    """Input picture and mask as files to carry inside a PNG: the mask was painted here, and is nowhere else."""
-    if request.input_picture is None or request.mask is None:
-        return []
-    return [InputFile("input.png", _png(request.input_picture)), InputFile("mask.png", _png(_one_bit(request.mask)))]
+def files(picture: Image.Image, mask: Image.Image) -> tuple[InputFile, InputFile]:
+    """Input picture and mask as files to carry inside a PNG."""
+    return InputFile("input.png", _png(picture)), InputFile("mask.png", _png(_one_bit(mask)))
 
 
 def _one_bit(mask: Image.Image) -> Image.Image:

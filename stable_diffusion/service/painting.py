@@ -1,8 +1,8 @@
 """A job's pictures, one after another: the engine's steps recorded, the end saved; for the worker's thread alone."""
 
+import dataclasses
 import io
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -13,16 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from .. import catalogue
 from ..errors import StableDiffusionError
 from ..pictures import arrays
-from ..pictures.inpainting import Inpainting
-from ..pictures.reading import fit
-from ..record import inputs, picture_files
+from ..record import picture_files
 from ..record.parameters import Parameters
-from ..record.used import Used
+from ..request import Request
 from . import loras, masks, preview
-from .jobs import Frame, Job, Picture, Request
+from .jobs import Frame, Job, Picture
 from .words import in_plain_words
 
 DECODE_EVERY = 0.2  # seconds at least between two decodes while painting
@@ -55,14 +52,13 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     job.pictures.append(picture)
     job.skip_event.clear()
     decodes = Decodes(job)
-    if job.request.variation_strength:
-        picture.variation_seed = _variation_seed(job)
-    inpainting = masks.inpainting(job.request, *_size(job.request, model))
+    request = _carrying(job.drawn)
+    call = request.to_call(model.default_size)
+    seeds = request.seeds_of(len(job.pictures) - 1)
     before = time.perf_counter()
     last = None
-    with closing(model.generate_latents(job.request.prompt, **arguments(job, model, inpainting))) as steps:
+    with closing(model.generate_latents(**call.arguments | seeds)) as steps:
         used = steps.used
-        model_hash = _model_hash(job.request.model)
         for step in steps:
             frame = _record(step)
             picture.seed = step.seed
@@ -83,9 +79,9 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
                     return
     if last is None:
         raise StableDiffusionError("The model made no step at all: nothing to show.")
-    picture.size = (inpainting.original if inpainting else last).size
-    said = parameters(job.request, picture, used, model_hash, _size(job.request, model))
-    _save(job, picture, inpainting.finish(last) if inpainting else last, said, outputs)
+    finished = call.finish(last)
+    picture.size = finished.size
+    _save(job, picture, finished, request, request.to_record(used, last.size, **seeds), outputs)
 
 
 def decoded_jpeg(decode: Callable[[Any], Any], latents: np.ndarray) -> bytes:
@@ -139,106 +135,26 @@ class Decodes:
         return "full" in wished or (colours and not preview.knows_colours(frame.denoised, self._job.latent_space))
 
 
-def arguments(job: Job, model: Any, inpainting: Inpainting | None = None) -> dict[str, Any]:
-    """Say a request in the engine's words, for the picture in hand: its seed is the first one's plus its place."""
-    request, place = job.request, len(job.pictures) - 1
-    first = request.seed if place == 0 else job.pictures[0].seed
-    said: dict[str, Any] = {
-        "negative_text": request.negative or None,
-        "num_steps": request.steps,
-        "cfg_weight": request.cfg,
-        "width": request.width,
-        "height": request.height,
-        "seed": None if first is None else first + place,
-        "sampler": request.sampler,
-    }
-    if request.clip_skip is not None:
-        said["clip_skip"] = request.clip_skip
-    if request.variation_strength:  # then the first noise is always the seed's, and is turned towards another one's
-        said |= {
-            "seed": first,
-            "variation_seed": job.pictures[-1].variation_seed,
-            "variation_strength": request.variation_strength,
-        }
-    if inpainting is not None:
-        said |= {
-            "input_image": inpainting.picture,
-            "mask_image": inpainting.mask,
-            "masked_content": request.masked_content,
-            "denoising_strength": request.strength,
-        }
-    elif request.input_picture is not None:
-        said |= {
-            "input_image": fit(request.input_picture, *_size(request, model), request.fit),
-            "denoising_strength": request.strength,
-        }
-    return said
-
-
-def _variation_seed(job: Job) -> int:
-    """That of the picture in hand: the first one's, which is drawn where none was asked for, plus its place."""
-    place = len(job.pictures) - 1
-    first = job.request.variation_seed if place == 0 else job.pictures[0].variation_seed
-    return secrets.randbelow(2**32 - place) if first is None else first + place
-
-
-def _size(request: Request, model: Any) -> tuple[int, int]:
-    """The width and height that are painted, in pixels."""
-    width, height = model.default_size
-    return request.width or width, request.height or height
-
-
-def parameters(
-    request: Request, picture: Picture, used: Used, model_hash: str | None, painted: tuple[int, int]
-) -> Parameters:
-    """Gather what the saved file says about how it was made; `painted` is the size that was painted under a mask."""
-    from ..record import keys
-    from ..sampler import a1111_name
-
-    sampler, schedule = a1111_name(request.sampler)
-    width, height = picture.size if request.mask is None else painted
-    return Parameters(
-        prompt=request.prompt,
-        negative=request.negative,
-        steps=request.steps,
-        sampler=sampler,
-        schedule=schedule,
-        cfg=request.cfg,
-        seed=picture.seed,
-        width=width,
-        height=height,
-        model=used.model,
-        model_hash=model_hash,
-        strength=request.strength if request.input_picture is not None else None,
-        extra=(keys.of_fit(request.fit) if request.mask is None and request.input_picture else masks.said(request))
-        | ({} if request.clip_skip is None else {keys.CLIP_SKIP: str(request.clip_skip)})
-        | keys.of_variation(picture.variation_seed or 0, request.variation_strength)
-        | keys.of_used(used),
-    )
-
-
-def _model_hash(name: str) -> str | None:
-    try:
-        return catalogue.short_hash(catalogue.find(name).source)
-    except (StableDiffusionError, OSError):  # the file went away meanwhile: no reason to lose a picture
-        return None
-
-
 def _record(step: Any) -> Frame:
     x_t, x_0 = (np.asarray(array, dtype=np.float32)[0].astype(np.float16) for array in (step.latents, step.denoised))
     return Frame(step.index, step.total, float(step.sigma), x_t, x_0)
 
 
-def _save(job: Job, picture: Picture, image: Image.Image, said: Parameters, outputs: Path) -> None:
+def _carrying(request: Request) -> Request:
+    """The request with the files that a PNG carries: a painted mask was made here, and is nowhere else."""
+    if request.mask is None or request.picture is None or request.file_format != "png":
+        return request
+    picture_file, mask_file = masks.files(request.picture, request.mask)
+    return dataclasses.replace(request, picture_file=picture_file, mask_file=mask_file)
+
+
+def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said: Parameters, outputs: Path) -> None:
     folder = outputs / datetime.now().strftime("%Y-%m-%d")
-    carry = []
-    if job.request.file_format == "png":  # which alone can carry what it was painted from
-        carry = masks.files(job.request)
-    file = job.request.input_file
-    said.extra |= inputs.record(*carry) if carry or file is None else inputs.record(file)
+    files = (request.picture_file, request.mask_file) if request.mask_file is not None else ()
+    carry = [file for file in files if file is not None]
     try:
-        picture.path = picture_files.save_new_picture(image, folder, said, SUFFIXES[job.request.file_format], carry)
-    except OSError as error:
+        picture.path = picture_files.save_new_picture(image, folder, said, SUFFIXES[request.file_format], carry)
+    except Exception as error:  # whatever it is: a finished picture is not lost
         log.exception("could not save a picture in %s", folder)
         picture.unsaved = _png(image, said)
         job.warning = f"The picture could not be saved: {in_plain_words(error)} Download it from here to keep it."

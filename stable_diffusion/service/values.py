@@ -5,16 +5,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from .. import catalogue
-from ..pictures.reading import FITS
+from ..checks import Choice, Flag, Number, Text, Whole
+from ..request import DEFAULTS, SETTINGS
 from ..sampler import SAMPLERS, key_of
 from . import loras
-from .masks import AREAS, CONTENTS, MODES
 from .painting import SUFFIXES
 from .preview import KINDS
 
-MAX_SEED = 2**53 - 1  # what a browser counts exactly
-RANDOM_SEED = -1
-OWN_LAYER = 0  # in place of a clip skip: the layer that the checkpoint was trained with
 AUTOMATIC = "automatic"  # the schedule that the checkpoint asks for
 MAX_TEXT = 20_000  # characters of a prompt; far more than any encoder reads
 USUAL_SIDES = {"sdxl": 1024}  # pixels, where the catalogue names none; elsewhere 512
@@ -33,29 +30,22 @@ EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such
     ),
 }
 SCHEDULES = {known.key: (AUTOMATIC, *known.schedules) for known in SAMPLERS}
+OF_MODEL = ("steps", "cfg", "width", "height", "strength")  # what it paints best with
+FORM = {name: each for name, each in SETTINGS.items() if each.page}
+KEYS = ("model", "sampler", "schedule", "loras", "file_format", "previews", *FORM)
 
-WHOLE = {
-    "steps": (1, 150),
-    "width": (64, 2048),
-    "height": (64, 2048),
-    "n_images": (1, 16),
-    "seed": (-1, MAX_SEED),
-    "clip_skip": (0, 12),
-    "variation_seed": (-1, MAX_SEED),
-    "mask_blur": (0, 64),
-    "mask_padding": (0, 256),
-}
-REAL = {"cfg": (0.0, 20.0), "strength": (0.0, 1.0), "variation_strength": (0.0, 1.0)}
-TEXTS = ("prompt", "negative")
-CHOICES: dict[str, Collection[str]] = {
-    "fit": FITS,
-    "file_format": SUFFIXES,
-    "sampler": SCHEDULES,
-    "mask_mode": MODES,
-    "masked_content": CONTENTS,
-    "inpaint_area": AREAS,
-}
-KEYS = ("model", *TEXTS, "schedule", *WHOLE, *REAL, *CHOICES, "loras", "previews")
+
+def bounds(name: str) -> tuple[Any, Any]:
+    """The least and the largest value that a number of the form has."""
+    each = FORM[name]
+    assert isinstance(each.check, (Whole, Number)), f"{name} is no number"
+    kind = int if isinstance(each.check, Whole) else float
+    return each.shown or (kind(each.check.low), kind(each.check.high))
+
+
+def fresh() -> dict[str, Any]:
+    """What the form shows at first, beside what the model decides."""
+    return {name: each.to_form(DEFAULTS[name]) for name, each in FORM.items() if name not in OF_MODEL}
 
 
 def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str, Any]:
@@ -63,29 +53,40 @@ def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str,
 
     `sampler` may come with its schedule, as the engine's key "dpmpp_2m_karras".
     """
-    found: dict[str, Any] = {key: values[key][:MAX_TEXT] for key in TEXTS if isinstance(values.get(key), str)}
+    found = {name: value for name in FORM if (value := _shown(name, values.get(name))) is not None}
     if values.get("model") in known_models:
         found["model"] = values["model"]
-    for key, (low, high) in WHOLE.items():
-        if _is_number(values.get(key)):
-            found[key] = int(min(max(values[key], low), high))
-    for key, bounds in REAL.items():
-        if _is_number(values.get(key)):
-            found[key] = float(min(max(values[key], bounds[0]), bounds[1]))
-    sampler, schedule = split_sampler(values.get("sampler"))
-    schedule = values.get("schedule") or schedule
-    found |= {
-        key: value
-        for key, value in (*values.items(), ("sampler", sampler))
-        if key in CHOICES and isinstance(value, str) and value in CHOICES[key]
-    }
-    if "sampler" in found:
-        found["schedule"] = schedule if schedule in SCHEDULES[found["sampler"]] else AUTOMATIC
+    if isinstance(values.get("file_format"), str) and values["file_format"] in SUFFIXES:
+        found["file_format"] = values["file_format"]
+    if isinstance(values.get("sampler"), str):
+        sampler, schedule = split_sampler(values["sampler"])
+        sampler = values["sampler"] if values["sampler"] in SCHEDULES else sampler
+        schedule = values.get("schedule") or schedule
+        if sampler in SCHEDULES:
+            found |= {"sampler": sampler, "schedule": schedule if schedule in SCHEDULES[sampler] else AUTOMATIC}
     if isinstance(values.get("loras"), (list, tuple)):
         found["loras"] = loras.clean(values["loras"])
     if isinstance(values.get("previews"), (list, tuple)):
         found["previews"] = [kind for kind in KINDS if kind in values["previews"]]
     return found
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A value as the form shows it, or None for one that it cannot show."""
+    each = FORM[name]
+    if name == "vae":
+        return value if value == each.unset or value in catalogue.vaes() else None
+    if isinstance(each.check, Text):
+        return value[:MAX_TEXT] if isinstance(value, str) else None
+    if isinstance(each.check, Flag):
+        return value if isinstance(value, bool) else None
+    if isinstance(each.check, Choice):
+        options = (*each.check.options, *([] if each.unset is None else [each.unset]))
+        return next((option for option in options if type(option) is type(value) and option == value), None)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    low, high = bounds(name)
+    return type(low)(min(max(value, low), high))
 
 
 def split_sampler(key: Any) -> tuple[str | None, str]:
@@ -134,7 +135,3 @@ def without_default(negative: str, default: str) -> str:
     if default and negative.endswith(default):
         return negative[: -len(default)].rstrip().removesuffix(",").rstrip()
     return negative
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,37 +4,25 @@
 then goes to the page that was meant, and `notes` says there what could not be taken over.
 """
 
-import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
 from stable_diffusion import catalogue
-from stable_diffusion.errors import SamplerError, StableDiffusionError
+from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.places import packaged
 from stable_diffusion.record import keys
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
-from stable_diffusion.sampler import key_of, sampler_from_a1111
-from stable_diffusion.service import loras, masks, values
+from stable_diffusion.request import DEFAULTS, read_record
+from stable_diffusion.service import loras, values
 from stable_diffusion.webui.components import details, session
 
 TEXT_PAGE, PICTURE_PAGE, INPAINT_PAGE = (
     str(packaged("webui", "pages", f"{name}.py")) for name in ("text_to_image", "image_to_image", "inpaint")
 )
-SIDES = 8  # pixels: what width and height are multiples of
 TO_THE_TOP = """<script>document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
-# What changes a picture and can be asked for by the commands alone.
-ELSEWHERE = (keys.PROMPT_LANGUAGE, keys.CFG_RESCALE, keys.PREDICTION_TYPE, keys.BITS, keys.VAE)
-NUMBERS = {
-    "steps": "Steps",
-    "cfg": "CFG",
-    "seed": "Seed",
-    "width": "Width",
-    "height": "Height",
-    "strength": "Denoising strength",
-}
 
 
 def send(
@@ -78,52 +66,36 @@ def fill(parameters: Parameters) -> list[str]:
     A picture may come from anywhere: a model counts only by a name of the catalogue (never as a path or as something to
     download), and numbers only within what the form offers.
     """
-    left_out: list[str] = []
-    found: dict[str, Any] = {"prompt": parameters.prompt, "negative": parameters.negative}
+    said, left_out = read_record(parameters)
+    # What a picture does not name, it was painted without.
+    found = {name: each.to_form(DEFAULTS[name]) for name, each in values.FORM.items() if each.key and not each.always}
+    found |= {"loras": [], "vae": ""}
     if parameters.model:
         if name := model_named(parameters.model):
             session.put({"model": name})
             session.apply_defaults()
         else:
             left_out.append(f"The model {parameters.model!r} is not here; the chosen one was left.")
-    if parameters.sampler:
-        try:
-            found["sampler"] = key_of(sampler_from_a1111(parameters.sampler, parameters.schedule))
-        except SamplerError:
-            wanted = " ".join(filter(None, (parameters.sampler, parameters.schedule)))
-            left_out.append(f"The sampler {wanted!r} is not offered here; the chosen one was left.")
-    for key, label in NUMBERS.items():
-        number = getattr(parameters, key)
-        low, high = (values.WHOLE | values.REAL)[key]
-        if number is not None and low <= number <= high and not (key in ("width", "height") and number % SIDES):
-            found[key] = number
-        elif number is not None:
-            left_out.append(f"{label} {number} is not offered here, and was left as it is.")
-    for key in ELSEWHERE:
-        if key in parameters.extra:
-            left_out.append(f"{key} {parameters.extra[key]} can be chosen on the command line alone.")
-    session.put(found | masks.form_values(parameters.extra) | _of_engine(parameters.extra, left_out))
+    for name, value in said.items():
+        if _can_be_shown(name, value):
+            found[name] = value
+        else:
+            title = values.FORM[name].title or name.title()
+            left_out.append(f"{title} {value} is not offered here, and was left as it is.")
+    if vae := parameters.extra.get(keys.VAE):
+        if vae in catalogue.vaes():
+            found["vae"] = vae
+        else:
+            left_out.append(f"The VAE {vae!r} is not here, and was left out.")
+    found["loras"], missing = loras.from_text(parameters.extra.get(keys.LORA, ""))
+    left_out += [f"The LoRA {name!r} is not here, and was left out." for name in missing]
+    session.put(found)
     return left_out
 
 
-def _of_engine(extra: Mapping[str, str], left_out: list[str]) -> dict[str, Any]:
-    """The form's values for LoRAs, clip skip and variation: what a picture does not name, it was painted without."""
-    here, missing = loras.from_text(extra.get(keys.LORA, ""))
-    left_out += [f"The LoRA {name!r} is not here, and was left out." for name in missing]
-    found: dict[str, Any] = {
-        "loras": here,
-        "clip_skip": values.OWN_LAYER,
-        "variation_seed": values.RANDOM_SEED,
-        "variation_strength": 0.0,
-    }
-    for key, name, read in (
-        ("clip_skip", keys.CLIP_SKIP, int),
-        ("variation_seed", keys.VARIATION_SEED, int),
-        ("variation_strength", keys.VARIATION_STRENGTH, float),
-    ):
-        with contextlib.suppress(ValueError):
-            found[key] = read(extra.get(name, "")[:20])
-    return found
+def _can_be_shown(name: str, value: Any) -> bool:
+    """Whether the form has this very value: its bounds are narrower than the engine's."""
+    return name == "sampler" or name not in values.FORM or values.clean({name: value}, []).get(name) == value
 
 
 def model_named(wanted: str) -> str | None:

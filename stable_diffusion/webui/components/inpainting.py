@@ -1,5 +1,7 @@
 """What the Inpaint page asks beside the prompts: a picture, a mask painted over it, and how the mask is used."""
 
+from typing import Any
+
 import streamlit as st
 
 from stable_diffusion.errors import StableDiffusionError
@@ -27,18 +29,18 @@ def settings() -> None:
             CONTENTS,
             "What the steps begin with under the mask: the picture as it is, noise, or the colours around it.",
         )
-        area = _choice(
+        only_masked = _choice(
             "Inpaint area",
-            "inpaint_area",
+            "only_masked",
             AREAS,
             "Only masked: the surroundings of the mask are painted at the full width and height, and put back "
             "smaller. That gives finer details, and knows less of the rest of the picture.",
         )
     _sizes()
     with st.expander("Mask settings"):
-        _choice("Mask mode", "mask_mode", MODES, "Which part is painted anew.")
+        _choice("Mask mode", "invert", MODES, "Which part is painted anew.")
         _pixels("Mask blur", "mask_blur", "How softly the new passes into the old at the edge of the mask.")
-        _pixels("Padding", "mask_padding", "How far around the mask it is looked, with Only masked.", area != "masked")
+        _pixels("Padding", "padding", "How far around the mask it is looked, with Only masked.", not only_masked)
     if st.session_state.get("input_picture") is not None:
         with st.expander("Extend the canvas"):
             _extension()
@@ -63,7 +65,7 @@ def _sizes() -> None:
         )
 
 
-def _choice(label: str, key: str, titles: dict[str, str], words: str) -> str:
+def _choice(label: str, key: str, titles: dict[Any, str], words: str) -> Any:
     chosen = st.segmented_control(
         label,
         list(titles),
@@ -73,11 +75,11 @@ def _choice(label: str, key: str, titles: dict[str, str], words: str) -> str:
         help=words,
         persist_state="session",
     )
-    return chosen or st.session_state[key]
+    return st.session_state[key] if chosen is None else chosen
 
 
 def _pixels(label: str, key: str, words: str, disabled: bool = False) -> None:
-    bounds = values.WHOLE[key]
+    bounds = values.bounds(key)
     st.slider(label, *bounds, key=key, format="%d px", help=words, disabled=disabled, persist_state="session")
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures import arrays
 from stable_diffusion.record.inputs import InputFile
+from stable_diffusion.request import Request
 from stable_diffusion.service import values
-from stable_diffusion.service.jobs import Frame, Job, Picture, Request, State, Task
+from stable_diffusion.service.jobs import Frame, Job, Picture, State, Task
 from stable_diffusion.service.preview import KINDS, data_url, frame_jpeg
 from stable_diffusion.webui.components import handover, session
 

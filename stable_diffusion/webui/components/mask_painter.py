@@ -39,7 +39,7 @@ def painting() -> Painting | None:
 def mask() -> Image.Image:
     """The mask to generate with. Raises InputError where nothing is left to change, PictureError as `painting`."""
     found = painting()
-    return check(found.mask if found is not None else None, st.session_state["mask_mode"])
+    return check(found.mask if found is not None else None, st.session_state["invert"])
 
 
 def draw() -> None:

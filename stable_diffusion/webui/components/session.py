@@ -13,33 +13,21 @@ from stable_diffusion import catalogue
 from stable_diffusion.pictures.inpainting import suitable_size
 from stable_diffusion.places import home
 from stable_diffusion.record.inputs import InputFile, recordable
+from stable_diffusion.request import Request
 from stable_diffusion.service import loras, presets, values
 from stable_diffusion.service.downloads import Downloads
-from stable_diffusion.service.jobs import Job, Request
+from stable_diffusion.service.jobs import Job
 from stable_diffusion.service.masks import Painting
-from stable_diffusion.service.values import AUTOMATIC, RANDOM_SEED
 from stable_diffusion.service.worker import Worker
 
 CATALOGUE_AGE = 2.0  # seconds
 MAX_FILE_NAME = 255  # characters
 FRESH: dict[str, Any] = {  # what the form shows at first, beside what the model decides
+    **values.fresh(),
     "model": catalogue.DEFAULT,
-    "prompt": "",
-    "negative": "",
-    "seed": RANDOM_SEED,
-    "n_images": 1,
-    "fit": "crop",
-    "file_format": "png",
-    "previews": Request.previews,
     "loras": (),
-    "clip_skip": values.OWN_LAYER,
-    "variation_seed": RANDOM_SEED,
-    "variation_strength": 0.0,
-    "mask_mode": Request.mask_mode,
-    "masked_content": Request.masked_content,
-    "mask_blur": Request.mask_blur,
-    "inpaint_area": Request.inpaint_area,
-    "mask_padding": Request.mask_padding,
+    "file_format": Request.file_format,
+    "previews": Request.previews,
 }
 NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
@@ -172,18 +160,12 @@ def recall(request: Request) -> None:
     """Put a request's values back into the form."""
     put({"model": request.model})
     apply_defaults()
-    put(
-        {key: getattr(request, key) for key in values.KEYS if hasattr(request, key)}
-        | {
-            "seed": RANDOM_SEED if request.seed is None else request.seed,
-            "variation_seed": RANDOM_SEED if request.variation_seed is None else request.variation_seed,
-            "clip_skip": request.clip_skip or values.OWN_LAYER,
-        }
-    )
-    if request.input_picture is not None:
-        begin_from(request.input_picture, request.input_file)
+    asked = {key: getattr(request, key) for key in values.KEYS if hasattr(request, key)}
+    put({key: values.FORM[key].to_form(value) if key in values.FORM else value for key, value in asked.items()})
+    if request.picture is not None:
+        begin_from(request.picture, request.picture_file)
         if request.mask is not None:
-            st.session_state["painting"] = Painting(request.input_picture, request.mask)
+            st.session_state["painting"] = Painting(request.picture, request.mask)
 
 
 def recall_seed() -> None:
@@ -218,34 +200,16 @@ def take_shape() -> None:
 def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
     """Gather the form into a request."""
     state = st.session_state
-    seed, variation_seed = int(state["seed"]), int(state["variation_seed"])
-    return Request(
+    return Request.from_values(
+        {key: state[key] for key in values.KEYS},
         prompt=state["prompt"].strip(),
         negative=values.with_default(state["negative"], default_negative()),
-        model=state["model"],
-        sampler=values.join_sampler(state["sampler"], state.get("schedule", AUTOMATIC)),
-        steps=int(state["steps"]),
-        cfg=float(state["cfg"]),
-        seed=None if seed == RANDOM_SEED else seed,
-        width=int(state["width"]),
-        height=int(state["height"]),
-        n_images=int(state["n_images"]),
+        sampler=values.join_sampler(state["sampler"], state.get("schedule", values.AUTOMATIC)),
         loras=tuple((name, strength) for name, strength in state["loras"]),
-        clip_skip=int(state["clip_skip"]) or None,
-        variation_seed=None if variation_seed == RANDOM_SEED else variation_seed,
-        variation_strength=float(state["variation_strength"]),
-        input_picture=input_picture,
-        input_file=_input_file(input_picture),
-        strength=float(state["strength"]) if input_picture is not None else Request.strength,
-        fit=state["fit"],
-        mask=mask,
-        mask_mode=state["mask_mode"],
-        masked_content=state["masked_content"],
-        mask_blur=int(state["mask_blur"]),
-        inpaint_area=state["inpaint_area"],
-        mask_padding=int(state["mask_padding"]),
-        file_format=state["file_format"],
         previews=tuple(state["previews"] or ()),
+        picture=input_picture,
+        picture_file=_input_file(input_picture),
+        mask=mask,
     )
 
 

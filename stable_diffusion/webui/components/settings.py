@@ -1,12 +1,15 @@
 """The sidebar: which model, how it is sampled, how large, how many, and settings saved by name."""
 
+from typing import Any
+
 import streamlit as st
 
+from stable_diffusion import catalogue
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.sampler import SAMPLERS
 from stable_diffusion.service import loras, presets, values
 from stable_diffusion.service.preview import KINDS
-from stable_diffusion.service.values import MAX_SEED, RATIOS, SCHEDULES
+from stable_diffusion.service.values import RATIOS, SCHEDULES
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.webui.components import model_choice, session
 
@@ -19,10 +22,12 @@ def sidebar() -> None:
         model_choice.draw()
         _sampling()
         _size()
-        st.number_input("Number of pictures", 1, 16, key="n_images", persist_state="session")
+        st.number_input("Number of pictures", *values.bounds("n_images"), key="n_images", persist_state="session")
         _seed()
         with st.expander("Advanced"):
             _advanced()
+        with st.expander("How the model is loaded"):
+            _of_model()
         with st.expander("Presets"):
             _presets()
 
@@ -42,10 +47,10 @@ def _sampling() -> None:
         help="How the noise levels are spaced. Automatic: as the checkpoint asks.",
         persist_state="session",
     )
-    st.slider("Steps", *values.WHOLE["steps"], key="steps", persist_state="session")
+    st.slider("Steps", *values.bounds("steps"), key="steps", persist_state="session")
     st.slider(
         "CFG",
-        *values.REAL["cfg"],
+        *values.bounds("cfg"),
         step=0.5,
         key="cfg",
         help="How closely the picture follows the prompt. Up to 1: no guidance, and each step costs half.",
@@ -55,8 +60,8 @@ def _sampling() -> None:
 
 def _size() -> None:
     left, right = st.columns(2)
-    left.number_input("Width", *values.WHOLE["width"], step=8, key="width", persist_state="session")
-    right.number_input("Height", *values.WHOLE["height"], step=8, key="height", persist_state="session")
+    left.number_input("Width", *values.bounds("width"), step=8, key="width", persist_state="session")
+    right.number_input("Height", *values.bounds("height"), step=8, key="height", persist_state="session")
     with st.container(horizontal=True, gap="small"):
         for name, ratio in RATIOS.items():
             st.button(
@@ -82,8 +87,7 @@ def _swap_sides() -> None:
 def _seed() -> None:
     st.number_input(
         "Seed",
-        -1,
-        MAX_SEED,
+        *values.bounds("seed"),
         key="seed",
         help="The same seed and settings give the same picture. -1: a new one every time.",
         persist_state="session",
@@ -94,7 +98,7 @@ def _seed() -> None:
             icon=":material/casino:",
             help="A new seed for every picture (-1)",
             on_click=session.put,
-            args=({"seed": values.RANDOM_SEED},),
+            args=({"seed": values.FORM["seed"].unset},),
         )
         st.button(
             "Reuse last",
@@ -106,32 +110,11 @@ def _seed() -> None:
 
 def _advanced() -> None:
     _loras()
-    st.number_input(
-        "Clip skip",
-        *values.WHOLE["clip_skip"],
-        key="clip_skip",
-        help="Which of the text encoder's layers counts: 1 is the last, 2 the last but one, and so on. 0: the one that "
-        "the model was trained with.",
-        persist_state="session",
-    )
-    st.slider(
-        "Variation strength",
-        *values.REAL["variation_strength"],
-        step=0.05,
-        key="variation_strength",
-        help="How far the first noise is turned from the seed's towards the variation seed's. A little gives a "
-        "picture like the one of the seed.",
-        persist_state="session",
-    )
-    st.number_input(
-        "Variation seed",
-        -1,
-        MAX_SEED,
-        key="variation_seed",
-        disabled=not st.session_state["variation_strength"],
-        help="Which variation of the seed's picture; several pictures take the next ones. -1: a new one every time.",
-        persist_state="session",
-    )
+    _number("clip_skip")
+    _slider("guidance_rescale")
+    _slider("variation_strength")
+    _number("variation_seed", disabled=not st.session_state["variation_strength"])
+    _choice("prompt_language", {"a1111": "A1111's", "plain": "Plain"})
     st.pills(
         "Preview",
         list(KINDS),
@@ -151,6 +134,64 @@ def _advanced() -> None:
         help="Each keeps the parameters inside the file. PNG loses nothing; JPEG and WebP are smaller.",
         persist_state="session",
     )
+
+
+def _of_model() -> None:
+    """Draw how the model is loaded; a change takes effect with the next picture, which loads it again."""
+    here = catalogue.vaes()
+    chosen = st.session_state["vae"]
+    _select("vae", {"": "The model's own", **{name: name for name in sorted({*here, *filter(None, [chosen])})}})
+    titles = {"": "As the file says", "epsilon": "Epsilon", "v_prediction": "v", "sample": "Sample"}
+    _select("prediction_type", titles)
+    _select("bits", {0: "As it is", 8: "8 bits", 4: "4 bits"})
+    each = values.FORM["low_memory"]
+    st.toggle(each.title, key="low_memory", help=_sentence(each.help), persist_state="session")
+
+
+def _slider(name: str, step: float = 0.05) -> None:
+    each = values.FORM[name]
+    st.slider(each.title, *values.bounds(name), step=step, key=name, help=_sentence(each.help), persist_state="session")
+
+
+def _number(name: str, disabled: bool = False) -> None:
+    each = values.FORM[name]
+    st.number_input(
+        each.title,
+        *values.bounds(name),
+        key=name,
+        disabled=disabled,
+        help=_sentence(each.help),
+        persist_state="session",
+    )
+
+
+def _select(name: str, titles: dict[Any, str]) -> None:
+    each = values.FORM[name]
+    st.selectbox(
+        each.title,
+        list(titles),
+        key=name,
+        format_func=titles.__getitem__,
+        help=_sentence(each.help),
+        persist_state="session",
+    )
+
+
+def _choice(name: str, titles: dict[str, str]) -> None:
+    each = values.FORM[name]
+    st.segmented_control(
+        each.title,
+        list(titles),
+        key=name,
+        required=True,
+        format_func=titles.__getitem__,
+        help=session.plain(_sentence(each.help)),
+        persist_state="session",
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _loras() -> None:
