@@ -42,7 +42,7 @@ def main() -> None:
     print("| | ours, s | torch, s | ratio | ours, CPU s | torch, CPU s | ratio | ours, pictures/s |\n|" + "---|" * 8)
     for part in args.parts or ("vae", "diffusion"):
         batch = args.batch or RECIPES[part].batch
-        with ops.differentiable():
+        with ops.use("learning"):
             makers = (ours_vae, torch_vae) if part == "vae" else (ours_diffusion, torch_diffusion)
             times = measured([make(batch) for make in makers], args.repeats)
         (wall, cpu), (torch_wall, torch_cpu) = ([statistics.median(each) for each in side] for side in times)

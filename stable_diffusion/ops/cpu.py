@@ -1,7 +1,7 @@
 """Forms for a CPU on which MLX takes exp, erf and tanh one element at a time. float32; other types take the plain ones.
 
 numpy's tanh and exp are vectorised, 20 to 40 times as fast as MLX's. Everything goes through in blocks that stay in the
-cache, and nothing is lazy: inputs are computed, and so is what comes out. (`quantized_matmul` has reasons of its own.)
+cache, and nothing is lazy: inputs are computed, and so is what comes out.
 """
 
 from __future__ import annotations
@@ -158,13 +158,6 @@ def _rows(x: np.ndarray) -> list[slice]:
 
 def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
     return plain.attention(q, k, v, mask) if q.dtype != mx.float32 or mask is not None else eager.attention(q, k, v)
-
-
-def quantized_matmul(
-    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
-) -> mx.array:
-    """Unpack W, then multiply by BLAS: MLX's own form takes a CPU 35 times as long as that for an attention layer."""
-    return x @ mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits).T
 
 
 def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:

@@ -23,7 +23,6 @@ _POWERS = (1.00000007103, 0.69314694916, 0.24022121754, 0.05550742616, 0.0096754
 # Adding it rounds a float32 to a whole number n, and leaves n + 127 in the lowest bits: the exponent of 2^n.
 _ROUND = 1.5 * 2.0**23 + 127
 
-_INPUT_2D, _KERNEL_2D, _OUTPUT_2D = map(mx.array, (INPUT_2D, KERNEL_2D, OUTPUT_2D))
 BLOCK = 1 << 18  # elements that a block holds: one megabyte
 SMALL_BLOCK = 1 << 15  # of which six stay in the cache
 
@@ -201,17 +200,24 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
     return plain.conv2d(x, weight, bias, stride, padding)
 
 
+@functools.cache
+def _transforms() -> tuple[mx.array, mx.array, mx.array]:
+    """Winograd's transforms of input (36, 36), kernel (36, 9) and output (16, 36)."""
+    return mx.array(INPUT_2D), mx.array(KERNEL_2D), mx.array(OUTPUT_2D)
+
+
 def _convolved(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
     """winograd.py's convolution of a whole batch, sides multiples of 4; and the transformed input (36, tiles, C)."""
     batch, height, width, channels = x.shape
     outputs, down, across = weight.shape[0], height // TILE, width // TILE
-    kernels = (_KERNEL_2D @ weight.transpose(1, 2, 3, 0).reshape(9, -1)).reshape(36, channels, outputs)
+    of_input, of_kernel, of_output = _transforms()
+    kernels = (of_kernel @ weight.transpose(1, 2, 3, 0).reshape(9, -1)).reshape(36, channels, outputs)
     x = mx.contiguous(mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]))
     line = (width + 2) * channels
     strides = (line, channels, (height + 2) * line, TILE * line, TILE * channels, 1)
     tiles = mx.as_strided(x, (TILE + 2, TILE + 2, batch, down, across, channels), strides)
-    inputs = (_INPUT_2D @ tiles.reshape(36, -1)).reshape(36, -1, channels)
-    y = (_OUTPUT_2D @ (inputs @ kernels).reshape(36, -1)).reshape(TILE, TILE, batch, down, across, outputs)
+    inputs = (of_input @ tiles.reshape(36, -1)).reshape(36, -1, channels)
+    y = (of_output @ (inputs @ kernels).reshape(36, -1)).reshape(TILE, TILE, batch, down, across, outputs)
     return y.transpose(2, 3, 0, 4, 1, 5).reshape(batch, height, width, outputs), inputs
 
 
@@ -224,12 +230,13 @@ def _winograd_vjp(
 ) -> tuple[mx.array, mx.array]:
     """The input's by the kernel turned about; the kernel's by the transposes of its and the output's transforms."""
     weight, cotangent, inputs = primals[1], cotangents[0], results[1]
+    _, of_kernel, of_output = _transforms()
     batch, height, width, outputs = cotangent.shape
     x_part, _ = _convolved(cotangent, weight[:, ::-1, ::-1].transpose(3, 1, 2, 0))
     tiles = cotangent.reshape(batch, height // TILE, TILE, width // TILE, TILE, outputs).transpose(2, 4, 0, 1, 3, 5)
-    products = (_OUTPUT_2D.T @ tiles.reshape(TILE * TILE, -1)).reshape(36, -1, outputs)
+    products = (of_output.T @ tiles.reshape(TILE * TILE, -1)).reshape(36, -1, outputs)
     kernels = inputs.swapaxes(1, 2) @ products
-    w_part = (_KERNEL_2D.T @ kernels.reshape(36, -1)).reshape(3, 3, -1, outputs).transpose(3, 0, 1, 2)
+    w_part = (of_kernel.T @ kernels.reshape(36, -1)).reshape(3, 3, -1, outputs).transpose(3, 0, 1, 2)
     return x_part, w_part
 
 

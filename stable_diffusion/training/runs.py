@@ -61,7 +61,7 @@ def train_vae(
     intervals: Intervals = INTERVALS,
 ) -> State:
     """Train an autoencoder, or go on with it: `output` gets vae/ and training/vae/. Raises as `loop.train` does."""
-    with ops.differentiable():
+    with ops.use("learning"):
         model = networks.new_autoencoder(config, recipe.seed)
         task = AutoencoderTask(data, model, output, recipe.batch, recipe.seed)
         return train(task, recipe, limit, output / STATES / task.name, report, intervals)
@@ -79,7 +79,7 @@ def train_decoder(
 
     Raises `CheckpointNotFoundError` where there is no autoencoder, and as `loop.train` does.
     """
-    with ops.differentiable():
+    with ops.use("learning"):
         task = DecoderTask(data, load_autoencoder(output / "vae"), output, recipe.batch, recipe.seed)
         return train(task, recipe, limit, output / STATES / task.name, report, intervals)
 
@@ -100,7 +100,7 @@ def train_diffusion(
     `vae` is a vae/ folder, by default that of `output`. The vocabulary is learnt from the data's captions first.
     Raises `CheckpointNotFoundError` where there is no autoencoder, and as `loop.train` does.
     """
-    with ops.differentiable():
+    with ops.use("learning"):
         autoencoder = load_autoencoder(vae or output / "vae")
     if vae:
         networks.write_part(output, "vae", autoencoder)
@@ -110,7 +110,7 @@ def train_diffusion(
     text, unet = sizes
     text = dataclasses.replace(text, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
     cache = LatentCache(data, autoencoder, tokenizer, output / STATES / "latents")
-    with ops.differentiable():
+    with ops.use("learning"):
         model = networks.TextToLatents(text, unet, recipe.seed)
         task = DiffusionTask(
             cache, model, networks.SCHEDULER, output, recipe.batch, recipe.seed, prompts or _prompts(data)
