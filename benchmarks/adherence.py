@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from PIL import Image, ImageOps
 
+from benchmarks.judge import ATTRIBUTES, SIZE, Classifier, any_postcard, frechet_distance, train
 from stable_diffusion import StableDiffusion
 from stable_diffusion.errors import InputError, StableDiffusionError
 from stable_diffusion.pictures import arrays
-from stable_diffusion.training.classifier import ATTRIBUTES, SIZE, Classifier, any_postcard, frechet_distance, train
 from stable_diffusion.training.postcards.painter import Postcard, describe, paint, random_postcard
 
 ROOT = Path(__file__).resolve().parent.parent
