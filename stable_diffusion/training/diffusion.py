@@ -9,25 +9,50 @@ x_0 are latents (Rombach et al. 2022). One caption in ten is left out, for class
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Sequence, Sized
 from pathlib import Path
 
 import numpy as np
 
 from ..backend import mx
-from ..config import SchedulerConfig
+from ..config import CLIPTextConfig, SchedulerConfig, UNetConfig
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.noise import NoiseStream
 from ..diffusion.schedule import NoiseSchedule
 from ..sampler import sampler_by_name
+from ..text.tokenizer import Tokenizer
+from .data import Data, Postcards
 from .latents import SHARD, LatentCache
 from .loop import Inputs, Loss
-from .networks import TextToLatents, write_index, write_part
+from .networks import SCHEDULER, TEXT_ENCODER, UNET, TextToLatents, load_autoencoder, write_index, write_part
+from .recipe import Recipe
+from .runs import STATES
 from .sheets import save_sheet
+from .vocabulary import write_tokenizer
 
 FIRST_SHARDS, STEPS_PER_SHARD = 4, 250  # the latents that there are at the first step, and then one shard more
 MOST_SHARDS = 80
 COLUMNS = 8  # of a sample sheet
+CAPTIONS = 2000  # that the vocabulary is learnt from
+PROMPTS = (  # of the sample sheets of postcards
+    "a red house on green hills at sunset, with clouds",
+    "a blue tent in snowy mountains at night, with stars",
+    "a white lighthouse by the sea by day, with birds",
+    "a green cactus in the desert at sunset, with the sun",
+    "a yellow sailboat on the sea at night, with the moon",
+    "a purple hot air balloon over the desert by day, a clear sky",
+    "a pink windmill on green hills by day, with a rainbow",
+    "an orange tree in snowy mountains at sunset, with birds",
+    "a black house by the sea at night, a clear sky",
+    "a white tent on green hills by day, with the sun",
+    "a red sailboat on the sea by day, with a rainbow",
+    "a blue windmill in snowy mountains at sunset, with clouds",
+    "a yellow house in the desert at night, with stars",
+    "an orange hot air balloon over the sea at sunset, with birds",
+    "a purple cactus in the desert by day, with clouds",
+    "a green tree on green hills at night, with the moon",
+)
 
 
 def min_snr_weights(alpha_bars: np.ndarray, prediction_type: str, gamma: float) -> np.ndarray:
@@ -132,3 +157,32 @@ class DiffusionTask:
         step, place = divmod(number, self.batch_size)
         first = np.random.default_rng((self.seed, step, 1)).random()
         return int((first + place / self.batch_size) % 1 * len(self.alpha_bars))
+
+
+def new_task(
+    data: Data,
+    output: Path,
+    recipe: Recipe,
+    vae: str | Path | None = None,
+    prompts: Sequence[str] = (),
+    sizes: tuple[CLIPTextConfig, UNetConfig] = (TEXT_ENCODER, UNET),
+) -> DiffusionTask:
+    """Train a new text encoder and U-Net: `output` becomes a checkpoint folder.
+
+    `vae` is a vae/ folder, by default the one in `output`; another is copied there. The vocabulary is learnt from the
+    data's captions first, unless `output` has one. Raises `CheckpointNotFoundError` where there is no autoencoder.
+    """
+    autoencoder = load_autoencoder(Path(vae or output / "vae"))
+    if vae:
+        write_part(output, "vae", autoencoder)
+    if not (output / "tokenizer" / "merges.txt").is_file():
+        count = min(CAPTIONS, len(data)) if isinstance(data, Sized) else CAPTIONS
+        write_tokenizer(output / "tokenizer", (data.example(i)[1] for i in range(count)))
+    tokenizer = Tokenizer.from_files(output / "tokenizer")
+    text, unet = sizes
+    text = dataclasses.replace(text, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
+    cache = LatentCache(data, autoencoder, tokenizer, output / STATES / "latents")
+    if not prompts:
+        prompts = PROMPTS if isinstance(data, Postcards) else [data.example(i)[1] for i in range(len(PROMPTS))]
+    model = TextToLatents(text, unet, recipe.seed)
+    return DiffusionTask(cache, model, SCHEDULER, output, recipe.batch, recipe.seed, prompts)

@@ -19,7 +19,8 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .. import backend
 from ..backend import mx, nn
-from .optimisation import Arrays, Layout, Recipe, State, learning_rate
+from .optimisation import Arrays, Layout, State
+from .recipe import Recipe, learning_rate
 from .sheets import save_curve
 
 STATE, LOG, CURVE = "state.safetensors", "log.jsonl", "curve.png"

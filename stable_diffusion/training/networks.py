@@ -13,8 +13,12 @@ from typing import Any
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
+from ..errors import CheckpointNotFoundError
 from ..layers import Conv2d, ResnetBlock
+from ..model_io import mapping
+from ..model_io.load_folder import read_json
 from ..model_io.outward import to_folder
+from ..model_io.strict import load_weights
 from ..unet import Transformer2D, UNet
 from ..vae import Autoencoder
 
@@ -69,6 +73,21 @@ def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
         # Little noise at first, or the decoder learns to do without the latents.
         is_variance = mx.arange(2 * config.latent_channels) >= config.latent_channels
         model.quant_conv.bias = mx.where(is_variance, -5.0, 0.0)
+    return model
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """The network of a vae/ folder, in float32.
+
+    Raises `CheckpointNotFoundError` where there is none, and what loading a checkpoint raises.
+    """
+    file = folder / "diffusion_pytorch_model.safetensors"
+    if not file.is_file():
+        raise CheckpointNotFoundError(
+            f"There is no autoencoder at {str(folder)!r}: train one first (train vae), or name one with --vae."
+        )
+    model = Autoencoder(AutoencoderConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
+    load_weights(model, [file], mapping.VAE, mx.float32)
     return model
 
 

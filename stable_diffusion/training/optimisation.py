@@ -1,4 +1,4 @@
-"""AdamW, the learning rate over time, the average of the weights: all that a training must keep to go on exactly."""
+"""AdamW and the average of the weights: everything that a run must keep to resume exactly."""
 
 from __future__ import annotations
 
@@ -14,32 +14,10 @@ from typing import Any
 from .. import ops
 from ..backend import mx
 from ..errors import CheckpointError
+from .recipe import Recipe
 
 Arrays = dict[str, mx.array]
 STATE_PARTS = ("parameters", "average", "first_moment", "second_moment")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the weights are moved. One step takes `batch` examples, in `accumulate` parts one after another."""
-
-    batch: int = 32
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    final_rate: float = 0.02  # of the cosine, as a share of learning_rate
-    warm_up: int = 200  # steps
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    weight_decay: float = 0.01
-    clip: float = 1.0  # the largest norm of a gradient
-    average_decay: float = 0.999
-    seed: int = 0
-
-
-def learning_rate(recipe: Recipe, step: int, done: float) -> float:
-    """A linear warm-up over steps, times half a cosine over the share of the time that is `done`, 0 to 1."""
-    cosine = recipe.final_rate + (1 - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return recipe.learning_rate * cosine * min(1.0, (step + 1) / recipe.warm_up)
 
 
 @dataclass(frozen=True)

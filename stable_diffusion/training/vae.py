@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from ..backend import mx
+from ..config import AutoencoderConfig
 from ..vae import Autoencoder
 from .data import Data
 from .loop import Inputs, Loss
-from .networks import write_part
+from .networks import VAE, load_autoencoder, new_autoencoder, write_part
+from .recipe import Recipe
 from .sheets import psnr, save_sheet
 
 CROP = 64  # pixels a side
@@ -115,6 +117,16 @@ class DecoderTask(AutoencoderTask):
 
     def scaling_factor(self) -> float:
         return self.model.config.scaling_factor
+
+
+def new_task(data: Data, output: Path, recipe: Recipe, config: AutoencoderConfig = VAE) -> AutoencoderTask:
+    """Train a new autoencoder of this configuration: `output` gets vae/."""
+    return AutoencoderTask(data, new_autoencoder(config, recipe.seed), output, recipe.batch, recipe.seed)
+
+
+def decoder_task(data: Data, output: Path, recipe: Recipe) -> DecoderTask:
+    """Train the decoder of `output` further. Raises `CheckpointNotFoundError` where there is no vae/."""
+    return DecoderTask(data, load_autoencoder(output / "vae"), output, recipe.batch, recipe.seed)
 
 
 def _to_range(picture: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten  # noqa: E402
 from stable_diffusion import ops  # noqa: E402
 from stable_diffusion.backend import mx, nn  # noqa: E402
 from stable_diffusion.model_io import mapping  # noqa: E402
-from stable_diffusion.training.optimisation import Recipe, State  # noqa: E402
+from stable_diffusion.training.optimisation import State  # noqa: E402
+from stable_diffusion.training.recipe import Recipe  # noqa: E402
 
 from .. import drawn, networks, shapes  # noqa: E402
 from . import pipelines  # noqa: E402
