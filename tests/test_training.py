@@ -255,7 +255,7 @@ def test_a_state_of_another_network_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="another network"):
         train(vae_task(tmp_path), Recipe(batch=4), Limit(steps=1), tmp_path)
     (tmp_path / STATE).write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="no state"):
+    with pytest.raises(CheckpointError, match="not the state"):
         train(vae_task(tmp_path), Recipe(batch=4), Limit(steps=1), tmp_path)
 
 

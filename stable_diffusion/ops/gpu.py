@@ -1,6 +1,6 @@
-"""Forms for a GPU: chains of element-wise operations as one kernel each, by `mx.compile`, in place of a dozen.
+"""Forms for a GPU: `mx.compile` fuses each chain of element-wise operations into one kernel instead of a dozen.
 
-Half of a U-Net's operations belong to its group norms (benchmarks/operations.py counts them).
+Group norms account for half of a U-Net's operations (benchmarks/operations.py counts them).
 """
 
 from __future__ import annotations

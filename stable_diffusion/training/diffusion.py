@@ -1,10 +1,10 @@
-"""The diffusion's training: Denoising Diffusion Probabilistic Models (Ho et al. 2020, arXiv:2006.11239), algorithm 1.
+"""Training the diffusion: Denoising Diffusion Probabilistic Models (Ho et al. 2020, arXiv:2006.11239), algorithm 1.
 
     x_0 ~ data,  t ~ uniform,  eps ~ N(0, 1),  x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps       (equation 4)
     loss = w(t) |target - U-Net(x_t, t, text)|^2,  target = eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0
 
-x_0 are latents (Rombach et al. 2022). One caption in ten is left out, for classifier-free guidance (Ho and Salimans
-2022). v is Salimans and Ho 2022's; w(t) is Hang et al. 2023's (`min_snr_weights`).
+x_0 are latents (Rombach et al. 2022). One caption in ten is dropped, for classifier-free guidance (Ho and Salimans
+2022). v is from Salimans and Ho 2022; w(t) from Hang et al. 2023 (`min_snr_weights`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from .runs import STATES
 from .sheets import save_sheet
 from .vocabulary import write_tokenizer
 
-FIRST_SHARDS, STEPS_PER_SHARD = 4, 250  # the latents that there are at the first step, and then one shard more
+FIRST_SHARDS, STEPS_PER_SHARD = 4, 250  # latents at the first step, and the steps until one shard is added
 MOST_SHARDS = 80
-COLUMNS = 8  # of a sample sheet
-CAPTIONS = 2000  # that the vocabulary is learnt from
-PROMPTS = (  # of the sample sheets of postcards
+COLUMNS = 8  # in a sample sheet
+CAPTIONS = 2000  # from which the vocabulary is learnt
+PROMPTS = (  # for the sample sheets of postcards
     "a red house on green hills at sunset, with clouds",
     "a blue tent in snowy mountains at night, with stars",
     "a white lighthouse by the sea by day, with birds",
@@ -56,17 +56,17 @@ PROMPTS = (  # of the sample sheets of postcards
 
 
 def min_snr_weights(alpha_bars: np.ndarray, prediction_type: str, gamma: float) -> np.ndarray:
-    """The loss's weight at each time, such that x_0's error never counts more than `gamma` times.
+    """The loss weight at each time, (T,), which caps the effective weight of x_0's squared error at `gamma`.
 
-    An error of eps is one of x_0 times SNR = abar / (1 - abar), and an error of v one of x_0 times SNR + 1 (Salimans
-    and Ho 2022, section 4): min(that, gamma) / that. Hang et al. 2023, arXiv:2303.09556, section 3.4.
+    eps's squared error is x_0's times SNR = abar / (1 - abar), and v's is x_0's times SNR + 1 (Salimans and Ho 2022,
+    section 4). With that factor the weight is min(factor, gamma) / factor (Hang et al. 2023, arXiv:2303.09556, 3.4).
     """
     snr = alpha_bars / (1 - alpha_bars) + (prediction_type == "v_prediction")
     return np.minimum(snr, gamma) / snr
 
 
 class DiffusionTask:
-    """See the module's docstring. `folder` gets the checkpoint's unet/, text_encoder/ and scheduler/."""
+    """The task of the module's docstring. `folder` gets the checkpoint's unet/, text_encoder/ and scheduler/."""
 
     name = "diffusion"
 
@@ -92,7 +92,7 @@ class DiffusionTask:
         self.cache.grow(self.available(step))
 
     def batch(self, examples: Sequence[int]) -> Inputs:
-        """x_0 and eps (B, h, w, C), t (B,), and texts' ids (B, 77)."""
+        """x_0 and eps (B, h, w, C), t (B,), and the captions' token ids (B, 77)."""
         rows = []
         for number in examples:
             rng = np.random.default_rng((self.seed, number))
@@ -113,18 +113,18 @@ class DiffusionTask:
         return (mx.array(self.weights)[t] * squares).mean(), {"squares": squares.mean()}
 
     def available(self, step: int) -> int:
-        """How many examples there are at a step: the latents' number grows, the same in every run."""
+        """How many examples there are at a step: the cache grows on a fixed schedule, the same in every run."""
         count = SHARD * min(MOST_SHARDS, FIRST_SHARDS + step // STEPS_PER_SHARD)
         return min(count, self.cache.limit or count)
 
     def look(self, path: Path) -> dict[str, float]:
-        """A picture for each prompt, the same noise every time."""
+        """Write a sheet with a picture for each prompt, from the same noise every time."""
         pictures = self.generate(self.prompts)
         save_sheet(path, [pictures[i : i + COLUMNS] for i in range(0, len(pictures), COLUMNS)])
         return {}
 
     def generate(self, prompts: Sequence[str], steps: int = 20, cfg_weight: float = 5.0, seed: int = 0) -> np.ndarray:
-        """A picture (H, W, 3) in [0, 1] for each prompt, by Euler's method."""
+        """A picture for each prompt by Euler's method: (N, H, W, 3) in [0, 1]."""
         tokenizer, vae = self.cache.tokenizer, self.cache.vae
         ids = mx.array(np.concatenate([tokenizer([""] * len(prompts))[0], tokenizer(list(prompts))[0]]))
         context = self.model.unet.project_text(self.model.text_encoder(ids).last_hidden_state)
@@ -153,7 +153,7 @@ class DiffusionTask:
         return self.model.unet.conv_in.weight.dtype
 
     def _time(self, number: int) -> int:
-        """Uniform over all times, but spread evenly over a batch (Kingma et al. 2021, arXiv:2107.00630, I.1)."""
+        """Uniform over all times, stratified within a batch (Kingma et al. 2021, arXiv:2107.00630, I.1)."""
         step, place = divmod(number, self.batch_size)
         first = np.random.default_rng((self.seed, step, 1)).random()
         return int((first + place / self.batch_size) % 1 * len(self.alpha_bars))
