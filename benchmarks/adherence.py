@@ -1,12 +1,12 @@
-"""How well a model of postcards does what its prompts say: a judge reads the attributes off generated pictures.
+"""How well a postcard model follows its prompts: a judge reads the attributes off generated pictures.
 
     python benchmarks/adherence.py                                   400 pictures of postcards-tiny: minutes on a CPU
     python benchmarks/adherence.py --pictures 40 --sheet sheet.png   a quick look
     python benchmarks/adherence.py --compare postcards-tiny DIR      two models side by side, the same prompts and seeds
 
 Half of the prompts are of combinations (thing, colour, time) that training never saw. The judge, a small network, is
-trained on the painter's own pictures and kept in the --cache folder for the next run; how often it is right on fresh
-postcards stands in the first column, and the same postcards through the model's autoencoder show what that costs.
+trained on the painter's own pictures and kept in the --cache folder for the next run. The first row shows how often it
+is right on fresh postcards; the same postcards through the model's autoencoder show what that costs.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from PIL import Image, ImageOps
 
+from benchmarks.judge import ATTRIBUTES, SIZE, Classifier, any_postcard, frechet_distance, train
 from stable_diffusion import StableDiffusion
 from stable_diffusion.errors import InputError, StableDiffusionError
 from stable_diffusion.pictures import arrays
-from stable_diffusion.training.classifier import ATTRIBUTES, SIZE, Classifier, any_postcard, frechet_distance, train
 from stable_diffusion.training.postcards.painter import Postcard, describe, paint, random_postcard
 
 ROOT = Path(__file__).resolve().parent.parent
 FRESH, GENERATED, JUDGED = 1001, 2002, 3003  # streams of postcards that no training draws from
 SHEET, COLUMNS = 48, 8
-Right = dict[str, np.ndarray]  # attribute -> whether each picture was read as its card says
+Right = dict[str, np.ndarray]  # attribute -> whether each picture was read correctly
 
 
 @dataclass
 class Scores:
-    """What was measured of one model."""
+    """The measurements of one model."""
 
     model: str
     through_vae: Right
     generated: Right
-    held_out: np.ndarray  # which of the generated pictures' combinations training never saw
+    held_out: np.ndarray  # which generated pictures show combinations that training never saw
     psnr: float
     distance: float
     pictures: list[Image.Image] = field(repr=False)
@@ -54,7 +54,7 @@ def postcards(count: int, stream: int, seed: int) -> list[Postcard]:
 
 
 def prompted(count: int, seed: int) -> tuple[list[Postcard], np.ndarray]:
-    """Cards to ask for, and which are held out: every second one."""
+    """Cards to generate, and which of them are held out: every second one."""
     rng = np.random.default_rng((GENERATED, seed))
     held_out = np.arange(count) % 2 == 1
     return [random_postcard(rng, bool(out)) for out in held_out], held_out
@@ -65,16 +65,16 @@ def painted(cards: list[Postcard], size: int) -> np.ndarray:
 
 
 def judged(judge: Classifier, pictures: np.ndarray, cards: list[Postcard]) -> tuple[np.ndarray, Right]:
-    """The features (N, D), and what was read rightly."""
-    features, said = judge.read(pictures)
+    """The features (N, D), and which attributes were read correctly."""
+    features, found = judge.read(pictures)
     return features, {
-        name: np.array([word == getattr(card, name) for word, card in zip(said[name], cards, strict=True)])
+        name: np.array([word == getattr(card, name) for word, card in zip(found[name], cards, strict=True)])
         for name in ATTRIBUTES
     }
 
 
 def a_judge(folder: Path, steps: int) -> Classifier:
-    """From the folder where one was trained on the pictures that the painter paints now; else trained and put there."""
+    """Load the judge from the folder if the painter has not changed since; otherwise train one and save it there."""
     now = hashlib.sha256(painted(postcards(40, JUDGED, 0), SIZE).tobytes()).hexdigest()[:12]
     path = folder / f"judge-{steps}-{now}.safetensors"
     if path.is_file():
@@ -114,7 +114,7 @@ def generate(sd: StableDiffusion, cards: list[Postcard], options: argparse.Names
 
 
 def through_vae(sd: StableDiffusion, pictures: np.ndarray) -> tuple[np.ndarray, float]:
-    """The pictures encoded and decoded, and their mean PSNR in dB."""
+    """The pictures after encoding and decoding, and their mean PSNR in dB."""
     back = np.stack([arrays.to_uint8(np.array(sd.decode(sd.encode(picture))[0])) for picture in pictures])
     errors = np.square((back.astype(np.float64) - pictures) / 255).mean((1, 2, 3))
     return back, float(np.mean(-10 * np.log10(np.maximum(errors, 1e-10))))
@@ -146,7 +146,7 @@ def score(name: str, judge: Classifier, unit: float, fresh: list[Postcard], opti
 
 
 def framed(pictures: np.ndarray, right: Right) -> list[Image.Image]:
-    """The first pictures, in a light frame where all was read as it should be and in a red one where not."""
+    """The first pictures, framed in light grey if all attributes were read correctly, otherwise in red."""
     whole = np.all(list(right.values()), axis=0)
     return [
         ImageOps.expand(Image.fromarray(picture), 3, "gainsboro" if good else "crimson")
@@ -155,7 +155,7 @@ def framed(pictures: np.ndarray, right: Right) -> list[Image.Image]:
 
 
 def table(fresh: Right, halves: float, found: list[Scores]) -> str:
-    """Markdown: what the judge reads rightly, off real postcards and off each model's pictures."""
+    """Markdown: how often the judge is right on real postcards and on each model's pictures."""
     heads = ["read off", *ATTRIBUTES, "all five", "VAE PSNR", "Fréchet distance"]
     rows = [
         heads,
@@ -178,7 +178,7 @@ def count(right: Right) -> int:
 
 
 def shares(right: Right) -> list[str]:
-    """Per cent read rightly of each attribute, and of all five at once."""
+    """Percentage read correctly of each attribute, and of all five at once."""
     every = [*right.values(), np.all(list(right.values()), axis=0)]
     return [f"{100 * one.mean():.1f} %" for one in every]
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="postcards-tiny", help="a name, folder or file, as the pipeline takes it")
     parser.add_argument("--compare", nargs=2, metavar="MODEL", help="two models in one table")
-    parser.add_argument("--pictures", type=int, default=400, help="generated for each model (400)")
+    parser.add_argument("--pictures", type=int, default=400, help="pictures per model (default: 400)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=5.0)
     parser.add_argument("--sampler", default="euler")
@@ -212,7 +212,7 @@ def run(options: argparse.Namespace) -> None:
     judge = a_judge(options.cache, options.judge_steps)
     fresh = postcards(max(1000, 2 * options.pictures), FRESH, options.seed)
     features, right = judged(judge, painted(fresh, 2 * SIZE), fresh)
-    unit = float(np.sqrt(features.var(0).mean()))  # distances are told in the spread of real postcards' features
+    unit = float(np.sqrt(features.var(0).mean()))  # distances are in units of the real postcards' feature spread
     halves = frechet_distance(
         features[: options.pictures] / unit, features[options.pictures : 2 * options.pictures] / unit
     )

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import io
-import os
 import re
 import sys
 from pathlib import Path
 
-os.environ["STABLE_DIFFUSION_OPS"] = "plain"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mlx.utils import tree_flatten
@@ -25,7 +24,6 @@ from mlx.utils import tree_flatten
 from stable_diffusion import ops
 from stable_diffusion.backend import mx, nn
 from stable_diffusion.config import UNetConfig
-from stable_diffusion.ops import gpu, plain
 from stable_diffusion.unet import UNet
 
 VIEWS = {"Broadcast", "Reshape", "Transpose", "Flatten", "Unflatten", "ExpandDims", "Squeeze", "Split", "Slice"}
@@ -47,9 +45,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="rows of the call, two for guidance (default: 2)")
     parser.add_argument("--plain", action="store_true", help="with the plain forms: nothing fused by mx.compile")
     options = parser.parse_args()
-    if not options.plain:
-        ops.geglu, ops.group_norm = gpu.geglu, gpu.group_norm
-        ops.ACTIVATIONS["silu"] = mx.compile(plain.silu, shapeless=True)
+    with ops.use("plain" if options.plain else "gpu"):
+        count(options)
+
+
+def count(options: argparse.Namespace) -> None:
     unet = UNet(UNetConfig(cross_attention_dim=768))
     unet.apply(lambda weight: mx.zeros(weight.shape, mx.float16))
     text = mx.zeros((options.batch, 77, 768), mx.float16)
@@ -66,9 +66,10 @@ def main() -> None:
         fused["layer norm"] += 1
         return x
 
-    ops.attention, nn.LayerNorm.__call__ = attention, layer_norm
+    nn.LayerNorm.__call__ = layer_norm
     graph = io.StringIO()
-    mx.export_to_dot(graph, unet(x, mx.array([500.0]), context))
+    with ops.use(dataclasses.replace(ops.forms(), attention=attention)):
+        mx.export_to_dot(graph, unet(x, mx.array([500.0]), context))
     found = collections.Counter(re.findall(r'label ?= ?"([A-Za-z]+)"', graph.getvalue()))
     launches = {name: n for name, n in found.items() if name not in VIEWS} | fused
     launches["copy (a transposed array reshaped)"] = copies(graph.getvalue())

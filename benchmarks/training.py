@@ -26,7 +26,7 @@ from stable_diffusion import backend, ops
 from stable_diffusion.backend import mx
 from stable_diffusion.training import networks
 from stable_diffusion.training.loop import averaged_gradients, resumed, set_weights
-from stable_diffusion.training.runs import RECIPES
+from stable_diffusion.training.runs import RUNS
 
 VOCABULARY = 700
 Step = Callable[[], object]
@@ -41,8 +41,8 @@ def main() -> None:
     print(f"{backend.describe()}; load average {os.getloadavg()[0]:.1f}")
     print("| | ours, s | torch, s | ratio | ours, CPU s | torch, CPU s | ratio | ours, pictures/s |\n|" + "---|" * 8)
     for part in args.parts or ("vae", "diffusion"):
-        batch = args.batch or RECIPES[part].batch
-        with ops.differentiable():
+        batch = args.batch or RUNS[part].recipe.batch
+        with ops.use("learning"):
             makers = (ours_vae, torch_vae) if part == "vae" else (ours_diffusion, torch_diffusion)
             times = measured([make(batch) for make in makers], args.repeats)
         (wall, cpu), (torch_wall, torch_cpu) = ([statistics.median(each) for each in side] for side in times)
@@ -88,7 +88,7 @@ def ours_diffusion(batch: int) -> Step:
 
 
 def ours(task, inputs: tuple[np.ndarray, ...]) -> Step:
-    state, group, recipe = resumed(task.model, Path("none")), mx.distributed.init(), RECIPES[task.name]
+    state, group, recipe = resumed(task.model, Path("none")), mx.distributed.init(), RUNS[task.name].recipe
 
     def step() -> None:
         loss, _, gradients = averaged_gradients(task, [inputs], group)

@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from stable_diffusion import ops
 from stable_diffusion.backend import mx
 from stable_diffusion.clip import CLIPTextModel
 from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from stable_diffusion.model_io import mapping
 from stable_diffusion.model_io.strict import load_weights
-from stable_diffusion.ops import plain
 from stable_diffusion.unet import UNet
 from stable_diffusion.vae import Autoencoder
 
@@ -58,14 +55,6 @@ def run_text_encoder(model: CLIPTextModel, ids: np.ndarray) -> dict[str, np.ndar
     output = model(mx.array(ids))
     results = {"last": output.last_hidden_state, "penultimate": output.hidden_states[-2], "pooled": output.pooled}
     return {key: to_numpy(value) for key, value in results.items()}
-
-
-def take_plain_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let networks that are built and called from now on take the plain forms of all operations."""
-    for name in ("by_batch", "by_blocks", "attention", "conv2d", "geglu", "group_norm"):
-        monkeypatch.setattr(ops, name, getattr(plain, name))
-    for name in ops.ACTIVATIONS:
-        monkeypatch.setitem(ops.ACTIVATIONS, name, getattr(plain, "silu" if name == "swish" else name))
 
 
 def to_numpy(x: mx.array) -> np.ndarray:

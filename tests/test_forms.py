@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, ops
 from stable_diffusion.backend import mx, nn
 from stable_diffusion.config import AutoencoderConfig, UNetConfig
 from stable_diffusion.unet import UNet
@@ -41,20 +41,22 @@ def unet_outputs() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("outputs", [vae_outputs, unet_outputs])
-def test_networks(outputs, monkeypatch):
+def test_networks(outputs):
     ours = outputs()
-    networks.take_plain_forms(monkeypatch)
-    for a, b in zip(ours, outputs(), strict=True):
+    with ops.use("plain"):
+        theirs = outputs()
+    for a, b in zip(ours, theirs, strict=True):
         assert networks.relative_error(a, b) <= NETWORK
 
 
-def test_a_generation(monkeypatch):
+def test_a_generation():
     def latents() -> list[np.ndarray]:
         sd = StableDiffusion("postcards-tiny", float16=False)
         steps = sd.generate_latents("a red house on green hills at sunset", seed=3, width=256, height=192)
         return [np.array(step.latents) for step in steps]
 
     ours = latents()
-    networks.take_plain_forms(monkeypatch)
-    for a, b in zip(ours, latents(), strict=True):
+    with ops.use("plain"):
+        theirs = latents()
+    for a, b in zip(ours, theirs, strict=True):
         assert networks.relative_error(a, b) <= TRAJECTORY

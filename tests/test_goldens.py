@@ -5,7 +5,9 @@ tests/parity/make_goldens.py made the outputs; tests/parity/ makes the same comp
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, ops
 from stable_diffusion.backend import mx
 
 from . import drawn, networks, shapes
@@ -61,10 +63,10 @@ def stored() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(params=["device", "plain"])
-def forms(request, monkeypatch) -> None:
+def forms(request) -> Iterator[None]:
     """Run with the forms of operations that this device takes, and with the plain ones."""
-    if request.param == "plain":
-        networks.take_plain_forms(monkeypatch)
+    with ops.use("plain") if request.param == "plain" else contextlib.nullcontext():
+        yield
 
 
 def write_weights(stored: dict[str, np.ndarray], network: str, folder: Path) -> Path:

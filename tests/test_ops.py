@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import os
 import shutil
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stable_diffusion import ops
-from stable_diffusion.backend import mx
+from stable_diffusion.backend import mx, nn
+from stable_diffusion.layers import ResnetBlock
 from stable_diffusion.ops import cpu, eager, gpu, learning, plain, winograd
 
 ROOT = Path(__file__).parents[1]
@@ -217,6 +219,19 @@ def test_group_norm_of_a_constant_and_of_large_values():
     )
 
 
+def test_group_norm_computes_the_activation_of_its_table_in_the_same_pass(monkeypatch):
+    """`ops.ACTIVATIONS["silu"]` reaches each form as that table's own SiLU."""
+    x, weight, bias = normal(0, 1, 6, 5, 32), normal(1, 32), normal(2, 32)
+    expected = plain.group_norm(x, weight, bias, 8, 1e-5, plain.silu)
+    for table in ("plain", "cpu", "learning"):
+        given: list[object] = []
+        form = ops.TABLES[table].group_norm
+        with ops.use(dataclasses.replace(ops.TABLES[table], group_norm=lambda *a: given.append(a[-1]) or form(*a))):  # noqa: B023
+            result = ops.group_norm(x, weight, bias, 8, 1e-5, ops.ACTIVATIONS["silu"])
+        assert given == [ops.TABLES[table].silu]
+        assert difference(result, expected) < TOLERANCE
+
+
 def test_upsample_to_any_size():
     x = mx.arange(6).reshape(1, 2, 3, 1)
     assert ops.upsample_nearest(x, 4, 6)[0, :, :, 0].tolist() == [
@@ -304,15 +319,61 @@ def test_other_convolutions_in_strips(batch, height, width, kernel, stride, padd
     assert difference(result, plain.conv2d(x, weight, bias, stride, padding)) <= 1e-6
 
 
+def test_tables_have_every_form_and_plain_means_plain():
+    for name in ("attention", "conv2d", "geglu", "group_norm", "quantized_matmul", "adamw", "by_batch", *DEFINITIONS):
+        assert getattr(ops.TABLES["plain"], name) is getattr(plain, name)
+
+
+def test_a_table_is_current_in_every_thread_and_the_last_one_is_back_afterwards():
+    usual = ops.forms()
+    with ThreadPoolExecutor(1) as pool, ops.use("plain"):
+        assert pool.submit(ops.forms).result() is ops.TABLES["plain"]
+        with pytest.raises(ZeroDivisionError), ops.use("cpu"):
+            assert pool.submit(ops.forms).result() is ops.TABLES["cpu"]
+            raise ZeroDivisionError
+        assert ops.forms() is ops.TABLES["plain"]
+    assert ops.forms() is usual
+
+
+def test_an_unknown_table_is_refused():
+    with pytest.raises(KeyError, match="fast"), ops.use("fast"):
+        pass
+
+
+@pytest.mark.parametrize(("usual", "expected"), [("cpu", "learning"), ("gpu", "gpu"), ("plain", "plain")])
+def test_learning_replaces_only_forms_without_gradients(monkeypatch, usual, expected):
+    monkeypatch.setenv(ops.OPS_VARIABLE, usual)
+    with ops.use("learning"):
+        assert ops.forms() is ops.TABLES[expected]
+
+
+def test_a_network_looks_its_forms_up_when_it_is_called():
+    """Built with forms that have no gradients, it has gradients where it learns; its activations too."""
+    with ops.use("cpu"):
+        layer = ResnetBlock(16, 16, 4, 1e-5, "silu")
+        x = normal(0, 1, 8, 8, 16)
+        expected = layer(x)
+    with ops.use(ops.TABLES["learning"]):
+        value, slopes = nn.value_and_grad(layer, lambda x: mx.square(layer(x)).sum())(x)
+        mx.eval(value, slopes)
+        assert difference(layer(x), expected) < TOLERANCE
+    assert slopes["norm1"]["weight"].shape == (16,)
+    seen = []
+    with ops.use(dataclasses.replace(ops.TABLES["plain"], silu=lambda x: seen.append(x.shape) or plain.silu(x))):
+        ops.ACTIVATIONS["swish"](x)
+        layer(x)
+    assert seen == [x.shape] * 3
+
+
 def test_the_variable_takes_the_plain_forms():
     code = (
-        "from stable_diffusion import ops\n"
-        "from stable_diffusion.ops import plain\n"
-        "print(ops.attention is plain.attention)"
+        "import os, sys\nfrom stable_diffusion import ops\n"
+        "os.environ[ops.OPS_VARIABLE] = sys.argv[1]\n"  # after the import, which decides nothing
+        "print(next(name for name in ops.TABLES if ops.forms() is ops.TABLES[name]))"
     )
-    for value, expected in (("plain", "True"), ("auto", str(ops.attention is plain.attention))):
-        env = {**os.environ, ops.OPS_VARIABLE: value}
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    usual = next(name for name in ops.TABLES if ops.forms() is ops.TABLES[name])
+    for value, expected in (("plain", "plain"), ("auto", usual)):
+        done = subprocess.run([sys.executable, "-c", code, value], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.strip() == expected, done.stderr
 
 

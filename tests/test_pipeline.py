@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_diffusion import GenerationStep, SimpleEulerSampler, StableDiffusion, backend
+from stable_diffusion import GenerationStep, SimpleEulerSampler, StableDiffusion, backend, ops
 from stable_diffusion.backend import mx
 from stable_diffusion.diffusion.noise import NoiseStream
 from stable_diffusion.errors import InputError, PictureError, SamplerError
 from stable_diffusion.text.conditioning import PromptTruncatedWarning, TextConditioner
 
 from . import drawn
-from .networks import take_plain_forms
 
 PROMPT = "a red house on green hills at sunset"
 
@@ -129,9 +128,9 @@ def test_the_text_is_encoded_once(sd, monkeypatch):
     assert sorted(texts) == [PROMPT, "clouds"]
 
 
-def test_nothing_is_evaluated_that_nobody_asked_for(monkeypatch):
+@ops.use("plain")
+def test_nothing_is_evaluated_that_nobody_asked_for():
     """A generation whose arrays nobody looks at costs the building of its graph, where forms are lazy."""
-    take_plain_forms(monkeypatch)
     sd = StableDiffusion()
     run(sd)  # the weights are on the device now
     mx.synchronize()

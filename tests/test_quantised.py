@@ -15,7 +15,7 @@ from stable_diffusion.config import UNetConfig
 from stable_diffusion.errors import ConfigError, InputError, UnsupportedCheckpointError, WeightsError
 from stable_diffusion.model_io.convert import convert
 from stable_diffusion.model_io.quantised import QuantizedLinear, dequantised, quantise
-from stable_diffusion.ops import cpu, plain
+from stable_diffusion.ops import gpu, plain
 from stable_diffusion.unet import UNet
 
 from . import drawn
@@ -51,7 +51,7 @@ def test_both_forms_of_the_product(bits, rows):
     x, weight = mx.array(drawn.normal("x", 2, rows, 128)), mx.array(drawn.normal("weight", 96, 128))
     packed = mx.quantize(weight, group_size=64, bits=bits)
     expected = np.array(x) @ np.array(mx.dequantize(*packed, group_size=64, bits=bits)).T
-    for form in (plain.quantized_matmul, cpu.quantized_matmul):
+    for form in (plain.quantized_matmul, gpu.quantized_matmul):
         result = np.array(form(x, *packed, 64, bits))
         assert np.abs(result - expected).max() <= 1e-5 * np.abs(expected).max()
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,16 +20,18 @@ from mlx.utils import tree_flatten
 from stable_diffusion import StableDiffusion, ops
 from stable_diffusion.__main__ import main
 from stable_diffusion.backend import mx, nn
+from stable_diffusion.checks import Whole
 from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
-from stable_diffusion.errors import CheckpointError, CheckpointNotFoundError
+from stable_diffusion.errors import CheckpointError, CheckpointNotFoundError, InputError
 from stable_diffusion.ops import learning, plain
 from stable_diffusion.text.tokenizer import Tokenizer
-from stable_diffusion.training import runs
 from stable_diffusion.training.diffusion import DiffusionTask, min_snr_weights
 from stable_diffusion.training.latents import LatentCache
 from stable_diffusion.training.loop import STATE, Intervals, Limit, averaged_gradients, read_log, resumed, train
-from stable_diffusion.training.networks import SCHEDULER, TextToLatents, new_autoencoder, write_index
-from stable_diffusion.training.optimisation import Recipe, State, learning_rate
+from stable_diffusion.training.networks import SCHEDULER, TextToLatents, load_autoencoder, new_autoencoder, write_index
+from stable_diffusion.training.optimisation import State
+from stable_diffusion.training.recipe import Recipe, learning_rate
+from stable_diffusion.training.runs import RUNS, Option, Run
 from stable_diffusion.training.sheets import psnr
 from stable_diffusion.training.vae import AutoencoderTask
 from stable_diffusion.training.vocabulary import learn_merges, write_tokenizer
@@ -80,7 +84,7 @@ def vae_task(folder: Path, batch: int = 4) -> AutoencoderTask:
 def with_vae(tmp_path_factory):
     """A folder with an autoencoder of three steps."""
     folder = tmp_path_factory.mktemp("trained")
-    runs.train_vae(Squares(), folder, Limit(steps=3), Recipe(batch=4, warm_up=1), config=VAE, intervals=SELDOM)
+    RUNS["vae"].train(Squares(), folder, Limit(steps=3), Recipe(batch=4, warm_up=1), config=VAE, intervals=SELDOM)
     return folder
 
 
@@ -88,7 +92,7 @@ def diffusion_task(folder: Path, out: Path, batch: int = 4) -> DiffusionTask:
     write_tokenizer(out / "tokenizer", [Squares().example(i)[1] for i in range(20)])
     tokenizer = Tokenizer.from_files(out / "tokenizer")
     text = dataclasses.replace(TEXT, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
-    cache = LatentCache(FewSquares(), runs.load_autoencoder(folder / "vae"), tokenizer, out / "latents")
+    cache = LatentCache(FewSquares(), load_autoencoder(folder / "vae"), tokenizer, out / "latents")
     task = DiffusionTask(cache, TextToLatents(text, UNET, 0), SCHEDULER, out, batch, prompts=["red above blue"])
     task.prepare(0)
     return task
@@ -175,10 +179,10 @@ def test_the_optimiser_in_place_is_the_plain_one(size, decaying):
 
 
 def test_the_usual_forms_are_back_after_a_training():
-    before = ops.conv2d, ops.attention, dict(ops.ACTIVATIONS)
-    with pytest.raises(ZeroDivisionError), ops.differentiable():
+    before = ops.forms()
+    with pytest.raises(ZeroDivisionError), ops.use("learning"):
         raise ZeroDivisionError
-    assert before == (ops.conv2d, ops.attention, dict(ops.ACTIVATIONS))
+    assert ops.forms() is before
 
 
 # --- The optimiser
@@ -231,7 +235,7 @@ def assert_same(a: State, b: State) -> None:
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     recipe = Recipe(batch=4, warm_up=2)
-    with ops.differentiable():
+    with ops.use("learning"):
         once = train(vae_task(tmp_path / "a"), recipe, Limit(steps=5), tmp_path / "a", intervals=SELDOM)
 
         def interrupt(progress):
@@ -252,13 +256,13 @@ def test_a_state_of_another_network_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="another network"):
         train(vae_task(tmp_path), Recipe(batch=4), Limit(steps=1), tmp_path)
     (tmp_path / STATE).write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="no state"):
+    with pytest.raises(CheckpointError, match="not the state"):
         train(vae_task(tmp_path), Recipe(batch=4), Limit(steps=1), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["vae", "diffusion"])
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(kind, with_vae, tmp_path):
-    with ops.differentiable():
+    with ops.use("learning"):
         task = vae_task(tmp_path) if kind == "vae" else diffusion_task(with_vae, tmp_path)
         resumed(task.model, tmp_path / STATE)
         group = mx.distributed.init()
@@ -275,11 +279,11 @@ from pathlib import Path
 from stable_diffusion import ops
 from stable_diffusion.backend import mx
 from stable_diffusion.training.loop import Intervals, Limit, train
-from stable_diffusion.training.optimisation import Recipe
+from stable_diffusion.training.recipe import Recipe
 from tests.test_training import vae_task
 folder = Path(sys.argv[1])
 group = mx.distributed.init()
-with ops.differentiable():
+with ops.use("learning"):
     recipe, seldom = Recipe(batch=8, warm_up=1), Intervals(1, 1e9, 1e9)
     state = train(vae_task(folder, 8), recipe, Limit(steps=2), folder, intervals=seldom)
 named = state.layout.named(state.first_moment)
@@ -381,7 +385,7 @@ def test_the_vocabulary_is_read_as_clips(tmp_path):
 
 
 def test_a_little_training_learns(tmp_path):
-    state = runs.train_vae(
+    state = RUNS["vae"].train(
         OneSquare(), tmp_path, Limit(steps=30), Recipe(batch=4, learning_rate=3e-3, warm_up=5), config=VAE,
         intervals=Intervals(1, 1e9, 1e9),
     )  # fmt: skip
@@ -393,7 +397,7 @@ def test_a_little_training_learns(tmp_path):
 def test_from_nothing_to_a_picture(with_vae, tmp_path):
     """A diffusion of two steps: its folder is a checkpoint, its log and its sheet are there."""
     recipe = Recipe(batch=2, warm_up=1)
-    runs.train_diffusion(
+    RUNS["diffusion"].train(
         FewSquares(), tmp_path, Limit(steps=2), recipe, vae=with_vae / "vae", prompts=["red above blue"] * 2,
         intervals=SELDOM, sizes=(TEXT, UNET),
     )  # fmt: skip
@@ -407,8 +411,8 @@ def test_from_nothing_to_a_picture(with_vae, tmp_path):
 
 def test_a_decoder_goes_on_alone(with_vae, tmp_path):
     shutil.copytree(with_vae / "vae", tmp_path / "vae")
-    runs.train_decoder(Squares(), tmp_path, Limit(steps=2), Recipe(batch=4, warm_up=1), intervals=SELDOM)
-    before, after = (dict(runs.load_autoencoder(folder / "vae").parameters()) for folder in (with_vae, tmp_path))
+    RUNS["decoder"].train(Squares(), tmp_path, Limit(steps=2), Recipe(batch=4, warm_up=1), intervals=SELDOM)
+    before, after = (dict(load_autoencoder(folder / "vae").parameters()) for folder in (with_vae, tmp_path))
     same = {
         part: all(
             mx.array_equal(a, b)
@@ -417,13 +421,102 @@ def test_a_decoder_goes_on_alone(with_vae, tmp_path):
         for part in before
     }
     assert same == {"encoder": True, "quant_conv": True, "decoder": False, "post_quant_conv": False}
-    configs = [runs.load_autoencoder(folder / "vae").config.scaling_factor for folder in (with_vae, tmp_path)]
+    configs = [load_autoencoder(folder / "vae").config.scaling_factor for folder in (with_vae, tmp_path)]
     assert configs[0] == configs[1]
 
 
-def test_a_diffusion_needs_an_autoencoder(tmp_path):
-    with pytest.raises(CheckpointNotFoundError, match="train vae"):
-        runs.train_diffusion(Squares(), tmp_path, Limit(steps=1))
+# --- The table of runs
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS.values() if run.needs], ids=lambda run: run.name)
+def test_a_run_names_the_one_that_it_needs(run, tmp_path):
+    (needed,) = run.needs
+    with pytest.raises(CheckpointNotFoundError, match=f"train {needed}"):
+        run.train(Squares(), tmp_path, Limit(steps=1))
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=lambda run: run.name)
+def test_the_help_of_a_run_shows_the_defaults_of_its_row(run, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", run.name, "--help"])
+    _, *parts = re.split(r"^  (--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    defaults = {name: found[1] for name, text in texts.items() if (found := re.search(r"\(default: (.*?)\)", text))}
+    row = {
+        "--data": "postcards",
+        "--size": str(run.size),
+        "--batch": str(run.recipe.batch),
+        "--accumulate": str(run.recipe.accumulate),
+        "--learning-rate": str(run.recipe.learning_rate),
+        "--seed": str(run.recipe.seed),
+    }
+    assert defaults == row | ({"--vae": "the one in --output"} if run.name == "diffusion" else {})
+
+
+def test_options_reach_the_recipe_the_data_and_the_builder(monkeypatch, tmp_path):
+    given = {}
+
+    def train(self, data, output, limit, recipe, report, **own):
+        given.update(run=self.name, data=data, output=output, limit=limit, recipe=recipe, own=own)
+
+    monkeypatch.setattr(Run, "train", train)
+    command = ["train", "diffusion", "--output", str(tmp_path), "--steps", "3", "--quiet"]
+    assert main(command) == 0
+    assert (given["run"], given["output"], given["limit"]) == ("diffusion", tmp_path, Limit(steps=3))
+    assert given["recipe"] == RUNS["diffusion"].recipe and given["own"] == {"vae": None}
+    assert (given["data"].size, given["data"].seed) == (128, 0)
+    changes = [
+        "--size",
+        "64",
+        "--batch",
+        "6",
+        "--accumulate",
+        "3",
+        "--learning-rate",
+        "0.01",
+        "--seed",
+        "5",
+        "--vae",
+        "v",
+    ]
+    assert main([*command, *changes]) == 0
+    expected = dataclasses.replace(RUNS["diffusion"].recipe, batch=6, accumulate=3, learning_rate=0.01, seed=5)
+    assert given["recipe"] == expected and given["own"] == {"vae": "v"}
+    assert (given["data"].size, given["data"].seed) == (64, 5)
+
+
+def test_a_new_row_is_a_command(monkeypatch, tmp_path, capsys):
+    """Its builder is imported when it trains, and given its own options."""
+    module = types.ModuleType("stable_diffusion.training.pairs")
+    built = []
+
+    def new_task(data, output, recipe, rank):
+        built.append((data, output, recipe, rank))
+        raise InputError("far enough")
+
+    module.new_task = new_task
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    recipe = Recipe(batch=2, learning_rate=3e-4)
+    rank = Option("rank", Whole(1, 128), "rank of the pairs", 4)
+    run = Run("pairs", "pairs", "pairs of matrices", "pairs:new_task", recipe, size=64, own=(rank,))
+    monkeypatch.setitem(RUNS, "pairs", run)
+    assert main(["train", "pairs", "--output", str(tmp_path), "--steps", "1", "--rank", "8"]) == 2
+    assert "far enough" in capsys.readouterr().err
+    ((data, output, found, rank),) = built
+    assert (data.size, output, found, rank) == (64, tmp_path, recipe, 8)
+    with pytest.raises(SystemExit):
+        main(["train", "pairs", "--output", str(tmp_path), "--steps", "1", "--rank", "200"])
+    assert "'200' should be a whole number from 1 to 128" in capsys.readouterr().err
+
+
+def test_the_table_is_listed_without_mlx():
+    code = (
+        "import sys\n"
+        "from stable_diffusion.training.runs import RUNS\n"
+        "rows = [(run.title, run.needs, [(o.name, o.default) for o in run.options]) for run in RUNS.values()]\n"
+        "assert len(rows) >= 3 and not any(name.startswith('mlx') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
@@ -434,3 +527,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert main(["train", "diffusion", "--output", str(tmp_path), "--steps", "1"]) == 1
     assert "train vae" in capsys.readouterr().err
     assert main(["train", "vae", "--output", "x", "--steps", "1", "--batch", "5", "--accumulate", "2"]) == 2
+    assert "batch (5) should be a multiple of accumulate (2)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert "RUN" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_bad_pictures_are_named_once_and_passed_over(tmp_path):
     assert len(caught) == 1
     message = str(caught[0].message)
     for words in ("broken.jpg (cannot be opened)", "silent.png (no caption)", "blank.png (no caption)",
-                  "gone.png (no such file)", "odd.png (odd.txt is no UTF-8 text)"):  # fmt: skip
+                  "gone.png (no such file)", "odd.png (odd.txt is not UTF-8 text)"):  # fmt: skip
         assert words in message
     assert "good.png" not in message
 

@@ -1,90 +1,72 @@
-"""train: make a model of one's own, from the data to a checkpoint's folder."""
+"""train: make a model of your own, from the data to a checkpoint folder. One subcommand per row of training/runs.py."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..checks import MAX_SEED
 from ..errors import InputError
-from .options import add_debug, number, whole
+from ..training.runs import RUNS, Run
+from .options import add_debug, number, reading, whole
 
 
-def add_to(kinds: Any) -> None:
-    """Add its parser."""
-    command = kinds.add_parser(
+def add_to(commands: Any) -> None:
+    """Add its parser, with a subparser for each run."""
+    command = commands.add_parser(
         "train",
-        help="train an autoencoder, or a text encoder and U-Net",
+        help="train a small model from scratch",
         description="Train a small model from scratch: first `train vae`, then `train diffusion` with the same "
-        "--output, which becomes a checkpoint's folder that --model takes. The same command goes on where it stopped. "
-        "docs/training.md tells more.",
+        "--output, which becomes a checkpoint folder that --model takes. Repeat a command to resume it. See "
+        "docs/training.md.",
     )
+    runs = command.add_subparsers(dest="training_run", metavar="RUN", title="runs", required=True)
+    for run in RUNS.values():
+        _add_run(runs, run)
+
+
+def _add_run(runs: Any, run: Run) -> None:
+    needs = "".join(f" Needs what `train {name}` wrote to the same --output." for name in run.needs)
+    command = runs.add_parser(
+        run.name,
+        help=run.help,
+        description=f"Train {run.help}.{needs} Repeat the command to resume it.",
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="folder for the model, its states and sheets")
     command.add_argument(
-        "part",
-        choices=("vae", "diffusion", "decoder"),
-        help="what to train; decoder: the VAE's, for latents that stay as they are",
+        "--minutes", type=number(0, math.inf), metavar="N", help="how long to train, all sessions together"
     )
-    command.add_argument(
-        "--data",
-        default="postcards",
-        metavar="postcards|FOLDER",
-        help="postcards, which are painted as they are needed (the default), or a folder of pictures with captions "
-        "(.txt files beside them, or metadata.jsonl)",
-    )
-    command.add_argument("--output", required=True, metavar="DIR", help="where the model, its states and sheets go")
-    command.add_argument("--minutes", type=number(0, math.inf), metavar="N", help="of work, all sessions together")
-    command.add_argument("--steps", type=whole(1, 10**9), metavar="N", help="in the place of minutes")
-    command.add_argument(
-        "--size", type=whole(64, 1024, 64), default=128, metavar="N", help="of a picture (default: 128)"
-    )
-    command.add_argument("--batch", type=whole(1, 65536), metavar="N", help="examples of a step (default: 4; 16)")
-    command.add_argument(
-        "--accumulate", type=whole(1, 65536), default=1, metavar="N", help="parts of a batch, one after another"
-    )
-    command.add_argument("--learning-rate", type=number(0, 1), metavar="R", help="(default: 0.001; 0.0007)")
-    command.add_argument("--seed", type=whole(0, MAX_SEED), default=0, metavar="N", help="(default: 0)")
-    command.add_argument("--vae", metavar="DIR", help="a vae/ folder to train a diffusion with (default: DIR/vae)")
+    command.add_argument("--steps", type=whole(1, 10**9), metavar="N", help="how long to train, instead of --minutes")
+    for option in run.options:
+        command.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            type=reading(option.check),
+            default=option.default,
+            metavar=option.metavar,
+            help=option.help if option.default is None else f"{option.help} (default: {option.default})",
+        )
     command.add_argument("--quiet", action="store_true", help="print no progress")
-    command.set_defaults(run=train)
+    command.set_defaults(run=functools.partial(train, run))
     add_debug(command)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train until the time is over, and print the checkpoint's folder."""
+def train(run: Run, args: argparse.Namespace) -> None:
+    """Train until the limit is reached, then print the checkpoint folder."""
     if (args.minutes is None) == (args.steps is None):
         raise InputError("Say how long to train: either --minutes N or --steps N.")
-    if args.batch and args.batch % args.accumulate:
-        raise InputError(f"--batch {args.batch} should be a multiple of --accumulate {args.accumulate}.")
-
-    from ..training import runs
-    from ..training.data import open_data
     from ..training.loop import Limit
 
-    given = {"batch": args.batch, "learning_rate": args.learning_rate}
-    recipe = dataclasses.replace(
-        runs.RECIPES[args.part],
-        accumulate=args.accumulate,
-        seed=args.seed,
-        **{name: value for name, value in given.items() if value},
-    )
-    data, output = open_data(args.data, args.size, args.seed), Path(args.output)
-    report = (lambda progress: None) if args.quiet else _print
-    limit = Limit(args.minutes, args.steps)
-    if args.part == "vae":
-        runs.train_vae(data, output, limit, recipe, report)
-    elif args.part == "decoder":
-        runs.train_decoder(data, output, limit, recipe, report)
-    else:
-        runs.train_diffusion(data, output, limit, recipe, report, Path(args.vae) if args.vae else None)
+    output = Path(args.output)
+    values = {option.name: getattr(args, option.name) for option in run.options}
+    run.start(output, Limit(args.minutes, args.steps), (lambda progress: None) if args.quiet else _print, **values)
     print(output)
 
 
 def _print(progress: Any) -> None:
-    """One line: a training's log is read in files as often as in terminals."""
+    """One line, because logs of a training run are read in files as often as in terminals."""
     figures = "  ".join(f"{name} {value:.4g}" for name, value in progress.figures.items())
     left = f"{progress.seconds_left / 60:.0f} min left" if math.isfinite(progress.seconds_left) else ""
     print(

@@ -1,84 +1,107 @@
-"""The few operations whose best form depends on the device. The networks call these and know nothing of it.
+"""The few operations whose best form depends on the machine. Networks call these and know nothing about machines.
 
-plain.py says what each operation means. cpu.py has the forms for a CPU on which MLX's exp is slow, and they are taken
-there (winograd.py is one of them); STABLE_DIFFUSION_OPS=plain takes the plain ones everywhere.
+plain.py says what each operation means. cpu.py (with winograd.py and lanes.py) is for a CPU on which MLX's exp is slow,
+gpu.py fuses kernels, learning.py has gradients where cpu.py has none. tables.py lists which form belongs to which
+machine; `with ops.use("plain"):`, or STABLE_DIFFUSION_OPS=plain for a whole process, selects a table by name.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from .. import backend
-from ..backend import mx
-from . import cpu, gpu, lanes, learning, plain
+from ..backend import mx, nn
 from .plain import Activation, AdamW, upsample_nearest
+from .tables import OPS_VARIABLE, TABLES, Forms, forms, use
 
 __all__ = [
     "ACTIVATIONS",
     "OPS_VARIABLE",
+    "TABLES",
     "Activation",
     "AdamW",
+    "Forms",
     "adamw",
     "attention",
     "by_batch",
     "by_blocks",
     "conv2d",
-    "differentiable",
+    "forms",
     "geglu",
     "group_norm",
     "quantized_matmul",
     "upsample_nearest",
+    "use",
 ]
 
-OPS_VARIABLE = "STABLE_DIFFUSION_OPS"
 
-_on_cpu = backend.scalar_functions() and os.environ.get(OPS_VARIABLE, "").strip().lower() != "plain"
+@dataclass(frozen=True)
+class _Activation:
+    """An activation that a network keeps: its form is looked up at each call."""
 
+    name: str
 
-def _fused(function: Activation) -> Activation:
-    """Compile an element-wise function where that gains; on a CPU it would call for a C++ compiler at run time."""
-    return mx.compile(function, shapeless=True) if backend.has_gpu() else function
+    @property
+    def form(self) -> Activation:
+        return getattr(forms(), self.name)
 
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.form(x)
 
-by_batch = lanes.by_batch if _on_cpu else plain.by_batch
-by_blocks = lanes.by_blocks if _on_cpu else plain.by_blocks
-attention = cpu.attention if _on_cpu else plain.attention
-conv2d = cpu.conv2d if _on_cpu else plain.conv2d
-_elsewhere = gpu if backend.has_gpu() else plain
-geglu = cpu.geglu if _on_cpu else _elsewhere.geglu
-group_norm = cpu.group_norm if _on_cpu else _elsewhere.group_norm
-adamw = learning.adamw if _on_cpu else plain.adamw
-quantized_matmul = plain.quantized_matmul if backend.has_gpu() else cpu.quantized_matmul
-_silu, _gelu, _quick_gelu = (
-    (cpu.silu, cpu.gelu, cpu.quick_gelu) if _on_cpu else map(_fused, (plain.silu, plain.gelu, plain.quick_gelu))
-)
 
 # By the names of the configuration files.
 ACTIVATIONS: dict[str, Activation] = {
-    "silu": _silu,
-    "swish": _silu,
-    "gelu": _gelu,
-    "quick_gelu": _quick_gelu,
-    "mish": _fused(plain.mish),
-    "relu": plain.relu,
+    "silu": _Activation("silu"),
+    "swish": _Activation("silu"),
+    "gelu": _Activation("gelu"),
+    "quick_gelu": _Activation("quick_gelu"),
+    "mish": _Activation("mish"),
+    "relu": _Activation("relu"),
 }
 
 
-@contextlib.contextmanager
-def differentiable() -> Iterator[None]:
-    """Networks that are built *and* called inside have forms with gradients: learning.py's where cpu.py's are taken."""
-    if not _on_cpu:
-        yield
-        return
-    names = ("attention", "conv2d", "geglu", "group_norm")
-    before, activations = {name: globals()[name] for name in ("by_batch", "by_blocks", *names)}, dict(ACTIVATIONS)
-    globals().update({name: getattr(learning, name) for name in names})
-    globals().update(by_batch=plain.by_batch, by_blocks=plain.by_blocks)
-    ACTIVATIONS.update(silu=learning.silu, swish=learning.silu, gelu=learning.gelu, quick_gelu=learning.quick_gelu)
-    try:
-        yield
-    finally:
-        globals().update(before)
-        ACTIVATIONS.update(activations)
+def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, *inputs: Any) -> mx.array:
+    """`plain.by_batch` in its current form."""
+    return forms().by_batch(function, batch, network, *inputs)
+
+
+def by_blocks(function: Callable[..., Any], *inputs: Any) -> Any:
+    """`plain.by_blocks` in its current form."""
+    return forms().by_blocks(function, *inputs)
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
+    """`plain.attention` in its current form."""
+    return forms().attention(q, k, v, mask)
+
+
+def group_norm(
+    x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: Activation | None = None
+) -> mx.array:
+    """`plain.group_norm` in its current form, which computes the table's own SiLU in the same pass."""
+    return forms().group_norm(x, weight, bias, groups, eps, act.form if isinstance(act, _Activation) else act)
+
+
+def geglu(x: mx.array) -> mx.array:
+    """`plain.geglu` in its current form."""
+    return forms().geglu(x)
+
+
+def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
+    """`plain.conv2d` in its current form."""
+    return forms().conv2d(x, weight, bias, stride, padding)
+
+
+def quantized_matmul(
+    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+) -> mx.array:
+    """`plain.quantized_matmul` in its current form."""
+    return forms().quantized_matmul(x, weight, scales, biases, group_size, bits)
+
+
+def adamw(
+    p: mx.array, average: mx.array, m: mx.array, v: mx.array, g: mx.array, scale: mx.array, numbers: AdamW
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """`plain.adamw` in its current form."""
+    return forms().adamw(p, average, m, v, g, scale, numbers)

@@ -1,7 +1,7 @@
-"""Forms for a CPU on which MLX takes exp, erf and tanh one element at a time. float32; other types take the plain ones.
+"""Forms for a CPU on which MLX computes exp, erf and tanh one element at a time. float32; other dtypes use plain.py's.
 
-numpy's tanh and exp are vectorised, 20 to 40 times as fast as MLX's. Everything goes through in blocks that stay in the
-cache, and nothing is lazy: inputs are computed, and so is what comes out. (`quantized_matmul` has reasons of its own.)
+numpy's tanh and exp are vectorised, 20 to 40 times as fast as MLX's. Arrays are processed in blocks that fit the cache.
+Nothing is lazy: inputs are evaluated first, and results are ready when a function returns.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ..backend import mx
 from . import eager, lanes, plain
 from .winograd import conv3x3
 
-BLOCK = 1 << 16  # elements that a block holds: a quarter of a megabyte
-WIDE = 1024  # numbers in a row, from which on numpy adds rows at full speed
+BLOCK = 1 << 16  # elements per block: 256 KiB
+WIDE = 1024  # row length from which numpy adds rows at full speed
 
-WINOGRAD_PIXELS = 32 * 32  # below it the kernels' transform costs what the products save
+WINOGRAD_PIXELS = 32 * 32  # below this, transforming the kernels costs as much as the products save
 WINOGRAD_CHANNELS = 32
-UNFOLDED = 1 << 21  # elements that a strip's unfolded input holds, in other convolutions
+UNFOLDED = 1 << 21  # elements in a strip's unfolded input, for other convolutions
 
-# atanh(erf(x / sqrt 2)) / x for |x| < 5.6 by powers of x^2, as gelu needs it: it comes out to 5e-7 of exact.
+# atanh(erf(x / sqrt 2)) / x for |x| < 5.6 in powers of x^2, for gelu, which is then within 5e-7 of exact.
 _ERF_BY_TANH = (
     0.7978842684501863,
     0.036334148989191524,
@@ -34,7 +34,7 @@ _ERF_BY_TANH = (
 )
 _ERF_ENDS = 5.6**2
 
-# A function of a block, written to another of the same size, which may be the block itself.
+# Reads a block and writes another of the same size, which may be the same block.
 Blockwise = Callable[[np.ndarray, np.ndarray], None]
 
 
@@ -118,7 +118,7 @@ def group_norm(
     blocks = [(image, at) for image in range(len(rows)) for at in _rows(rows[0])]
 
     def means(sums: list[np.ndarray]) -> np.ndarray:
-        """Sums of the blocks' columns, each -> of each image and column the mean of its group."""
+        """Column sums of each block -> for each image and column, the mean of its group."""
         total = np.stack(sums).reshape(len(rows), -1, groups, channels // groups).sum((1, 3), np.float64)
         of_channels = np.repeat(total / (rows[0].size // groups), channels // groups, axis=1)
         return np.tile(of_channels.astype(np.float32), fold)
@@ -146,12 +146,12 @@ def group_norm(
 
 
 def _fold(places: int, channels: int) -> int:
-    """How many places of a feature map are taken as one row, of so many times the channels."""
+    """How many positions of a feature map to join into one row."""
     return math.gcd(places, 1 << max(0, (WIDE // channels).bit_length() - 1))
 
 
 def _rows(x: np.ndarray) -> list[slice]:
-    """x (N, C) in blocks."""
+    """The rows of x (N, C) in blocks."""
     step = max(1, BLOCK // x.shape[-1])
     return [slice(i, i + step) for i in range(0, len(x), step)]
 
@@ -160,20 +160,13 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None
     return plain.attention(q, k, v, mask) if q.dtype != mx.float32 or mask is not None else eager.attention(q, k, v)
 
 
-def quantized_matmul(
-    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
-) -> mx.array:
-    """Unpack W, then multiply by BLAS: MLX's own form takes a CPU 35 times as long as that for an attention layer."""
-    return x @ mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits).T
-
-
 def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
-    """A 3x3 convolution of a large picture by Winograd's method; others in strips of rows where they would be large.
+    """Winograd's method for 3x3 convolutions of large pictures; strips of rows for others that would need much memory.
 
-    MLX unfolds the whole input of the plain form, nine times its size for a 3x3 kernel.
+    MLX's own form unfolds the whole input: nine times its size for a 3x3 kernel.
     """
     outputs, *kernel, channels = weight.shape
-    if x.dtype == mx.float32:  # a weight that is kept in half precision is not computed in it
+    if x.dtype == mx.float32:  # weights stored in half precision are still computed in float32
         weight, bias = weight.astype(mx.float32), bias.astype(mx.float32)
     if (
         kernel == [3, 3]

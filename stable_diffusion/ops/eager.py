@@ -1,7 +1,7 @@
-"""Attention by numpy and the BLAS, where there are so many scores that MLX's exp takes longest (see cpu.py).
+"""Attention by numpy and the BLAS, because MLX's exp of the scores dominates its own form on such a CPU (see cpu.py).
 
-numpy's exp of float32 is vectorised: with it an attention of 4096 places takes a quarter of the time that the
-polynomial of cpu.py takes. Nothing here is lazy: inputs are computed, and so is what comes out.
+numpy's float32 exp is vectorised: attention over 4096 positions takes a quarter of the time that it took with a
+polynomial for exp. Nothing here is lazy: inputs are evaluated first, and results are ready when a function returns.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .. import backend
 from ..backend import mx
 from . import lanes
 
-BLOCK = 1 << 19  # scores that a block of rows holds: two megabytes
-SMALL = 1 << 20  # bytes of an array that is copied sooner than MLX finds memory for it
-FEW = 32  # blocks that are not shared out for their own sake
+BLOCK = 1 << 19  # scores per block of rows: 2 MiB
+SMALL = 1 << 20  # bytes; copying a smaller array is faster than allocating it through MLX
+FEW = 32  # fewer blocks than this are not worth starting the lanes for
 _ROW_MAJOR, _PLAIN, TRANSPOSED = 101, 111, 112
 
 
@@ -46,11 +46,11 @@ def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 
 
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
-    """One block of rows. The maximum is taken off each row; ones beside v (M, D + 1) give the sum to divide by."""
+    """One block of rows. Each row's maximum is subtracted; the last column of v (M, D + 1), ones, gives the divisor."""
     scores = np.empty((len(q), len(k)), np.float32)
     sums = np.empty((len(q), v.shape[1]), np.float32)
     product(q, k, scores, TRANSPOSED, 1 / math.sqrt(q.shape[1]))
-    with np.errstate(invalid="ignore"):  # infinity less infinity: NaN, as anywhere else
+    with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, as in any other form
         scores -= scores.max(axis=1, keepdims=True)
     np.exp(scores, out=scores)
     product(scores, v, sums)
@@ -58,7 +58,7 @@ def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray) -> Non
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, b_order: int = _PLAIN, scale: float = 1.0) -> None:
-    """out = scale a b, or a b^T. numpy's own BLAS would have threads of its own, more than there are cores."""
+    """out = scale a b, or a b^T. numpy's own BLAS would start its own threads, on top of the lanes."""
     sgemm = backend.blas().sgemm
     if sgemm is None:
         np.matmul(a * np.float32(scale) if scale != 1 else a, b.T if b_order == TRANSPOSED else b, out=out)
@@ -69,22 +69,22 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, b_order: int = _PLAIN
 
 
 def numbers(x: mx.array) -> np.ndarray:
-    """The array, computed, as numpy sees it: without a copy."""
+    """The evaluated array as a numpy view, without a copy."""
     mx.eval(x)
     return np.asarray(x)
 
 
 def written(shape: Sequence[int], fill: Callable[[np.ndarray], None]) -> mx.array:
-    """A new array of float32, which `fill` writes.
+    """A new float32 array that `fill` writes.
 
-    To have memory of MLX's takes longer than to fill a small array and copy it; a large one is written where it stays.
+    Large ones are written in place; for small ones, filling a numpy array and copying it beats MLX's allocation.
     """
     if 4 * math.prod(shape) <= SMALL:
         out = np.empty(shape, np.float32)
         fill(out)
         return mx.array(out)
     array = mx.zeros(shape)
-    fill(numbers(array))  # which nobody else has seen yet
+    fill(numbers(array))  # nobody else has a reference yet
     return array
 
 

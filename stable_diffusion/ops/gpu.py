@@ -1,6 +1,6 @@
-"""Forms for a GPU: chains of element-wise operations as one kernel each, by `mx.compile`, in place of a dozen.
+"""Forms for a GPU: `mx.compile` fuses each chain of element-wise operations into one kernel instead of a dozen.
 
-Half of a U-Net's operations belong to its group norms (benchmarks/operations.py counts them).
+Group norms account for half of a U-Net's operations (benchmarks/operations.py counts them).
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from collections.abc import Callable
 from ..backend import mx
 from . import plain
 
+silu, gelu, quick_gelu, mish = (
+    mx.compile(function, shapeless=True) for function in (plain.silu, plain.gelu, plain.quick_gelu, plain.mish)
+)
+geglu = mx.compile(plain.geglu)
+
 
 def group_norm(
     x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: plain.Activation | None = None
@@ -18,7 +23,11 @@ def group_norm(
     return _group_norm(groups, eps, act)(x, weight, bias)
 
 
-geglu = mx.compile(plain.geglu)
+def quantized_matmul(
+    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+) -> mx.array:
+    """MLX's own kernel, which never unpacks W."""
+    return mx.quantized_matmul(x, weight, scales, biases, group_size=group_size, bits=bits)
 
 
 @functools.cache

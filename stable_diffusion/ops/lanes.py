@@ -1,7 +1,7 @@
-"""Parts of one computation side by side on a CPU: a thread for each core, each with an MLX stream of its own.
+"""Lanes: parts of one computation run in parallel on a CPU, one thread per core, each with its own MLX stream.
 
-MLX computes an element-wise operation on one core, and only its matrix products on several. Two halves of a batch in
-two threads use both cores for everything, with the BLAS on one thread in each. What runs in a lane is evaluated there.
+MLX computes element-wise operations on one core and only matrix products on several. Two halves of a batch in two
+threads keep both cores busy throughout, with a single BLAS thread in each. What runs in a lane is evaluated there.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ class _Here(threading.local):
 
 
 _here = _Here()
-_turn = threading.Lock()  # one caller at a time: the number of the BLAS's threads is the process's
+_turn = threading.Lock()  # one caller at a time, because the BLAS has one thread count per process
 
 
 def count() -> int:
-    """How many lanes there are for a caller: one inside a lane, and where the BLAS's threads cannot be set."""
+    """How many lanes the caller may use: 1 inside a lane, or where the BLAS's thread count cannot be set."""
     used = backend.blas()
     return 1 if _here.in_lane or used.set_threads is None else used.threads or 1
 
 
 def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, *inputs: Any) -> mx.array:
-    """`function(*inputs)`, a share of the batch in each lane, where there is an example for every lane at least.
+    """`function(*inputs)` with the batch split among the lanes, if it has at least one example per lane.
 
-    Arrays in `inputs` whose first axis is `batch` long are shared out, all others go to every lane; the function reads
-    the network's weights besides. A model of small products stays together: what starting its operations costs would
-    only double.
+    Arrays in `inputs` whose first axis is `batch` long are split, all others go to every lane; the function also reads
+    the network's weights. A model of small products is not split: that would only double the cost of starting its
+    operations.
     """
     lanes = count()
     if lanes < 2 or batch < lanes or backend.product_threads() == 1:
@@ -55,7 +55,7 @@ def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, 
 
 
 def by_blocks(function: Callable[..., Result], *inputs: Any) -> Result:
-    """`function(*inputs)`, computed; the operations in it share their blocks out among lanes (`each`)."""
+    """`function(*inputs)`, evaluated; operations inside it distribute their blocks over the lanes (`each`)."""
     if count() < 2:
         return function(*inputs)
     with _spreading():
@@ -65,10 +65,10 @@ def by_blocks(function: Callable[..., Result], *inputs: Any) -> Result:
 
 
 def each(function: Callable[[Part], Result], parts: Sequence[Part], inputs: Any = ()) -> list[Result]:
-    """`function` of each part, in their order; inside `by_blocks` in lanes, and then what comes out is computed.
+    """`function` of each part, in order; inside `by_blocks` in lanes, with evaluated results.
 
-    `inputs` are the arrays (in lists, tuples or dicts) that the function reads: they are computed first, because two
-    threads must not compute the same thing.
+    `inputs` are the arrays (in lists, tuples or dicts) that the function reads. They are evaluated first, because two
+    threads must not evaluate the same array.
     """
     lanes = min(count(), len(parts)) if _here.spreading else 1
     if lanes < 2:
@@ -82,13 +82,13 @@ def each(function: Callable[[Part], Result], parts: Sequence[Part], inputs: Any 
 def filled(
     shape: Sequence[int], places: Sequence[Any], function: Callable[[Any], mx.array], inputs: Any = ()
 ) -> mx.array:
-    """An array, float32, whose part at each of the places (indices as numpy has them) is `function(place)`, computed.
+    """A float32 array whose part at each place (a numpy index) is `function(place)`, evaluated.
 
-    Each part goes where it belongs as soon as it is there, by `each`: to join them in the end would hold them twice.
+    `each` writes every part into its place as soon as it is ready: joining them at the end would hold them twice.
     """
     result = mx.zeros(shape)
     mx.eval(result, inputs)
-    written = np.asarray(result)  # the same memory, which nobody else has seen yet
+    written = np.asarray(result)  # the same memory; nobody else has a reference yet
 
     def write(place: Any) -> None:
         written[place] = np.asarray(function(place))
@@ -99,7 +99,7 @@ def filled(
 
 @contextlib.contextmanager
 def _spreading() -> Iterator[None]:
-    """The BLAS has one thread all the while: threads that it wakes for one product go on waiting actively after it."""
+    """Keep the BLAS at one thread: threads that it wakes for a product keep spinning after it."""
     if _here.spreading:
         yield
         return
@@ -129,6 +129,6 @@ def _pool(lanes: int) -> ThreadPoolExecutor:
 
 
 def _enter() -> None:
-    """What each thread of the pool does first. A stream belongs to its thread."""
+    """Run first in each thread of the pool. A stream belongs to its thread."""
     _here.in_lane = True
     mx.set_default_stream(mx.new_stream(mx.cpu))

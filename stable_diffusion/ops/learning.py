@@ -1,8 +1,8 @@
-"""The operations with their gradients, for a CPU on which MLX's exp is slow: what training takes in place of cpu.py.
+"""The operations with gradients, for a CPU on which MLX's exp is slow: training uses these instead of cpu.py.
 
-Each is a function with its own vector-Jacobian product, written out, because MLX's own would differentiate through
-every block and every bit trick of a fast form. float32, channels last; plain.py says what each operation means. The
-optimiser's step, which needs no gradient, is here too.
+Each has a hand-written vector-Jacobian product, because MLX would differentiate through every block and every bit trick
+of a fast form. float32, channels last; plain.py says what each operation means. The optimiser's step, which needs no
+gradient, is here too.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from ..backend import mx
 from . import plain
 from .winograd import INPUT_2D, KERNEL_2D, OUTPUT_2D, TILE
 
-# 2^f for f in [-1/2, 1/2], to 8e-8 relative: coefficients of f^0 .. f^5 (least squares at Chebyshev's points).
+# 2^f for f in [-1/2, 1/2], relative error 8e-8: coefficients of f^0 .. f^5 (least squares at Chebyshev nodes).
 _POWERS = (1.00000007103, 0.69314694916, 0.24022121754, 0.05550742616, 0.00967545975, 0.0013266970)
-# Adding it rounds a float32 to a whole number n, and leaves n + 127 in the lowest bits: the exponent of 2^n.
+# Adding it rounds a float32 to an integer n and leaves n + 127, the exponent bits of 2^n, in the lowest bits.
 _ROUND = 1.5 * 2.0**23 + 127
 
-_INPUT_2D, _KERNEL_2D, _OUTPUT_2D = map(mx.array, (INPUT_2D, KERNEL_2D, OUTPUT_2D))
-BLOCK = 1 << 18  # elements that a block holds: one megabyte
-SMALL_BLOCK = 1 << 15  # of which six stay in the cache
+BLOCK = 1 << 18  # elements per block: 1 MiB
+SMALL_BLOCK = 1 << 15  # elements; six blocks of this size fit the cache
 
 
 def _exp2(t: mx.array) -> mx.array:
@@ -39,7 +38,7 @@ def _exp2(t: mx.array) -> mx.array:
 
 
 def _elementwise(function: Callable[[mx.array], tuple[mx.array, mx.array]]) -> plain.Activation:
-    """A function of each element, from one that gives its value and its derivative, which is kept for the way back."""
+    """An activation from a function that returns (value, derivative); the latter is kept for the backward pass."""
 
     def both(x: mx.array) -> tuple[mx.array, mx.array]:
         if x.size <= BLOCK:
@@ -93,7 +92,7 @@ def geglu(x: mx.array) -> mx.array:
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None = None) -> mx.array:
-    """Whole heads together, as many as fit into a block; the softmax's weights are kept for the way back."""
+    """As many whole heads at once as fit a block; the softmax weights are kept for the backward pass."""
     batch, heads, length, depth = q.shape
     if q.dtype != mx.float32 or isinstance(mask, mx.array):
         return plain.attention(q, k, v, mask)
@@ -139,7 +138,7 @@ _full_attention, _causal_attention = _attention(causal=False), _attention(causal
 def group_norm(
     x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: plain.Activation | None = None
 ) -> mx.array:
-    """With SiLU in the same function; what the way back needs of the middle is kept."""
+    """With SiLU in the same function; the intermediate values that the backward pass needs are kept."""
     if act not in (None, silu) or x.dtype != mx.float32:
         return plain.group_norm(x, weight, bias, groups, eps, act)
     function = _group_norm(groups, eps, act is silu)
@@ -155,7 +154,7 @@ def _group_norm(groups: int, eps: float, activated: bool) -> Callable:
         return mx.broadcast_to(means, (batch, 1, groups, channels // groups)).reshape(x.shape)
 
     def forward(x: mx.array, weight: mx.array, bias: mx.array) -> tuple[mx.array, ...]:
-        """x (B, N, C) -> the result; SiLU's slope; x less its mean, over its deviation; 1 / deviation (B, 1, C)."""
+        """x (B, N, C) -> the result; SiLU's slope; (x - mean) / deviation; 1 / deviation (B, 1, C)."""
         x = x - over_groups(x.mean(axis=1, keepdims=True))
         scale = mx.rsqrt(over_groups(mx.square(x).mean(axis=1, keepdims=True)) + eps)
         x = x * scale
@@ -190,7 +189,7 @@ def _group_norm(groups: int, eps: float, activated: bool) -> Callable:
 
 
 def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
-    """3x3 kernels by Winograd's method or, of stride 2, with a faster way back; others as MLX has them."""
+    """3x3 kernels by Winograd's method or, at stride 2, with a faster backward pass; others as in MLX."""
     _, height, width, channels = x.shape
     if weight.shape[1:3] == (3, 3) and x.dtype == mx.float32 and channels >= 8:
         if (stride, padding) == (1, 1) and height % TILE == 0 == width % TILE:
@@ -201,17 +200,24 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
     return plain.conv2d(x, weight, bias, stride, padding)
 
 
+@functools.cache
+def _transforms() -> tuple[mx.array, mx.array, mx.array]:
+    """Winograd's transforms of input (36, 36), kernel (36, 9) and output (16, 36)."""
+    return mx.array(INPUT_2D), mx.array(KERNEL_2D), mx.array(OUTPUT_2D)
+
+
 def _convolved(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
-    """winograd.py's convolution of a whole batch, sides multiples of 4; and the transformed input (36, tiles, C)."""
+    """winograd.py's convolution of a whole batch, sides divisible by 4; and the transformed input (36, tiles, C)."""
     batch, height, width, channels = x.shape
     outputs, down, across = weight.shape[0], height // TILE, width // TILE
-    kernels = (_KERNEL_2D @ weight.transpose(1, 2, 3, 0).reshape(9, -1)).reshape(36, channels, outputs)
+    of_input, of_kernel, of_output = _transforms()
+    kernels = (of_kernel @ weight.transpose(1, 2, 3, 0).reshape(9, -1)).reshape(36, channels, outputs)
     x = mx.contiguous(mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]))
     line = (width + 2) * channels
     strides = (line, channels, (height + 2) * line, TILE * line, TILE * channels, 1)
     tiles = mx.as_strided(x, (TILE + 2, TILE + 2, batch, down, across, channels), strides)
-    inputs = (_INPUT_2D @ tiles.reshape(36, -1)).reshape(36, -1, channels)
-    y = (_OUTPUT_2D @ (inputs @ kernels).reshape(36, -1)).reshape(TILE, TILE, batch, down, across, outputs)
+    inputs = (of_input @ tiles.reshape(36, -1)).reshape(36, -1, channels)
+    y = (of_output @ (inputs @ kernels).reshape(36, -1)).reshape(TILE, TILE, batch, down, across, outputs)
     return y.transpose(2, 3, 0, 4, 1, 5).reshape(batch, height, width, outputs), inputs
 
 
@@ -222,19 +228,20 @@ _winograd: Any = mx.custom_function(_convolved)
 def _winograd_vjp(
     primals: Sequence[mx.array], cotangents: Sequence[mx.array], results: Sequence[mx.array]
 ) -> tuple[mx.array, mx.array]:
-    """The input's by the kernel turned about; the kernel's by the transposes of its and the output's transforms."""
+    """The input's by the rotated kernel; the kernel's by the transposes of the kernel's and the output's transforms."""
     weight, cotangent, inputs = primals[1], cotangents[0], results[1]
+    _, of_kernel, of_output = _transforms()
     batch, height, width, outputs = cotangent.shape
     x_part, _ = _convolved(cotangent, weight[:, ::-1, ::-1].transpose(3, 1, 2, 0))
     tiles = cotangent.reshape(batch, height // TILE, TILE, width // TILE, TILE, outputs).transpose(2, 4, 0, 1, 3, 5)
-    products = (_OUTPUT_2D.T @ tiles.reshape(TILE * TILE, -1)).reshape(36, -1, outputs)
+    products = (of_output.T @ tiles.reshape(TILE * TILE, -1)).reshape(36, -1, outputs)
     kernels = inputs.swapaxes(1, 2) @ products
-    w_part = (_KERNEL_2D.T @ kernels.reshape(36, -1)).reshape(3, 3, -1, outputs).transpose(3, 0, 1, 2)
+    w_part = (of_kernel.T @ kernels.reshape(36, -1)).reshape(3, 3, -1, outputs).transpose(3, 0, 1, 2)
     return x_part, w_part
 
 
 def _halved(x: mx.array, weight: mx.array) -> mx.array:
-    """A 3x3 convolution of stride 2 without padding."""
+    """A 3x3 convolution, stride 2, no padding."""
     return mx.conv2d(x, weight, stride=2)
 
 
@@ -243,14 +250,14 @@ _halving: Any = mx.custom_function(_halved)
 
 @_halving.vjp
 def _halving_vjp(primals: Sequence[mx.array], cotangent: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-    """The input's as a convolution of stride 1 that gives each 2x2 cell of the input as channels.
+    """The input's as a convolution of stride 1 whose output channels are the 2x2 cells of the input.
 
-    MLX would spread the cotangent with zeros between: four times the work, and slow on a CPU besides.
+    MLX would dilate the cotangent with zeros: four times the work, and slow on a CPU anyway.
     """
     x, weight = primals
     batch, height, width, channels = x.shape
     outputs, rows, columns = weight.shape[0], y.shape[1] + 1, y.shape[2] + 1
-    # The 3x3 kernel, one row and column of zeros added, as 2x2 cells of 2x2.
+    # The 3x3 kernel with a row and a column of zeros appended, as 2x2 cells of 2x2.
     cells = mx.pad(weight, [(0, 0), (0, 1), (0, 1), (0, 0)]).reshape(outputs, 2, 2, 2, 2, channels)
     kernel = cells.transpose(2, 4, 5, 1, 3, 0).reshape(4 * channels, 2, 2, outputs)[:, ::-1, ::-1]
     x_part = mx.conv2d(cotangent, kernel, padding=1).reshape(batch, rows, columns, 2, 2, channels)
@@ -263,7 +270,7 @@ def _halving_vjp(primals: Sequence[mx.array], cotangent: mx.array, y: mx.array) 
 def adamw(
     p: mx.array, average: mx.array, m: mx.array, v: mx.array, g: mx.array, scale: mx.array, numbers: plain.AdamW
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """By numpy, which writes in place, in blocks that stay in the cache: a quarter of the time. Nothing is lazy."""
+    """In place by numpy, in blocks that fit the cache: a quarter of the time. Nothing is lazy."""
     b1, b2, rate, decay, decaying, _, keep = numbers
     first, second = numbers.corrections
     mx.eval(p, average, m, v, g, scale)
@@ -297,6 +304,6 @@ def adamw(
 
 
 def _slices(count: int, size: int) -> list[slice]:
-    """The first axis, so many of its `count` together as fit into a block; each has `size` elements."""
+    """Slices of an axis of `count` items, as many per slice as fit a block; each item has `size` elements."""
     together = max(1, BLOCK // size)
     return [slice(i, i + together) for i in range(0, count, together)]

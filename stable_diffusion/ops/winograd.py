@@ -1,8 +1,8 @@
 """3x3 convolutions with a quarter of the multiplications (Lavin and Gray 2016, arXiv:1509.09308), by numpy and BLAS.
 
 F(4x4, 3x3): tiles of 4x4 outputs come from tiles of 6x6 inputs. Input, kernel and output are each transformed along
-both axes by a small matrix (of input and output the additions are written out below); in between, the 36 places of a
-tile are independent products over the channels. float32 errors are about 1e-5 of the largest value.
+both axes by a small matrix (for input and output its additions are written out below); in between, the 36 positions of
+a tile are independent products over the channels. float32 errors are about 1e-5 of the largest value.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 from ..backend import mx
 from . import eager, lanes
 
-TILE = 4  # outputs along a side; an input tile has two more
+TILE = 4  # outputs per side; an input tile has two more
 PLACES = (TILE + 2) ** 2
-TILES = 256  # that a strip has at least: a product of fewer spends its time on the kernels
-WEIGHTS = 1 << 16  # kernels that are transformed together
-MOST_KERNELS = 1 << 24  # elements of the transformed kernels, about: each lane has its own
+TILES = 256  # per strip at least: a smaller product spends its time reading the kernels
+WEIGHTS = 1 << 16  # kernels transformed at once
+MOST_KERNELS = 1 << 24  # elements of the transformed kernels, roughly: each lane has its own
 
-# The paper's B^T, G and A^T for F(4, 3), interpolating at 0, 1, -1, 2, -2 and infinity.
+# The paper's B^T, G and A^T for F(4, 3), with interpolation points 0, 1, -1, 2, -2 and infinity.
 _INPUT = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -54,7 +54,7 @@ Arrays = Sequence[np.ndarray] | np.ndarray
 def conv3x3(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """Convolve x (B, H, W, C) with weight (O, 3, 3, C), stride 1, padding 1, add bias (O,): (B, H, W, O), float32.
 
-    Where the transformed kernels are large, for some of the outputs after others.
+    Where the transformed kernels would be large, the output channels are computed in several groups.
     """
     mx.eval(x, weight, bias)
     outputs, *_, channels = weight.shape
@@ -76,7 +76,7 @@ def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarr
     rows = -(-TILES // across)
 
     def strip(place: tuple[int, int]) -> None:
-        """Some rows of tiles of one image; what of them is beyond the edges is cut off."""
+        """Some rows of tiles of one image, cropped at the edges."""
         image, first = place
         count = min(rows, down - first)
         start, stop = TILE * first, min(TILE * (first + count), height)

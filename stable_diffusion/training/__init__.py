@@ -1,1 +1,1 @@
-"""How the models are made: data, losses and loops."""
+"""Training: data, tasks with their losses, the loop, and the table of runs."""

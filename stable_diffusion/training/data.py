@@ -1,4 +1,4 @@
-"""What a training reads: pictures with captions, by number."""
+"""Training data: pictures with captions, by number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METADATA = "metadata.jsonl"
 
 
 class Data(Protocol):
-    """Pictures with captions. Every index from 0 up has an example, and always the same one."""
+    """Pictures with captions. Every index from 0 up has an example, always the same one."""
 
     size: int
 
@@ -35,16 +35,16 @@ def open_data(name_or_folder: str | os.PathLike, size: int, seed: int = 0) -> Da
         return Postcards(size, seed)
     if not Path(name_or_folder).is_dir():
         raise InputError(
-            f"No data at {str(name_or_folder)!r}: give 'postcards', which are painted as they are needed, or a folder "
-            f"of pictures with captions."
+            f"There is no data at {str(name_or_folder)!r}: give 'postcards', which are painted as they are needed, or "
+            f"a folder of pictures with captions."
         )
     return PictureFolder(name_or_folder, size)
 
 
 class Postcards:
-    """Endless painted postcards: the picture of an index depends on (size, seed, held_out, index) alone.
+    """Endless painted postcards; each depends only on (size, seed, held_out, index).
 
-    With `held_out` they are the combinations that training never sees.
+    With `held_out` they show the combinations that training never sees.
     """
 
     def __init__(self, size: int, seed: int = 0, held_out: bool = False):
@@ -62,42 +62,42 @@ class Postcards:
 
 
 class PictureFolder:
-    """A folder of pictures, each with a caption in a .txt file beside it or in a line of metadata.jsonl.
+    """A folder of pictures, each captioned by a .txt file of the same name or by a line of metadata.jsonl.
 
-    A line reads {"file_name": "picture.jpg", "text": "a caption"}. Pictures are cropped at the centre to a square.
-    Those that cannot be opened or have no caption are passed over, and one warning names them; `InputError` is raised
-    where none is left. Indices go on after the last picture with the first one.
+    A line reads {"file_name": "picture.jpg", "text": "a caption"}. Pictures are cropped to a square at the centre.
+    Pictures that cannot be opened or have no caption are skipped with one warning that names them; `InputError` is
+    raised if none is left. Indices wrap around after the last picture.
     """
 
     def __init__(self, path: str | os.PathLike, size: int):
         self.path, self.size = Path(path), _size(size)
         if not self.path.is_dir():
-            raise InputError(f"No folder at {str(path)!r}; give a folder that holds pictures and captions.")
+            raise InputError(f"There is no folder at {str(path)!r}; give a folder of pictures with captions.")
         self.names: list[str] = []
         self.captions: list[str] = []
-        passed_over = []
+        skipped = []
         for name, text, reason in _captioned(self.path):
             reason = reason or _flaw(self.path / name)
             if reason:
-                passed_over.append(f"{name} ({reason})")
+                skipped.append(f"{name} ({reason})")
             else:
                 self.names.append(name)
                 self.captions.append(text)
-        told = _list(passed_over)
+        list_of_skipped = _list(skipped)
         if not self.names:
             raise InputError(
-                f"No picture with a caption in {str(path)!r}{': ' + told if told else ''}. A .jpg, .png or .webp "
-                f"needs a .txt file of the same name beside it, or a line in {METADATA}: "
+                f"No picture with a caption in {str(path)!r}{': ' + list_of_skipped if skipped else ''}. A .jpg, .png "
+                f"or .webp needs a .txt file of the same name next to it, or a line in {METADATA}: "
                 f'{{"file_name": "picture.jpg", "text": "a caption"}}.'
             )
-        if told:
-            warnings.warn(f"Passed over in {str(path)!r}: {told}.", stacklevel=2)
+        if skipped:
+            warnings.warn(f"Skipped in {str(path)!r}: {list_of_skipped}.", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def example(self, index: int) -> tuple[np.ndarray, str]:
-        """(size, size, 3) uint8 and its caption. Raises `PictureError` where the file has gone or changed since."""
+        """(size, size, 3) uint8 and its caption. Raises `PictureError` if the file was removed or changed since."""
         i = index % len(self.names)
         return np.asarray(fit(open_picture(self.path / self.names[i]), self.size, self.size)), self.captions[i]
 
@@ -113,14 +113,12 @@ def _batch(data: Data, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
 
 def _size(size: int) -> int:
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 8 <= size <= 2048:
-        raise InputError(
-            f"Pictures of {size!r} pixels a side cannot be trained on; give a whole number from 8 to 2048."
-        )
+        raise InputError(f"Cannot train on pictures of {size!r} pixels per side; give a whole number from 8 to 2048.")
     return int(size)
 
 
 def _captioned(folder: Path) -> list[tuple[str, str, str]]:
-    """(file name, caption, what is wrong or "") of every picture that the folder holds or names, by name."""
+    """(file name, caption, problem or "") of every picture in the folder or in its metadata, sorted by name."""
     written = _metadata(folder / METADATA)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
     rows = []
@@ -131,20 +129,20 @@ def _captioned(folder: Path) -> list[tuple[str, str, str]]:
             try:
                 text = " ".join(beside.read_text(encoding="utf-8-sig").split())
             except (OSError, UnicodeDecodeError):
-                reason = f"{beside.name} is no UTF-8 text"
+                reason = f"{beside.name} is not UTF-8 text"
         rows.append((name, text, reason or ("" if text else "no caption")))
     return rows
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """File name -> caption. Raises `InputError`, with the number of the line, for what is no such file."""
+    """File name -> caption. Raises `InputError` with the line number for malformed lines."""
     if not path.is_file():
         return {}
     captions = {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a caption may hold other line ends
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a caption may contain other line separators
     except UnicodeDecodeError:
-        raise InputError(f"{str(path)!r} is not written in UTF-8.") from None
+        raise InputError(f"{str(path)!r} is not UTF-8 text.") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

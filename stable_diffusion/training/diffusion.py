@@ -1,47 +1,72 @@
-"""The diffusion's training: Denoising Diffusion Probabilistic Models (Ho et al. 2020, arXiv:2006.11239), algorithm 1.
+"""Training the diffusion: Denoising Diffusion Probabilistic Models (Ho et al. 2020, arXiv:2006.11239), algorithm 1.
 
     x_0 ~ data,  t ~ uniform,  eps ~ N(0, 1),  x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps       (equation 4)
     loss = w(t) |target - U-Net(x_t, t, text)|^2,  target = eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0
 
-x_0 are latents (Rombach et al. 2022). One caption in ten is left out, for classifier-free guidance (Ho and Salimans
-2022). v is Salimans and Ho 2022's; w(t) is Hang et al. 2023's (`min_snr_weights`).
+x_0 are latents (Rombach et al. 2022). One caption in ten is dropped, for classifier-free guidance (Ho and Salimans
+2022). v is from Salimans and Ho 2022; w(t) from Hang et al. 2023 (`min_snr_weights`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Sequence, Sized
 from pathlib import Path
 
 import numpy as np
 
 from ..backend import mx
-from ..config import SchedulerConfig
+from ..config import CLIPTextConfig, SchedulerConfig, UNetConfig
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.noise import NoiseStream
 from ..diffusion.schedule import NoiseSchedule
 from ..sampler import sampler_by_name
+from ..text.tokenizer import Tokenizer
+from .data import Data, Postcards
 from .latents import SHARD, LatentCache
 from .loop import Inputs, Loss
-from .networks import TextToLatents, write_index, write_part
+from .networks import SCHEDULER, TEXT_ENCODER, UNET, TextToLatents, load_autoencoder, write_index, write_part
+from .recipe import Recipe
+from .runs import STATES
 from .sheets import save_sheet
+from .vocabulary import write_tokenizer
 
-FIRST_SHARDS, STEPS_PER_SHARD = 4, 250  # the latents that there are at the first step, and then one shard more
+FIRST_SHARDS, STEPS_PER_SHARD = 4, 250  # latents at the first step, and the steps until one shard is added
 MOST_SHARDS = 80
-COLUMNS = 8  # of a sample sheet
+COLUMNS = 8  # in a sample sheet
+CAPTIONS = 2000  # from which the vocabulary is learnt
+PROMPTS = (  # for the sample sheets of postcards
+    "a red house on green hills at sunset, with clouds",
+    "a blue tent in snowy mountains at night, with stars",
+    "a white lighthouse by the sea by day, with birds",
+    "a green cactus in the desert at sunset, with the sun",
+    "a yellow sailboat on the sea at night, with the moon",
+    "a purple hot air balloon over the desert by day, a clear sky",
+    "a pink windmill on green hills by day, with a rainbow",
+    "an orange tree in snowy mountains at sunset, with birds",
+    "a black house by the sea at night, a clear sky",
+    "a white tent on green hills by day, with the sun",
+    "a red sailboat on the sea by day, with a rainbow",
+    "a blue windmill in snowy mountains at sunset, with clouds",
+    "a yellow house in the desert at night, with stars",
+    "an orange hot air balloon over the sea at sunset, with birds",
+    "a purple cactus in the desert by day, with clouds",
+    "a green tree on green hills at night, with the moon",
+)
 
 
 def min_snr_weights(alpha_bars: np.ndarray, prediction_type: str, gamma: float) -> np.ndarray:
-    """The loss's weight at each time, such that x_0's error never counts more than `gamma` times.
+    """The loss weight at each time, (T,), which caps the effective weight of x_0's squared error at `gamma`.
 
-    An error of eps is one of x_0 times SNR = abar / (1 - abar), and an error of v one of x_0 times SNR + 1 (Salimans
-    and Ho 2022, section 4): min(that, gamma) / that. Hang et al. 2023, arXiv:2303.09556, section 3.4.
+    eps's squared error is x_0's times SNR = abar / (1 - abar), and v's is x_0's times SNR + 1 (Salimans and Ho 2022,
+    section 4). With that factor the weight is min(factor, gamma) / factor (Hang et al. 2023, arXiv:2303.09556, 3.4).
     """
     snr = alpha_bars / (1 - alpha_bars) + (prediction_type == "v_prediction")
     return np.minimum(snr, gamma) / snr
 
 
 class DiffusionTask:
-    """See the module's docstring. `folder` gets the checkpoint's unet/, text_encoder/ and scheduler/."""
+    """The task of the module's docstring. `folder` gets the checkpoint's unet/, text_encoder/ and scheduler/."""
 
     name = "diffusion"
 
@@ -67,7 +92,7 @@ class DiffusionTask:
         self.cache.grow(self.available(step))
 
     def batch(self, examples: Sequence[int]) -> Inputs:
-        """x_0 and eps (B, h, w, C), t (B,), and texts' ids (B, 77)."""
+        """x_0 and eps (B, h, w, C), t (B,), and the captions' token ids (B, 77)."""
         rows = []
         for number in examples:
             rng = np.random.default_rng((self.seed, number))
@@ -88,18 +113,18 @@ class DiffusionTask:
         return (mx.array(self.weights)[t] * squares).mean(), {"squares": squares.mean()}
 
     def available(self, step: int) -> int:
-        """How many examples there are at a step: the latents' number grows, the same in every run."""
+        """How many examples there are at a step: the cache grows on a fixed schedule, the same in every run."""
         count = SHARD * min(MOST_SHARDS, FIRST_SHARDS + step // STEPS_PER_SHARD)
         return min(count, self.cache.limit or count)
 
     def look(self, path: Path) -> dict[str, float]:
-        """A picture for each prompt, the same noise every time."""
+        """Write a sheet with a picture for each prompt, from the same noise every time."""
         pictures = self.generate(self.prompts)
         save_sheet(path, [pictures[i : i + COLUMNS] for i in range(0, len(pictures), COLUMNS)])
         return {}
 
     def generate(self, prompts: Sequence[str], steps: int = 20, cfg_weight: float = 5.0, seed: int = 0) -> np.ndarray:
-        """A picture (H, W, 3) in [0, 1] for each prompt, by Euler's method."""
+        """A picture for each prompt by Euler's method: (N, H, W, 3) in [0, 1]."""
         tokenizer, vae = self.cache.tokenizer, self.cache.vae
         ids = mx.array(np.concatenate([tokenizer([""] * len(prompts))[0], tokenizer(list(prompts))[0]]))
         context = self.model.unet.project_text(self.model.text_encoder(ids).last_hidden_state)
@@ -128,7 +153,36 @@ class DiffusionTask:
         return self.model.unet.conv_in.weight.dtype
 
     def _time(self, number: int) -> int:
-        """Uniform over all times, but spread evenly over a batch (Kingma et al. 2021, arXiv:2107.00630, I.1)."""
+        """Uniform over all times, stratified within a batch (Kingma et al. 2021, arXiv:2107.00630, I.1)."""
         step, place = divmod(number, self.batch_size)
         first = np.random.default_rng((self.seed, step, 1)).random()
         return int((first + place / self.batch_size) % 1 * len(self.alpha_bars))
+
+
+def new_task(
+    data: Data,
+    output: Path,
+    recipe: Recipe,
+    vae: str | Path | None = None,
+    prompts: Sequence[str] = (),
+    sizes: tuple[CLIPTextConfig, UNetConfig] = (TEXT_ENCODER, UNET),
+) -> DiffusionTask:
+    """Train a new text encoder and U-Net: `output` becomes a checkpoint folder.
+
+    `vae` is a vae/ folder, by default the one in `output`; another is copied there. The vocabulary is learnt from the
+    data's captions first, unless `output` has one. Raises `CheckpointNotFoundError` where there is no autoencoder.
+    """
+    autoencoder = load_autoencoder(Path(vae or output / "vae"))
+    if vae:
+        write_part(output, "vae", autoencoder)
+    if not (output / "tokenizer" / "merges.txt").is_file():
+        count = min(CAPTIONS, len(data)) if isinstance(data, Sized) else CAPTIONS
+        write_tokenizer(output / "tokenizer", (data.example(i)[1] for i in range(count)))
+    tokenizer = Tokenizer.from_files(output / "tokenizer")
+    text, unet = sizes
+    text = dataclasses.replace(text, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
+    cache = LatentCache(data, autoencoder, tokenizer, output / STATES / "latents")
+    if not prompts:
+        prompts = PROMPTS if isinstance(data, Postcards) else [data.example(i)[1] for i in range(len(PROMPTS))]
+    model = TextToLatents(text, unet, recipe.seed)
+    return DiffusionTask(cache, model, SCHEDULER, output, recipe.batch, recipe.seed, prompts)

@@ -1,6 +1,6 @@
-"""What the diffusion is trained on: captions, and the autoencoder's posteriors of pictures, computed once and kept.
+"""What the diffusion is trained on: captions, and the autoencoder's posteriors of pictures, computed once and cached.
 
-They come in shards of 500, a file each. More are made as the training goes, so that it begins soon.
+They come in shards of 500, one file each. Shards are added while the training runs, so that it starts soon.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ..vae import Autoencoder
 from .data import Data
 
 SHARD = 500
-TOGETHER = 4  # pictures that go through the autoencoder at once
+TOGETHER = 4  # pictures per call of the autoencoder
 
 
 class LatentCache:
-    """Shard i holds the examples from 500 i on."""
+    """Cached examples; shard i holds those from 500 i on."""
 
     def __init__(self, data: Data, vae: Autoencoder, tokenizer: Tokenizer, folder: Path):
         self.data, self.vae, self.tokenizer, self.folder = data, vae, tokenizer, folder
@@ -29,11 +29,11 @@ class LatentCache:
 
     @property
     def limit(self) -> int | None:
-        """How many examples there are; None for data without end."""
+        """How many examples there are; None for endless data."""
         return len(self.data) if isinstance(self.data, Sized) else None
 
     def grow(self, count: int) -> None:
-        """Have at least the first `count` examples."""
+        """Make at least the first `count` examples available."""
         while SHARD * len(self._shards) < count:
             self._shards.append(self._shard(len(self._shards)))
 

@@ -1,7 +1,7 @@
-"""The loop around a training: gradients, accumulated and averaged; a step; progress; checkpoints; going on after them.
+"""The training loop: gradients, accumulated and averaged; a step; progress; checkpoints; resuming from them.
 
-What is trained is a `Task`. All of its chance comes from the numbers of the examples, and these from the step: so a
-training that is interrupted goes on as if it had not been, and several processes do together what one would do alone.
+What is trained is a `Task`. All of its randomness comes from the examples' numbers, and these from the step. So an
+interrupted run resumes as if nothing had happened, and several processes compute together what one would alone.
 """
 
 from __future__ import annotations
@@ -19,49 +19,50 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .. import backend
 from ..backend import mx, nn
-from .optimisation import Arrays, Layout, Recipe, State, learning_rate
+from .optimisation import Arrays, Layout, State
+from .recipe import Recipe, learning_rate
 from .sheets import save_curve
 
 STATE, LOG, CURVE = "state.safetensors", "log.jsonl", "curve.png"
 Inputs = tuple[np.ndarray, ...]
-Loss = tuple[mx.array, dict[str, mx.array]]  # the mean over a batch, and other figures to be told
+Loss = tuple[mx.array, dict[str, mx.array]]  # the mean over a batch, and further figures to report
 
 
 class Task(Protocol):
-    """What is trained: a model, examples by their numbers, a loss, and how one looks at it and keeps it."""
+    """What is trained: a model, numbered examples, a loss, and how to inspect and export it."""
 
     name: str
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The network whose trainable parameters are updated."""
 
     def prepare(self, step: int) -> None:
-        """Compute what the batch of a step takes of other networks."""
+        """Compute what the batch of a step needs from other networks."""
 
     def batch(self, examples: Sequence[int]) -> Inputs:
-        """What `loss` takes, for these examples; in a thread of its own (no MLX), the same for the same numbers."""
+        """The arguments of `loss` for these examples, always the same. Runs in a thread of its own: no MLX."""
 
     @property
     def loss(self) -> Callable[..., Loss]:
-        """A method that takes what `batch` gives, for the model's present weights."""
+        """A method that takes what `batch` returns, with the model's current weights."""
 
     def look(self, path: Path) -> dict[str, float]:
-        """Draw a sample sheet with the model's present weights, and measure what there is to measure."""
+        """Write a sample sheet with the model's current weights to `path`, and return measurements."""
 
     def export(self) -> None:
-        """Write the model with its present weights as a part of a checkpoint's folder."""
+        """Write the model with its current weights into the checkpoint folder."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How long a training goes: so many minutes of work, all sessions together, or so many steps."""
+    """How long to train: minutes of work, all sessions together, or steps; whichever ends first."""
 
     minutes: float | None = None
     steps: int | None = None
 
     def done(self, state: State) -> float:
-        """The share that is done, 0 to 1."""
+        """The fraction that is done, 0 to 1."""
         shares = [state.seconds / (60 * self.minutes)] if self.minutes else []
         shares += [state.step / self.steps] if self.steps else []
         return min(1.0, max(shares, default=1.0))
@@ -69,7 +70,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told of a step."""
+    """What is reported about a step."""
 
     task: str
     step: int
@@ -82,7 +83,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often something is done: in steps, or in seconds."""
+    """How often the loop reports (in steps), saves and looks (in seconds)."""
 
     report: int = 20  # steps
     save: float = 120.0
@@ -100,10 +101,10 @@ def train(
     report: Callable[[Progress], None] = lambda progress: None,
     intervals: Intervals = INTERVALS,
 ) -> State:
-    """Train until the limit, from where the state in `folder` stands, and return the state that is reached.
+    """Train until the limit, resuming from the state in `folder` if there is one, and return the final state.
 
-    The state is saved now and then and at the end; sample sheets and exports are made with the averaged weights.
-    Raises `CheckpointError` for a state of another network, and OSError.
+    The state is saved periodically and at the end; sample sheets and exports use the averaged weights. Raises
+    `CheckpointError` for the state of another network, and OSError.
     """
     group = mx.distributed.init()
     first = group.rank() == 0
@@ -123,10 +124,10 @@ def train(
         if not first:
             continue
         if state.step % intervals.report == 0 or state.step == 1:
-            told = {name: _number(value) for name, value in {"loss": loss, **figures, "norm": norm}.items()}
-            _log(folder, step=state.step, seconds=round(state.seconds, 1), rate=rate, **told)
+            numbers = {name: _number(value) for name, value in {"loss": loss, **figures, "norm": norm}.items()}
+            _log(folder, step=state.step, seconds=round(state.seconds, 1), rate=rate, **numbers)
             seconds = time.monotonic() - started
-            report(_progress(task, state, told, rate, limit, recipe.batch / seconds))
+            report(_progress(task, state, numbers, rate, limit, recipe.batch / seconds))
         if state.seconds - looked > intervals.look:
             look(task, state, folder)
             looked = time.monotonic() - begun
@@ -142,13 +143,13 @@ def train(
 def averaged_gradients(
     task: Task, parts: Sequence[Inputs], group: mx.distributed.Group
 ) -> tuple[mx.array, dict[str, mx.array], Arrays]:
-    """Loss, figures and gradients: means over the parts of a batch, one after another, and over all processes."""
+    """Loss, figures and gradients, averaged over the parts of a batch, one after another, and over all processes."""
     function = nn.value_and_grad(task.model, task.loss)
     total: Any = None
     for inputs in parts:
         (loss, figures), tree = function(*map(mx.array, inputs))
-        told = [loss, figures, {name: g.astype(mx.float32) for name, g in dict(tree_flatten(tree)).items()}]
-        total = told if total is None else tree_map(mx.add, total, told)
+        part = [loss, figures, {name: g.astype(mx.float32) for name, g in dict(tree_flatten(tree)).items()}]
+        total = part if total is None else tree_map(mx.add, total, part)
         mx.eval(total)
     loss, figures, gradients = tree_map(lambda value: value / len(parts), total)
     if group.size() > 1:
@@ -158,7 +159,7 @@ def averaged_gradients(
 
 
 def resumed(model: nn.Module, path: Path) -> State:
-    """The state in a file, or where there is none that of a model that has not been trained; the model gets it."""
+    """The state from a file, or a fresh one where there is no file; the model gets its weights."""
     parameters = dict(tree_flatten(model.trainable_parameters()))
     state = State.load(path, parameters) if path.is_file() else State.fresh(parameters)
     mx.eval(state.arrays())
@@ -167,24 +168,24 @@ def resumed(model: nn.Module, path: Path) -> State:
 
 
 def set_weights(model: nn.Module, layout: Layout, parameters: mx.array) -> None:
-    """Give a model the weights to compute with: bfloat16 on a GPU, which gains by it; float32 are kept beside them."""
+    """Give a model the weights to compute with: bfloat16 on a GPU, where it is faster; the state keeps float32."""
     dtype = mx.bfloat16 if backend.has_gpu() else mx.float32
     model.update(tree_unflatten(list(layout.named(parameters.astype(dtype)).items())))
 
 
 def look(task: Task, state: State, folder: Path) -> None:
-    """Sheet, figures and export of the averaged weights; the model has its own again afterwards."""
+    """Sheet, measurements and export with the averaged weights; afterwards the model has its own again."""
     set_weights(task.model, state.layout, state.average)
     _log(folder, step=state.step, seconds=round(state.seconds, 1), **task.look(folder / f"{state.step:06d}.png"))
     task.export()
-    if told := [line for line in read_log(folder) if "loss" in line]:
-        steps, values = zip(*((line["step"], line["loss"]) for line in told), strict=True)
+    if lines := [line for line in read_log(folder) if "loss" in line]:
+        steps, values = zip(*((line["step"], line["loss"]) for line in lines), strict=True)
         save_curve(folder / CURVE, steps, values, f"{task.name}: loss")
     set_weights(task.model, state.layout, state.parameters)
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The lines of a training's log, of its steps and of its sheets, each at its step once: the last that was told."""
+    """The lines of a run's log, for steps and for sheets; where a step was repeated, only the last line."""
     lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
     return list({(line["step"], "loss" in line): line for line in lines}.values())
 
@@ -195,7 +196,7 @@ def _log(folder: Path, **values: float) -> None:
 
 
 def _prefetched(task: Task, recipe: Recipe, step: int, group: mx.distributed.Group) -> Iterator[list[Inputs]]:
-    """The batches from `step` on, each in its parts; the next is prepared while the last is learnt from."""
+    """The batches from `step` on, each in its parts; the next one is prepared during the current step."""
 
     def prepared(step: int) -> list[Inputs]:
         numbers = range(step * recipe.batch, (step + 1) * recipe.batch)[group.rank() :: group.size()]
@@ -213,7 +214,7 @@ def _prefetched(task: Task, recipe: Recipe, step: int, group: mx.distributed.Gro
 
 
 def _of_first(value: float, group: mx.distributed.Group) -> float:
-    """The first process's value, for all: their clocks differ."""
+    """The first process's value, for all of them: their clocks differ."""
     if group.size() == 1:
         return value
     return _number(mx.distributed.all_sum(mx.array(value if group.rank() == 0 else 0.0), group=group))

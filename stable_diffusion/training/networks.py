@@ -1,4 +1,4 @@
-"""The networks that are trained: their sizes, how they begin, and how they are written as a checkpoint's folder."""
+"""The networks to train: their sizes, how they are initialised, and how they are written to a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from typing import Any
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
+from ..errors import CheckpointNotFoundError
 from ..layers import Conv2d, ResnetBlock
+from ..model_io import mapping
+from ..model_io.load_folder import read_json
 from ..model_io.outward import to_folder
+from ..model_io.strict import load_weights
 from ..unet import Transformer2D, UNet
 from ..vae import Autoencoder
 
@@ -36,7 +40,7 @@ UNET = UNetConfig(
     norm_num_groups=16,
     cross_attention_dim=128,
 )
-# Stable Diffusion's betas end at 0.012, where a latent of 16x16 still shows whether it is day or night.
+# Stable Diffusion's betas end at 0.012, at which a 16x16 latent still tells day from night.
 SCHEDULER = SchedulerConfig(
     beta_schedule="scaled_linear",
     beta_start=0.00085,
@@ -44,11 +48,11 @@ SCHEDULER = SchedulerConfig(
     prediction_type="v_prediction",
     timestep_spacing="trailing",
     steps_offset=1,
-    set_alpha_to_one=False,  # as Stable Diffusion's, for whoever takes DDIM or PNDM
+    set_alpha_to_one=False,  # as in Stable Diffusion, for DDIM and PNDM
     skip_prk_steps=True,
 )
 
-# By a part's folder: the class that diffusers or transformers read it with, and the weights' file.
+# For each part's folder, the class and the library that read it.
 CLASSES = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel"}
 LIBRARIES = {
     "unet": "diffusers", "vae": "diffusers", "scheduler": "diffusers",
@@ -57,30 +61,45 @@ LIBRARIES = {
 
 
 def new_autoencoder(config: AutoencoderConfig, seed: int) -> Autoencoder:
-    """An autoencoder before its training, its weights drawn with `seed`."""
+    """An untrained autoencoder, its weights drawn with `seed`."""
     mx.random.seed(seed)
     model = Autoencoder(config)
-    _begin(model)
+    _initialise(model)
     for module in model.modules():
         if isinstance(module, Conv2d | nn.Linear):
-            # Variance 1 / inputs keeps a signal's strength, where PyTorch's 1 / (3 inputs) loses it in a dozen layers.
+            # Variance 1 / inputs preserves a signal's scale; PyTorch's 1 / (3 inputs) loses it within a dozen layers.
             module.weight = module.weight * math.sqrt(3)
     if config.use_quant_conv:
-        # Little noise at first, or the decoder learns to do without the latents.
+        # Little noise at first, or the decoder learns to ignore the latents.
         is_variance = mx.arange(2 * config.latent_channels) >= config.latent_channels
         model.quant_conv.bias = mx.where(is_variance, -5.0, 0.0)
     return model
 
 
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """The network of a vae/ folder, in float32.
+
+    Raises `CheckpointNotFoundError` where there is none, and what loading a checkpoint raises.
+    """
+    file = folder / "diffusion_pytorch_model.safetensors"
+    if not file.is_file():
+        raise CheckpointNotFoundError(
+            f"There is no autoencoder at {str(folder)!r}: train one first (train vae), or choose one with --vae."
+        )
+    model = Autoencoder(AutoencoderConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
+    load_weights(model, [file], mapping.VAE, mx.float32)
+    return model
+
+
 class TextToLatents(nn.Module):
-    """The two networks that learn together: text encoder and U-Net."""
+    """The two networks that are trained together: text encoder and U-Net."""
 
     def __init__(self, text_config: CLIPTextConfig, unet_config: UNetConfig, seed: int):
         super().__init__()
         mx.random.seed(seed)
         self.text_encoder = CLIPTextModel(text_config)
         self.unet = UNet(unet_config)
-        _begin(self)
+        _initialise(self)
 
     def __call__(self, x: mx.array, t: mx.array, ids: mx.array) -> mx.array:
         """The U-Net's prediction for x (B, h, w, C) at times t (B,) with texts' ids (B, 77)."""
@@ -88,11 +107,11 @@ class TextToLatents(nn.Module):
         return self.unet(x, t, self.unet.project_text(text))
 
 
-def _begin(model: nn.Module) -> None:
-    """What PyTorch's layers begin as (uniform to 1 / sqrt(inputs)), biases too, but for the ends of the skips.
+def _initialise(model: nn.Module) -> None:
+    """Initialise as PyTorch does (uniform to 1 / sqrt(inputs), biases too), but zero the last layer of each skip.
 
-    Those begin at zero, so that every block begins as the identity (Dhariwal and Nichol 2021, appendix), and a U-Net as
-    the answer 0. CLIP's embeddings begin at 0.02 (Radford et al. 2021).
+    So every block starts as the identity (Dhariwal and Nichol 2021, appendix), and a U-Net predicts 0. CLIP's
+    embeddings have a deviation of 0.02 (Radford et al. 2021).
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -107,7 +126,7 @@ def _begin(model: nn.Module) -> None:
 
 
 def write_part(folder: Path, part: str, model: nn.Module, **changes: Any) -> None:
-    """Write one network in float16 as diffusers' folders have it; `changes` to its configuration."""
+    """Write one network in float16 in diffusers' folder layout; `changes` update its configuration."""
     values = {k: v for k, v in dataclasses.asdict(model.config).items() if v is not None} | changes
     if part == "text_encoder":
         end = values["eos_token_id"]
@@ -123,7 +142,7 @@ def write_part(folder: Path, part: str, model: nn.Module, **changes: Any) -> Non
 
 
 def write_index(folder: Path, scheduler: SchedulerConfig) -> None:
-    """Write what makes a pipeline of the parts: model_index.json and the scheduler's configuration."""
+    """Write what turns the parts into a pipeline: model_index.json and the scheduler's configuration."""
     kind = "EulerDiscreteScheduler"
     classes = {**CLASSES, "scheduler": kind, "tokenizer": "CLIPTokenizer"}
     index: dict[str, Any] = {name: [LIBRARIES[name], classes[name]] for name in sorted(classes)}

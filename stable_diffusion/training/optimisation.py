@@ -1,4 +1,4 @@
-"""AdamW, the learning rate over time, the average of the weights: all that a training must keep to go on exactly."""
+"""AdamW and the average of the weights: everything that a run must keep to resume exactly."""
 
 from __future__ import annotations
 
@@ -14,39 +14,17 @@ from typing import Any
 from .. import ops
 from ..backend import mx
 from ..errors import CheckpointError
+from .recipe import Recipe
 
 Arrays = dict[str, mx.array]
 STATE_PARTS = ("parameters", "average", "first_moment", "second_moment")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the weights are moved. One step takes `batch` examples, in `accumulate` parts one after another."""
-
-    batch: int = 32
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    final_rate: float = 0.02  # of the cosine, as a share of learning_rate
-    warm_up: int = 200  # steps
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    weight_decay: float = 0.01
-    clip: float = 1.0  # the largest norm of a gradient
-    average_decay: float = 0.999
-    seed: int = 0
-
-
-def learning_rate(recipe: Recipe, step: int, done: float) -> float:
-    """A linear warm-up over steps, times half a cosine over the share of the time that is `done`, 0 to 1."""
-    cosine = recipe.final_rate + (1 - recipe.final_rate) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return recipe.learning_rate * cosine * min(1.0, (step + 1) / recipe.warm_up)
-
-
-@dataclass(frozen=True)
 class Layout:
     """Where each parameter lies in one long vector: matrices and kernels, which decay, before biases and norms.
 
-    One vector, because a step is some twenty operations: on hundreds of small arrays, starting them is what takes long.
+    One vector, because a step is about twenty operations: on hundreds of small arrays, launching them would dominate.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -64,13 +42,13 @@ class Layout:
         return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def decaying(self) -> int:
-        """How many elements at the beginning are matrices' and kernels'."""
+        """How many elements at the start of the vector belong to matrices and kernels."""
         return sum(math.prod(shape) for shape in self.shapes.values() if len(shape) > 1)
 
 
 @dataclass
 class State:
-    """The weights, their average and the optimiser's moments after `step` steps and so many `seconds`; float32."""
+    """The weights, their average and the optimiser's moments after `step` steps and `seconds` of work; float32."""
 
     layout: Layout
     parameters: mx.array
@@ -82,13 +60,16 @@ class State:
 
     @classmethod
     def fresh(cls, parameters: Arrays) -> State:
-        """The state of a training before its first step."""
+        """The state before the first step."""
         layout = Layout.of(parameters)
         flat = layout.flat(parameters)
         return cls(layout, flat, flat + 0.0, mx.zeros_like(flat), mx.zeros_like(flat))
 
     def update(self, gradients: Arrays, recipe: Recipe, rate: float) -> mx.array:
-        """One step of AdamW, then of the average; returns the gradients' norm, lazy. Biases and norms do not decay."""
+        """One step of AdamW, then of the average; returns the gradients' norm, not yet evaluated.
+
+        Biases and norms do not decay. Gradients whose norm exceeds `recipe.clip` are scaled down to it.
+        """
         g = self.layout.flat(gradients)
         norm = mx.sqrt(mx.square(g).sum())
         self.step += 1
@@ -111,25 +92,25 @@ class State:
         return [getattr(self, part) for part in STATE_PARTS]
 
     def save(self, path: Path, recipe: Recipe) -> None:
-        """Write everything to one file, which is whole or not there."""
+        """Write everything to one file, atomically."""
         tensors = {
             f"{part}:{name}": value
             for part in STATE_PARTS
             for name, value in self.layout.named(getattr(self, part)).items()
         }
-        told = {"step": self.step, "seconds": self.seconds, "recipe": dataclasses.asdict(recipe)}
+        progress = {"step": self.step, "seconds": self.seconds, "recipe": dataclasses.asdict(recipe)}
         temporary = path.with_name(f".{path.stem}.new.safetensors")
-        mx.save_safetensors(str(temporary), tensors, {"training": json.dumps(told)})
+        mx.save_safetensors(str(temporary), tensors, {"training": json.dumps(progress)})
         os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: Path, parameters: Arrays) -> State:
-        """Read what `save` wrote for these parameters. Raises `CheckpointError` for another network's file."""
+        """Read what `save` wrote for these parameters. Raises `CheckpointError` for any other file."""
         try:
             loaded: Any = mx.load(str(path), return_metadata=True)
-            tensors, told = loaded[0], json.loads(loaded[1]["training"])
+            tensors, progress = loaded[0], json.loads(loaded[1]["training"])
         except (RuntimeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{str(path)!r} is no state of a training ({error}): move it away") from None
+            raise CheckpointError(f"{str(path)!r} is not the state of a training run ({error}): move it away") from None
         parts: dict[str, Arrays] = {part: {} for part in STATE_PARTS}
         for key, value in tensors.items():
             part, _, name = key.partition(":")
@@ -137,7 +118,7 @@ class State:
         layout = Layout.of(parameters)
         if any({name: value.shape for name, value in part.items()} != layout.shapes for part in parts.values()):
             raise CheckpointError(
-                f"{str(path)!r} holds the training of another network: give another --output, or move it away"
+                f"{str(path)!r} holds the training state of another network: choose another --output, or move it away"
             )
         flat = {part: layout.flat(values) for part, values in parts.items()}
-        return cls(layout, **flat, step=told["step"], seconds=told["seconds"])
+        return cls(layout, **flat, step=progress["step"], seconds=progress["seconds"])

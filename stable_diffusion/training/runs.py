@@ -1,138 +1,154 @@
-"""A whole training, from the data to a checkpoint's folder: what the command calls."""
+"""The training runs as a table: what each is called, its options and defaults, and the code that builds it.
+
+A further run is one row of RUNS and one file in this folder. The table needs no MLX: a command's --help and a page list
+it, and only `Run.start` and `Run.train` import the rest.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence, Sized
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .. import ops
-from ..backend import mx
-from ..config import AutoencoderConfig, CLIPTextConfig, UNetConfig
-from ..errors import CheckpointNotFoundError
-from ..model_io import mapping
-from ..model_io.load_folder import read_json
-from ..model_io.strict import load_weights
-from ..text.tokenizer import Tokenizer
-from ..vae import Autoencoder
-from . import networks
-from .data import Data, Postcards
-from .diffusion import DiffusionTask
-from .latents import LatentCache
-from .loop import INTERVALS, Intervals, Limit, Progress, train
-from .optimisation import Recipe, State
-from .vae import AutoencoderTask, DecoderTask
-from .vocabulary import write_tokenizer
+from ..checks import MAX_SEED, Check, Number, Text, Whole
+from ..errors import InputError
+from .recipe import Recipe
 
-STATES = "training"  # the folder beside the checkpoint's parts that holds states, logs, sheets and latents
-RECIPES = {
-    "vae": Recipe(batch=4, learning_rate=1e-3, warm_up=100),
-    "decoder": Recipe(batch=4, learning_rate=5e-4, warm_up=100),
-    "diffusion": Recipe(batch=16, learning_rate=7e-4, warm_up=200, average_decay=0.998),
-}
-CAPTIONS = 2000  # that the vocabulary is learnt from
-PROMPTS = (
-    "a red house on green hills at sunset, with clouds",
-    "a blue tent in snowy mountains at night, with stars",
-    "a white lighthouse by the sea by day, with birds",
-    "a green cactus in the desert at sunset, with the sun",
-    "a yellow sailboat on the sea at night, with the moon",
-    "a purple hot air balloon over the desert by day, a clear sky",
-    "a pink windmill on green hills by day, with a rainbow",
-    "an orange tree in snowy mountains at sunset, with birds",
-    "a black house by the sea at night, a clear sky",
-    "a white tent on green hills by day, with the sun",
-    "a red sailboat on the sea by day, with a rainbow",
-    "a blue windmill in snowy mountains at sunset, with clouds",
-    "a yellow house in the desert at night, with stars",
-    "an orange hot air balloon over the sea at sunset, with birds",
-    "a purple cactus in the desert by day, with clouds",
-    "a green tree on green hills at night, with the moon",
+if TYPE_CHECKING:
+    from .data import Data
+    from .loop import Intervals, Limit, Progress, Task
+    from .optimisation import State
+
+STATES = "training"  # the folder next to the checkpoint's parts that holds states, logs, sheets and latents
+DATA_HELP = (
+    "postcards, painted as they are needed, or a folder of pictures with captions (.txt files of the same names, or "
+    "metadata.jsonl)"
 )
+_RECIPE = ("batch", "accumulate", "learning_rate", "seed")  # the options that change the recipe
 
 
-def train_vae(
-    data: Data,
-    output: Path,
-    limit: Limit,
-    recipe: Recipe = RECIPES["vae"],
-    report: Callable[[Progress], None] = lambda progress: None,
-    config: AutoencoderConfig = networks.VAE,
-    intervals: Intervals = INTERVALS,
-) -> State:
-    """Train an autoencoder, or go on with it: `output` gets vae/ and training/vae/. Raises as `loop.train` does."""
-    with ops.differentiable():
-        model = networks.new_autoencoder(config, recipe.seed)
-        task = AutoencoderTask(data, model, output, recipe.batch, recipe.seed)
-        return train(task, recipe, limit, output / STATES / task.name, report, intervals)
+@dataclass(frozen=True)
+class Option:
+    """One setting of a run: a keyword of `Run.start`, and --name on the command line, with dashes.
 
-
-def train_decoder(
-    data: Data,
-    output: Path,
-    limit: Limit,
-    recipe: Recipe = RECIPES["decoder"],
-    report: Callable[[Progress], None] = lambda progress: None,
-    intervals: Intervals = INTERVALS,
-) -> State:
-    """Go on with the decoder of `output` alone: the latents, and a diffusion of them, stay what they are.
-
-    Raises `CheckpointNotFoundError` where there is no autoencoder, and as `loop.train` does.
+    Where the default is None, `help` explains it.
     """
-    with ops.differentiable():
-        task = DecoderTask(data, load_autoencoder(output / "vae"), output, recipe.batch, recipe.seed)
-        return train(task, recipe, limit, output / STATES / task.name, report, intervals)
+
+    name: str
+    check: Check
+    help: str
+    default: str | float | None = None
+    metavar: str = "N"
 
 
-def train_diffusion(
-    data: Data,
-    output: Path,
-    limit: Limit,
-    recipe: Recipe = RECIPES["diffusion"],
-    report: Callable[[Progress], None] = lambda progress: None,
-    vae: Path | None = None,
-    prompts: Sequence[str] = (),
-    intervals: Intervals = INTERVALS,
-    sizes: tuple[CLIPTextConfig, UNetConfig] = (networks.TEXT_ENCODER, networks.UNET),
-) -> State:
-    """Train a text encoder and a U-Net, or go on with them: `output` becomes a checkpoint's folder.
+@dataclass(frozen=True)
+class Run:
+    """A row of the table.
 
-    `vae` is a vae/ folder, by default that of `output`. The vocabulary is learnt from the data's captions first.
-    Raises `CheckpointNotFoundError` where there is no autoencoder, and as `loop.train` does.
+    `builder`, "module:function" in this folder, is called with (data, output, recipe, **own options) and returns the
+    `loop.Task` to train. It raises `CheckpointNotFoundError` where the output folder lacks what one of the runs in
+    `needs` writes.
     """
-    with ops.differentiable():
-        autoencoder = load_autoencoder(vae or output / "vae")
-    if vae:
-        networks.write_part(output, "vae", autoencoder)
-    if not (output / "tokenizer" / "merges.txt").is_file():
-        write_tokenizer(output / "tokenizer", (data.example(i)[1] for i in range(_captions(data))))
-    tokenizer = Tokenizer.from_files(output / "tokenizer")
-    text, unet = sizes
-    text = dataclasses.replace(text, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
-    cache = LatentCache(data, autoencoder, tokenizer, output / STATES / "latents")
-    with ops.differentiable():
-        model = networks.TextToLatents(text, unet, recipe.seed)
-        task = DiffusionTask(
-            cache, model, networks.SCHEDULER, output, recipe.batch, recipe.seed, prompts or _prompts(data)
+
+    name: str
+    title: str  # what is trained
+    help: str  # one line, without a full stop
+    builder: str
+    recipe: Recipe
+    needs: tuple[str, ...] = ()
+    size: int = 128  # pixels a side
+    own: tuple[Option, ...] = ()  # the options that only this run has
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """All options, with this run's defaults."""
+        recipe, many = self.recipe, Whole(1, 65536)
+        return (
+            Option("data", Text(), DATA_HELP, default="postcards", metavar="postcards|FOLDER"),
+            Option("size", Whole(64, 1024, 64), "side of the square pictures, in pixels", self.size),
+            Option("batch", many, "examples per step", recipe.batch),
+            Option("accumulate", many, "split each batch into N parts to save memory", recipe.accumulate),
+            Option("learning_rate", Number(0, 1), "peak learning rate", recipe.learning_rate, metavar="R"),
+            Option("seed", Whole(0, MAX_SEED), "the same seed and --steps give the same weights", recipe.seed),
+            *self.own,
         )
-        return train(task, recipe, limit, output / STATES / task.name, report, intervals)
+
+    def start(
+        self, output: Path, limit: Limit, report: Callable[[Progress], None] = lambda progress: None, **values: Any
+    ) -> State:
+        """Train or resume with options by their names; one that is None or missing has its default.
+
+        Raises `InputError` for data that cannot be read and for a batch that `accumulate` does not divide, and what
+        `train` raises.
+        """
+        from .data import open_data
+
+        values = {option.name: option.default for option in self.options} | {
+            name: value for name, value in values.items() if value is not None
+        }
+        recipe = replace(self.recipe, **{name: values.pop(name) for name in _RECIPE})
+        if recipe.batch % recipe.accumulate:
+            raise InputError(f"batch ({recipe.batch}) should be a multiple of accumulate ({recipe.accumulate}).")
+        data = open_data(values.pop("data"), values.pop("size"), recipe.seed)
+        return self.train(data, output, limit, recipe, report, **values)
+
+    def train(
+        self,
+        data: Data,
+        output: Path,
+        limit: Limit,
+        recipe: Recipe | None = None,
+        report: Callable[[Progress], None] = lambda progress: None,
+        intervals: Intervals | None = None,
+        **own: Any,
+    ) -> State:
+        """Train or resume: `output` gets the run's parts of a checkpoint, and training/NAME/. Returns the state.
+
+        `own` goes to the builder. Raises `CheckpointNotFoundError` where something in `needs` is missing, and what
+        `loop.train` raises.
+        """
+        from .. import ops
+        from .loop import INTERVALS, train
+
+        recipe = recipe or self.recipe
+        with ops.use("learning"):
+            task = self.build(data, output, recipe, **own)
+            return train(task, recipe, limit, output / STATES / self.name, report, intervals or INTERVALS)
+
+    def build(self, data: Data, output: Path, recipe: Recipe, **own: Any) -> Task:
+        """The task to train, from this run's builder."""
+        module, _, function = self.builder.partition(":")
+        return getattr(importlib.import_module(f".{module}", __package__), function)(data, output, recipe, **own)
 
 
-def load_autoencoder(folder: Path) -> Autoencoder:
-    """A vae/ folder's network. Raises `CheckpointNotFoundError`, and what loading a checkpoint raises."""
-    file = folder / "diffusion_pytorch_model.safetensors"
-    if not file.is_file():
-        raise CheckpointNotFoundError(
-            f"There is no autoencoder at {str(folder)!r}: train one first (train vae), or name one with --vae."
-        )
-    model = Autoencoder(AutoencoderConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
-    load_weights(model, [file], mapping.VAE, mx.float32)
-    return model
-
-
-def _captions(data: Data) -> int:
-    return min(CAPTIONS, len(data)) if isinstance(data, Sized) else CAPTIONS
-
-
-def _prompts(data: Data) -> Sequence[str]:
-    return PROMPTS if isinstance(data, Postcards) else [data.example(i)[1] for i in range(len(PROMPTS))]
+RUNS = {
+    run.name: run
+    for run in (
+        Run(
+            name="vae",
+            title="VAE",
+            help="an autoencoder, from scratch",
+            builder="vae:new_task",
+            recipe=Recipe(batch=4, learning_rate=1e-3, warm_up=100),
+        ),
+        Run(
+            name="diffusion",
+            title="text encoder and U-Net",
+            help="a text encoder and a U-Net, from scratch, on the latents of a VAE",
+            builder="diffusion:new_task",
+            recipe=Recipe(batch=16, learning_rate=7e-4, warm_up=200, average_decay=0.998),
+            needs=("vae",),
+            own=(Option("vae", Text(), "the vae/ folder to train with (default: the one in --output)", metavar="DIR"),),
+        ),
+        Run(
+            name="decoder",
+            title="VAE decoder",
+            help="the decoder of a trained VAE, whose latents stay as they are",
+            builder="vae:decoder_task",
+            recipe=Recipe(batch=4, learning_rate=5e-4, warm_up=100),
+            needs=("vae",),
+        ),
+    )
+}

@@ -1,4 +1,4 @@
-"""Sample sheets, what a model makes of a few examples as one picture; and the curve of a loss."""
+"""Sample sheets, which show what a model makes of a few examples, and loss curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def save_curve(path: Path, steps: Sequence[float], values: Sequence[float], title: str) -> None:
-    """Write a curve over steps as a PNG: each value, and their mean over a twentieth of the steps; on a log scale."""
+    """Write a curve over steps as a PNG: each value, and a moving mean over a twentieth of the steps; log scale."""
     width, height, left, margin = 640, 240, 56, 28
     y = np.log10(np.maximum(values, 1e-12))
     low, high = y.min(), max(y.max(), y.min() + 1e-3)

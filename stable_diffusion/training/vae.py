@@ -1,10 +1,10 @@
-"""The autoencoder's training: Auto-Encoding Variational Bayes (Kingma and Welling 2014), algorithm 1.
+"""Training the autoencoder: Auto-Encoding Variational Bayes (Kingma and Welling 2014), algorithm 1.
 
-    z = mean + deviation * noise        (equation 10: the noise apart, so that there is a gradient)
+    z = mean + deviation * noise        (equation 10: noise is a separate input, so that gradients exist)
     loss = |x - D(z)|^2 + c |grad x - grad D(z)| + kl_weight * KL(N(mean, deviation^2) || N(0, 1))
 
-KL is appendix B's -1/2 (1 + log s^2 - mean^2 - s^2), weighted so little that it only keeps the latents together
-(Rombach et al. 2022, section 3.1). The middle term is the difference of neighbouring pixels: it asks for sharp edges.
+KL is appendix B's -1/2 (1 + log s^2 - mean^2 - s^2). Its weight is so small that it only keeps the latents from
+drifting apart (Rombach et al. 2022, section 3.1). The middle term compares neighbouring pixels, for sharp edges.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from ..backend import mx
+from ..config import AutoencoderConfig
 from ..vae import Autoencoder
 from .data import Data
 from .loop import Inputs, Loss
-from .networks import write_part
+from .networks import VAE, load_autoencoder, new_autoencoder, write_part
+from .recipe import Recipe
 from .sheets import psnr, save_sheet
 
-CROP = 64  # pixels a side
-WHOLE_EVERY = 4  # one step in so many sees whole pictures, a quarter as many, which are what it will meet
-HELD_BACK = 10_000_000  # the number of the first example that is looked at and not learnt from
+CROP = 64  # pixels per side
+WHOLE_EVERY = 4  # every 4th step sees whole pictures, as in use, but a quarter as many
+HELD_BACK = 10_000_000  # number of the first held-out example: measured, never trained on
 
 
 class AutoencoderTask:
-    """See the module's docstring. `folder` gets the checkpoint's vae/."""
+    """The task of the module's docstring. `folder` gets the checkpoint's vae/."""
 
     name = "vae"
 
@@ -46,10 +48,10 @@ class AutoencoderTask:
         self.model = model
 
     def prepare(self, step: int) -> None:
-        """Nothing is needed."""
+        """No other network is needed."""
 
     def batch(self, examples: Sequence[int]) -> Inputs:
-        """Crops (B, 64, 64, 3) in [-1, 1], or a quarter as many pictures, and the noise for their latents."""
+        """Crops (B, 64, 64, 3) in [-1, 1], or a quarter as many whole pictures, and the noise for their latents."""
         whole = examples[0] // self.step_size % WHOLE_EVERY == 0
         pictures, noise = [], []
         for number in examples[: max(1, len(examples) // 4)] if whole else examples:
@@ -76,7 +78,7 @@ class AutoencoderTask:
         return loss, {"squares": squares, "edges": edges, "kl": kl}
 
     def look(self, path: Path) -> dict[str, float]:
-        """Eight held-back pictures above what comes back of them; PSNR over 64 of them, in dB."""
+        """Eight held-out pictures above their reconstructions, twice; PSNR over 64 of them, in dB."""
         pictures = self.held_back(64)
         back = np.concatenate([self._there_and_back(pictures[i : i + 8]) for i in range(0, len(pictures), 8)])
         pictures = pictures / 2 + 0.5
@@ -87,23 +89,23 @@ class AutoencoderTask:
         write_part(self.folder, "vae", self.model, scaling_factor=self.scaling_factor(), sample_size=self.data.size)
 
     def scaling_factor(self) -> float:
-        """1 / the deviation of the data's latents, which then have unit variance (Rombach et al. 2022, appendix G)."""
+        """1 / the deviation of the data's latents, which gives them unit variance (Rombach et al. 2022, appendix G)."""
         means = [self.model.moments(mx.array(self.held_back(8, i)))[0] for i in range(0, 128, 8)]
         return round(1 / float(np.concatenate([np.array(mean) for mean in means]).std()), 5)
 
     def held_back(self, count: int, start: int = 0) -> np.ndarray:
-        """Pictures (N, H, W, 3) in [-1, 1] that are not learnt from."""
+        """Pictures (N, H, W, 3) in [-1, 1] that are never trained on."""
         first = HELD_BACK + start
         return np.stack([_to_range(self.data.example(i)[0]) for i in range(first, first + count)])
 
     def _there_and_back(self, pictures: np.ndarray) -> np.ndarray:
-        """By the posterior's mean, (N, H, W, 3) in [0, 1]."""
+        """Reconstruct pictures (N, H, W, 3) in [-1, 1] from the posterior's mean; returns them in [0, 1]."""
         mean, _ = self.model.moments(mx.array(pictures))
         return np.array(self.model.decode(self.model._scale(mean)).astype(mx.float32)) / 2 + 0.5
 
 
 class DecoderTask(AutoencoderTask):
-    """The decoder alone, for latents that stay as they are: a diffusion may have been trained on them."""
+    """The decoder alone; the latents stay as they are, because a diffusion may have been trained on them."""
 
     name = "decoder"
 
@@ -115,6 +117,16 @@ class DecoderTask(AutoencoderTask):
 
     def scaling_factor(self) -> float:
         return self.model.config.scaling_factor
+
+
+def new_task(data: Data, output: Path, recipe: Recipe, config: AutoencoderConfig = VAE) -> AutoencoderTask:
+    """Train a new autoencoder of this configuration: `output` gets vae/."""
+    return AutoencoderTask(data, new_autoencoder(config, recipe.seed), output, recipe.batch, recipe.seed)
+
+
+def decoder_task(data: Data, output: Path, recipe: Recipe) -> DecoderTask:
+    """Train the decoder of `output` further. Raises `CheckpointNotFoundError` where there is no vae/."""
+    return DecoderTask(data, load_autoencoder(output / "vae"), output, recipe.batch, recipe.seed)
 
 
 def _to_range(picture: np.ndarray) -> np.ndarray:

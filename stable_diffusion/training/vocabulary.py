@@ -1,6 +1,7 @@
-"""A vocabulary learnt from captions: byte pair encoding (Sennrich et al. 2016, algorithm 1), in CLIP's files' form.
+"""A vocabulary learnt from captions: byte pair encoding (Sennrich et al. 2016, algorithm 1), in CLIP's file format.
 
-First every byte, alone and at a word's end; then, one after another, the pair of neighbours that is the most common.
+It starts with every byte, alone and at the end of a word; then the most common pair of neighbours is merged, over and
+over.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Pair = tuple[str, str]
 
 
 def learn_merges(captions: Iterable[str], count: int) -> list[Pair]:
-    """The `count` best merges of the captions' words, fewer where every word has become one token."""
+    """The `count` most common merges in the captions; fewer if every word becomes a single token first."""
     words = Counter(word for caption in captions for word in _words(normalize(caption)))
     spelt = {word: [*(letters := _word_letters(word))[:-1], letters[-1] + WORD_END] for word in words}
     merges: list[Pair] = []
@@ -36,10 +37,10 @@ def learn_merges(captions: Iterable[str], count: int) -> list[Pair]:
 
 
 def write_tokenizer(folder: Path, captions: Iterable[str], merges: int = 230) -> None:
-    """Learn from captions, and write vocab.json, merges.txt and the two files of special tokens."""
+    """Learn from captions; write vocab.json, merges.txt and the two files of special tokens."""
     learnt = learn_merges(captions, merges)
     tokens = [*_BYTE_LETTERS, *(letter + WORD_END for letter in _BYTE_LETTERS)]
-    tokens += dict.fromkeys(left + right for left, right in learnt)  # two merges may make the same token
+    tokens += dict.fromkeys(left + right for left, right in learnt)  # two merges may yield the same token
     vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_LENGTH, **special}
@@ -53,7 +54,7 @@ def write_tokenizer(folder: Path, captions: Iterable[str], merges: int = 230) ->
 
 
 def _merged(symbols: list[str], pair: Pair) -> list[str]:
-    """The symbols with each occurrence of the pair, from the left, made one."""
+    """The symbols with each occurrence of the pair joined, from the left."""
     result: list[str] = []
     i = 0
     while i < len(symbols):

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten  # noqa: E402
 from stable_diffusion import ops  # noqa: E402
 from stable_diffusion.backend import mx, nn  # noqa: E402
 from stable_diffusion.model_io import mapping  # noqa: E402
-from stable_diffusion.training.optimisation import Recipe, State  # noqa: E402
+from stable_diffusion.training.optimisation import State  # noqa: E402
+from stable_diffusion.training.recipe import Recipe  # noqa: E402
 
 from .. import drawn, networks, shapes  # noqa: E402
 from . import pipelines  # noqa: E402
@@ -55,7 +56,7 @@ def test_the_unets_gradients(tmp_path):
     answer = reference(to_torch(inputs["x"]), to_torch(inputs["t"]), to_torch(inputs["text"])).sample
     expected = torch.square(answer - to_torch(target)).mean()
     expected.backward()
-    with ops.differentiable():
+    with ops.use("learning"):
         model = networks.load_unet(*saved(reference, tmp_path))
         x, t, text, goal = (mx.array(each) for each in (inputs["x"], inputs["t"], inputs["text"], target))
         loss, gradients = nn.value_and_grad(
@@ -74,7 +75,7 @@ def test_the_autoencoders_gradients(tmp_path):
     decoded = reference.decode(posterior.mean + posterior.std * to_torch(noise)).sample
     expected = torch.square(decoded - to_torch(picture)).mean() + 0.1 * posterior.kl().mean() / (4 * 6 * 4)
     expected.backward()
-    with ops.differentiable():
+    with ops.use("learning"):
         model = networks.load_vae(*saved(reference, tmp_path))
 
         def loss_of() -> mx.array:
@@ -95,7 +96,7 @@ def test_the_text_encoders_gradients(tmp_path):
     ids, target = shapes.text_ids(), drawn.normal("target", 2, 77, shapes.TEXT["hidden_size"])
     expected = torch.square(reference(torch.from_numpy(ids)).last_hidden_state - torch.from_numpy(target)).mean()
     expected.backward()
-    with ops.differentiable():
+    with ops.use("learning"):
         model = networks.load_text_encoder(*saved(reference, tmp_path))
         loss, gradients = nn.value_and_grad(
             model, lambda: mx.square(model(mx.array(ids)).last_hidden_state - mx.array(target)).mean()

@@ -1,4 +1,4 @@
-"""A sheet to draw flat colours on, in coordinates from 0 to 1, with clean edges."""
+"""A canvas for flat colours in coordinates from 0 to 1, with antialiased edges."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
-SUPERSAMPLE = 3  # edges are drawn three times as fine, then averaged
+SUPERSAMPLE = 3  # everything is drawn at three times the size, then averaged
 WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`share` of b in a."""
+    """A blend of a and b, with `share` of b."""
     return (
         round(a[0] + (b[0] - a[0]) * share),
         round(a[1] + (b[1] - a[1]) * share),
@@ -26,7 +26,7 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 class Canvas:
-    """A square sheet; x runs right and y down, both from 0 to 1, and shapes may stand over its edges."""
+    """A square sheet; x runs right and y down, both from 0 to 1, and shapes may extend beyond its edges."""
 
     def __init__(self, size: int):
         self.scale = size * SUPERSAMPLE
@@ -57,14 +57,14 @@ class Canvas:
         self.ellipse(x, y, r, r, colour, alpha)
 
     def pill(self, x: float, y: float, half: float, thick: float, colour: Colour, alpha: float = 1.0) -> None:
-        """A level stroke with round ends, centred at (x, y)."""
+        """A horizontal stroke with round ends, centred at (x, y)."""
         r, half = thick / 2, max(half, thick / 2)
         right = [(x + half - r + r * cos(a), y + r * sin(a)) for a in _HALF_TURN]
         left = [(x - half + r - r * cos(a), y - r * sin(a)) for a in _HALF_TURN]
         self.polygon([*right, *left], colour, alpha)
 
     def stroke(self, points: Sequence[Point], width: float, colour: Colour, alpha: float = 1.0) -> None:
-        """A line through the points, round at joints and ends."""
+        """A line through the points with round joints and ends."""
         s = self.scale
         thick = max(round(width * s), 1)
         self._draw.line([(x * s, y * s) for x, y in points], fill=_with(colour, alpha), width=thick, joint="curve")

@@ -1,4 +1,4 @@
-"""Flat-colour postcards: a few attributes -> the words for them, and the picture."""
+"""Flat-colour postcards: a few attributes -> a caption and a picture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SKIES_OF: dict[str, tuple[str, ...]] = {
     "sunset": ("clear", "clouds", "sun", "birds"),
     "night": ("clear", "clouds", "moon", "stars"),
 }
-GROWING = ("tree", "cactus")  # what is green by nature, and of another colour now and then
+GROWING = ("tree", "cactus")  # green by nature, and only sometimes another colour
 
 # In each list the first wording is the canonical one.
 TIME_WORDS: dict[str, tuple[str, ...]] = {
@@ -77,7 +77,7 @@ UNDER: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Postcard:
-    """What is on one postcard. `seed` decides what has no word: composition, shapes, the shade of the sky."""
+    """What is on one postcard. `seed` decides what no word describes: composition, shapes, shades."""
 
     time: str
     place: str
@@ -103,12 +103,12 @@ def is_held_out(card: Postcard) -> bool:
 
 
 def is_pine(card: Postcard) -> bool:
-    """Trees are pines in the snow, and here and there on the hills."""
+    """Whether the tree is a pine: always in the snow, sometimes on the hills."""
     return card.thing == "tree" and (card.place == "snowy mountains" or card.seed % 3 == 0)
 
 
 def random_postcard(rng: np.random.Generator, held_out: bool = False) -> Postcard:
-    """One that training may see, or with `held_out` one that it must not."""
+    """A postcard that training may see, or with `held_out` one that it must not."""
     while True:
         thing = _pick(THINGS, rng)
         colours = colours_of(thing)
@@ -132,7 +132,7 @@ def describe(card: Postcard) -> str:
 
 
 def caption(card: Postcard, rng: np.random.Generator) -> str:
-    """The card in one of many wordings; now and then it leaves something out, but it never says what is not there."""
+    """One of many wordings of the card. Some leave things out, but none mentions what is not there."""
     thing = _thing(card, rng)
     if rng.random() < 0.06:
         return _article(thing)
@@ -159,7 +159,7 @@ def caption(card: Postcard, rng: np.random.Generator) -> str:
 
 
 def _thing(card: Postcard, rng: np.random.Generator) -> str:
-    """The thing with its colour. What grows is green where no colour is said, so other colours are always said."""
+    """The thing with its colour. Plants are green unless a colour is given, so any other is always given."""
     name = _name(card) if rng.random() < 0.5 else _pick(THING_NAMES.get(card.thing, (_name(card),)), rng)
     if card.thing == "tree" and rng.random() < 0.5:
         name = "tree"
@@ -176,7 +176,7 @@ def _colour(card: Postcard, name: str) -> str:
 
 
 def _places(card: Postcard) -> tuple[str, ...]:
-    """How the thing stands to the place: a balloon is over it, a sailboat on it."""
+    """Where the thing is relative to the place: a balloon is over it, a sailboat on it."""
     if card.thing == "hot-air balloon":
         return tuple(f"over {name}" for name in PLACE_NAMES[card.place])
     if card.thing == "sailboat":
@@ -209,7 +209,7 @@ def paint(card: Postcard, size: int = 128) -> Image.Image:
 
 
 def _stream(card: Postcard, layer: str) -> Random:
-    """Draws of one layer, so that another thing in front leaves the hills behind as they are."""
+    """Random numbers of one layer, so that another thing in front leaves the hills unchanged."""
     return Random(f"{layer} {card.seed}")
 
 

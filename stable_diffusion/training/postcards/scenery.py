@@ -1,4 +1,4 @@
-"""What stands behind and under the thing on a postcard: sky, what is in it, hills, mountains, dunes, the sea."""
+"""The background of a postcard: the sky and what is in it, hills, mountains, dunes, the sea."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _rainbow(canvas: Canvas, view: View, stops: list[Colour], rng: Random) -> No
 def _birds(canvas: Canvas, view: View, stops: list[Colour], rng: Random) -> None:
     ink = {"day": (52, 66, 104), "sunset": (74, 30, 74), "night": (10, 12, 40)}[view.time]
     side = -1 if view.x > 0.5 else 1  # the flock is where the thing is not
-    for i in range(3):  # few and large: at 128 pixels a place of the latents is 1/16 wide
+    for i in range(3):  # few and large: one latent pixel is 1/16 of a 128-pixel picture
         x = 0.5 + side * (0.20, 0.37, -0.30)[i] + rng.uniform(-0.03, 0.03)
         y = (0.16, 0.36, 0.24)[i] * view.horizon / 0.6 + rng.uniform(-0.03, 0.03)
         wing = (0.115, 0.085, 0.085)[i] * rng.uniform(0.92, 1.08)

@@ -20,7 +20,7 @@ PAINTS: dict[str, Colour] = {
     "black": (46, 45, 52),
     "green": (50, 150, 84),
 }
-AIR: dict[str, tuple[Colour, float]] = {  # the light of each time, and how far it colours what it falls on
+AIR: dict[str, tuple[Colour, float]] = {  # the light of each time of day, and how strongly it tints
     "day": ((255, 255, 255), 0.0),
     "sunset": ((235, 110, 90), 0.08),
     "night": ((24, 34, 100), 0.13),
@@ -30,7 +30,7 @@ WINDOWS: dict[str, Colour] = {"day": (216, 238, 248), "sunset": (255, 226, 150),
 
 @dataclass(frozen=True)
 class Tones:
-    """One paint at one time of day: its lit side, its body, its side in shade, and other colours in the same light."""
+    """One colour at one time of day: lit side, body, shaded side, and other colours in the same light."""
 
     lit: Colour
     body: Colour

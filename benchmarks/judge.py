@@ -1,7 +1,7 @@
-"""The judge of painted postcards: a small network that reads a picture's attributes, and measures how real it looks.
+"""The judge of painted postcards: a small classifier of a picture's attributes, whose features measure realism.
 
-It learns from the painter's pictures alone, slightly blurred, shifted and noisy, so that a generated picture is not
-misread for its softness.
+It is trained only on the painter's own pictures, slightly blurred, shifted and noisy, so that it does not misread a
+generated picture just because it is soft. adherence.py uses it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ from collections.abc import Callable, Sequence
 import mlx.optimizers as optim
 import numpy as np
 
-from ..backend import mx, nn
-from ..errors import InputError
-from .postcards.painter import COLOURS, PLACES, SKIES, THINGS, TIMES, Postcard, paint, random_postcard
+from stable_diffusion.backend import mx, nn
+from stable_diffusion.errors import InputError
+from stable_diffusion.training.postcards.painter import (
+    COLOURS,
+    PLACES,
+    SKIES,
+    THINGS,
+    TIMES,
+    Postcard,
+    paint,
+    random_postcard,
+)
 
-SIZE = 64  # pixels: pictures are read at this size
+SIZE = 64  # pixels a side: larger pictures are shrunk to this
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "time": TIMES,
     "place": PLACES,
@@ -48,14 +57,14 @@ class Classifier(nn.Module):
         return features, {name: head(features) for name, head in self.heads.items()}
 
     def read(self, pictures: np.ndarray) -> tuple[np.ndarray, dict[str, list[str]]]:
-        """Features (N, 160) and, for each attribute, what N pictures (N, H, W, 3) uint8 are said to show."""
-        features, said = [], {name: [] for name in ATTRIBUTES}  # type: tuple[list, dict[str, list[str]]]
+        """Pictures (N, H, W, 3) uint8 -> features (N, 160) and, for each attribute, the N predicted options."""
+        features, predicted = [], {name: [] for name in ATTRIBUTES}  # type: tuple[list, dict[str, list[str]]]
         for i in range(0, len(pictures), 64):
             found, logits = self(mx.array(as_input(pictures[i : i + 64])))
             features.append(np.array(found))
             for name, options in ATTRIBUTES.items():
-                said[name] += [options[int(j)] for j in np.array(logits[name]).argmax(-1)]
-        return np.concatenate(features), said
+                predicted[name] += [options[int(j)] for j in np.array(logits[name]).argmax(-1)]
+        return np.concatenate(features), predicted
 
 
 def _space_to_depth(x: mx.array) -> mx.array:
@@ -66,7 +75,10 @@ def _space_to_depth(x: mx.array) -> mx.array:
 
 
 def as_input(pictures: np.ndarray) -> np.ndarray:
-    """(N, H, W, 3) uint8 of any square size that 64 divides -> (N, 64, 64, 3) float32 in [-1, 1]."""
+    """(N, H, W, 3) uint8, square, a multiple of 64 a side -> (N, 64, 64, 3) float32 in [-1, 1].
+
+    Raises `InputError` for other shapes.
+    """
     count, side = pictures.shape[:2]
     k = side // SIZE
     if pictures.shape[1:] != (k * SIZE, k * SIZE, 3) or k < 1:
@@ -78,7 +90,7 @@ def as_input(pictures: np.ndarray) -> np.ndarray:
 
 
 def any_postcard(rng: np.random.Generator) -> Postcard:
-    """All combinations, those that are held out from training too: the judge must know them."""
+    """Any combination, including those held out from training: the judge must know them too."""
     return random_postcard(rng, held_out=rng.random() < 1 / 9)
 
 
@@ -88,7 +100,7 @@ def train(
     seed: int = 0,
     report: Callable[[int, float], None] | None = None,
 ) -> Classifier:
-    """A classifier made from nothing: AdamW with warm-up and a cosine, the sum of the attributes' cross-entropies."""
+    """Train a classifier from scratch: AdamW, warm-up, cosine decay; the loss sums the attributes' cross-entropies."""
     mx.random.seed(seed)
     rng = np.random.default_rng((seed, 1))
     model = Classifier()
@@ -111,6 +123,7 @@ def train(
 
 
 def labels(cards: Sequence[Postcard]) -> dict[str, np.ndarray]:
+    """For each attribute the index of each card's option, (N,)."""
     return {
         name: np.array([options.index(getattr(card, name)) for card in cards]) for name, options in ATTRIBUTES.items()
     }
@@ -124,7 +137,7 @@ def _loss(model: Classifier, pictures: mx.array, truth: dict[str, mx.array]) -> 
 
 
 def disturbed(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(B, 64, 64, 3) uint8 -> float32 in [-1, 1], each mirrored or not, shifted, blurred and noisy by a little."""
+    """(B, 64, 64, 3) uint8 -> float32 in [-1, 1], each slightly shifted, blurred and noisy, half of them mirrored."""
     x = pictures.astype(np.float32) / 127.5 - 1.0
     for i in range(len(x)):
         if rng.random() < 0.5:

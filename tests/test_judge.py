@@ -5,48 +5,48 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import judge
+from benchmarks.judge import ATTRIBUTES, Classifier, frechet_distance
 from stable_diffusion.backend import mx
 from stable_diffusion.errors import InputError
-from stable_diffusion.training import classifier
-from stable_diffusion.training.classifier import ATTRIBUTES, Classifier, frechet_distance
 from stable_diffusion.training.postcards.painter import is_held_out, paint
 
 
 def cards(count: int, seed: int = 0):
     rng = np.random.default_rng(seed)
-    return [classifier.any_postcard(rng) for _ in range(count)]
+    return [judge.any_postcard(rng) for _ in range(count)]
 
 
 def test_it_learns():
     losses: list[float] = []
-    classifier.train(30, batch=12, report=lambda step, loss: losses.append(loss))
+    judge.train(30, batch=12, report=lambda step, loss: losses.append(loss))
     assert len(losses) == 30
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
 
 
 def test_training_is_the_same_twice():
     def weights():
-        return np.array(classifier.train(2, batch=4, seed=3).heads["sky"].weight)
+        return np.array(judge.train(2, batch=4, seed=3).heads["sky"].weight)
 
     assert np.array_equal(weights(), weights())
 
 
 def test_reading_is_independent_of_company_and_size():
     mx.random.seed(1)
-    judge = Classifier()
+    model = Classifier()
     pictures = np.stack([np.asarray(paint(card, 64)) for card in cards(70)])
-    features, said = judge.read(pictures)
+    features, said = model.read(pictures)
     assert features.shape == (70, 160)
     assert all(set(said[name]) <= set(options) and len(said[name]) == 70 for name, options in ATTRIBUTES.items())
-    assert np.allclose(judge.read(pictures[65:66])[0], features[65], atol=1e-4)
+    assert np.allclose(model.read(pictures[65:66])[0], features[65], atol=1e-4)
     doubled = pictures.repeat(2, axis=1).repeat(2, axis=2)
-    assert np.allclose(judge.read(doubled[:3])[0], features[:3], atol=1e-4)
+    assert np.allclose(model.read(doubled[:3])[0], features[:3], atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32, 3), (1, 64, 128, 3), (1, 100, 100, 3), (1, 64, 64, 4)])
 def test_other_sizes_are_refused(shape):
     with pytest.raises(InputError, match=str(shape[1])):
-        classifier.as_input(np.zeros(shape, np.uint8))
+        judge.as_input(np.zeros(shape, np.uint8))
 
 
 def test_it_learns_what_training_of_the_model_never_sees():
@@ -56,14 +56,14 @@ def test_it_learns_what_training_of_the_model_never_sees():
 
 def test_labels_name_the_attributes():
     some = cards(20)
-    found = classifier.labels(some)
+    found = judge.labels(some)
     for name, options in ATTRIBUTES.items():
         assert [options[i] for i in found[name]] == [getattr(card, name) for card in some]
 
 
 def test_disturbed_pictures_stay_near():
     pictures = np.stack([np.asarray(paint(card, 64)) for card in cards(16)])
-    x = classifier.disturbed(pictures, np.random.default_rng(0))
+    x = judge.disturbed(pictures, np.random.default_rng(0))
     assert x.shape == (16, 64, 64, 3) and x.dtype == np.float32
     assert np.abs(x).max() < 1.6
     plain = pictures.astype(np.float32) / 127.5 - 1
