@@ -278,7 +278,7 @@ def test_a_disk_that_refuses_is_said_in_words(outputs, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stable_diffusion.service.files.os.link", refuse)
+    monkeypatch.setattr("stable_diffusion.atomic.os.link", refuse)
     press(page, "Move to trash")
     assert [error.value for error in page.error] == [session.plain("The disk is full. Free some space and try again.")]
     assert path.exists()

@@ -19,11 +19,11 @@ from typing import IO
 
 from PIL import Image
 
+from .. import atomic
 from ..errors import PictureError, StableDiffusionError
 from ..pictures.reading import MAX_PIXELS, open_picture
 from ..record import picture_files
 from ..record.parameters import Parameters
-from . import files
 from .gallery_index import (
     COLUMNS,
     SHOWN,
@@ -51,7 +51,6 @@ HIDDEN, TRASH, FAVOURITES = ".gallery", ".trash", "favourites.txt"
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PATH = re.compile(rf"({re.escape(TRASH)}/)?{_DAY.pattern}/[^/\0]+")
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class Gallery:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
         try:
-            files.write_whole(cached, buffer.getvalue())
+            atomic.write_whole(cached, buffer.getvalue())
         except OSError as error:
             log.warning("could not keep a thumbnail: %s", error)
         return buffer.getvalue()
@@ -163,7 +162,7 @@ class Gallery:
                 if entry.state != state:
                     continue
                 try:
-                    target = files.move(self.file(entry), into / entry.day)
+                    target = atomic.move(self.file(entry), into / entry.day)
                 except (GalleryError, FileNotFoundError):  # another tab was quicker
                     continue
                 path = target.relative_to(self.outputs).as_posix()
@@ -263,7 +262,7 @@ class Gallery:
                     stat = item.stat(follow_symlinks=False)
                     if item.name.lower().endswith(SUFFIXES) and not item.name.startswith(".") and _is_utf8(item.name):
                         found[f"{folder}/{item.name}"] = (stat.st_size, stat.st_mtime_ns)
-                    elif _PART.fullmatch(item.name) and time.time() - stat.st_mtime > STALE_PART:
+                    elif atomic.TEMPORARY.fullmatch(item.name) and time.time() - stat.st_mtime > STALE_PART:
                         os.unlink(item.path)
                 except OSError:  # gone since
                     continue

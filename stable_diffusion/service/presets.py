@@ -1,13 +1,12 @@
 """Settings saved by name, in one JSON file that is replaced whole."""
 
 import json
-import os
-import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import atomic
 from ..errors import InputError
 
 MAX_NAME = 60
@@ -46,13 +45,4 @@ def delete(path: Path, name: str) -> None:
 
 
 def _write(path: Path, presets: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            json.dump(presets, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.write_whole(path, json.dumps(presets, indent=1))

@@ -6,12 +6,11 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import ops
+from .. import atomic, ops
 from ..backend import mx
 from ..errors import CheckpointError
 
@@ -118,9 +117,8 @@ class State:
             for name, value in self.layout.named(getattr(self, part)).items()
         }
         told = {"step": self.step, "seconds": self.seconds, "recipe": dataclasses.asdict(recipe)}
-        temporary = path.with_name(f".{path.stem}.new.safetensors")
-        mx.save_safetensors(str(temporary), tensors, {"training": json.dumps(told)})
-        os.replace(temporary, path)
+        with atomic.written(path) as temporary:
+            mx.save_safetensors(str(temporary), tensors, {"training": json.dumps(told)})
 
     @classmethod
     def load(cls, path: Path, parameters: Arrays) -> State:
