@@ -113,16 +113,18 @@ class Picture:
 
 
 class Work:
-    """Something for the worker to do. Written by its thread alone (but for the wish to cancel); read by anyone."""
+    """Something for the worker to do. Only its thread writes here (but for `cancel_event`); any thread may read.
 
-    def __init__(self, model: str) -> None:
+    `model` is the name of the model that it needs, None for none.
+    """
+
+    def __init__(self, model: str | None) -> None:
         self.id = secrets.token_hex(6)
         self.model = model
         self.state = State.QUEUED
         self.note = ""  # what is going on, in words: "Loading ..."
         self.note_fraction: float | None = None
         self.error = ""
-        self.submitted = time.time()
         self.started: float | None = None
         self.ended: float | None = None
         self.cancel_event = threading.Event()
@@ -154,9 +156,9 @@ class Work:
 
 
 class Task(Work):
-    """Something other than painting that needs the model: `function(model, report)` gives plain objects."""
+    """A call of `function(model, report)`, which returns plain objects; `model` is None if none was asked for."""
 
-    def __init__(self, model: str, function: Callable[[Any, Report], Any]) -> None:
+    def __init__(self, model: str | None, function: Callable[[Any, Report], Any]) -> None:
         super().__init__(model)
         self.function = function
         self.result: Any = None
