@@ -16,9 +16,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.part(\.\w{1,16})?")  # names of temporary files; a killed process leaves some
-
-REFUSALS = (errno.EEXIST, errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a link: a rename fails as well
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.part(\.\w{1,16})?")  # their names; a killed process leaves some behind
+# If making a hard link fails with one of these, renaming would as well.
+REFUSALS = (errno.EEXIST, errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def temporary(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def written(target: Path) -> Iterator[Path]:
-    """A temporary path to write to, whose file replaces `target` unless the block raises."""
+    """A temporary path to write to; its file replaces `target` at the end, unless the block raises. Raises OSError."""
     with temporary(target) as path:
         yield path
         sync(path)
@@ -64,10 +64,10 @@ def sync(path: Path) -> None:
 
 
 def take_name(source: Path, target: Path) -> None:
-    """Rename a file within one file system, never over another: raises FileExistsError if the name is taken.
+    """Rename a file within its file system, without replacing another: raises FileExistsError if the name is taken.
 
-    A hard link takes the name, which fails if there is such a file already; a plain rename would replace it. Raises
-    OSError, with the source as it was.
+    It makes a hard link, since a plain rename would replace a file of that name. Raises OSError and leaves the source
+    as it was.
     """
     try:
         os.link(source, target)
@@ -92,7 +92,7 @@ def take_name(source: Path, target: Path) -> None:
 def move(source: Path, folder: Path) -> Path:
     """Move a file into a folder, as NAME or, if that is taken, NAME-2, NAME-3 and so on; returns its new path.
 
-    Raises OSError, with the file where it was; also for a folder reached through a symbolic link.
+    Raises OSError and leaves the file where it was; also if the folder is reached through a symbolic link.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if os.path.realpath(folder) != str(folder):

@@ -27,14 +27,13 @@ _NUMBERED = re.compile(r"(\d{5,})-")
 def save_picture(
     picture: Any, path: str | os.PathLike, parameters: Parameters | None = None, carry: Sequence[InputFile] = ()
 ) -> Path:
-    """Write a picture (Pillow, or what `to_picture` takes) as PNG, JPEG or WebP, as the path ends; return the path.
+    """Write a picture (Pillow, or what `to_picture` takes) as PNG, JPEG or WebP, by the path's suffix; return the path.
 
-    The file appears whole or not at all (a temporary file beside it, then a rename), replaces one of its name, and
-    carries the parameters: PNG in the text key `parameters`, JPEG and WebP in EXIF UserComment. Folders are made. A PNG
-    can carry the files that went into it, too. Raises `PictureError` for another ending, or for what is no ordinary
-    file, and OSError when the disk refuses.
+    The file appears whole or not at all, replaces an earlier one, and carries the parameters: PNG in the text key
+    `parameters`, JPEG and WebP in EXIF UserComment. A PNG can also carry the files that it was made from. Folders are
+    created. Raises `PictureError` for another suffix or if the path is not an ordinary file, and OSError.
     """
-    target = Path(os.path.realpath(path))  # through a link, to what it names, as `cp` does
+    target = Path(os.path.realpath(path))  # writes through a symbolic link, as `cp` does
     if target.exists() and not target.is_file():
         raise PictureError(f"{os.fspath(path)!r} is not an ordinary file; name a file to write to.")
     write = _encoder(picture, target, parameters, carry)
@@ -50,9 +49,9 @@ def save_new_picture(
     suffix: str = ".png",
     carry: Sequence[InputFile] = (),
 ) -> Path:
-    """`save_picture` into a folder, under a free name: 00001-SEED.png, then 00002-..., and so on.
+    """`save_picture` into a folder, under the next free name: 00001-SEED.png, then 00002-..., and so on.
 
-    No file is ever replaced: the finished file gets its name by a hard link, which fails where the name is taken.
+    Never replaces a file, even if several processes save at once.
     """
     seed = parameters.seed if parameters else None
     target = free_path(folder, seed, suffix)
@@ -122,7 +121,7 @@ def _encoder(
 
 def _options(kind: str, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
     options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
-    # What came in broken (half a surrogate pair from a command line) must not cost the picture.
+    # A broken text (a lone surrogate from a command line) must not cost the picture.
     text = parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""
     if kind == "PNG":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
