@@ -77,9 +77,11 @@ class PretendEngine:
     gate: threading.Semaphore | None = None
     fail_at: int | None = None
     released: int = 0
+    loads: list[tuple[str, dict]] = field(default_factory=list)
 
-    def load(self, name, progress):
+    def load(self, name, progress, **options):
         progress("Reading weights", 0.5)
+        self.loads.append((name, options))
         if name == "absent":
             raise CheckpointNotFoundError("No model 'absent'.")
         self.models.append(PretendModel(name, self.gate, self.fail_at))

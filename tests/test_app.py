@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest  # noqa: E402
 from stable_diffusion import catalogue  # noqa: E402
 from stable_diffusion.record import picture_files  # noqa: E402
 from stable_diffusion.request import Request  # noqa: E402
-from stable_diffusion.service import values  # noqa: E402
+from stable_diffusion.service import shared, values  # noqa: E402
 from stable_diffusion.service.jobs import Frame, Job, Picture, State  # noqa: E402
 from stable_diffusion.webui.components import form, live, session  # noqa: E402
 from tests.pretend import PretendEngine, over, wait  # noqa: E402
@@ -28,11 +28,12 @@ IMAGE_PAGE = "stable_diffusion/webui/pages/image_to_image.py"
 def engine(monkeypatch, tmp_path):
     monkeypatch.setenv("STABLE_DIFFUSION_OUTPUTS", str(tmp_path / "outputs"))
     engine = PretendEngine().install(monkeypatch)
+    shared.close()
     st.cache_resource.clear()
     yield engine
     if engine.gate is not None:
         engine.gate.release(10_000)
-    session.the_worker().close()
+    shared.close()
     st.cache_resource.clear()
 
 

@@ -1,6 +1,6 @@
 """What stands behind the form, without a browser: its values, token counts, presets, downloads."""
 
-import json
+import os
 import threading
 
 import pytest
@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_the_presets_as_they_were(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json, "dump", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
         presets.save(path, "two", {"steps": 2})
     assert presets.load(path) == {"one": {"steps": 1}}

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "stable_diffusion/__init__.py",  # resolves its names when they are asked for
     "stable_diffusion/errors.py",
+    "stable_diffusion/atomic.py",
     "stable_diffusion/places.py",
     "stable_diffusion/relink.py",
     "stable_diffusion/backend.py",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -154,3 +156,32 @@ def test_two_callers_take_turns(blas):
         caller.join(30)
     assert results == {offset: [499500 + i for i in range(offset, offset + 6)] for offset in (0, 100)}
     assert blas == [1, 3, 1, 3]
+
+
+def test_a_thread_that_outlives_the_main_one_does_the_work_itself():
+    """Python closes every pool when the main thread ends, although it waits for the others."""
+    script = """
+import dataclasses, threading
+from stable_diffusion import backend
+from stable_diffusion.backend import mx
+from stable_diffusion.ops import lanes
+
+backend._blas = dataclasses.replace(backend.blas(), threads=3, fixed=False, set_threads=lambda number: None)
+
+def square(i):
+    return mx.array(float(i)) ** 2
+
+def call():
+    print([x.item() for x in lanes.by_blocks(lanes.each, square, range(6))])
+
+def late():
+    call()
+    threading.main_thread().join()
+    lanes._pool(3).shutdown()
+    call()
+    mx.clear_streams()
+
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0.0, 1.0, 4.0, 9.0, 16.0, 25.0]\n" * 2, "")

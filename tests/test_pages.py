@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest  # noqa: E402
 from stable_diffusion.record import picture_files  # noqa: E402
 from stable_diffusion.record.parameters import Parameters  # noqa: E402
 from stable_diffusion.service import gallery as gallery_module  # noqa: E402
+from stable_diffusion.service import shared  # noqa: E402
 from stable_diffusion.webui.components import browse, details, handover, session  # noqa: E402
 from tests.pretend import PretendEngine, over  # noqa: E402
 
@@ -24,9 +25,10 @@ HOSTILE = "a *red* <b>house</b> :smile: $x$ ![x](http://evil.example/x.png)"
 def outputs(monkeypatch, tmp_path):
     monkeypatch.setenv("STABLE_DIFFUSION_OUTPUTS", str(tmp_path / "outputs"))
     PretendEngine().install(monkeypatch)
+    shared.close()
     st.cache_resource.clear()
     yield tmp_path / "outputs"
-    session.the_worker().close()
+    shared.close()
     browse.the_gallery().close()
     st.cache_resource.clear()
 
@@ -299,7 +301,7 @@ def test_a_disk_that_refuses_is_said_in_words(outputs, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stable_diffusion.service.files.os.link", refuse)
+    monkeypatch.setattr("stable_diffusion.atomic.os.link", refuse)
     press(page, "Move to trash")
     assert [error.value for error in page.error] == [session.plain("The disk is full. Free some space and try again.")]
     assert path.exists()

@@ -2,7 +2,10 @@
 
 import errno
 import io
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -128,18 +131,18 @@ def test_a_picture_can_be_skipped(engine, worker):
 
 
 def test_a_task_is_done_once_and_its_result_kept(engine, worker):
-    task = worker.compute("key", "one", lambda model, report: (report("half", 0.5), model.name))
-    assert worker.compute("key", "one", lambda model, report: "another") is task
+    task = worker.compute("key", lambda model, report: (report("half", 0.5), model.name), "one")
+    assert worker.compute("key", lambda model, report: "another", "one") is task
     over(task)
     assert task.result[1] == "one" and worker.task("key") is task
     assert worker.task("other") is None
 
 
 def test_a_task_that_failed_runs_anew(worker):
-    failed = worker.compute("key", "one", lambda model, report: 1 / 0)
+    failed = worker.compute("key", lambda model, report: 1 / 0, "one")
     over(failed)
     assert "ZeroDivisionError" in failed.error
-    again = worker.compute("key", "one", lambda model, report: 7)
+    again = worker.compute("key", lambda model, report: 7, "one")
     over(again)
     assert again.result == 7
 
@@ -153,7 +156,7 @@ def test_a_task_can_be_cancelled_where_it_reports(worker):
         report("on", None)
         raise AssertionError("went on after a cancel")
 
-    task = worker.compute("key", "one", function)
+    task = worker.compute("key", function, "one")
     assert began.wait(10)
     worker.cancel(task)
     go.set()
@@ -164,9 +167,21 @@ def test_a_task_can_be_cancelled_where_it_reports(worker):
 def test_results_of_tasks_do_not_pile_up(worker, monkeypatch):
     monkeypatch.setattr(worker_module, "MAX_RESULTS", 3)
     for i in range(9):
-        over(worker.compute(i, "one", lambda model, report: None))
-    worker.compute(9, "one", lambda model, report: None)
+        over(worker.compute(i, lambda model, report: None, "one"))
+    worker.compute(9, lambda model, report: None, "one")
     assert [i for i in range(10) if worker.task(i)] == [6, 7, 8, 9]
+
+
+def test_a_task_without_a_model_leaves_the_loaded_one_alone(engine, worker):
+    first = worker.compute("first", lambda model, report: (model, report("half", 0.5)))
+    over(first)
+    assert (first.state, first.result, engine.models) == (State.DONE, (None, None), [])
+    job = worker.submit(Request("a", steps=1, model="one"))
+    task = worker.compute("second", lambda model, report: model)
+    again = worker.submit(Request("a", steps=1, model="one"))
+    over(job, task, again)
+    assert task.state is State.DONE and task.result is None
+    assert [model.name for model in engine.models] == ["one"] and engine.released == 0
 
 
 @pytest.mark.parametrize(("file_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
@@ -404,5 +419,73 @@ def test_a_model_deleted_under_the_server(tmp_path, monkeypatch):
             wait(lambda job=job: not job.active, 60)
             assert job.state is state, job.error
             assert ("mine" in job.error) == (state is State.FAILED)
+    finally:
+        worker.close()
+
+
+# --- The end of the process
+
+
+def test_the_thread_frees_what_mlx_keeps_for_it_before_it_ends(engine, monkeypatch, tmp_path):
+    freed, idents = [], []
+    monkeypatch.setattr(worker_module, "release_thread", lambda: freed.append((threading.get_ident(), engine.released)))
+    worker = Worker(tmp_path / "outputs")
+    over(worker.submit(Request("a", steps=1)))
+    over(worker.compute("key", lambda model, report: idents.append(threading.get_ident())))
+    assert freed == []
+    worker.close()
+    assert freed == [(idents[0], 1)]  # after the model has gone
+
+
+END = """
+import sys, time
+from pathlib import Path
+from stable_diffusion.request import Request
+from stable_diffusion.service.worker import Worker
+
+when, how = sys.argv[1:]
+worker = Worker(Path("outputs"))
+jobs = [worker.submit(Request("a red house", steps=3 if when == "over" else 1000, cfg=5.0)) for _ in range(2)]
+while any(job.active for job in jobs) if when == "over" else jobs[0].frame is None:
+    time.sleep(0.001)
+assert when == "busy" or all(job.pictures[0].path.is_file() for job in jobs), [job.error for job in jobs]
+if how == "close":
+    worker.close()
+elif how == "give up":
+    worker.close(timeout=0.0)
+elif how == "raise":
+    raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("when", ["over", "busy"])
+@pytest.mark.parametrize(("how", "status"), [("close", 0), ("give up", 0), ("nothing", 0), ("raise", 3)])
+def test_a_plain_script_ends_with_its_own_status(tmp_path, when, how, status):
+    """MLX aborts a process (status 134) whose interpreter shuts down while one of its threads still ends."""
+    script = [sys.executable, "-c", END, when, how]
+    environment = os.environ | {"PYTHONPATH": str(Path(stable_diffusion.__file__).parents[1])}
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_model_is_loaded_again_only_where_it_is_asked_for_otherwise(engine, worker):
+    asked = [Request("a", steps=1, bits=4), Request("b", steps=1, bits=4), Request("c", steps=1), Request("d", steps=1)]
+    over(*(worker.submit(request) for request in asked))
+    name = Request.model
+    assert engine.loads == [(name, {"bits": 4}), (name, {})]
+    job = worker.submit(Request("e", steps=2, low_memory=True))
+    over(job)
+    over(worker.decode(job, job.pictures[0].frames[0]))
+    assert engine.loads[2:] == [(name, {"low_memory": True})], "a replay decodes with the model as it was"
+
+
+def test_a_vae_is_found_by_its_name_alone(tmp_path, monkeypatch):
+    (tmp_path / "models" / "VAE").mkdir(parents=True)
+    monkeypatch.setenv("STABLE_DIFFUSION_MODELS", str(tmp_path / "models"))
+    worker = Worker(tmp_path / "outputs")
+    try:
+        for vae in ("gone.safetensors", str(tmp_path / "gone.safetensors"), "../gone.safetensors"):
+            over(job := worker.submit(Request("a", steps=1, vae=vae)))
+            assert job.state is State.FAILED and "There is no VAE" in job.error
     finally:
         worker.close()

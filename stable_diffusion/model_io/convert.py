@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import atomic
 from ..backend import mx
 from ..errors import InputError
 from ..text.tokenizer import Tokenizer
@@ -151,8 +152,7 @@ def _write(temporary: Path, texts: dict[str, bytes], weights: export.Weights, si
 @contextlib.contextmanager
 def _replaced(target: Path, form: str, force: bool) -> Iterator[Path]:
     """A temporary name beside the target, which takes its place when all has gone well, and is removed if not."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
+    with atomic.temporary(target) as temporary:
         yield temporary
         _check_free(target, form, force)  # a conversion takes its time
         if target.is_dir() and any(target.iterdir()):
@@ -166,11 +166,6 @@ def _replaced(target: Path, form: str, force: bool) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(target)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
 
 
 def _check_space(target: Path, size: int) -> None:

@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from .. import atomic
 
 CACHE_VARIABLE = "STABLE_DIFFUSION_CACHE"
 NAME = "hashes.json"
@@ -80,13 +81,6 @@ def _parsed(file: Path, mtime_ns: int, size: int) -> dict[str, Any]:
 
 
 def _remember(path: str, entry: dict[str, Any]) -> None:
-    """Write the cache whole, by a temporary file and a rename. A hash that cannot be kept is computed again."""
-    folder = cache_folder()
-    temporary = folder / f".{NAME}.{secrets.token_hex(4)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(_read() | {path: entry}, indent=0), encoding="utf-8")
-        temporary.replace(folder / NAME)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    """Add a hash to the cache file. One that cannot be kept is computed again next time."""
+    with contextlib.suppress(OSError):
+        atomic.write_whole(cache_folder() / NAME, json.dumps(_read() | {path: entry}, indent=0))

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +23,19 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
+class _AtEnd:
+    """Dies with the locals of its thread, and takes along what MLX keeps for the thread.
+
+    MLX asks every thread but the main one for this: left to the end of the thread, which Python does not wait for, it
+    aborts a process whose interpreter is shutting down by then.
+    """
+
+    def __del__(self) -> None:
+        mx.clear_streams()
+
+
 class _Here(threading.local):
+    at_end: _AtEnd | None = None
     in_lane = False
     spreading = False
 
@@ -75,7 +87,11 @@ def each(function: Callable[[Part], Result], parts: Sequence[Part], inputs: Any 
         return [function(part) for part in parts]
     mx.eval(inputs)
     shares = [parts[len(parts) * i // lanes : len(parts) * (i + 1) // lanes] for i in range(lanes)]
-    done = list(_pool(count()).map(functools.partial(_run, function), shares))
+    running: list[Future[list[Result]]] = []
+    with contextlib.suppress(RuntimeError):  # the main thread is over and the pool closed: what is left runs here
+        for share in shares:
+            running.append(_pool(count()).submit(_run, function, share))
+    done = [future.result() for future in running] + [_run(function, share) for share in shares[len(running) :]]
     return [result for results in done for result in results]
 
 
@@ -131,4 +147,5 @@ def _pool(lanes: int) -> ThreadPoolExecutor:
 def _enter() -> None:
     """Run first in each thread of the pool. A stream belongs to its thread."""
     _here.in_lane = True
+    _here.at_end = _AtEnd()
     mx.set_default_stream(mx.new_stream(mx.cpu))

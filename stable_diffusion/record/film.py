@@ -12,6 +12,7 @@ from typing import IO
 
 from PIL import Image
 
+from .. import atomic
 from ..errors import InputError, PictureError
 from ..pictures import arrays
 from . import picture_files
@@ -54,9 +55,8 @@ def save(
         return picture_files.save_picture(arrays.grid(pictures, columns=len(pictures)), path, parameters)
     target = Path(os.path.realpath(path))
     write: Callable = _write_gif if suffix == GIF else _write_mp4
-    with picture_files.temporary_beside(target) as temporary:
+    with atomic.written(target) as temporary:
         write([picture.convert("RGB") for picture in pictures], temporary, fps, parameters)
-        os.replace(temporary, target)
     return Path(path)
 
 

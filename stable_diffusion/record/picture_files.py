@@ -6,13 +6,13 @@ import contextlib
 import math
 import os
 import re
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from .. import atomic
 from ..errors import PictureError
 from ..pictures.arrays import to_picture
 from ..pictures.reading import MAX_PIXELS
@@ -27,18 +27,18 @@ _NUMBERED = re.compile(r"(\d{5,})-")
 def save_picture(
     picture: Any, path: str | os.PathLike, parameters: Parameters | None = None, carry: Sequence[InputFile] = ()
 ) -> Path:
-    """Write a picture (Pillow, or what `to_picture` takes) as PNG, JPEG or WebP, as the path ends; return the path.
+    """Write a picture (Pillow, or what `to_picture` takes) as PNG, JPEG or WebP, by the path's suffix; return the path.
 
-    The file appears whole or not at all (a temporary file beside it, then a rename), replaces one of its name, and
-    carries the parameters: PNG in the text key `parameters`, JPEG and WebP in EXIF UserComment. Folders are made. A PNG
-    can carry the files that went into it, too. Raises `PictureError` for another ending, or for what is no ordinary
-    file, and OSError when the disk refuses.
+    The file appears whole or not at all, replaces an earlier one, and carries the parameters: PNG in the text key
+    `parameters`, JPEG and WebP in EXIF UserComment. A PNG can also carry the files that it was made from. Folders are
+    created. Raises `PictureError` for another suffix or if the path is not an ordinary file, and OSError.
     """
-    target = Path(os.path.realpath(path))  # through a link, to what it names, as `cp` does
+    target = Path(os.path.realpath(path))  # writes through a symbolic link, as `cp` does
     if target.exists() and not target.is_file():
         raise PictureError(f"{os.fspath(path)!r} is not an ordinary file; name a file to write to.")
-    with _written(picture, target, parameters, carry) as temporary:
-        os.replace(temporary, target)
+    write = _encoder(picture, target, parameters, carry)
+    with atomic.written(target) as temporary:
+        write(temporary)
     return Path(path)
 
 
@@ -49,16 +49,21 @@ def save_new_picture(
     suffix: str = ".png",
     carry: Sequence[InputFile] = (),
 ) -> Path:
-    """`save_picture` into a folder, under a free name: 00001-SEED.png, then 00002-..., and so on.
+    """`save_picture` into a folder, under the next free name: 00001-SEED.png, then 00002-..., and so on.
 
-    No file is ever replaced: the finished file gets its name by a hard link, which fails where the name is taken.
+    Never replaces a file, even if several processes save at once.
     """
     seed = parameters.seed if parameters else None
     target = free_path(folder, seed, suffix)
-    with _written(picture, target, parameters, carry) as temporary:
-        while not _claim(temporary, target):
+    write = _encoder(picture, target, parameters, carry)
+    with atomic.temporary(target) as temporary:
+        write(temporary)
+        atomic.sync(temporary)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                atomic.take_name(temporary, target)
+                return target
             target = free_path(folder, seed, suffix, after=target)
-    return target
 
 
 def free_path(
@@ -93,20 +98,10 @@ def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
         raise PictureError(f"{name} cannot be read as a picture: {error}") from None
 
 
-@contextlib.contextmanager
-def temporary_beside(target: Path) -> Iterator[Path]:
-    """A name beside `target` to write to before the rename; gone at the end, however that comes. Folders are made."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.part")  # short, since `target` may be as long as allowed
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _written(picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]) -> Iterator[Path]:
-    """A finished temporary file beside `target`, gone at the end, however that comes."""
+def _encoder(
+    picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]
+) -> Callable[[Path], None]:
+    """A function that writes the picture to a path in the target's format; raises now if that cannot work."""
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
     kind = FORMATS.get(target.suffix.lower())
     if kind is None:
@@ -114,34 +109,19 @@ def _written(picture: Any, target: Path, parameters: Parameters | None, carry: S
     if carry and kind != "PNG":
         raise PictureError(f"{target.name!r} cannot carry other files; give it a name that ends in .png.")
     options = _options(kind, parameters, carry)
-    with temporary_beside(target) as temporary:
-        with open(temporary, "xb") as file:
-            try:
-                (image.convert("RGB") if kind == "JPEG" else image).save(file, kind, **options)
-            except ValueError as error:
-                raise PictureError(f"{target.name!r} cannot be written as {kind}: {error}") from None
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
 
-
-def _claim(temporary: Path, target: Path) -> bool:
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links: reserve the name, then take it
+    def write(path: Path) -> None:
         try:
-            target.open("xb").close()
-        except FileExistsError:
-            return False
-        os.replace(temporary, target)
-    return True
+            (image.convert("RGB") if kind == "JPEG" else image).save(path, kind, **options)
+        except ValueError as error:
+            raise PictureError(f"{target.name!r} cannot be written as {kind}: {error}") from None
+
+    return write
 
 
 def _options(kind: str, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
     options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
-    # What came in broken (half a surrogate pair from a command line) must not cost the picture.
+    # A broken text (a lone surrogate from a command line) must not cost the picture.
     text = parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""
     if kind == "PNG":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()

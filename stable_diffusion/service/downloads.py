@@ -1,7 +1,8 @@
-"""Models on their way from the hub, each in a thread of its own: no MLX is needed for it, and painting goes on."""
+"""Downloads of models from the hub, each in a thread of its own: they need no MLX, and painting continues."""
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from enum import Enum
 
@@ -13,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class DownloadState(str, Enum):
-    """Where a download is in its life."""
+    """The state of a download."""
 
     RUNNING = "running"
     DONE = "done"
@@ -22,7 +23,7 @@ class DownloadState(str, Enum):
 
 
 class _Cancelled(Exception):
-    """Raised by the report of progress where a download was cancelled."""
+    """Raised by `Download.report` to stop a cancelled download."""
 
 
 class Download:
@@ -38,27 +39,27 @@ class Download:
 
     @property
     def active(self) -> bool:
-        """Whether it is still going on."""
+        """Whether it is still running."""
         return self.state is DownloadState.RUNNING
 
     @property
     def cancelling(self) -> bool:
-        """Whether somebody wished to cancel it."""
+        """Whether it was asked to stop."""
         return self._cancel.is_set()
 
     def cancel(self) -> None:
-        """Stop it after the piece in hand; complete files stay, and a later download goes on behind them."""
+        """Stop it after the current piece; complete files stay, so a later download continues from there."""
         self._cancel.set()
 
     def report(self, message: str, fraction: float | None) -> None:
-        """Note the progress, or raise where it was cancelled."""
+        """Note the progress; raises if it was cancelled."""
         if self.cancelling:
             raise _Cancelled
         self.note, self.fraction = message, fraction
 
 
 def fetch(source: str, report: Report) -> None:
-    """Download a model of the hub into its cache. Tests put another function in its place."""
+    """Download a model of the hub into its cache. Tests replace this function."""
     from .. import backend
     from ..model_io import hub
 
@@ -66,33 +67,40 @@ def fetch(source: str, report: Report) -> None:
 
 
 class Downloads:
-    """The newest download of each model."""
+    """The latest download of each model."""
 
     def __init__(self, fetch: Callable[[str, Report], None] = fetch) -> None:
         self._fetch = fetch
         self._all: dict[str, Download] = {}
+        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
     def get(self, name: str) -> Download | None:
-        """The newest download of the model of this name."""
+        """The latest download of the model of this name, or None."""
         with self._lock:
             return self._all.get(name)
 
     def start(self, model: catalogue.Model) -> Download:
-        """Begin a model's download, or find the one that is going on."""
+        """Start a model's download, or return the one that is running."""
         with self._lock:
             download = self._all.get(model.name)
             if download is None or not download.active:
                 download = self._all[model.name] = Download(model)
                 name = f"download of {model.name}"
-                threading.Thread(target=self._run, args=(download,), name=name, daemon=True).start()
+                thread = threading.Thread(target=self._run, args=(download,), name=name, daemon=True)
+                self._threads = [*(other for other in self._threads if other.is_alive()), thread]
+                thread.start()
         return download
 
-    def close(self) -> None:
-        """Cancel everything."""
+    def close(self, timeout: float = 0.0) -> None:
+        """Cancel all downloads, and wait up to `timeout` seconds for them to stop."""
+        end = time.monotonic() + timeout
         with self._lock:
+            threads = self._threads
             for download in self._all.values():
                 download.cancel()
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _run(self, download: Download) -> None:
         try:
@@ -107,7 +115,7 @@ class Downloads:
 
 
 def in_plain_words(error: Exception, model: catalogue.Model) -> str:
-    """Say why a download failed, and for a gated model where to agree to its licence."""
+    """Why a download failed, and for a gated model where to accept its licence."""
     if not isinstance(error, StableDiffusionError):
         log.error("a download failed", exc_info=error)
         return f"The download of {model.title} failed ({type(error).__name__}: {error}). What has arrived is kept."

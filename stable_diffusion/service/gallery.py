@@ -1,7 +1,7 @@
 """The finished pictures under outputs/YYYY-MM-DD/: an index to page and search in, thumbnails, favourites, a trash.
 
-The files are what counts. The index is made from them, and made again where it is absent or broken; so whoever saves a
-picture need not tell it. Any number of processes may work on the same folder.
+The files are the truth. The index is built from them, and rebuilt if it is missing or broken, so whoever saves a
+picture need not update it. Any number of processes may work on the same folder.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from typing import IO
 
 from PIL import Image
 
+from .. import atomic
 from ..errors import PictureError, StableDiffusionError
 from ..pictures.reading import MAX_PIXELS, open_picture
 from ..record import picture_files
 from ..record.parameters import Parameters
-from . import files
 from .gallery_index import (
     COLUMNS,
     SHOWN,
@@ -42,16 +42,15 @@ from .gallery_index import (
 
 PER_PAGE = 24
 THUMBNAIL_SIDE = 320  # pixels: sharp at half of that, on a screen with two pixels to the point
-MAX_ZIP_BYTES = 256 * 2**20  # it is packed in memory
+MAX_ZIP_BYTES = 256 * 2**20  # it is built in memory
 BATCH = 50  # pictures read between two commits
-SETTLED = 3.0  # seconds; a folder's time is that coarse on some disks, so a younger one may have changed since unseen
-STALE_PART = 24 * 3600.0  # seconds; a half-written file of a process that was killed
+SETTLED = 3.0  # seconds; some disks store times that coarsely: a younger folder may change without a new time
+STALE_PART = 24 * 3600.0  # seconds; then a half-written file is that of a killed process
 SUFFIXES = tuple(picture_files.FORMATS)
 HIDDEN, TRASH, FAVOURITES = ".gallery", ".trash", "favourites.txt"
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PATH = re.compile(rf"({re.escape(TRASH)}/)?{_DAY.pattern}/[^/\0]+")
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class Gallery:
     """The pictures below one folder. Every method may be called from any thread."""
 
     def __init__(self, outputs: Path) -> None:
-        self.outputs = Path(os.path.realpath(outputs))  # the folder itself may be a link; nothing in it may
+        self.outputs = Path(os.path.realpath(outputs))  # the folder itself may be a symbolic link; nothing in it may
         self._hidden = self.outputs / HIDDEN
         self._index = Index(self._hidden / "index.sqlite")
         self.models = self._index.models
@@ -71,16 +70,16 @@ class Gallery:
     # --- Looking
 
     def page(self, query: Query, number: int = 1, per_page: int = PER_PAGE) -> Page:
-        """The entries of one page, newest first; a number beyond the last page gives the last."""
+        """One page of entries, newest first; a number past the last page gives the last."""
         return self._index.page(query, number, per_page)
 
     def get(self, picture_id: str | None) -> Entry | None:
-        """The entry of an id, or None where there is none (any more)."""
+        """The entry of an id, or None if it does not exist (any more)."""
         found = self.find([picture_id] if picture_id else [])
         return found[0] if found else None
 
     def file(self, entry: Entry) -> Path:
-        """The file of an entry. Raises GalleryError where it is gone, or is (or lies behind) a link."""
+        """The file of an entry. Raises GalleryError if it is gone or reached through a symbolic link."""
         path = self.outputs / entry.path
         inside = _PATH.fullmatch(entry.path) and os.path.realpath(path) == str(path)
         if not inside or not path.is_file():
@@ -88,7 +87,7 @@ class Gallery:
         return path
 
     def thumbnail(self, entry: Entry) -> bytes | None:
-        """A small JPEG of the picture, from the cache where it has one; None where the picture cannot be read."""
+        """A small JPEG of the picture, cached on the disk; None if the picture cannot be read."""
         cached = self._thumbnail_file(entry.id)
         with contextlib.suppress(OSError):
             return cached.read_bytes()
@@ -101,13 +100,13 @@ class Gallery:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
         try:
-            files.write_whole(cached, buffer.getvalue())
+            atomic.write_whole(cached, buffer.getvalue())
         except OSError as error:
             log.warning("could not keep a thumbnail: %s", error)
         return buffer.getvalue()
 
     def zip(self, ids: Iterable[str]) -> bytes:
-        """A zip of the chosen pictures, each as it is on disk. Raises GalleryError for more than MAX_ZIP_BYTES."""
+        """A zip of the chosen files, unchanged. Raises GalleryError if they exceed MAX_ZIP_BYTES."""
         entries = self.find(ids)
         if (total := sum(entry.bytes for entry in entries)) > MAX_ZIP_BYTES:
             raise GalleryError(
@@ -119,14 +118,14 @@ class Gallery:
             for entry in entries:
                 try:
                     archive.write(self.file(entry), entry.path.removeprefix(f"{TRASH}/"))
-                except (GalleryError, OSError) as error:  # deleted meanwhile: no reason to lose the others
+                except (GalleryError, OSError) as error:  # deleted meanwhile: the others still go in
                     log.warning("left out of a zip: %s", error)
         return buffer.getvalue()
 
     # --- Changing
 
     def favour(self, ids: Iterable[str], favourite: bool = True) -> None:
-        """Make pictures favourites, or ordinary ones again. Raises OSError where that cannot be written down."""
+        """Mark pictures as favourites, or unmark them. Raises OSError if that cannot be written."""
         self._note_favourites([(favourite, entry.bytes, entry.path) for entry in self.find(ids)])
         self._index.do(self._apply_favourites)
 
@@ -135,11 +134,11 @@ class Gallery:
         return self._move(self.find(ids), SHOWN, self.outputs / TRASH, TRASHED)
 
     def restore(self, ids: Iterable[str]) -> list[str]:
-        """Bring pictures back from the trash, under another name where theirs is taken; return their new ids."""
+        """Move pictures back from the trash, renamed if their name is taken; return their new ids."""
         return self._move(self.find(ids), TRASHED, self.outputs, SHOWN)
 
     def empty_trash(self) -> int:
-        """Delete what is in the trash for good; return how many pictures that were."""
+        """Delete the pictures in the trash for good; return how many there were."""
         while self.scan():
             pass
         asked = f"SELECT {COLUMNS} FROM pictures WHERE state = ?"
@@ -163,7 +162,7 @@ class Gallery:
                 if entry.state != state:
                     continue
                 try:
-                    target = files.move(self.file(entry), into / entry.day)
+                    target = atomic.move(self.file(entry), into / entry.day)
                 except (GalleryError, FileNotFoundError):  # another tab was quicker
                     continue
                 path = target.relative_to(self.outputs).as_posix()
@@ -180,7 +179,7 @@ class Gallery:
         with index:
             for new in moved:
                 self._thumbnail_file(new[-1]).unlink(missing_ok=True)
-                if not index.execute(place, new).rowcount:  # another process saw the file on its way, and forgot it
+                if not index.execute(place, new).rowcount:  # another process scanned meanwhile, and dropped it
                     self._add(index, [new[1]])
         self._apply_favourites(index)
 
@@ -191,9 +190,9 @@ class Gallery:
     # --- The index follows the files
 
     def scan(self, seconds: float = 1.0) -> int:
-        """Bring the index up to the files, the newest first; return how many are left to read after `seconds`.
+        """Update the index from the files, newest first; return how many are left to read after `seconds`.
 
-        Only folders that changed are looked through, so this is quick when nothing did.
+        Only folders that changed are read, so this is quick when nothing did.
         """
         return self._index.do(lambda index: self._scan(index, time.monotonic() + seconds))
 
@@ -220,7 +219,7 @@ class Gallery:
         return left
 
     def _folders(self) -> dict[str, int]:
-        """The folders of days, below outputs/ and in the trash, with their times."""
+        """The folders of days, in outputs/ and in the trash, with their modification times."""
         found = {}
         for parent in ("", TRASH):
             if (self.outputs / parent).is_symlink():
@@ -234,7 +233,7 @@ class Gallery:
         return found
 
     def _scan_folder(self, index: sqlite3.Connection, folder: str, end: float) -> tuple[int, int]:
-        """(how many files are left to read, how many changes there were)."""
+        """The number of files left to read, and the number of changes."""
         here = self._files(folder)
         rows = index.execute("SELECT path, bytes, mtime FROM pictures WHERE folder = ?", [folder])
         known = {path: (size, mtime) for path, size, mtime in rows}
@@ -253,7 +252,7 @@ class Gallery:
         return len(new) - done, len(gone) + done
 
     def _files(self, folder: str) -> dict[str, tuple[int, int]]:
-        """The pictures of a folder, with size and time; what a killed process left half-written goes away."""
+        """The pictures of a folder, with size and time; deletes what a killed process left half-written."""
         found = {}
         try:
             for item in os.scandir(self.outputs / folder):
@@ -263,7 +262,7 @@ class Gallery:
                     stat = item.stat(follow_symlinks=False)
                     if item.name.lower().endswith(SUFFIXES) and not item.name.startswith(".") and _is_utf8(item.name):
                         found[f"{folder}/{item.name}"] = (stat.st_size, stat.st_mtime_ns)
-                    elif _PART.fullmatch(item.name) and time.time() - stat.st_mtime > STALE_PART:
+                    elif atomic.TEMPORARY.fullmatch(item.name) and time.time() - stat.st_mtime > STALE_PART:
                         os.unlink(item.path)
                 except OSError:  # gone since
                     continue
@@ -272,7 +271,7 @@ class Gallery:
         return found
 
     def _read(self, path: str) -> tuple | None:
-        """The row of a file, or None where it is gone: not to be taken for unreadable if it comes back."""
+        """The row of a file, or None if it is gone (so that it does not count as unreadable if it comes back)."""
         try:
             with open(self.outputs / path, "rb") as file:
                 stat = os.fstat(file.fileno())
@@ -292,12 +291,12 @@ class Gallery:
         )
 
     def _forget(self, index: sqlite3.Connection, paths: Collection[str]) -> None:
-        """Take files that are gone out of the index."""
+        """Remove deleted files from the index."""
         if not paths:
             return
         self._drop_thumbnails(index, paths)
         with index:
-            index.execute("BEGIN IMMEDIATE")  # now nobody else writes; what another process just moved back stays
+            index.execute("BEGIN IMMEDIATE")  # keeps other writers out; files that were just moved back stay
             gone = [(path,) for path in paths if not os.path.lexists(self.outputs / path)]
             index.executemany("DELETE FROM pictures WHERE path = ?", gone)
 
@@ -306,13 +305,13 @@ class Gallery:
             for (picture_id,) in index.execute("SELECT id FROM pictures WHERE path = ?", [path]).fetchall():
                 self._thumbnail_file(picture_id).unlink(missing_ok=True)
 
-    # --- Favourites: a line each in a file, `+ BYTES PATH` or `- BYTES PATH`; the last one about a picture counts
+    # --- Favourites: one line each in a file, `+ BYTES PATH` or `- BYTES PATH`; the last line of a picture counts
 
     def _note_favourites(self, lines: Iterable[tuple[bool, int, str]]) -> None:
         text = "".join(f"{'+' if on else '-'} {size} {path}\n" for on, size, path in lines if "\n" not in path)
         if text:
             self.outputs.mkdir(parents=True, exist_ok=True)
-            with open(self.outputs / FAVOURITES, "ab") as file:  # one write: lines of two processes never mix
+            with open(self.outputs / FAVOURITES, "ab") as file:  # a single write, so lines of two processes never mix
                 file.write(text.encode())
 
     def _apply_favourites(self, index: sqlite3.Connection, always: bool = True) -> None:
@@ -340,7 +339,7 @@ class Gallery:
 
 
 def _look(file: IO[bytes], path: str) -> tuple[str, int, int, str]:
-    """(state, width, height, text) of a picture's file."""
+    """The state, width, height and text of a picture's file."""
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
             width, height = image.size
@@ -366,7 +365,7 @@ def _day_of_folder(folder: str) -> str:
 
 
 def _stamp(file: Path) -> str:
-    """What changes when a file does; "" where there is none."""
+    """Size and time of a file, which change with it; "" if there is none."""
     try:
         stat = os.stat(file)
     except OSError:

@@ -1,4 +1,4 @@
-"""What is known of the gallery's pictures, in SQLite: made from the files, and made anew where it is broken."""
+"""The gallery's index of its pictures, in SQLite: built from the files, and rebuilt if it is broken."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from ..errors import StableDiffusionError
 
 MAX_QUERY = 500  # characters
 SHOWN, TRASHED, UNREADABLE = "shown", "trashed", "unreadable"
-VERSION = 1  # of the tables; an index of another version is made anew
+VERSION = 1  # of the tables; an index of another version is rebuilt
 TABLES = """
 CREATE TABLE pictures (
     id TEXT PRIMARY KEY,  -- of path, size and time: the same after a rebuild, another when the file changes
@@ -41,12 +41,12 @@ T = TypeVar("T")
 
 
 class GalleryError(StableDiffusionError):
-    """What a gallery was asked for cannot be done."""
+    """The gallery cannot do what it was asked for."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture of the gallery. `path` is below outputs/, `mtime` in nanoseconds, `text` as it stands in the file."""
+    """A picture of the gallery. `path` is below outputs/, `mtime` in nanoseconds, `text` as stored in the file."""
 
     id: str
     path: str
@@ -79,7 +79,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Query:
-    """Which pictures to show. Every word of `search` must stand in the prompt, or be the seed; "" lets all pass."""
+    """Which pictures to show. Each word of `search` must occur in the prompt or be the seed; "" matches all."""
 
     search: str = ""
     model: str = ""
@@ -87,7 +87,7 @@ class Query:
     state: str = SHOWN
 
     def where(self) -> tuple[str, list[Any]]:
-        """The condition in SQL, and its values."""
+        """The SQL condition and its values."""
         terms, values = ["state = ?"], [self.state]
         if self.model:
             terms.append("model = ?")
@@ -111,7 +111,7 @@ class Page:
 
 
 class Index:
-    """The index's file, or one in memory where no file can be had. Every method may be called from any thread."""
+    """The index in its file, or in memory if no file can be written. All methods may be called from any thread."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -121,7 +121,7 @@ class Index:
         self._in_memory = False
 
     def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do something with the index; where it fails, with a new one. Raises GalleryError."""
+        """Run `work` on the index; if that fails, on a new one. Raises GalleryError."""
         with self._lock:
             for last in (False, False, True):
                 try:
@@ -131,12 +131,12 @@ class Index:
                         raise GalleryError("The gallery's index is busy: try again in a moment.") from None
                     if last:
                         raise GalleryError(f"The gallery's index failed: {error}.") from None
-                    log.warning("the gallery's index failed (%s): it is made anew", error)
+                    log.warning("the gallery's index failed (%s): it is rebuilt", error)
                     self._give_up(error)
             raise AssertionError
 
     def page(self, query: Query, number: int, per_page: int) -> Page:
-        """The entries of one page, newest first; a number beyond the last page gives the last."""
+        """One page of entries, newest first; a number past the last page gives the last."""
 
         def work(index: sqlite3.Connection) -> Page:
             where, values = query.where()
@@ -153,7 +153,7 @@ class Index:
         return self.do(work)
 
     def neighbours(self, entry: Entry, query: Query) -> tuple[Entry | None, Entry | None]:
-        """The next newer and the next older entry of a query."""
+        """The next newer and the next older entry of a query, or None."""
 
         def work(index: sqlite3.Connection) -> tuple[Entry | None, Entry | None]:
             where, values = query.where()
@@ -170,12 +170,12 @@ class Index:
         return self.do(work)
 
     def models(self) -> list[str]:
-        """The models that the pictures name."""
+        """The names of all models that the pictures were painted with."""
         asked = "SELECT DISTINCT model FROM pictures WHERE state = ? AND model != '' ORDER BY model"
         return [model for (model,) in self.do(lambda index: index.execute(asked, [SHOWN]).fetchall())]
 
     def find(self, ids: Iterable[str]) -> list[Entry]:
-        """The entries of those ids that there are, in their order."""
+        """The entries of these ids, in their order; unknown ids are left out."""
         valid = [picture_id for picture_id in dict.fromkeys(ids) if _ID.fullmatch(picture_id)]
         asked = f"SELECT {COLUMNS} FROM pictures WHERE id = ? AND state != ?"
 
@@ -194,12 +194,12 @@ class Index:
     def _opened(self) -> sqlite3.Connection:
         if self._open is not None and (self._in_memory or self._inode_of_file() == self._inode):
             return self._open
-        self.close()  # another process made the file anew, or somebody deleted it
+        self.close()  # another process replaced the file, or somebody deleted it
         if not self._in_memory:
             try:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                log.warning("no place for the gallery's index (%s): it is kept in memory", error)
+                log.warning("the gallery's index cannot be written (%s): it is kept in memory", error)
                 self._in_memory = True
         where = ":memory:" if self._in_memory else str(self.file)
         index = self._open = sqlite3.connect(where, timeout=10, check_same_thread=False)
@@ -224,14 +224,14 @@ class Index:
 
 
 def _prepare(index: sqlite3.Connection) -> None:
-    """Make the tables where there are none, and find out now what is broken."""
+    """Create the tables if they are missing; raises sqlite3.DatabaseError if the file is broken."""
     (answer,) = index.execute("PRAGMA quick_check(1)").fetchone()
     if answer != "ok":
         raise sqlite3.DatabaseError(answer)
     (version,) = index.execute("PRAGMA user_version").fetchone()
     if version == VERSION:
         return
-    index.execute("BEGIN IMMEDIATE")  # of two processes that start at once the second finds the tables made
+    index.execute("BEGIN IMMEDIATE")  # if two processes start at once, the second finds the tables
     with index:
         (version,) = index.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
@@ -243,7 +243,7 @@ def _prepare(index: sqlite3.Connection) -> None:
 
 
 def entry_of(row: Sequence[Any]) -> Entry:
-    """A row of COLUMNS as an entry."""
+    """The entry of a row of COLUMNS."""
     return Entry(*(*row[:-1], bool(row[-1])))
 
 
@@ -253,10 +253,10 @@ def day_of(path: str) -> str:
 
 
 def plain_words(text: str) -> str:
-    """A text as it is searched: without case, and in one of the ways that Unicode has to write it."""
+    """A text in the form that is searched: case-folded and normalised (NFKC)."""
     return storable(unicodedata.normalize("NFKC", text).casefold())
 
 
 def storable(text: str) -> str:
-    """A text without halves of surrogate pairs, which a hostile picture brings in and UTF-8 cannot say."""
+    """A text without lone surrogates, which a hostile picture may carry and UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()

@@ -1,10 +1,10 @@
-"""What a page asks for and what becomes of it, as plain objects that any thread may read."""
+"""Requests and what becomes of them, as plain objects that any thread may read."""
 
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,15 +16,15 @@ from ..request import Request
 
 QUICK_STEP = 0.5  # seconds
 
-Report = Callable[[str, float | None], None]  # what is going on, and how much of it is done where that is known
+Report = Callable[[str, float | None], None]  # a message, and the fraction done if it is known
 
 
 class Cancelled(Exception):
-    """Raised in the worker's thread where a cancelled job stops."""
+    """Raised in the worker's thread to stop a cancelled job."""
 
 
 class State(str, Enum):
-    """Where a job is in its life; the values are words that a page can show."""
+    """The state of a job or task; the values are words that a page can show."""
 
     QUEUED = "queued"
     LOADING = "loading"
@@ -36,10 +36,10 @@ class State(str, Enum):
 
 @dataclass(eq=False)
 class Frame:
-    """One denoising step as it was recorded, small enough to keep every one; pages make pictures of it.
+    """One recorded denoising step, small enough to keep them all; pages draw it.
 
-    x_t and the current estimate of x_0, (h, w, C) float16, and where the estimate was decoded, in full or as a draft, a
-    JPEG of it.
+    Holds x_t and the current estimate of x_0, (h, w, C) float16, and a JPEG of the estimate if it was decoded, in full
+    or as a draft.
     """
 
     index: int  # 1 .. total
@@ -52,13 +52,13 @@ class Frame:
 
     @property
     def n_bytes(self) -> int:
-        """The memory that it takes."""
+        """Its size in memory."""
         return self.latents.nbytes + self.denoised.nbytes + len(self.decoded or b"") + len(self.draft or b"")
 
 
 @dataclass(eq=False)
 class Picture:
-    """One picture of a job: its steps so far and, when finished, its file (or its PNG bytes, where saving failed)."""
+    """One picture of a job: its steps so far and, when finished, its file (or its PNG bytes if saving failed)."""
 
     frames: list[Frame] = field(default_factory=list)
     seed: int | None = None
@@ -75,28 +75,31 @@ class Picture:
 
 
 class Work:
-    """Something for the worker to do. Written by its thread alone (but for the wish to cancel); read by anyone."""
+    """Something for the worker to do. Only its thread writes here (but for `cancel_event`); any thread may read.
 
-    def __init__(self, model: str) -> None:
+    `model` is the name of the model that it needs, None for none; `options` say how that is loaded.
+    """
+
+    def __init__(self, model: str | None, options: Mapping[str, Any] | None = None) -> None:
         self.id = secrets.token_hex(6)
         self.model = model
+        self.options = dict(options or {})
         self.state = State.QUEUED
-        self.note = ""  # what is going on, in words: "Loading ..."
+        self.note = ""  # what it is doing: "Loading ..."
         self.note_fraction: float | None = None
         self.error = ""
-        self.submitted = time.time()
         self.started: float | None = None
         self.ended: float | None = None
         self.cancel_event = threading.Event()
 
     @property
     def active(self) -> bool:
-        """Whether something is still to come."""
+        """Whether it waits or runs."""
         return self.state in (State.QUEUED, State.LOADING, State.RUNNING)
 
     @property
     def cancelling(self) -> bool:
-        """Whether somebody wished to cancel it (it ends after the step in hand)."""
+        """Whether it was asked to stop (which it does after the current step)."""
         return self.cancel_event.is_set()
 
     @property
@@ -105,47 +108,49 @@ class Work:
         return 0.0 if self.started is None else (self.ended or time.time()) - self.started
 
     def report(self, message: str, fraction: float | None = None) -> None:
-        """Note what is going on, and how much of it is done. Raises Cancelled."""
+        """Note the progress. Raises Cancelled if it was asked to stop."""
         self.note, self.note_fraction = message, fraction
         self.stop_if_cancelled()
 
     def stop_if_cancelled(self) -> None:
-        """Raise Cancelled where somebody wished to cancel it."""
+        """Raise Cancelled if it was asked to stop."""
         if self.cancelling:
             raise Cancelled
 
 
 class Task(Work):
-    """Something other than painting that needs the model: `function(model, report)` gives plain objects."""
+    """A call of `function(model, report)`, which returns plain objects; `model` is None if none was asked for."""
 
-    def __init__(self, model: str, function: Callable[[Any, Report], Any]) -> None:
-        super().__init__(model)
+    def __init__(
+        self, model: str | None, function: Callable[[Any, Report], Any], options: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(model, options)
         self.function = function
         self.result: Any = None
 
 
 class Job(Work):
-    """A request on its way."""
+    """A request in the queue, and its pictures."""
 
     def __init__(self, request: Request) -> None:
-        super().__init__(request.model)
+        super().__init__(request.model, request.to_load())
         self.request = request
         self.drawn = request.with_seeds()  # what is painted
         self.warning = ""
         self.pictures: list[Picture] = []
-        self.latent_space: tuple[str, ...] = ()  # names under which utils may know how latents become colours
+        self.latent_space: tuple[str, ...] = ()  # names by which to look up the colours of latents
         self.step_seconds: deque[float] = deque(maxlen=8)
-        self.drafting = True  # while drafts of the estimate are quick enough to be worth making
+        self.drafting = True  # until drafts of the estimate turn out to be too slow
         self.skip_event = threading.Event()
 
     @property
     def frame(self) -> Frame | None:
-        """The newest step there is."""
+        """The latest step, or None."""
         return next((picture.frames[-1] for picture in reversed(self.pictures) if picture.frames), None)
 
     @property
     def fraction(self) -> float:
-        """How much of the denoising is done, 0 to 1, over all pictures."""
+        """The fraction of the denoising that is done, over all pictures."""
         done = 0.0
         for picture in self.pictures:
             if picture.finished or picture.skipped:
@@ -156,18 +161,18 @@ class Job(Work):
 
     @property
     def steps_per_second(self) -> float | None:
-        """The pace of the last few steps, or None before the second one."""
+        """The speed of the last few steps, or None before the second one."""
         seconds = sum(self.step_seconds)
         return len(self.step_seconds) / seconds if seconds > 0 else None
 
     @property
     def quick(self) -> bool:
-        """Whether a decode, which takes about as long as a step or two, is something to wait for."""
+        """Whether a decode, which takes about as long as a step or two, is fast enough to wait for."""
         return bool(self.step_seconds) and min(self.step_seconds) < QUICK_STEP
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds of denoising still to come at the present pace, or None where nothing can be said yet."""
+        """Seconds of denoising left at the current speed, or None if that is not known yet."""
         frame, pace = self.frame, self.steps_per_second
         if frame is None or pace is None or not self.active:
             return None

@@ -1,13 +1,12 @@
-"""Settings saved by name, in one JSON file that is replaced whole."""
+"""Settings saved by name in one JSON file."""
 
 import json
-import os
-import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import atomic
 from ..errors import InputError
 
 MAX_NAME = 60
@@ -17,7 +16,7 @@ _lock = threading.Lock()
 
 
 def load(path: Path) -> dict[str, dict[str, Any]]:
-    """All presets by name; none where there is no such file, or nothing of this kind in it."""
+    """All presets by name; empty if the file is missing or holds something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -26,7 +25,7 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def save(path: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Save settings under a name, in place of those of the same name. Raises InputError, or OSError from the disk."""
+    """Save settings under a name, replacing earlier ones. Raises InputError for a bad name, and OSError."""
     name = name.strip()
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise InputError(f"{name[:MAX_NAME]!r} is no name for a preset: give one of 1 to {MAX_NAME} characters.")
@@ -38,7 +37,7 @@ def save(path: Path, name: str, values: Mapping[str, Any]) -> None:
 
 
 def delete(path: Path, name: str) -> None:
-    """Delete the settings of a name, if there are any. Raises OSError."""
+    """Delete a preset if it exists. Raises OSError."""
     with _lock:
         presets = load(path)
         if presets.pop(name, None) is not None:
@@ -46,13 +45,4 @@ def delete(path: Path, name: str) -> None:
 
 
 def _write(path: Path, presets: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            json.dump(presets, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.write_whole(path, json.dumps(presets, indent=1))

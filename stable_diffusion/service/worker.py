@@ -1,50 +1,70 @@
-"""One thread that owns the engine, and the queue in front of it.
+"""One thread that owns the engine, and its queue.
 
 MLX arrays belong to the thread that made them, and a page's script may be stopped at any moment; so models are loaded,
-pictures made and files written here, and everyone else gets plain objects: numbers, text, encoded pictures, paths.
+pictures painted and files written here, and everyone else gets plain objects: numbers, text, encoded pictures, paths.
 """
 
+import atexit
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import catalogue
-from ..errors import StableDiffusionError
-from .jobs import Cancelled, Frame, Job, Report, Request, State, Task, Work
+from ..errors import CheckpointNotFoundError, StableDiffusionError
+from ..request import Request
+from .jobs import Cancelled, Frame, Job, Report, State, Task, Work
 from .painting import decoded_jpeg, overlaid, paint
 from .words import in_plain_words
 
-MAX_WAITING = 50  # more than anyone means: a stuck key, or a page gone wild
-MAX_KEPT = 20  # finished jobs whose steps can be replayed; their pictures stay on disk for good
-MAX_RESULTS = 64  # of tasks, kept for whoever asks again
+MAX_WAITING = 50  # more than anyone means to queue: a stuck key, or a client in a loop
+MAX_KEPT = 20  # finished jobs whose steps can be replayed; their pictures stay on the disk
+MAX_RESULTS = 64  # of finished tasks that are kept
 MAX_FRAME_BYTES = 256 << 20  # of recorded steps, over all jobs; the oldest are forgotten first
 
 
 class QueueFullError(StableDiffusionError):
-    """More jobs wait than the worker takes."""
+    """The queue is full."""
 
 
-def load_model(name: str, progress: Report) -> Any:
-    """Load a model of the catalogue; always called in the worker's thread. Tests put another function in its place."""
+def load_model(name: str, progress: Report, vae: str | None = None, **options: Any) -> Any:
+    """Load a model of the catalogue; always called in the worker's thread. Tests replace this function.
+
+    `vae` is one of the catalogue's, by its file name; `options` are other arguments of `StableDiffusion`.
+    """
     from .. import StableDiffusion
 
-    return StableDiffusion(catalogue.find(name).source, progress=progress)
+    if vae is not None:
+        if vae not in (known := catalogue.vaes()):
+            raise CheckpointNotFoundError(f"There is no VAE {vae!r}: put it into models/VAE, or choose another one.")
+        options["vae"] = known[vae]
+    return StableDiffusion(catalogue.find(name).source, progress=progress, **options)
 
 
 def release_memory() -> None:
-    """Give a dropped model's memory back to the machine."""
+    """Give the memory of a dropped model back to the system."""
     from .. import backend
 
     backend.give_back_memory()
 
 
-class Worker:
-    """The queue over all browser tabs and the one thread behind it.
+def release_thread() -> None:
+    """Free what MLX keeps for the current thread (streams, compiled functions), which is about to end.
 
-    Finished pictures are saved at once under `outputs`/YYYY-MM-DD/.
+    MLX expects this of every thread but the main one. Otherwise its destructors run when the system ends the thread,
+    for which `Thread.join` does not wait, and abort the process if the interpreter is shutting down by then.
+    """
+    if mlx := sys.modules.get("mlx.core"):
+        mlx.clear_streams()
+
+
+class Worker:
+    """The thread that owns the engine, with the queue of its jobs (pictures) and tasks (anything else).
+
+    Finished pictures are saved at once under `outputs`/YYYY-MM-DD/. A process that ends closes its workers.
     """
 
     def __init__(self, outputs: Path) -> None:
@@ -56,30 +76,42 @@ class Worker:
         self._changed = threading.Condition()
         self._closed = False
         self._model: Any = None
-        self._model_name: str | None = None
+        self._loaded: tuple[str, dict[str, Any]] | None = None  # its name and options
         self._thread = threading.Thread(target=self._serve, name="stable-diffusion", daemon=True)
         self._thread.start()
+        # A thread that returns from MLX to an interpreter that is shutting down is unwound through C++ frames, which
+        # aborts the process (status 134). So the process waits for the current step before it ends.
+        atexit.register(self.close, None)
 
-    # What any thread may call
+    # --- Called by any thread
 
     def submit(self, request: Request) -> Job:
-        """Put a request at the end of the queue. Raises QueueFullError."""
+        """Append a request to the queue. Raises QueueFullError."""
         job = Job(request)
         with self._changed:
             self._enqueue(job)
             self._jobs[job.id] = job
         return job
 
-    def compute(self, key: Hashable, model: str, function: Callable[[Any, Report], Any], soon: bool = False) -> Task:
-        """Have `function(model, report)` run in the queue, or find the task that was given the same key before.
+    def compute(
+        self,
+        key: Hashable,
+        function: Callable[[Any, Report], Any],
+        model: str | None = None,
+        soon: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> Task:
+        """Queue a call of `function(model, report)`, or return the earlier task with the same key.
 
-        What failed or was cancelled is not kept, and runs anew. `soon` puts it before all that waits. The function may
-        call `report(note, fraction)`, which is also where a cancel takes effect. Raises QueueFullError.
+        `model` names the model that the function is given, loaded with `options`. Without one it is given None: nothing
+        is loaded for it, and the model in memory stays. A task that failed or was cancelled is not kept, so it runs
+        again. `soon` puts this one at the head of the queue. The function may call `report(note, fraction)`, which also
+        raises Cancelled when it should stop. Raises QueueFullError.
         """
         with self._changed:
             task = self._tasks.get(key)
             if task is None or task.state in (State.FAILED, State.CANCELLED):
-                task = Task(model, function)
+                task = Task(model, function, options)
                 self._enqueue(task, soon)
                 self._tasks[key] = task
             self._tasks.move_to_end(key)
@@ -88,32 +120,32 @@ class Worker:
         return task
 
     def task(self, key: Hashable) -> Task | None:
-        """Find a task by its key, or None where there was none or its result is no longer kept."""
+        """The task of a key, or None if there was none or it is no longer kept."""
         with self._changed:
             return self._tasks.get(key)
 
     def decode(self, job: Job, frame: Frame) -> Task:
-        """Have a recorded step's estimate decoded in full, for a replay. Raises QueueFullError."""
+        """Queue a full decode of a recorded step's estimate, for a replay. Raises QueueFullError."""
 
         def decode(model: Any, report: Report) -> None:
             frame.decoded = decoded_jpeg(model.decode, frame.denoised)
 
-        return self.compute((job.id, id(frame)), job.model, decode, soon=True)
+        return self.compute((job.id, id(frame)), decode, job.model, True, job.options)
 
     def job(self, job_id: str | None) -> Job | None:
-        """Find a job by its id, or None where it is unknown or no longer kept."""
+        """The job of an id, or None if it is unknown or no longer kept."""
         with self._changed:
             return self._jobs.get(job_id) if job_id else None
 
     def position(self, work: Work) -> int:
-        """Say how many come before this one, the one in hand included; 0 when it is in hand or over."""
+        """How many come before this one, including the one that runs; 0 if it runs itself or is over."""
         with self._changed:
             if work.state is not State.QUEUED or work not in self._waiting:
                 return 0
             return self._waiting.index(work) + (self._in_hand is not None)
 
     def cancel(self, work: Work) -> None:
-        """Stop a job: at once where it waits, after the step in hand where it runs. What it finished stays."""
+        """Stop a job or task: at once if it waits, after the current step if it runs. Finished pictures stay."""
         work.cancel_event.set()
         with self._changed:
             if work in self._waiting:
@@ -121,11 +153,14 @@ class Worker:
                 self._end(work, State.CANCELLED)
 
     def skip(self, job: Job) -> None:
-        """Leave the picture in hand unfinished after its step, and go on with the next one."""
+        """Abandon the current picture after the current step, and continue with the next one."""
         job.skip_event.set()
 
-    def close(self, timeout: float = 10.0) -> None:
-        """Cancel everything and end the thread."""
+    def close(self, timeout: float | None = 10.0) -> None:
+        """Cancel everything and end the thread.
+
+        Waits for the current step, `timeout` seconds at most (None: as long as it takes, as at the process's end).
+        """
         with self._changed:
             self._closed = True
             works: list[Work] = [*self._jobs.values(), *self._tasks.values()]
@@ -134,6 +169,8 @@ class Worker:
             if work.active:
                 self.cancel(work)
         self._thread.join(timeout)
+        if not self._thread.is_alive():
+            atexit.unregister(self.close)
 
     def _enqueue(self, work: Work, soon: bool = False) -> None:
         if len(self._waiting) >= MAX_WAITING:
@@ -141,7 +178,7 @@ class Worker:
         (self._waiting.appendleft if soon else self._waiting.append)(work)
         self._changed.notify()
 
-    # What only the worker's thread does
+    # --- Called by the worker's thread alone
 
     def _serve(self) -> None:
         while True:
@@ -154,6 +191,7 @@ class Worker:
                 work.state = State.LOADING
             self._run(work)
         self._drop_model()
+        release_thread()
 
     def _run(self, work: Work) -> None:
         try:
@@ -182,19 +220,22 @@ class Worker:
             del self._jobs[job_id]
 
     def _model_for(self, work: Work) -> Any:
-        name = work.model
-        if name != self._model_name or self._model is None:
+        if work.model is None:
+            work.stop_if_cancelled()
+            return None
+        wanted = (work.model, work.options)
+        if wanted != self._loaded or self._model is None:
             self._drop_model()
-            work.report(f"Loading {name}")
-            self._model = load_model(name, work.report)
-            self._model_name = name
+            work.report(f"Loading {work.model}")
+            self._model = load_model(work.model, work.report, **work.options)
+            self._loaded = wanted
             work.note = ""
         work.stop_if_cancelled()
         return self._model
 
     def _drop_model(self) -> None:
         if self._model is not None:
-            self._model = self._model_name = None
+            self._model = self._loaded = None
             release_memory()
 
     def _paint_all(self, model: Any, job: Job) -> None:
@@ -207,7 +248,7 @@ class Worker:
                 self._forget_old_frames()
 
     def _forget_old_frames(self) -> None:
-        """Keep the recorded steps within MAX_FRAME_BYTES: of the oldest pictures, only the last step stays."""
+        """Keep the recorded steps within MAX_FRAME_BYTES: the oldest pictures lose all steps but the last."""
         with self._changed:
             pictures = [picture for job in self._jobs.values() for picture in job.pictures]
         sizes = [sum(frame.n_bytes for frame in picture.frames) for picture in pictures]

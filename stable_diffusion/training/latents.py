@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import atomic
 from ..backend import mx
 from ..text.tokenizer import Tokenizer
 from ..vae import Autoencoder
@@ -55,9 +56,8 @@ class LatentCache:
                 posteriors.append([np.array(part.astype(mx.float32)) for part in moments])
                 captions += texts
             mean, deviation = (np.concatenate(part) for part in zip(*posteriors, strict=True))
-            temporary = path.with_suffix(".new.npz")
             ids = self.tokenizer(captions)[0]
-            np.savez(temporary, mean=mean, deviation=deviation.astype(np.float16), ids=ids)
-            temporary.replace(path)
+            with atomic.written(path) as temporary:
+                np.savez(temporary, mean=mean, deviation=deviation.astype(np.float16), ids=ids)
         with np.load(path) as file:
             return dict(file)

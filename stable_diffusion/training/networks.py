@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import atomic
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
@@ -136,9 +136,8 @@ def write_part(folder: Path, part: str, model: nn.Module, **changes: Any) -> Non
     write_json(folder / part / "config.json", values)
     tensors = {name: value.astype(mx.float16) for name, value in to_folder(part, model).items()}
     path = folder / part / ("model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors")
-    temporary = path.with_name(f".{path.stem}.new.safetensors")
-    mx.save_safetensors(str(temporary), tensors, {"format": "pt"})
-    os.replace(temporary, path)
+    with atomic.written(path) as temporary:
+        mx.save_safetensors(str(temporary), tensors, {"format": "pt"})
 
 
 def write_index(folder: Path, scheduler: SchedulerConfig) -> None:
@@ -154,5 +153,4 @@ def write_index(folder: Path, scheduler: SchedulerConfig) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    atomic.write_whole(path, json.dumps(values, indent=2) + "\n")

@@ -6,12 +6,11 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import ops
+from .. import atomic, ops
 from ..backend import mx
 from ..errors import CheckpointError
 from .recipe import Recipe
@@ -99,9 +98,8 @@ class State:
             for name, value in self.layout.named(getattr(self, part)).items()
         }
         progress = {"step": self.step, "seconds": self.seconds, "recipe": dataclasses.asdict(recipe)}
-        temporary = path.with_name(f".{path.stem}.new.safetensors")
-        mx.save_safetensors(str(temporary), tensors, {"training": json.dumps(progress)})
-        os.replace(temporary, path)
+        with atomic.written(path) as temporary:
+            mx.save_safetensors(str(temporary), tensors, {"training": json.dumps(progress)})
 
     @classmethod
     def load(cls, path: Path, parameters: Arrays) -> State:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .. import atomic
+
 
 def save_sheet(path: Path, rows: Sequence[np.ndarray]) -> None:
     """Write rows of pictures, (N, H, W, 3) in [0, 1] each, as a PNG."""
     lines = [np.concatenate(list(row), axis=1) for row in rows]
-    Image.fromarray((np.concatenate(lines).clip(0, 1) * 255).round().astype(np.uint8)).save(path, optimize=True)
+    _save(Image.fromarray((np.concatenate(lines).clip(0, 1) * 255).round().astype(np.uint8)), path)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -44,4 +46,9 @@ def save_curve(path: Path, steps: Sequence[float], values: Sequence[float], titl
     draw.text((4, height - margin - 6), f"{10**low:.3g}", fill="black")
     draw.text((left, height - margin + 6), "0", fill="black")
     draw.text((width - margin - 60, height - margin + 6), f"step {steps[-1]:.0f}", fill="black")
-    picture.save(path, optimize=True)
+    _save(picture, path)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic.written(path) as temporary:
+        picture.save(temporary, "PNG", optimize=True)

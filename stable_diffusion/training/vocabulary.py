@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from .. import atomic
 from ..text.tokenizer import _BYTE_LETTERS, _word_letters, _words, normalize
 from ..text.tokenizer_files import BOS, EOS, MAX_LENGTH, WORD_END
 
@@ -44,13 +45,12 @@ def write_tokenizer(folder: Path, captions: Iterable[str], merges: int = 230) ->
     vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_LENGTH, **special}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, values in (
         ("vocab.json", vocab), ("special_tokens_map.json", special), ("tokenizer_config.json", settings)
     ):  # fmt: skip
-        (folder / name).write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        atomic.write_whole(folder / name, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in learnt)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    atomic.write_whole(folder / "merges.txt", "\n".join(lines) + "\n")
 
 
 def _merged(symbols: list[str], pair: Pair) -> list[str]:

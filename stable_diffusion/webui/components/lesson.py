@@ -234,7 +234,7 @@ def _computed(key: tuple, model: catalogue.Model, function: Callable[[Any, Repor
         return None
     if task is None:
         try:
-            task = worker.compute(key, model.name, function)
+            task = worker.compute(key, function, model.name)
         except StableDiffusionError as error:
             st.error(session.plain(str(error)), icon=":material/error:")
             return None
@@ -245,7 +245,7 @@ def _computed(key: tuple, model: catalogue.Model, function: Callable[[Any, Repor
         return task.result
     st.error(session.plain(task.error or "It was cancelled."), icon=":material/error:")
     if st.button("Try again"):
-        worker.compute(key, model.name, function)
+        worker.compute(key, function, model.name)
         st.rerun()
     return None
 

@@ -1,4 +1,4 @@
-"""The one worker behind all tabs, and what this tab remembers: its settings, its job, its input picture."""
+"""What this tab remembers: its settings, its job, its input picture; and the worker and downloads it shares."""
 
 import os
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from stable_diffusion import catalogue
 from stable_diffusion.pictures.inpainting import suitable_size
-from stable_diffusion.places import home
 from stable_diffusion.record.inputs import InputFile, recordable
 from stable_diffusion.request import Request
 from stable_diffusion.service import loras, presets, values
-from stable_diffusion.service.downloads import Downloads
 from stable_diffusion.service.jobs import Job
 from stable_diffusion.service.masks import Painting
-from stable_diffusion.service.worker import Worker
+from stable_diffusion.service.shared import outputs
+from stable_diffusion.service.shared import the_downloads as the_downloads
+from stable_diffusion.service.shared import the_worker as the_worker
 
 CATALOGUE_AGE = 2.0  # seconds
 MAX_FILE_NAME = 255  # characters
@@ -32,18 +32,6 @@ FRESH: dict[str, Any] = {  # what the form shows at first, beside what the model
 NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
 
-@st.cache_resource(on_release=lambda made: made.close())
-def the_worker() -> Worker:
-    """The worker of this server: one, whatever the number of tabs."""
-    return Worker(outputs())
-
-
-@st.cache_resource(on_release=lambda made: made.close())
-def the_downloads() -> Downloads:
-    """The downloads of this server."""
-    return Downloads()
-
-
 @st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
 def listed_models() -> list[catalogue.Model]:
     """Every model to choose from; looked up anew after a moment, not at every click."""
@@ -54,11 +42,6 @@ def listed_models() -> list[catalogue.Model]:
 def loras_here() -> dict[str, str]:
     """Every LoRA to choose from, by name, and what it is for where that is known."""
     return {name: loras.family(path) for name, path in loras.listed().items()}
-
-
-def outputs() -> Path:
-    """Where finished pictures go."""
-    return Path(os.environ.get("STABLE_DIFFUSION_OUTPUTS") or home() / "outputs")
 
 
 def presets_file() -> Path:

@@ -1,0 +1,57 @@
+"""What a process has one of: the worker, the downloads, and the folder that finished pictures go to.
+
+The page and whatever else serves requests get them here, so there is one engine however many tabs, clients or threads
+ask. Each is made when first asked for, and ends with the process.
+"""
+
+import atexit
+import os
+import threading
+from pathlib import Path
+
+from ..places import home
+from .downloads import Downloads
+from .worker import Worker
+
+OUTPUTS_VARIABLE = "STABLE_DIFFUSION_OUTPUTS"
+PATIENCE = 5.0  # seconds for downloads to notice, at the end of the process, that they are cancelled
+
+_lock = threading.Lock()
+_worker: Worker | None = None
+_downloads: Downloads | None = None
+
+
+def outputs() -> Path:
+    """The folder for finished pictures: $STABLE_DIFFUSION_OUTPUTS, or outputs/ in `home()`."""
+    return Path(os.environ.get(OUTPUTS_VARIABLE) or home() / "outputs")
+
+
+def the_worker() -> Worker:
+    """The worker of this process; it saves to `outputs()` as that was at the first call."""
+    global _worker
+    with _lock:
+        if _worker is None:
+            _worker = Worker(outputs())
+        return _worker
+
+
+def the_downloads() -> Downloads:
+    """The downloads of this process."""
+    global _downloads
+    with _lock:
+        if _downloads is None:
+            _downloads = Downloads()
+            atexit.register(_downloads.close, PATIENCE)
+        return _downloads
+
+
+def close() -> None:
+    """Cancel all jobs and downloads, and end the worker; the next call makes new ones. Tests start afresh by this."""
+    global _worker, _downloads
+    with _lock:
+        worker, downloads, _worker, _downloads = _worker, _downloads, None, None
+    if downloads is not None:
+        atexit.unregister(downloads.close)
+        downloads.close()
+    if worker is not None:
+        worker.close()
