@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .checks import MAX_SEED, Choice, Flag, Number, Text, Whole, number, text
 from .errors import InputError, SamplerError
 from .pictures import FITS, MASKED_CONTENTS
+from .pictures.formats import WRITTEN
 from .record import keys
 from .record.parameters import Parameters
 from .record.used import Used
@@ -189,7 +190,10 @@ class Request:
         title="Bits", group=MACHINE, metavar="N", load="bits", key="Bits", unset=0,
         usual="as the checkpoint has them",
     )  # fmt: skip
-    file_format: str = "png"
+    file_format: str = setting(
+        "png", Choice(tuple(each.key for each in WRITTEN)),
+        "each keeps the parameters inside the file. PNG loses nothing; JPEG and WebP are smaller", title="File format",
+    )  # fmt: skip
     previews: tuple[str, ...] = ("auto", "latents")
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PictureError
+from ..pictures.formats import WRITTEN_SUFFIXES
 from .options import add_debug
 from .running import means_folder
 
@@ -131,6 +132,6 @@ def _side_by_side(original: InputFile, path: Path) -> Iterator[tuple[Image.Image
 
     with tempfile.TemporaryDirectory() as folder:
         suffix = Path(original.name).suffix.lower()
-        if path.suffix.lower() == ".png" and suffix in picture_files.FORMATS and suffix != ".png":
+        if path.suffix.lower() == ".png" and suffix in WRITTEN_SUFFIXES and suffix != ".png":
             path = picture_files.save_picture(InputFile.read(path).open(), Path(folder, f"again{suffix}"))
         yield from zip(frames(original), frames(InputFile.read(path)), strict=False)

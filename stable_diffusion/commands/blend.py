@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import MAX_SEED
 from ..errors import InputError
+from ..pictures.formats import WRITTEN_SUFFIXES
 from .generation import load, request_of
 from .options import add_generation_options, number, whole
 from .running import Output, Painter, means_folder
@@ -98,11 +99,11 @@ def _output(args: argparse.Namespace) -> tuple[Output, bool]:
     if means_folder(args.output):
         return Output(args.output, several=True), args.output is None
 
-    from ..record import film, picture_files
+    from ..record import film
 
     film.check(args.output)
     path = Path(args.output)
-    suffix = path.suffix if path.suffix.lower() in picture_files.FORMATS else ".png"
+    suffix = path.suffix if path.suffix.lower() in WRITTEN_SUFFIXES else ".png"
     return Output(str(path.with_suffix(suffix)), several=True), True
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..pictures.formats import WRITTEN_SUFFIXES
 
 if TYPE_CHECKING:
     from ..record.inputs import InputFile
@@ -27,14 +28,13 @@ class Output:
 
         Raises `InputError` for a file that is no picture or cannot carry, OSError where nothing can be written.
         """
-        from ..record import picture_files
 
         path = Path("outputs", date.today().isoformat()) if where is None else Path(where)
         self.several = several
         self.into_folder = means_folder(where)
-        if not self.into_folder and path.suffix.lower() not in picture_files.FORMATS:
+        if not self.into_folder and path.suffix.lower() not in WRITTEN_SUFFIXES:
             raise InputError(
-                f"--output {where!r} should end in {', '.join(picture_files.FORMATS)}, or in a slash to mean a folder."
+                f"--output {where!r} should end in {', '.join(WRITTEN_SUFFIXES)}, or in a slash to mean a folder."
             )
         if carry and not self.into_folder and path.suffix.lower() != ".png":
             raise InputError(f"--embed-inputs needs a PNG; --output {where!r} should end in .png.")

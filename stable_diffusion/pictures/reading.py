@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import PictureError
 from . import FITS
+from .formats import FORMATS, titles
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 64_000_000  # above the largest phone cameras, far below what a forged header can claim
 
 
@@ -34,12 +34,12 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=FORMATS)
+            image = Image.open(source, formats=[each.pillow for each in FORMATS])
         _check_size(image, name)
         image.load()
         return to_rgb(image, under)
     except UnidentifiedImageError:
-        raise PictureError(f"{name} is no picture that can be read; {', '.join(FORMATS)} can.") from None
+        raise PictureError(f"{name} is not a picture that can be read: {titles()}.") from None
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:

@@ -15,11 +15,12 @@ from PIL import Image
 from .. import atomic
 from ..errors import InputError, PictureError
 from ..pictures import arrays
+from ..pictures.formats import WRITTEN_SUFFIXES
 from . import picture_files
 from .parameters import Parameters
 
 GIF, MP4 = ".gif", ".mp4"
-SUFFIXES = (*picture_files.FORMATS, GIF, MP4)
+SUFFIXES = (*WRITTEN_SUFFIXES, GIF, MP4)
 MAX_FPS = 50  # a GIF counts in hundredths of a second, and browsers slow down what has one of them
 MAX_COMMENT = 1 << 20  # bytes
 # Where an MP4 keeps its comment: a box in a box, each with so many bytes before what is in it.

@@ -15,11 +15,12 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from .. import atomic
 from ..errors import PictureError
 from ..pictures.arrays import to_picture
+from ..pictures.formats import FORMATS, WRITTEN_SUFFIXES, Format, format_of, titles
 from ..pictures.reading import MAX_PIXELS
 from .inputs import CHUNK, InputFile
 from .parameters import Parameters
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+RECORDED = tuple(each for each in FORMATS if each.record)  # formats that can carry parameters
 _EXIF_IFD, _USER_COMMENT, _UNICODE = ExifTags.IFD.Exif, ExifTags.Base.UserComment, b"UNICODE\0"
 _NUMBERED = re.compile(r"(\d{5,})-")
 
@@ -88,12 +89,12 @@ def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
     """The text of parameters as it stands in a file (a path or an open one), or None; raises as `read_parameters`."""
     name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "The picture"
     try:
-        with Image.open(source, formats=("PNG", "JPEG", "WEBP", "GIF")) as picture:
+        with Image.open(source, formats=[each.pillow for each in RECORDED]) as picture:
             return _text(picture)
     except FileNotFoundError:
         raise PictureError(f"There is no file {name}.") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a PNG, JPEG, WebP or GIF picture.") from None
+        raise PictureError(f"{name} is not a {titles(RECORDED)} picture.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureError(f"{name} cannot be read as a picture: {error}") from None
 
@@ -103,27 +104,27 @@ def _encoder(
 ) -> Callable[[Path], None]:
     """A function that writes the picture to a path in the target's format; raises now if that cannot work."""
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
-    kind = FORMATS.get(target.suffix.lower())
-    if kind is None:
-        raise PictureError(f"{target.name!r} should end in {', '.join(FORMATS)}, which says the kind of picture.")
-    if carry and kind != "PNG":
+    form = format_of(target)
+    if form is None or not form.written:
+        raise PictureError(f"{target.name!r} should end in {', '.join(WRITTEN_SUFFIXES)}, which says the format.")
+    if carry and not form.carries_files:
         raise PictureError(f"{target.name!r} cannot carry other files; give it a name that ends in .png.")
-    options = _options(kind, parameters, carry)
+    options = _options(form, parameters, carry)
 
     def write(path: Path) -> None:
         try:
-            (image.convert("RGB") if kind == "JPEG" else image).save(path, kind, **options)
+            (image.convert("RGB") if form.pillow == "JPEG" else image).save(path, form.pillow, **options)
         except ValueError as error:
-            raise PictureError(f"{target.name!r} cannot be written as {kind}: {error}") from None
+            raise PictureError(f"{target.name!r} cannot be written as {form.title}: {error}") from None
 
     return write
 
 
-def _options(kind: str, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
-    options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
+def _options(form: Format, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
+    options: dict[str, Any] = {} if form.lossless else {"quality": 95}
     # A broken text (a lone surrogate from a command line) must not cost the picture.
     text = parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""
-    if kind == "PNG":
+    if form.record == "text":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
         if text:
             info.add_text("parameters", text)  # becomes iTXt by itself where Latin-1 does not suffice

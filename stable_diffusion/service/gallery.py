@@ -21,6 +21,7 @@ from PIL import Image
 
 from .. import atomic
 from ..errors import PictureError, StableDiffusionError
+from ..pictures.formats import WRITTEN_SUFFIXES
 from ..pictures.reading import MAX_PIXELS, open_picture
 from ..record import picture_files
 from ..record.parameters import Parameters
@@ -46,7 +47,6 @@ MAX_ZIP_BYTES = 256 * 2**20  # it is built in memory
 BATCH = 50  # pictures read between two commits
 SETTLED = 3.0  # seconds; some disks store times that coarsely: a younger folder may change without a new time
 STALE_PART = 24 * 3600.0  # seconds; then a half-written file is that of a killed process
-SUFFIXES = tuple(picture_files.FORMATS)
 HIDDEN, TRASH, FAVOURITES = ".gallery", ".trash", "favourites.txt"
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -260,7 +260,11 @@ class Gallery:
                     if not item.is_file(follow_symlinks=False):
                         continue
                     stat = item.stat(follow_symlinks=False)
-                    if item.name.lower().endswith(SUFFIXES) and not item.name.startswith(".") and _is_utf8(item.name):
+                    if (
+                        item.name.lower().endswith(WRITTEN_SUFFIXES)
+                        and not item.name.startswith(".")
+                        and _is_utf8(item.name)
+                    ):
                         found[f"{folder}/{item.name}"] = (stat.st_size, stat.st_mtime_ns)
                     elif atomic.TEMPORARY.fullmatch(item.name) and time.time() - stat.st_mtime > STALE_PART:
                         os.unlink(item.path)

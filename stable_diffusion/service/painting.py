@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import StableDiffusionError
 from ..pictures import arrays
+from ..pictures.formats import BY_KEY
 from ..record import picture_files
 from ..record.parameters import Parameters
 from ..request import Request
@@ -26,7 +27,6 @@ DECODE_EVERY = 0.2  # seconds at least between two decodes while painting
 FULL_SHARE, DRAFT_SHARE = 1 / 2, 1 / 8  # of the time, at most: of full decodes, which are asked for, and of drafts
 DRAFT_PATIENCE = 0.4  # seconds; of drafts that take longer, too few would come to be worth watching
 SLOW_DRAFTS = 2  # one after another; a single one may be a hiccup of the machine
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def _record(step: Any) -> Frame:
 
 def _carrying(request: Request) -> Request:
     """The request with the files that a PNG carries: a painted mask was made here, and is nowhere else."""
-    if request.mask is None or request.picture is None or request.file_format != "png":
+    if request.mask is None or request.picture is None or not BY_KEY[request.file_format].carries_files:
         return request
     picture_file, mask_file = masks.files(request.picture, request.mask)
     return dataclasses.replace(request, picture_file=picture_file, mask_file=mask_file)
@@ -153,7 +153,7 @@ def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said
     files = (request.picture_file, request.mask_file) if request.mask_file is not None else ()
     carry = [file for file in files if file is not None]
     try:
-        picture.path = picture_files.save_new_picture(image, folder, said, SUFFIXES[request.file_format], carry)
+        picture.path = picture_files.save_new_picture(image, folder, said, BY_KEY[request.file_format].suffix, carry)
     except Exception as error:  # whatever it is: a finished picture is not lost
         log.exception("could not save a picture in %s", folder)
         picture.unsaved = _png(image, said)

@@ -9,7 +9,6 @@ from ..checks import Choice, Flag, Number, Text, Whole
 from ..request import DEFAULTS, SETTINGS
 from ..sampler import SAMPLERS, key_of
 from . import loras
-from .painting import SUFFIXES
 from .preview import KINDS
 
 AUTOMATIC = "automatic"  # the schedule that the checkpoint asks for
@@ -56,8 +55,6 @@ def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str,
     found = {name: value for name in FORM if (value := _shown(name, values.get(name))) is not None}
     if values.get("model") in known_models:
         found["model"] = values["model"]
-    if isinstance(values.get("file_format"), str) and values["file_format"] in SUFFIXES:
-        found["file_format"] = values["file_format"]
     if isinstance(values.get("sampler"), str):
         sampler, schedule = split_sampler(values["sampler"])
         sampler = values["sampler"] if values["sampler"] in SCHEDULES else sampler

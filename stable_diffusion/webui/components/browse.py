@@ -3,6 +3,7 @@
 import streamlit as st
 
 from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.pictures.formats import format_of
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.service.gallery import MAX_ZIP_BYTES, Gallery
@@ -15,7 +16,6 @@ ALL, FAVOURITES, TRASH = "All", "Favourites", "Trash"
 ANY_MODEL = ""
 OPENED = "picture"  # in the address: the id of the picture that is open
 PATIENCE = 1.0  # seconds that a page spends at most on pictures it has not read yet
-MIMES = {".png": "image/png", ".webp": "image/webp"}  # and image/jpeg
 state = st.session_state
 
 
@@ -241,12 +241,12 @@ def _one(gallery: Gallery, entry: Entry, query: Query) -> None:
 
 def _actions(gallery: Gallery, entry: Entry) -> None:
     with st.container(horizontal=True, gap="small"):
-        suffix = f".{entry.name.rpartition('.')[2].lower()}"
+        form = format_of(entry.name)
         st.download_button(
             "Download",
             data=lambda: gallery.file(entry).read_bytes(),
             file_name=entry.name,
-            mime=MIMES.get(suffix, "image/jpeg"),
+            mime=form.mime if form else None,
             on_click="ignore",
             icon=":material/download:",
         )

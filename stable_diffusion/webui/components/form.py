@@ -4,6 +4,7 @@ import streamlit as st
 from PIL import Image
 
 from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import fit, open_picture
 from stable_diffusion.service import values
 from stable_diffusion.webui.components import mask_painter, model_choice, prompt_count, session
@@ -60,7 +61,7 @@ def input_picture() -> Image.Image | None:
 
 def uploader() -> Image.Image | None:
     """Draw the field that takes the input picture; return the picture that there is by now, from here or elsewhere."""
-    st.file_uploader("Input picture", type=["png", "jpg", "jpeg", "webp"], key="upload", on_change=_take_upload)
+    st.file_uploader("Input picture", type=UPLOADS, key="upload", on_change=_take_upload)
     if problem := st.session_state.get("upload_problem"):
         st.error(session.plain(problem), icon=":material/error:")
     return st.session_state.get("input_picture")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from stable_diffusion import catalogue
 from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import open_picture
 from stable_diffusion.service import lessons
 from stable_diffusion.service.jobs import Report, State, Task
@@ -270,7 +271,7 @@ def _settings(model: catalogue.Model, prompt: str = EXAMPLE) -> lessons.Settings
 
 
 def _picture() -> Image.Image | None:
-    upload = st.file_uploader("Your own picture, instead of a painted one", type=["png", "jpg", "jpeg", "webp"])
+    upload = st.file_uploader("Your own picture, instead of a painted one", type=UPLOADS)
     if upload is None:
         return None
     try:

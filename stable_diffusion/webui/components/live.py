@@ -9,6 +9,7 @@ from PIL import Image
 
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures import arrays
+from stable_diffusion.pictures.formats import BY_KEY
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.request import Request
 from stable_diffusion.service import values
@@ -19,7 +20,6 @@ from stable_diffusion.webui.components import handover, session
 REFRESH = 0.2  # seconds
 DECODE_PATIENCE = 5.0  # seconds that a replay waits for a full decode
 ALL = -1  # in place of a picture's number
-MIME = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 ALTS = {
     "auto": "The current estimate of the picture",
     "fast": "The current estimate of the picture",
@@ -200,7 +200,7 @@ def _download(job: Job, picture: Picture) -> None:
             "Download",
             data=lambda: _bytes(picture),
             file_name=name,
-            mime=MIME[name[name.rindex(".") :]],
+            mime=BY_KEY[job.request.file_format].mime,
             on_click="ignore",
             icon=":material/download:",
         )

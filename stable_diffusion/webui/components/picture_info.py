@@ -6,6 +6,7 @@ import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import open_picture
 from stable_diffusion.record import picture_files
 from stable_diffusion.record.parameters import Parameters
@@ -15,7 +16,7 @@ from stable_diffusion.webui.components import details, handover, session
 
 def show() -> None:
     """Draw the page."""
-    upload = st.file_uploader("Picture to read", type=["png", "jpg", "jpeg", "webp"], key="info_upload")
+    upload = st.file_uploader("Picture to read", type=UPLOADS, key="info_upload")
     if upload is None:
         st.caption(
             "PNG, JPEG or WebP, made here or by another program that writes its parameters as AUTOMATIC1111's "

@@ -6,14 +6,13 @@ import streamlit as st
 
 from stable_diffusion import catalogue
 from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.pictures.formats import WRITTEN
 from stable_diffusion.sampler import SAMPLERS
 from stable_diffusion.service import loras, presets, values
 from stable_diffusion.service.preview import KINDS
 from stable_diffusion.service.values import RATIOS, SCHEDULES
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.webui.components import model_choice, session
-
-FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
 
 
 def sidebar() -> None:
@@ -125,15 +124,7 @@ def _advanced() -> None:
         "approximate colours. A full decode is sharper, and takes time from the painting.",
         persist_state="session",
     )
-    st.segmented_control(
-        "File format",
-        list(FORMATS),
-        key="file_format",
-        required=True,
-        format_func=FORMATS.__getitem__,
-        help="Each keeps the parameters inside the file. PNG loses nothing; JPEG and WebP are smaller.",
-        persist_state="session",
-    )
+    _choice("file_format", {each.key: each.title for each in WRITTEN})
 
 
 def _of_model() -> None:

@@ -1,0 +1,52 @@
+"""The formats of picture files in one table: what they are called, and what they can carry. Imports nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format. `record` says where parameters go: a PNG's text, EXIF, a comment, or nowhere."""
+
+    key: str  # of the setting
+    title: str
+    suffixes: tuple[str, ...]  # the first one is what a new file gets
+    pillow: str  # Pillow's name
+    mime: str
+    record: str = ""
+    lossless: bool = False
+    carries_files: bool = False
+    written: bool = False  # one of those that pictures are saved in
+
+    @property
+    def suffix(self) -> str:
+        """What a new file's name ends in."""
+        return self.suffixes[0]
+
+
+FORMATS = (
+    Format("png", "PNG", (".png",), "PNG", "image/png", "text", lossless=True, carries_files=True, written=True),
+    Format("jpeg", "JPEG", (".jpg", ".jpeg"), "JPEG", "image/jpeg", "exif", written=True),
+    Format("webp", "WebP", (".webp",), "WEBP", "image/webp", "exif", written=True),
+    Format("bmp", "BMP", (".bmp",), "BMP", "image/bmp"),
+    Format("tiff", "TIFF", (".tif", ".tiff"), "TIFF", "image/tiff"),
+    Format("gif", "GIF", (".gif",), "GIF", "image/gif", "comment"),
+)
+BY_KEY = {each.key: each for each in FORMATS}
+WRITTEN = tuple(each for each in FORMATS if each.written)
+WRITTEN_SUFFIXES = tuple(suffix for each in WRITTEN for suffix in each.suffixes)
+UPLOADS = tuple(suffix[1:] for suffix in WRITTEN_SUFFIXES)  # what the page's file fields take
+
+
+def format_of(path: str | os.PathLike) -> Format | None:
+    """The format that a file's suffix says, in any case of letters; None for another one."""
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    return next((each for each in FORMATS if suffix in each.suffixes), None)
+
+
+def titles(formats: tuple[Format, ...] = FORMATS) -> str:
+    """The formats in words: "PNG, JPEG or WebP"."""
+    names = [each.title for each in formats]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
