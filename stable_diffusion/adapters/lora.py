@@ -25,7 +25,7 @@ from ..model_io.strict import FLOATS
 from ..model_io.tensor_file import open_tensors
 from ..text.tags import Strength
 from ..unet import UNet
-from . import names
+from . import file_keys
 from .forms import FORMS, Layer
 
 FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
@@ -71,7 +71,10 @@ class Networks:
 
     def components(self) -> dict[str, nn.Module]:
         """The networks by the names that adapter files have for them."""
-        return {names.UNET: self.unet, **dict(zip((names.TEXT, names.TEXT_2), self.text_encoders, strict=False))}
+        return {
+            file_keys.UNET: self.unet,
+            **dict(zip((file_keys.TEXT, file_keys.TEXT_2), self.text_encoders, strict=False)),
+        }
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def load_lora(path: Path, networks: Networks, family: str) -> Lora:
     """
     name = path.stem
     tensors, metadata = read_tensors(path)
-    parts = {key: names.parse(key) for key in tensors}
+    parts = {key: file_keys.parse(key) for key in tensors}
     groups: dict[tuple[str, str], Layer] = {}
     for key, part in parts.items():
         if part:
@@ -124,13 +127,13 @@ def lay_over(networks: Networks, loras: Sequence[tuple[Lora, Strength]]) -> Netw
     for component, model in networks.components().items():
         changes: dict[str, list[tuple[Layer, float]]] = {}
         for lora, strength in loras:
-            amount = strength.unet if component == names.UNET else strength.text
+            amount = strength.unet if component == file_keys.UNET else strength.text
             for (owner, path), layer in lora.layers.items():
                 if owner == component and amount:
                     changes.setdefault(path, []).append((layer, amount))
         changed[component] = _with_changes(model, changes) if changes else model
-    encoders = [changed[component] for component in (names.TEXT, names.TEXT_2) if component in changed]
-    return Networks(changed[names.UNET], tuple(encoders))  # type: ignore[arg-type]
+    encoders = [changed[component] for component in (file_keys.TEXT, file_keys.TEXT_2) if component in changed]
+    return Networks(changed[file_keys.UNET], tuple(encoders))  # type: ignore[arg-type]
 
 
 def shared_copy(node: Any) -> Any:
@@ -176,10 +179,7 @@ def _to_mlx(numbers: np.ndarray, dtype: str) -> mx.array:
 
 def _tables(networks: Networks) -> dict[str, dict[str, str]]:
     """Component -> every name of each of its layers -> the layer's path."""
-    tables = {names.UNET: names.unet_modules(networks.unet)}
-    for component, encoder in zip((names.TEXT, names.TEXT_2), networks.text_encoders, strict=False):
-        tables[component] = names.text_modules(encoder)
-    return tables
+    return {component: file_keys.modules(component, model) for component, model in networks.components().items()}
 
 
 def _refuse_other_families(
@@ -190,7 +190,7 @@ def _refuse_other_families(
     networks: Networks,
     family: str,
 ) -> None:
-    form = names.other_form(keys)
+    form = file_keys.other_form(keys)
     if form:
         raise UnsupportedCheckpointError(f"The LoRA {name!r} is of the form {form}, which this engine does not build.")
     found = _family(keys, groups, metadata, networks)

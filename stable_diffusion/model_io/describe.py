@@ -12,19 +12,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, UnsupportedCheckpointError, WeightsError
+from .names import UNET_PREFIX as UNET
+from .names import VAE_PREFIX as VAE
+from .names import averaged_name, has_averages_alone
 from .tensor_file import HeaderText, StoredTensor, TensorFile, open_tensors
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
 CONV_IN = UNET + "input_blocks.0.0.weight"
-# LDM's averages of the U-Net have its names without the dots.
-AVERAGES = "model_ema."
-AVERAGED_UNET = AVERAGES + UNET.removeprefix("model.").replace(".", "")
-WORD = re.compile(
-    r"(?<=transformer_blocks)\d+|\d+(?=\d)|\d|input_blocks|middle_block|output_blocks|transformer_blocks|"
-    r"time_embed|label_emb|cond_proj|(in|emb|out)_layers|skip_connection|proj_(in|out)|norm[123]?|attn[12]|to_(out|[qkv])|"
-    r"ff|net|proj|conv|out|op|weight|bias"
-)
 # A text encoder's prefix tells the family: CLIP-L as transformers names it, OpenCLIP's ViT-H, or SDXL's two.
 TEXT_ENCODERS = {
     "sd1": ("cond_stage_model.transformer.",),
@@ -123,7 +116,7 @@ def describe(path: str | os.PathLike) -> Description:
 
 def take_averages(file: TensorFile) -> None:
     """Where an open file has averages of the U-Net alone, have them called the U-Net."""
-    if CONV_IN not in file.tensors and AVERAGED_UNET + "input_blocks00weight" in file.tensors:
+    if has_averages_alone(file.tensors):
         file.tensors = {averaged_name(key): tensor for key, tensor in file.tensors.items()}
 
 
@@ -147,16 +140,6 @@ def describe_open(file: TensorFile) -> Description:
     elif UNET + "time_embed.cond_proj.weight" in tensors:
         kind += ", latent consistency"
     return Description(family, kind, precision, prediction_type, zero_snr, _pixels(file), missing, file.size)
-
-
-def averaged_name(key: str) -> str:
-    """The U-Net's own name of an average: "model_ema.diffusion_modelout2bias" is "model.diffusion_model.out.2.bias".
-
-    What is none of them keeps its name.
-    """
-    flat = key.removeprefix(AVERAGED_UNET)
-    words = [found[0] for found in WORD.finditer(flat)]
-    return UNET + ".".join(words) if words and AVERAGED_UNET + "".join(words) == key else key
 
 
 def _foreign(tensors: Mapping[str, StoredTensor]) -> str:

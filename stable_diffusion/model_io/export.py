@@ -17,12 +17,13 @@ from .. import __version__
 from ..backend import mx, nn
 from ..config import SchedulerConfig
 from ..text.tokenizer_files import CLIP_FOLDER
-from . import native
+from . import names, native
 from .checkpoint import Checkpoint
+from .describe import TEXT_ENCODERS
 from .load_file import PAD_TOKENS
 from .load_folder import read_index, read_json
-from .outward import Tensors, to_folder, to_single_file
-from .quantised import quantisation_of
+from .name_table import KERNEL, TRANSPOSED, Names
+from .quantised import plain_parameters, quantisation_of
 
 # The release whose files these are like; its inpainting pipeline does not load without one.
 DIFFUSERS = {"_diffusers_version": "0.30.0"}
@@ -32,6 +33,7 @@ PASSING = ("_name_or_path", "torch_dtype", "dtype", native.QUANTIZATION)
 ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "sdxl": "stable-diffusion-xl-v1-base"}
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # as modelspec's metadata have them
 
+Tensors = dict[str, mx.array]
 Weights = dict[str, tuple[Tensors, dict[str, str]]]  # by a file's name: tensors, and the metadata of its header
 
 
@@ -93,6 +95,44 @@ def single_file_weights(checkpoint: Checkpoint, dtype: mx.Dtype, name: str) -> W
     marks = {"v_pred": scheduler.prediction_type == "v_prediction", "ztsnr": scheduler.rescale_betas_zero_snr}
     tensors |= {key: mx.zeros((0,), dtype) for key, marked in marks.items() if marked and checkpoint.family != "sd2"}
     return {"": (tensors, metadata)}
+
+
+def to_folder(part: str, model: nn.Module) -> Tensors:
+    """A network as diffusers' folder has it, lazy; `part` is "unet", "vae", "text_encoder" or "text_encoder_2"."""
+    if part == "unet":
+        return renamed(model, names.unet(model.config))
+    return renamed(model, names.VAE if part == "vae" else names.TEXT_ENCODER)
+
+
+def to_single_file(checkpoint: Checkpoint) -> Tensors:
+    """All networks of a checkpoint as one file of the original layout has them, lazy."""
+    unet, vae = checkpoint.unet, checkpoint.vae
+    tensors = renamed(unet, names.original_unet(unet.config), names.UNET_PREFIX)
+    tensors |= renamed(vae, names.original_vae(len(vae.config.block_out_channels)), names.VAE_PREFIX)
+    for i, (prefix, encoder) in enumerate(zip(TEXT_ENCODERS[checkpoint.family], checkpoint.text_encoders, strict=True)):
+        open_clip = checkpoint.family == "sd2" or i == 1
+        tensors |= renamed(encoder, names.OPEN_CLIP if open_clip else names.TEXT_ENCODER, prefix)
+    return tensors
+
+
+def renamed(model: nn.Module, table: Names, prefix: str = "") -> Tensors:
+    """Parameters under a file's names and in its forms, kernels (O, I, kH, kW) as torch has them."""
+    found: dict[str, dict[int, mx.array]] = {}  # by the file's name, and by the part of its tensor
+    for name, value in plain_parameters(model).items():
+        place = table.write(name)
+        if value.ndim == 4:
+            value = value.transpose(0, 3, 1, 2)
+        elif place.form == KERNEL:
+            value = value.reshape(*value.shape, 1, 1)
+        elif place.form == TRANSPOSED:
+            value = value.T
+        index, _ = place.part or (0, 1)
+        found.setdefault(prefix + place.theirs, {})[index] = value
+    return {key: _joined([parts[i] for i in sorted(parts)]) for key, parts in found.items()}
+
+
+def _joined(parts: list[mx.array]) -> mx.array:
+    return mx.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _copied(checkpoint: Checkpoint, source: Path) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_files import EOS
 from ..unet import UNet
 from ..vae import Autoencoder
-from . import ldm
+from . import ldm, names
 from .checkpoint import Checkpoint, assemble, vae_dtype
-from .describe import Description, describe_open, read_original_config, take_averages
+from .describe import TEXT_ENCODERS, Description, describe_open, read_original_config, take_averages
 from .hub import Progress
-from .mapping import NameMap
+from .name_table import TRANSPOSED, Names
 from .strict import Form, Source, add_source, give
 from .tensor_file import Scratch, StoredTensor, TensorFile, open_tensors
 
@@ -64,6 +64,10 @@ def load_single_file(
     return assemble(repr(str(path)), found.family, unet, vae, text_encoders, tokenizers, load.scheduler())
 
 
+def _text_prefixes(family: str) -> dict[str, str]:
+    return {f"text_encoder{f'_{i + 1}' * bool(i)}": prefix for i, prefix in enumerate(TEXT_ENCODERS[family])}
+
+
 def _refuse(path: Path, found: Description) -> None:
     if not found.family:
         raise UnsupportedCheckpointError(
@@ -97,7 +101,7 @@ class _Loader:
         self.prediction_type = prediction_type
         self.original = read_original_config(file.path)
         self.sample_size = ldm.sample_size(found.family, prediction_type, found.size)
-        self.parts, unknown = ldm.split_by_part(file.tensors, found.family)
+        self.parts, unknown = names.split_by_part(file.tensors, _text_prefixes(found.family))
         if unknown:
             more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
             raise WeightsError(
@@ -108,19 +112,20 @@ class _Loader:
 
     def unet(self, keep_half: bool) -> UNet:
         """The U-Net, its sizes told from its tensors."""
-        shapes = self._shapes("unet")
-        layout = self._checked(ldm.unet_layout, shapes)
-        last = self._text_shapes(self.text_parts[-1])
-        pooled = last.get("text_projection.weight", (None,))[0]
+        found = self._shapes("unet")
+        table = names.original_unet_of(self._checked(names.unet_layout, found))
+        shapes = ldm.Shapes.read(found, table)
+        pooled = self._text_shapes(self.text_parts[-1]).found.get("text_projection.weight", (None,))[0]
         values = self._checked(ldm.unet_config, shapes, self.found.family, self.original, self.sample_size, pooled)
-        names = ldm.unet_names(len(layout), len(layout[0]))
-        return self._load("unet", UNet, UNetConfig, values, self._sources("unet", names), self.dtype, keep_half)
+        return self._load("unet", UNet, UNetConfig, values, self._sources("unet", table), self.dtype, keep_half)
 
     def vae(self) -> Autoencoder:
         """The autoencoder."""
-        shapes = self._shapes("vae")
+        found = self._shapes("vae")
+        table = names.original_vae(names.vae_levels(found))
+        shapes = ldm.Shapes.read(found, table)
         values = self._checked(ldm.vae_config, shapes, self.found.family, self.original, self.sample_size)
-        sources = self._sources("vae", ldm.vae_names(ldm.vae_levels(shapes)))
+        sources = self._sources("vae", table)
         config = AutoencoderConfig.from_dict(values, str(self.file.path))
         dtype = vae_dtype(self.found.family, config, self.dtype)
         return self._load("vae", Autoencoder, AutoencoderConfig, values, sources, dtype)
@@ -156,23 +161,27 @@ class _Loader:
         return self.found.family == "sd2" or part == "text_encoder_2"
 
     def _text_sources(self, part: str) -> dict[str, Source]:
-        return self._sources(part, ldm.OPEN_CLIP if self._is_open_clip(part) else ldm.HF_CLIP)
+        return self._sources(part, self._text_names(part))
 
-    def _text_shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        return {target: source.shape for target, source in self.text_sources[part].items()}
+    def _text_names(self, part: str) -> Names:
+        return names.OPEN_CLIP if self._is_open_clip(part) else names.TEXT_ENCODER
+
+    def _text_shapes(self, part: str) -> ldm.Shapes:
+        shapes = {target: source.shape for target, source in self.text_sources[part].items()}
+        return ldm.Shapes(shapes, self._text_names(part))
 
     def _shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         return {name: self.file.tensors[key].shape for name, key in self.parts[part].items()}
 
-    def _sources(self, part: str, names: NameMap) -> dict[str, Source]:
+    def _sources(self, part: str, table: Names) -> dict[str, Source]:
         """Parameter name -> its tensor, or its part of a fused one."""
         sources: dict[str, Source] = {}
         for name, key in self.parts[part].items():
-            for place in names.places(name):
+            for place in table.read(name):
                 stored = self.file.tensors[key]
                 if place.part is not None:
                     stored = self._checked(stored.rows, *place.part)
-                add_source(sources, place.target, source_of(self.file, stored, place.transposed))
+                add_source(sources, place.ours, source_of(self.file, stored, place.form == TRANSPOSED))
         return sources
 
     def _checked(self, function: Callable, *arguments: Any) -> Any:
@@ -183,7 +192,7 @@ class _Loader:
             raise type(error)(f"{self.file.path}: {error}") from None
 
 
-def source_of(file: TensorFile, stored: StoredTensor, transposed: bool) -> Source:
+def source_of(file: TensorFile, stored: StoredTensor, transposed: bool = False) -> Source:
     """A tensor of an open file as the source of a parameter."""
 
     def read(form: Form) -> mx.array:

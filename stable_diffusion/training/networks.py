@@ -14,7 +14,7 @@ from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from ..layers import Conv2d, ResnetBlock
-from ..model_io.outward import to_folder
+from ..model_io.export import to_folder
 from ..unet import Transformer2D, UNet
 from ..vae import Autoencoder
 

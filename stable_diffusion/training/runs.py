@@ -10,7 +10,7 @@ from .. import ops
 from ..backend import mx
 from ..config import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from ..errors import CheckpointNotFoundError
-from ..model_io import mapping
+from ..model_io import names
 from ..model_io.load_folder import read_json
 from ..model_io.strict import load_weights
 from ..text.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
             f"There is no autoencoder at {str(folder)!r}: train one first (train vae), or name one with --vae."
         )
     model = Autoencoder(AutoencoderConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
-    load_weights(model, [file], mapping.VAE, mx.float32)
+    load_weights(model, [file], names.VAE, mx.float32)
     return model
 
 
