@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedCheckpointError, WeightsError
+from ..families import OPEN_CLIP, Family
 from .describe import OriginalConfig
 from .name_table import Names
 
-FAMILY_SIZES = {"sd1": 64, "sd2": 96, "sdxl": 128}  # latents' side, for which the U-Net was trained
-SIZE_OF_SD2_BASE = 64  # which predicts eps
 NORM_GROUPS = 32
-SD1_HEADS = 8
-HEAD_CHANNELS = 64  # of every other attention: SD 2.x's and SDXL's U-Nets, and all of CLIP's text encoders
+HEAD_CHANNELS = 64  # of an attention whose heads the family does not tell, and of all of CLIP's text encoders
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,9 @@ class Shapes:
 
 
 def unet_config(
-    shapes: Shapes, family: str, original: OriginalConfig, sample_size: int, pooled: int | None
+    shapes: Shapes, family: Family, original: OriginalConfig, sample_size: int, pooled: int | None
 ) -> dict[str, Any]:
-    """unet/config.json as diffusers would have it for these tensors; `pooled` is the text's pooled width in SDXL."""
+    """unet/config.json as diffusers would have it for these tensors; `pooled` is the pooled text's width."""
     levels = shapes.count("down_blocks.{}.resnets.0.conv1.weight")
     layers = shapes.count("down_blocks.0.resnets.{}.conv1.weight")
     found = _transformer_depths(shapes)
@@ -85,13 +83,13 @@ def unet_config(
         "cross_attention_dim": shapes.side(keys[0], 1),
         "attention_head_dim": _heads(channels, family, original),
         "norm_num_groups": NORM_GROUPS,
-        "use_linear_projection": family != "sd1",
-        "upcast_attention": family == "sd2",
+        "use_linear_projection": family.linear_projection,
+        "upcast_attention": family.upcast_attention,
         "time_embedding_dim": shapes.side("time_embedding.linear_1.weight", 0),
     }
     if "time_embedding.cond_proj.weight" in shapes:
         config["time_cond_proj_dim"] = shapes.side("time_embedding.cond_proj.weight", 1)
-    if family == "sdxl":
+    if family.pooled:
         config["addition_embed_type"] = "text_time"
         inputs = shapes.side("add_embedding.linear_1.weight", 1)
         config["projection_class_embeddings_input_dim"] = inputs
@@ -99,11 +97,12 @@ def unet_config(
     return config
 
 
-def _heads(channels: list[int], family: str, original: OriginalConfig) -> list[int]:
+def _heads(channels: list[int], family: Family, original: OriginalConfig) -> list[int]:
     """Shapes do not tell the heads; the family does, or the .yaml beside the file."""
-    if original.num_head_channels or (family != "sd1" and not original.num_heads):
+    heads = original.num_heads or family.heads
+    if original.num_head_channels or not heads:
         return [max(each // (original.num_head_channels or HEAD_CHANNELS), 1) for each in channels]
-    return [original.num_heads or SD1_HEADS] * len(channels)
+    return [heads] * len(channels)
 
 
 def _transformer_depths(shapes: Shapes) -> dict[str, int]:
@@ -117,15 +116,15 @@ def _transformer_depths(shapes: Shapes) -> dict[str, int]:
     return depths
 
 
-def vae_config(shapes: Shapes, family: str, original: OriginalConfig, sample_size: int) -> dict[str, Any]:
+def vae_config(shapes: Shapes, family: Family, original: OriginalConfig, sample_size: int) -> dict[str, Any]:
     """vae/config.json as diffusers would have it for these tensors."""
     return {
         **vae_sizes(shapes),
         "in_channels": shapes.side("encoder.conv_in.weight", 1),
         "out_channels": shapes.side("decoder.conv_out.weight", 0),
         "norm_num_groups": NORM_GROUPS,
-        "sample_size": sample_size * 8,
-        "scaling_factor": original.scale_factor or (0.13025 if family == "sdxl" else 0.18215),
+        "sample_size": sample_size * family.downscale,
+        "scaling_factor": original.scale_factor or family.scaling_factor,
         "force_upcast": True,
     }
 
@@ -147,7 +146,7 @@ def vae_sizes(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def text_encoder_config(shapes: Shapes, open_clip: bool) -> dict[str, Any]:
+def text_encoder_config(shapes: Shapes, kind: str) -> dict[str, Any]:
     """text_encoder/config.json, as transformers would have it for these tensors."""
     hidden = shapes.side("token_embedding.weight", 1)
     config = {
@@ -157,7 +156,7 @@ def text_encoder_config(shapes: Shapes, open_clip: bool) -> dict[str, Any]:
         "num_hidden_layers": shapes.count("layers.{}.fc1.weight"),
         "num_attention_heads": max(hidden // HEAD_CHANNELS, 1),
         "max_position_embeddings": shapes.side("position_embedding.weight", 0),
-        "hidden_act": "gelu" if open_clip else "quick_gelu",
+        "hidden_act": "gelu" if kind == OPEN_CLIP else "quick_gelu",
         "eos_token_id": 2,  # the highest id, which in CLIP's vocabulary is the end of text
         "architectures": ["CLIPTextModel"],
     }
@@ -168,7 +167,7 @@ def text_encoder_config(shapes: Shapes, open_clip: bool) -> dict[str, Any]:
 
 
 def scheduler_config(
-    family: str, prediction_type: str, zero_terminal_snr: bool, original: OriginalConfig
+    family: Family, prediction_type: str, zero_terminal_snr: bool, original: OriginalConfig
 ) -> dict[str, Any]:
     """scheduler/scheduler_config.json of the folder that diffusers' from_single_file takes for the family.
 
@@ -183,16 +182,15 @@ def scheduler_config(
         "set_alpha_to_one": False,
         "skip_prk_steps": True,
         "steps_offset": 1,
+        **family.schedule,
     }
-    if family == "sdxl":
-        config |= {"timestep_spacing": "leading", "interpolation_type": "linear", "use_karras_sigmas": False}
     if zero_terminal_snr:
         config |= {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
     return config
 
 
-def sample_size(family: str, prediction_type: str, pixels: int | None) -> int:
+def sample_size(family: Family, prediction_type: str, pixels: int | None) -> int:
     """The side of the latents that the model was trained for."""
     if pixels:
-        return pixels // 8
-    return SIZE_OF_SD2_BASE if (family, prediction_type) == ("sd2", "epsilon") else FAMILY_SIZES[family]
+        return pixels // family.downscale
+    return (family.latent_side_of_eps if prediction_type == "epsilon" else None) or family.latent_side

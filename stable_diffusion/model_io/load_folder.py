@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
+from ..families import FAMILIES
 from ..text.tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import Autoencoder
@@ -51,7 +53,8 @@ OTHER_ARCHITECTURES = {
     "StableUnCLIP": "Stable unCLIP",
     "StableDiffusionImageVariation": "Stable Diffusion Image Variations",
 }
-PIPELINES = ("StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel", "AltDiffusion")
+# Beginnings of those that are built here; what else is different about the last, its parts say.
+PIPELINES = (*{each.pipeline for each in FAMILIES.values()}, "LatentConsistencyModel", "AltDiffusion")
 
 
 def load_folder(
@@ -79,7 +82,7 @@ def load_folder(
     tokenizers = [Tokenizer.from_files(folder / name) for name in tokenizer_names]
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = SchedulerConfig.from_dict(read_json(scheduler_file), str(scheduler_file))
-    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    zeros = bool(index.get("force_zeros_for_empty_prompt", families.get(family).zeros_for_empty_prompt))
     checkpoint = assemble(repr(str(folder)), family, unet, vae, text_encoders, tokenizers, scheduler, zeros)
     return dataclasses.replace(checkpoint, again=load.again)
 
@@ -101,9 +104,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     foreign = max((name for name in OTHER_ARCHITECTURES if pipeline.startswith(name)), key=len, default=None)
     if foreign or not pipeline.startswith(PIPELINES):
         kind = f"{OTHER_ARCHITECTURES[foreign]} ({pipeline})" if foreign else pipeline
-        raise UnsupportedCheckpointError(
-            f"{str(folder)!r} holds {kind}; this engine loads Stable Diffusion 1.x, 2.x and XL."
-        )
+        raise UnsupportedCheckpointError(f"{str(folder)!r} holds {kind}; this engine loads {families.IN_WORDS}.")
     if not _has(index, "text_encoder"):
         raise UnsupportedCheckpointError(
             f"{str(folder)!r} has no text_encoder; SDXL's refiner and other second stages are not supported."

@@ -11,6 +11,7 @@ from typing import Any
 from ..backend import mx
 from ..config import AutoencoderConfig, AutoencoderTinyConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
+from ..families import FAMILIES
 from ..vae import Autoencoder
 from ..vae_tiny import TinyAutoencoder
 from . import hub, ldm, names
@@ -20,8 +21,10 @@ from .load_folder import read_json
 from .strict import Source, add_source, give, load_weights
 from .tensor_file import TensorFile, open_tensors
 
-# TAESD for the latents of SD 1.x and 2.x, and of SDXL, known by their scaling factor and channels.
-TINY = {(0.18215, 4): "madebyollin/taesd", (0.13025, 4): "madebyollin/taesdxl"}
+# TAESD for the families' latents, which are known by their scaling factor and channels.
+TINY = {
+    (family.scaling_factor, family.latent_channels): family.tiny_vae for family in FAMILIES.values() if family.tiny_vae
+}
 
 
 def load_vae(

@@ -8,10 +8,12 @@ apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 
+from .. import families
 from ..config import UNetConfig
 from ..errors import WeightsError
+from ..families import Family, TextEncoder
 from .name_table import ALIAS, Names, table
 
 # --- Folders of diffusers and transformers
@@ -230,12 +232,15 @@ def original_vae(levels: int) -> Names:
     return table("\n".join(ups), _ORIGINAL_VAE, _ORIGINAL_VAE_KERNELS, _KERNELS)
 
 
-def split_by_part(keys: Iterable[str], prefixes: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The keys of each part, without its prefix -> the file's key; and those that belong to none.
+def text_encoder(encoder: TextEncoder) -> Names:
+    """The names of a text encoder in a single file."""
+    return OPEN_CLIP if encoder.kind == families.OPEN_CLIP else TEXT_ENCODER
 
-    `prefixes` are those of the text encoders, by part.
-    """
-    prefixes = {"unet": UNET_PREFIX, "vae": VAE_PREFIX, **prefixes}
+
+def split_by_part(keys: Iterable[str], family: Family) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The keys of each part, without its prefix -> the file's key; and those that belong to none."""
+    prefixes = {"unet": UNET_PREFIX, "vae": VAE_PREFIX}
+    prefixes |= {part: encoder.prefix for part, encoder in family.encoders.items()}
     parts: dict[str, dict[str, str]] = {part: {} for part in prefixes}
     unknown = []
     stray = re.compile(_STRAY)

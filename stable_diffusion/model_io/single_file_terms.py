@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from .. import families
 from ..backend import mx
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from ..errors import ConfigError, InputError, UnsupportedCheckpointError, WeightsError
@@ -24,7 +25,7 @@ SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "t
 
 def check_terms(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> None:
     """Raise `InputError` where a loader would tell another configuration from the tensors than the checkpoint's."""
-    family, no_file = checkpoint.family, OriginalConfig()
+    family, no_file = families.get(checkpoint.family), OriginalConfig()
     given = {key: tuple(value.shape) for key, value in tensors.items()}
     unet, vae = (
         {key.removeprefix(prefix): shape for key, shape in given.items() if key.startswith(prefix)}
@@ -43,10 +44,10 @@ def check_terms(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> None
             ("VAE", _less(checkpoint.vae.config, VAE_FREE), _less(AutoencoderConfig.from_dict(told_vae), VAE_FREE)),
             ("schedule", _schedule(checkpoint.scheduler), _schedule(SchedulerConfig.from_dict(told_schedule))),
         ]
-        for i, encoder in enumerate(checkpoint.text_encoders):
+        for known, encoder in zip(family.text_encoders, checkpoint.text_encoders, strict=True):
             own = {name: tuple(value.shape) for name, value in plain_parameters(encoder).items()}
             shapes = ldm.Shapes(own, names.SAME)
-            told_text = CLIPTextConfig.from_dict(ldm.text_encoder_config(shapes, family == "sd2" or i == 1))
+            told_text = CLIPTextConfig.from_dict(ldm.text_encoder_config(shapes, known.kind))
             pairs.append(("text encoder", _less(encoder.config, TEXT_FREE), _less(told_text, TEXT_FREE)))
     except (ConfigError, UnsupportedCheckpointError, WeightsError) as error:
         raise InputError(f"This checkpoint has no place in a single file; name a folder. {error}") from None

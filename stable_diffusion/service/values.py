@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .. import catalogue
+from .. import catalogue, families
 from ..pictures.reading import FITS
 from ..sampler import SAMPLERS, key_of
 from . import loras
@@ -17,7 +17,6 @@ RANDOM_SEED = -1
 OWN_LAYER = 0  # in place of a clip skip: the layer that the checkpoint was trained with
 AUTOMATIC = "automatic"  # the schedule that the checkpoint asks for
 MAX_TEXT = 20_000  # characters of a prompt; far more than any encoder reads
-USUAL_SIDES = {"sdxl": 1024}  # pixels, where the catalogue names none; elsewhere 512
 RATIOS = {"1:1": (1, 1), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9)}
 EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such postcards
     catalogue.DEFAULT: (
@@ -109,7 +108,7 @@ def examples(model: catalogue.Model) -> tuple[str, ...]:
 
 def usual_size(model: catalogue.Model) -> tuple[int, int]:
     """The width and height in pixels that a model paints best."""
-    side = USUAL_SIDES.get(model.family, 512)
+    side = families.get(model.family).side
     return model.defaults.width or side, model.defaults.height or side
 
 
