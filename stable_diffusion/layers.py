@@ -1,6 +1,6 @@
 """Blocks that the U-Net and the autoencoder share. Pictures and latents are (B, H, W, C).
 
-Parameters carry the names of Hugging Face's files, less the list indices that mean nothing here; model_io/mapping.py
+Parameters carry the names of Hugging Face's files, less the list indices that mean nothing here; model_io/names.py
 holds the few differences.
 """
 

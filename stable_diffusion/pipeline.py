@@ -123,7 +123,7 @@ class StableDiffusion:
         self._conditioner = TextConditioner(
             checkpoint.tokenizers,
             checkpoint.text_encoders,
-            xl=self.family == "sdxl",
+            xl=checkpoint.pooled,
             zeros_for_none=checkpoint.force_zeros_for_empty_prompt,
         )
         parts: dict[str, nn.Module] = {} if vae is not None else {"vae": checkpoint.vae}

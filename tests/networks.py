@@ -10,7 +10,7 @@ import numpy as np
 from stable_diffusion.backend import mx
 from stable_diffusion.clip import CLIPTextModel
 from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, UNetConfig
-from stable_diffusion.model_io import mapping
+from stable_diffusion.model_io import names
 from stable_diffusion.model_io.strict import load_weights
 from stable_diffusion.unet import UNet
 from stable_diffusion.vae import Autoencoder
@@ -20,19 +20,19 @@ GUIDANCE = 8.5  # of networks that take it as an input
 
 def load_unet(config: Mapping, file: Path, dtype: mx.Dtype = mx.float32) -> UNet:
     model = UNet(UNetConfig.from_dict(config))
-    load_weights(model, [file], mapping.UNET, dtype)
+    load_weights(model, [file], names.UNET, dtype)
     return model
 
 
 def load_vae(config: Mapping, file: Path, dtype: mx.Dtype = mx.float32) -> Autoencoder:
     model = Autoencoder(AutoencoderConfig.from_dict(config))
-    load_weights(model, [file], mapping.VAE, dtype)
+    load_weights(model, [file], names.VAE, dtype)
     return model
 
 
 def load_text_encoder(config: Mapping, file: Path, dtype: mx.Dtype = mx.float32) -> CLIPTextModel:
     model = CLIPTextModel(CLIPTextConfig.from_dict(config))
-    load_weights(model, [file], mapping.TEXT_ENCODER, dtype)
+    load_weights(model, [file], names.TEXT_ENCODER, dtype)
     return model
 
 

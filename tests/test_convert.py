@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,9 +22,10 @@ from stable_diffusion.clip import CLIPTextModel
 from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from stable_diffusion.errors import CheckpointNotFoundError, InputError
 from stable_diffusion.model_io import convert as conversion
-from stable_diffusion.model_io import ldm, mapping, outward
+from stable_diffusion.model_io import export, names
 from stable_diffusion.model_io.checkpoint import Checkpoint
 from stable_diffusion.model_io.convert import convert
+from stable_diffusion.model_io.name_table import Names
 from stable_diffusion.model_io.safetensors_file import write_safetensors
 from stable_diffusion.model_io.single_file_terms import check_terms
 from stable_diffusion.unet import UNet
@@ -59,11 +61,16 @@ def assert_same_networks(one: StableDiffusion, other: StableDiffusion):
 # --- Names and layouts
 
 
+def read(table: Names, keys: Iterable[str]) -> list[str]:
+    """The parameters that keys of a file stand for."""
+    return [place.ours for key in keys for place in table.read(key)]
+
+
 @pytest.mark.parametrize("name", UNETS)
 def test_the_unets_names_are_those_that_loading_reads(name):
     model = UNet(UNetConfig.from_dict(UNETS[name]))
-    tensors = outward.to_folder("unet", model)
-    assert [mapping.UNET.target(key) for key in tensors] == list(parameters(model))
+    tensors = export.to_folder("unet", model)
+    assert read(names.UNET, tensors) == list(parameters(model))
     kernels = {key for key, value in tensors.items() if value.ndim == 4}
     linear = UNETS[name].get("use_linear_projection", False)
     assert ("down_blocks.1.attentions.0.proj_in.weight" in kernels) is not linear
@@ -74,9 +81,8 @@ def test_the_unets_names_are_those_that_loading_reads(name):
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "lcm", "inpainting", "no_middle"])
 def test_the_unets_original_names_are_those_that_loading_reads(name):
     model = UNet(UNetConfig.from_dict(UNETS[name]))
-    rules = outward.unet_rules(model.config)
-    tensors = outward._named(model, rules)
-    assert [ldm.unet_names(3, 2).target(key) for key in tensors] == list(parameters(model))
+    tensors = export.renamed(model, names.original_unet(model.config))
+    assert read(names.original_unet_of(names.unet_layout(tensors)), tensors) == list(parameters(model))
     assert {key.partition(".")[0] for key in tensors} <= {
         "input_blocks", "middle_block", "output_blocks", "out", "time_embed", "label_emb",
     }  # fmt: skip
@@ -85,9 +91,9 @@ def test_the_unets_original_names_are_those_that_loading_reads(name):
 @pytest.mark.parametrize("name", VAES)
 def test_the_vaes_names_are_those_that_loading_reads(name):
     model = Autoencoder(AutoencoderConfig.from_dict(VAES[name]))
-    assert [mapping.VAE.target(key) for key in outward.to_folder("vae", model)] == list(parameters(model))
-    original = outward._named(model, outward.vae_rules(4))
-    assert [ldm.vae_names(4).target(key) for key in original] == list(parameters(model))
+    assert read(names.VAE, export.to_folder("vae", model)) == list(parameters(model))
+    original = export.renamed(model, names.original_vae(4))
+    assert read(names.original_vae(names.vae_levels(original)), original) == list(parameters(model))
     assert "decoder.up.3.block.0.conv1.weight" in original and "encoder.mid.block_2.norm1.bias" in original
 
 
@@ -96,9 +102,8 @@ def test_the_text_encoders_names_are_those_that_loading_reads(projection):
     architecture = ("CLIPTextModelWithProjection",) if projection else ("CLIPTextModel",)
     model = CLIPTextModel(CLIPTextConfig.from_dict({**TEXTS["gelu"], "architectures": architecture}))
     expected = list(parameters(model))
-    assert [mapping.TEXT_ENCODER.target(key) for key in outward.to_folder("text_encoder", model)] == expected
-    read = [place.target for key in outward._open_clip(model) for place in ldm.OPEN_CLIP.places(key)]
-    assert sorted(read) == sorted(expected)
+    assert read(names.TEXT_ENCODER, export.to_folder("text_encoder", model)) == expected
+    assert sorted(read(names.OPEN_CLIP, export.renamed(model, names.OPEN_CLIP))) == sorted(expected)
 
 
 def small(**changes) -> Checkpoint:
@@ -119,9 +124,9 @@ def small(**changes) -> Checkpoint:
 
 def test_a_single_file_says_what_it_can_say():
     checkpoint = small()
-    check_terms(checkpoint, outward.to_single_file(checkpoint))
+    check_terms(checkpoint, export.to_single_file(checkpoint))
     checkpoint = small(unet={"in_channels": 9, "attention_head_dim": (8, 8, 8), "time_cond_proj_dim": 32})
-    check_terms(checkpoint, outward.to_single_file(checkpoint))
+    check_terms(checkpoint, export.to_single_file(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +152,7 @@ def test_a_single_file_says_what_it_can_say():
 def test_what_a_single_file_cannot_say_is_refused(part, changes, said):
     checkpoint = small(**{part: changes})
     with pytest.raises(InputError, match=said):
-        check_terms(checkpoint, outward.to_single_file(checkpoint))
+        check_terms(checkpoint, export.to_single_file(checkpoint))
 
 
 # --- The file

@@ -29,9 +29,10 @@ from stable_diffusion.errors import (
     WeightsError,
 )
 from stable_diffusion.model_io import tensor_file
-from stable_diffusion.model_io.describe import averaged_name, describe
+from stable_diffusion.model_io.describe import describe
 from stable_diffusion.model_io.load_file import load_single_file
 from stable_diffusion.model_io.locate import load, locate
+from stable_diffusion.model_io.names import averaged_name
 
 from . import single_files
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from stable_diffusion import StableDiffusion
 from stable_diffusion import __main__ as program
-from stable_diffusion.adapters import files, names
+from stable_diffusion.adapters import file_keys, files
 from stable_diffusion.adapters.lora import AdapterWarning, Networks, lay_over, load_lora
 from stable_diffusion.backend import mx, nn
 from stable_diffusion.errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError, WeightsError
@@ -577,7 +577,7 @@ class TestCommandLine:
 def test_every_layer_has_a_name(sd):
     """The two namings together name every layer, and no name means two."""
     paths = {path for path, module in networks(sd).unet.named_modules() if path and "weight" in module}
-    table = names.unet_modules(networks(sd).unet)
+    table = file_keys.modules("unet", networks(sd).unet)
     assert set(table.values()) == paths
     originals = {path for name, path in table.items() if name.startswith(("input_", "middle_", "output_", "time_embed_",
                                                                            "out_"))}  # fmt: skip

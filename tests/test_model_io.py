@@ -22,7 +22,7 @@ from stable_diffusion.errors import (
     UnsupportedCheckpointError,
     WeightsError,
 )
-from stable_diffusion.model_io import mapping
+from stable_diffusion.model_io import names
 from stable_diffusion.model_io.load_folder import is_complete, load_folder
 from stable_diffusion.model_io.locate import embedded_models, locate
 from stable_diffusion.model_io.strict import load_weights, read_header
@@ -232,7 +232,7 @@ class TestWeights:
     def load(self, file: Path, **options) -> CLIPTextModel:
         config = CLIPTextConfig.from_dict(json.loads((file.parent / "config.json").read_text()))
         model = CLIPTextModel(config)
-        load_weights(model, [file], mapping.TEXT_ENCODER, mx.float32, **options)
+        load_weights(model, [file], names.TEXT_ENCODER, mx.float32, **options)
         return model
 
     def test_whole(self, file):

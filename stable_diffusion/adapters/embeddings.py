@@ -11,16 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
+from ..families import FAMILIES
 from ..text.tokenizer import Tokenizer, normalize
 from . import files
-from .lora import FAMILIES, NUMBERS, read_tensors
+from .lora import NUMBERS, read_tensors
 
-# The keys that each encoder's vectors have in a file for SDXL: kohya and A1111, then diffusers' advanced training.
-SDXL_KEYS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
-WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
+# The keys of the vectors for several encoders in one file -> the family that they are for.
+KEYS = {keys: family.title for family in FAMILIES.values() for keys in family.embedding_keys}
+# The family that a lone vector is for, by its width: the first one that has an encoder of it.
+WIDTHS = {encoder.width: family.title for family in reversed(FAMILIES.values()) for encoder in family.text_encoders}
 
 
 @dataclass(frozen=True)
@@ -88,22 +91,23 @@ def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) ->
     holds something else.
     """
     tensors, _ = read_tensors(path)
-    pair = next((keys for keys in SDXL_KEYS if set(keys) <= tensors.keys()), None)
-    found = [tensors[key] for key in pair] if pair else [t for key, t in tensors.items() if not key.endswith(NUMBERS)]
-    if not pair and len(found) != 1:
+    keys = next((keys for keys in KEYS if set(keys) <= tensors.keys()), ())
+    found = [tensors[key] for key in keys] if keys else [t for key, t in tensors.items() if not key.endswith(NUMBERS)]
+    if not keys and len(found) != 1:
         raise WeightsError(
             f"{os.fspath(path)!r} is no textual-inversion embedding: it holds {len(found)} tensors that are not "
-            f"{SDXL_KEYS[0][0]} and {SDXL_KEYS[0][1]}."
+            f"{' and '.join(next(iter(KEYS)))}."
         )
     vectors = [tensor.reshape(1, -1) if tensor.ndim == 1 else tensor for tensor in found]
     if any(vector.ndim != 2 or vector.shape[0] != vectors[0].shape[0] or not vector.size for vector in vectors):
         raise WeightsError(f"{os.fspath(path)!r} holds tensors of the shapes {[v.shape for v in found]}, not vectors.")
     given = [vector.shape[1] for vector in vectors]
     if given != list(widths):
-        made_for = "SDXL" if pair else WIDTHS.get(given[0], "another model")
+        own = families.get(family).title
+        made_for = KEYS[keys] if keys else WIDTHS.get(given[0], "another model")
         raise UnsupportedCheckpointError(
             f"The embedding {name!r} is for {made_for} (its vectors are {_sides(given)} wide), this checkpoint is "
-            f"{FAMILIES[family]} ({_sides(widths)} wide). Choose one of the same family, or another word than {name!r}."
+            f"{own} ({_sides(widths)} wide). Choose one of the same family, or another word than {name!r}."
         )
     return Embedding(name, tuple(vectors))
 

@@ -17,19 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
+from ..families import FAMILIES
 from ..model_io.quantised import dequantised
 from ..model_io.strict import FLOATS
 from ..model_io.tensor_file import open_tensors
 from ..text.tags import Strength
 from ..unet import UNet
-from . import names
+from . import file_keys
 from .forms import FORMS, Layer
 
-FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
-TEXT_WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL's refiner"}  # what attn2 reads
+# What attn2 reads.
+TEXT_WIDTHS = {**{family.text_width: family.title for family in FAMILIES.values()}, 1280: "SDXL's refiner"}
 WITH_WIDTH = FORMS[:7]
 UNFIT = (ValueError, IndexError, KeyError, OverflowError, RuntimeError)  # of tensors that do not go together
 NUMBERS = ("string_to_token.*",)  # an embedding's word, which its file's name replaces
@@ -42,16 +44,11 @@ ARCHITECTURES = (
         "another architecture",
     ),
     (r"^lora_prior_|^lora_(stage_[bc]|prior)_", "Stable Cascade or Kandinsky"),
-    (r"^(lora_te2_|text_encoder_2\.)", "SDXL"),
+    (r"^(lora_te2_|text_encoder_2\.)", families.SDXL.title),
 )
 # What trainers write into metadata, by its beginning.
 BASE_MODELS = {
-    "sd_v1": "SD 1.x",
-    "sd_v2": "SD 2.x",
-    "sdxl": "SDXL",
-    "stable-diffusion-v1": "SD 1.x",
-    "stable-diffusion-v2": "SD 2.x",
-    "stable-diffusion-xl": "SDXL",
+    **{base: family.title for family in FAMILIES.values() for base in family.lora_bases},
     "stable-diffusion-v3": "Stable Diffusion 3",
     "sd3": "Stable Diffusion 3",
     "flux": "FLUX",
@@ -71,7 +68,10 @@ class Networks:
 
     def components(self) -> dict[str, nn.Module]:
         """The networks by the names that adapter files have for them."""
-        return {names.UNET: self.unet, **dict(zip((names.TEXT, names.TEXT_2), self.text_encoders, strict=False))}
+        return {
+            file_keys.UNET: self.unet,
+            **dict(zip((file_keys.TEXT, file_keys.TEXT_2), self.text_encoders, strict=False)),
+        }
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class Lora:
 
 
 def load_lora(path: Path, networks: Networks, family: str) -> Lora:
-    """Read a file's header and match it with the networks of a checkpoint of `family` ("sd1", "sd2" or "sdxl").
+    """Read a file's header and match it with the networks of a checkpoint of `family`, a key of families.FAMILIES.
 
     Warns with `AdapterWarning` of tensors that match nothing. Raises `UnsupportedCheckpointError` for a file of another
     family, of a form that is not built here, or that matches nothing at all, and `WeightsError` for a damaged one.
     """
     name = path.stem
     tensors, metadata = read_tensors(path)
-    parts = {key: names.parse(key) for key in tensors}
+    parts = {key: file_keys.parse(key) for key in tensors}
     groups: dict[tuple[str, str], Layer] = {}
     for key, part in parts.items():
         if part:
@@ -124,13 +124,13 @@ def lay_over(networks: Networks, loras: Sequence[tuple[Lora, Strength]]) -> Netw
     for component, model in networks.components().items():
         changes: dict[str, list[tuple[Layer, float]]] = {}
         for lora, strength in loras:
-            amount = strength.unet if component == names.UNET else strength.text
+            amount = strength.unet if component == file_keys.UNET else strength.text
             for (owner, path), layer in lora.layers.items():
                 if owner == component and amount:
                     changes.setdefault(path, []).append((layer, amount))
         changed[component] = _with_changes(model, changes) if changes else model
-    encoders = [changed[component] for component in (names.TEXT, names.TEXT_2) if component in changed]
-    return Networks(changed[names.UNET], tuple(encoders))  # type: ignore[arg-type]
+    encoders = [changed[component] for component in (file_keys.TEXT, file_keys.TEXT_2) if component in changed]
+    return Networks(changed[file_keys.UNET], tuple(encoders))  # type: ignore[arg-type]
 
 
 def shared_copy(node: Any) -> Any:
@@ -176,10 +176,7 @@ def _to_mlx(numbers: np.ndarray, dtype: str) -> mx.array:
 
 def _tables(networks: Networks) -> dict[str, dict[str, str]]:
     """Component -> every name of each of its layers -> the layer's path."""
-    tables = {names.UNET: names.unet_modules(networks.unet)}
-    for component, encoder in zip((names.TEXT, names.TEXT_2), networks.text_encoders, strict=False):
-        tables[component] = names.text_modules(encoder)
-    return tables
+    return {component: file_keys.modules(component, model) for component, model in networks.components().items()}
 
 
 def _refuse_other_families(
@@ -190,13 +187,14 @@ def _refuse_other_families(
     networks: Networks,
     family: str,
 ) -> None:
-    form = names.other_form(keys)
+    form = file_keys.other_form(keys)
     if form:
         raise UnsupportedCheckpointError(f"The LoRA {name!r} is of the form {form}, which this engine does not build.")
     found = _family(keys, groups, metadata, networks)
-    if found and found != FAMILIES[family]:
+    own = families.get(family).title
+    if found and found != own:
         raise UnsupportedCheckpointError(
-            f"The LoRA {name!r} is for {found}, this checkpoint is {FAMILIES[family]}. Choose one of the same family."
+            f"The LoRA {name!r} is for {found}, this checkpoint is {own}. Choose one of the same family."
         )
 
 
@@ -224,9 +222,8 @@ def _family(
 def _report(name: str, unmatched: list[str], layers: Mapping, family: str) -> None:
     shown = ", ".join(sorted(unmatched)[:6]) + (f" and {len(unmatched) - 6} more" if len(unmatched) > 6 else "")
     if not layers:
-        what = (
-            f"none of its tensors matches this checkpoint ({FAMILIES[family]}): {shown}" if unmatched else "it is empty"
-        )
+        own = families.get(family).title
+        what = f"none of its tensors matches this checkpoint ({own}): {shown}" if unmatched else "it is empty"
         raise UnsupportedCheckpointError(f"The LoRA {name!r} cannot be used: {what}.")
     if unmatched:
         warnings.warn(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .. import families
 from ..backend import mx
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
@@ -19,7 +20,7 @@ from ..vae import Autoencoder
 class Checkpoint:
     """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others one."""
 
-    family: str  # "sd1", "sd2" or "sdxl"
+    family: str  # a key of families.FAMILIES
     unet: UNet
     vae: Autoencoder
     text_encoders: tuple[CLIPTextModel, ...]
@@ -28,6 +29,11 @@ class Checkpoint:
     force_zeros_for_empty_prompt: bool
     # Where tensors can be read from their files at any time: by the component's name, what gives it them anew, lazily.
     again: Mapping[str, Callable[[], None]] = field(default_factory=dict)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the U-Net is conditioned on a pooled vector of the text and on sizes, too, as SDXL's is."""
+        return families.get(self.family).pooled
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -45,28 +51,27 @@ def assemble(
     text_encoders: Sequence[CLIPTextModel],
     tokenizers: Sequence[Tokenizer],
     scheduler: SchedulerConfig,
-    force_zeros_for_empty_prompt: bool = True,
+    force_zeros_for_empty_prompt: bool,
 ) -> Checkpoint:
     """Put the parts together; `where` names the checkpoint in errors. Raises `ConfigError` where they do not fit."""
     _check_widths(where, unet.config, [encoder.config for encoder in text_encoders], vae.config)
-    if family != "sdxl":
-        # Files of SD 1.x and 2.x with another offset, or none, are held to be mistaken by the reference's pipeline.
-        scheduler = dataclasses.replace(scheduler, steps_offset=1)
+    offset = families.get(family).steps_offset
+    if offset is not None:
+        scheduler = dataclasses.replace(scheduler, steps_offset=offset)
     return Checkpoint(
         family, unet, vae, tuple(text_encoders), tuple(tokenizers), scheduler, force_zeros_for_empty_prompt
     )
 
 
 def vae_dtype(family: str, config: AutoencoderConfig, dtype: mx.Dtype) -> mx.Dtype:
-    """The reference decodes SDXL in float32 where the autoencoder asks for it, even when the rest is float16."""
-    return mx.float32 if family == "sdxl" and config.force_upcast else dtype
+    """The precision of a family's autoencoder, where the rest is of `dtype`."""
+    return mx.float32 if families.get(family).float32_vae and config.force_upcast else dtype
 
 
 def family_of(config: UNetConfig, text_encoders: int) -> str:
-    """ "sd1", "sd2" or "sdxl", from the U-Net's configuration and the number of text encoders."""
-    if config.addition_embed_type == "text_time" or text_encoders == 2:
-        return "sdxl"
-    return "sd2" if config.per_block("cross_attention_dim")[0] == 1024 else "sd1"
+    """The key of the family, from the U-Net's configuration and the number of text encoders."""
+    pooled = config.addition_embed_type == "text_time" or text_encoders == 2
+    return families.of_network(config.per_block("cross_attention_dim")[0], pooled).key
 
 
 def _check_widths(where: str, unet: UNetConfig, encoders: list[CLIPTextConfig], vae: AutoencoderConfig) -> None:

@@ -11,29 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from .. import families
 from ..errors import ConfigError, UnsupportedCheckpointError, WeightsError
+from ..families import FAMILIES, Family
+from .names import UNET_PREFIX as UNET
+from .names import VAE_PREFIX as VAE
+from .names import averaged_name, has_averages_alone
 from .tensor_file import HeaderText, StoredTensor, TensorFile, open_tensors
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
 CONV_IN = UNET + "input_blocks.0.0.weight"
-# LDM's averages of the U-Net have its names without the dots.
-AVERAGES = "model_ema."
-AVERAGED_UNET = AVERAGES + UNET.removeprefix("model.").replace(".", "")
-WORD = re.compile(
-    r"(?<=transformer_blocks)\d+|\d+(?=\d)|\d|input_blocks|middle_block|output_blocks|transformer_blocks|"
-    r"time_embed|label_emb|cond_proj|(in|emb|out)_layers|skip_connection|proj_(in|out)|norm[123]?|attn[12]|to_(out|[qkv])|"
-    r"ff|net|proj|conv|out|op|weight|bias"
-)
-# A text encoder's prefix tells the family: CLIP-L as transformers names it, OpenCLIP's ViT-H, or SDXL's two.
-TEXT_ENCODERS = {
-    "sd1": ("cond_stage_model.transformer.",),
-    "sd2": ("cond_stage_model.model.",),
-    "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
-}
-# The width of the text that a U-Net attends to, for files that have no text encoder.
-WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-TITLES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 PREDICTION_TYPES = {"v": "v_prediction", "v_prediction": "v_prediction", "eps": "epsilon", "epsilon": "epsilon",
                     "x0": "sample", "sample": "sample"}  # fmt: skip
 MAX_YAML = 1 << 20
@@ -100,8 +86,8 @@ FOREIGN = (
 class Description:
     """What a listing shows of a file. `family` is "" for what this engine does not load; `kind` names it in words."""
 
-    family: str  # "sd1", "sd2", "sdxl" or ""
-    kind: str  # "Stable Diffusion 1.x", "Stable Diffusion XL, inpainting", "a LoRA", ...
+    family: str  # a key of families.FAMILIES, or ""
+    kind: str  # "Stable Diffusion XL, inpainting", "a LoRA", ...
     precision: str  # of the U-Net, or of the first tensor: "float16", ...
     prediction_type: str  # "epsilon", "v_prediction" or "sample"; "" where family is
     zero_terminal_snr: bool
@@ -123,7 +109,7 @@ def describe(path: str | os.PathLike) -> Description:
 
 def take_averages(file: TensorFile) -> None:
     """Where an open file has averages of the U-Net alone, have them called the U-Net."""
-    if CONV_IN not in file.tensors and AVERAGED_UNET + "input_blocks00weight" in file.tensors:
+    if has_averages_alone(file.tensors):
         file.tensors = {averaged_name(key): tensor for key, tensor in file.tensors.items()}
 
 
@@ -138,25 +124,14 @@ def describe_open(file: TensorFile) -> Description:
     family = _family(tensors)
     original = read_original_config(file.path)
     prediction_type, zero_snr = _prediction(file, family, original)
-    missing = tuple(f"text_encoder{f'_{i + 1}' * bool(i)}" for i, prefix in enumerate(TEXT_ENCODERS[family])
-                    if not _has(tensors, prefix))  # fmt: skip
+    missing = tuple(part for part, encoder in family.encoders.items() if not _has(tensors, encoder.prefix))
     missing += () if VAE + "decoder.conv_in.weight" in tensors else ("vae",)
-    kind = TITLES[family]
+    kind = family.long_title
     if tensors[CONV_IN].shape[1] == 9:
         kind += ", inpainting"
     elif UNET + "time_embed.cond_proj.weight" in tensors:
         kind += ", latent consistency"
-    return Description(family, kind, precision, prediction_type, zero_snr, _pixels(file), missing, file.size)
-
-
-def averaged_name(key: str) -> str:
-    """The U-Net's own name of an average: "model_ema.diffusion_modelout2bias" is "model.diffusion_model.out.2.bias".
-
-    What is none of them keeps its name.
-    """
-    flat = key.removeprefix(AVERAGED_UNET)
-    words = [found[0] for found in WORD.finditer(flat)]
-    return UNET + ".".join(words) if words and AVERAGED_UNET + "".join(words) == key else key
+    return Description(family.key, kind, precision, prediction_type, zero_snr, _pixels(file), missing, file.size)
 
 
 def _foreign(tensors: Mapping[str, StoredTensor]) -> str:
@@ -164,7 +139,7 @@ def _foreign(tensors: Mapping[str, StoredTensor]) -> str:
     if CONV_IN in tensors:
         found = [kind for root, kind in FOREIGN_ROOTS.items() if _has(tensors, root)]
         found += [kind for key, kind in FOREIGN_KEYS.items() if key in tensors]
-        if _has(tensors, REFINER) and not _has(tensors, TEXT_ENCODERS["sdxl"][1]):
+        if _has(tensors, REFINER) and _by_text_encoder(tensors) is None:
             found.append("the refiner of Stable Diffusion XL")
         shape = tensors[CONV_IN].shape
         channels = shape[1] if len(shape) == 4 else 0
@@ -176,17 +151,25 @@ def _foreign(tensors: Mapping[str, StoredTensor]) -> str:
     return f"nothing that is known here ({len(tensors)} tensors, the first is {next(iter(tensors), 'none')[:80]!r})"
 
 
-def _family(tensors: Mapping[str, StoredTensor]) -> str:
-    for family, prefixes in TEXT_ENCODERS.items():
-        if any(_has(tensors, prefix) for prefix in prefixes):
-            return family
+def _by_text_encoder(tensors: Mapping[str, StoredTensor]) -> Family | None:
+    """The family whose text encoder, or one of them, is in a file, by its prefix."""
+    known = ((family, encoder) for family in FAMILIES.values() for encoder in family.text_encoders)
+    return next((family for family, encoder in known if _has(tensors, encoder.prefix)), None)
+
+
+def _family(tensors: Mapping[str, StoredTensor]) -> Family:
+    """By the text encoder; of a file that has none, by the width of the text that the U-Net attends to."""
+    family = _by_text_encoder(tensors)
+    if family:
+        return family
     width = next((t.shape[-1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight") and t.shape), 0)
-    if width not in WIDTHS:
+    family = families.of_width(width)
+    if not family:
         raise UnsupportedCheckpointError(
             f"The file has no text encoder, and its U-Net attends to text of width {width}, which is of no family that "
             f"is known here."
         )
-    return WIDTHS[width]
+    return family
 
 
 def _has(tensors: Mapping[str, StoredTensor], prefix: str) -> bool:
@@ -197,13 +180,13 @@ def _has(tensors: Mapping[str, StoredTensor], prefix: str) -> bool:
 
 # What the U-Net predicts
 
-# Of SD 2.x, models that predict v have larger values here than those that predict eps (as ComfyUI tells them apart).
+# Of SD 2.x, models that predict v have larger values here than those that predict eps; ComfyUI tells so, too.
 TELLING_BIAS = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 TELLING_DEVIATION = 0.09
 GLOBAL_STEP_OF_EPS = 875000  # of SD 2.0's base model, by which the reference knows it
 
 
-def _prediction(file: TensorFile, family: str, original: OriginalConfig) -> tuple[str, bool]:
+def _prediction(file: TensorFile, family: Family, original: OriginalConfig) -> tuple[str, bool]:
     """The prediction type, and whether the noise schedule ends in pure noise (zero terminal SNR).
 
     Told by the first that says it: the .yaml beside the file, its metadata, its marks, its numbers.
@@ -214,7 +197,7 @@ def _prediction(file: TensorFile, family: str, original: OriginalConfig) -> tupl
         return told, zero_snr
     if "v_pred" in file.tensors:
         return "v_prediction", zero_snr
-    if family != "sd2" or file.values.get("global_step") == GLOBAL_STEP_OF_EPS:
+    if family.marks_v or file.values.get("global_step") == GLOBAL_STEP_OF_EPS:
         return "epsilon", zero_snr
     bias = file.tensors.get(TELLING_BIAS)
     if bias is None or bias.dtype not in PRECISIONS or bias.nbytes > 1 << 20:

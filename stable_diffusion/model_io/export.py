@@ -13,25 +13,25 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
-from .. import __version__
+from .. import __version__, families
 from ..backend import mx, nn
 from ..config import SchedulerConfig
 from ..text.tokenizer_files import CLIP_FOLDER
-from . import native
+from . import names, native
 from .checkpoint import Checkpoint
-from .load_file import PAD_TOKENS
 from .load_folder import read_index, read_json
-from .outward import Tensors, to_folder, to_single_file
-from .quantised import quantisation_of
+from .name_table import KERNEL, TRANSPOSED, Names
+from .quantised import plain_parameters, quantisation_of
 
 # The release whose files these are like; its inpainting pipeline does not load without one.
 DIFFUSERS = {"_diffusers_version": "0.30.0"}
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 # What a configuration says of the file that it was read from, and not of the network.
 PASSING = ("_name_or_path", "torch_dtype", "dtype", native.QUANTIZATION)
-ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "sdxl": "stable-diffusion-xl-v1-base"}
+CLIPPING = ("DDIMScheduler", "LCMScheduler")  # schedulers that would clip latents as if they were pixels
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # as modelspec's metadata have them
 
+Tensors = dict[str, mx.array]
 Weights = dict[str, tuple[Tensors, dict[str, str]]]  # by a file's name: tensors, and the metadata of its header
 
 
@@ -81,18 +81,57 @@ def single_file_weights(checkpoint: Checkpoint, dtype: mx.Dtype, name: str) -> W
     """One file in the original layout, with the metadata and marks that tell other programs what the U-Net predicts."""
     tensors = _cast(to_single_file(checkpoint), dtype)
     scheduler, side = checkpoint.scheduler, checkpoint.default_size[0]
+    family = families.get(checkpoint.family)
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": ARCHITECTURES[checkpoint.family],
+        "modelspec.architecture": family.architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": name,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.prediction_type": PREDICTIONS.get(scheduler.prediction_type, ""),
     }
     marks = {"v_pred": scheduler.prediction_type == "v_prediction", "ztsnr": scheduler.rescale_betas_zero_snr}
-    tensors |= {key: mx.zeros((0,), dtype) for key, marked in marks.items() if marked and checkpoint.family != "sd2"}
+    tensors |= {key: mx.zeros((0,), dtype) for key, marked in marks.items() if marked and family.marks_v}
     return {"": (tensors, metadata)}
+
+
+def to_folder(part: str, model: nn.Module) -> Tensors:
+    """A network as diffusers' folder has it, lazy; `part` is "unet", "vae", "text_encoder" or "text_encoder_2"."""
+    if part == "unet":
+        return renamed(model, names.unet(model.config))
+    return renamed(model, names.VAE if part == "vae" else names.TEXT_ENCODER)
+
+
+def to_single_file(checkpoint: Checkpoint) -> Tensors:
+    """All networks of a checkpoint as one file of the original layout has them, lazy."""
+    unet, vae = checkpoint.unet, checkpoint.vae
+    tensors = renamed(unet, names.original_unet(unet.config), names.UNET_PREFIX)
+    tensors |= renamed(vae, names.original_vae(len(vae.config.block_out_channels)), names.VAE_PREFIX)
+    known = families.get(checkpoint.family).text_encoders
+    for each, encoder in zip(known, checkpoint.text_encoders, strict=True):
+        tensors |= renamed(encoder, names.text_encoder(each), each.prefix)
+    return tensors
+
+
+def renamed(model: nn.Module, table: Names, prefix: str = "") -> Tensors:
+    """Parameters under a file's names and in its forms, kernels (O, I, kH, kW) as torch has them."""
+    found: dict[str, dict[int, mx.array]] = {}  # by the file's name, and by the part of its tensor
+    for name, value in plain_parameters(model).items():
+        place = table.write(name)
+        if value.ndim == 4:
+            value = value.transpose(0, 3, 1, 2)
+        elif place.form == KERNEL:
+            value = value.reshape(*value.shape, 1, 1)
+        elif place.form == TRANSPOSED:
+            value = value.T
+        index, _ = place.part or (0, 1)
+        found.setdefault(prefix + place.theirs, {})[index] = value
+    return {key: _joined([parts[i] for i in sorted(parts)]) for key, parts in found.items()}
+
+
+def _joined(parts: list[mx.array]) -> mx.array:
+    return mx.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _copied(checkpoint: Checkpoint, source: Path) -> dict[str, Any]:
@@ -121,8 +160,8 @@ def _composed(checkpoint: Checkpoint) -> dict[str, Any]:
     """The same for what came from a single file: CLIP's tokenizers, and configurations as diffusers writes them."""
     config = checkpoint.unet.config
     inpainting = config.in_channels == 2 * config.out_channels + 1
-    xl = checkpoint.family == "sdxl"
-    kind = "StableDiffusionXL" if xl else "LatentConsistencyModel" if config.time_cond_proj_dim else "StableDiffusion"
+    family = families.get(checkpoint.family)
+    kind = family.lcm_pipeline if config.time_cond_proj_dim else family.pipeline
     scheduler = _scheduler(checkpoint)
     index: dict[str, Any] = {"_class_name": f"{kind}{'Inpaint' * inpainting}Pipeline", **DIFFUSERS}
     texts: dict[str, Any] = {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
@@ -136,28 +175,27 @@ def _composed(checkpoint: Checkpoint) -> dict[str, Any]:
             values["model_type"] = "clip_text_model"
             index[part] = ["transformers", values["architectures"][0]]
         texts[f"{part}/config.json"] = values
-    for i, pad_token in enumerate(PAD_TOKENS[checkpoint.family]):
-        name = f"tokenizer{'_2' * i}"
+    for part, encoder in family.encoders.items():
+        name = part.replace("text_encoder", "tokenizer")
         index[name] = ["transformers", "CLIPTokenizer"]
         texts |= {f"{name}/{path.name}": path.read_bytes() for path in _files(CLIP_FOLDER)}
         texts[f"{name}/tokenizer_config.json"] = {
             "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>",
-            "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad_token,
+            "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": encoder.pad_token,
         }  # fmt: skip
-    if not xl:
-        index |= {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
+    index |= {name: [None, None] for name in family.empty_parts}
     return texts
 
 
 def _scheduler(checkpoint: Checkpoint) -> dict[str, Any]:
     """scheduler_config.json with what differs from a scheduler's own defaults."""
-    xl, lcm = checkpoint.family == "sdxl", checkpoint.unet.config.time_cond_proj_dim
-    kind = "EulerDiscreteScheduler" if xl else "LCMScheduler" if lcm else "DDIMScheduler"
+    family = families.get(checkpoint.family)
+    kind = family.lcm_scheduler if checkpoint.unet.config.time_cond_proj_dim else family.scheduler
     values = {key: value for key, value in dataclasses.asdict(checkpoint.scheduler).items() if value is not None}
     defaults = dataclasses.asdict(SchedulerConfig())
-    unknown = {"skip_prk_steps"} | ({"set_alpha_to_one"} if xl else set())
+    unknown = {"skip_prk_steps"} | (set() if kind in CLIPPING else {"set_alpha_to_one"})
     told = {k: v for k, v in values.items() if k == "prediction_type" or (v != defaults[k] and k not in unknown)}
-    return {"_class_name": kind, **told} | ({} if xl else {"clip_sample": False})
+    return {"_class_name": kind, **told} | ({"clip_sample": False} if kind in CLIPPING else {})
 
 
 def _cast(tensors: Tensors, dtype: mx.Dtype) -> Tensors:

@@ -8,24 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from .. import families
 from ..backend import cpu_threads, mx, nn
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
 from ..errors import ConfigError, UnsupportedCheckpointError, WeightsError
 from ..text.tokenizer import Tokenizer
-from ..text.tokenizer_files import EOS
 from ..unet import UNet
 from ..vae import Autoencoder
-from . import ldm
+from . import ldm, names
 from .checkpoint import Checkpoint, assemble, vae_dtype
 from .describe import Description, describe_open, read_original_config, take_averages
 from .hub import Progress
-from .mapping import NameMap
+from .name_table import TRANSPOSED, Names
 from .strict import Form, Source, add_source, give
 from .tensor_file import Scratch, StoredTensor, TensorFile, open_tensors
 
 NUMPY_TYPES = {mx.float32: np.float32, mx.float16: np.float16}
-PAD_TOKENS = {"sd1": (EOS,), "sd2": ("!",), "sdxl": (EOS, "!")}
 
 
 def load_single_file(
@@ -54,21 +53,21 @@ def load_single_file(
         vae = load.vae()
         text_encoders = [load.text_encoder(part) for part in load.text_parts]
         file.check_unchanged()
-    tokenizers = [Tokenizer.clip(pad_token) for pad_token in PAD_TOKENS[found.family]]
+    tokenizers = [Tokenizer.clip(encoder.pad_token) for encoder in load.family.text_encoders]
     for tokenizer, encoder in zip(tokenizers, text_encoders, strict=True):
         if encoder.config.vocab_size < tokenizer.vocab_size:
             raise ConfigError(
                 f"{path}: the text encoder knows {encoder.config.vocab_size} tokens, CLIP's vocabulary has "
                 f"{tokenizer.vocab_size}; a single file carries no other vocabulary."
             )
-    return assemble(repr(str(path)), found.family, unet, vae, text_encoders, tokenizers, load.scheduler())
+    zeros = load.family.zeros_for_empty_prompt
+    return assemble(repr(str(path)), found.family, unet, vae, text_encoders, tokenizers, load.scheduler(), zeros)
 
 
 def _refuse(path: Path, found: Description) -> None:
     if not found.family:
         raise UnsupportedCheckpointError(
-            f"{str(path)!r} holds {found.kind}; as a model, this engine loads whole checkpoints of Stable Diffusion "
-            f"1.x, 2.x and XL."
+            f"{str(path)!r} holds {found.kind}; as a model, this engine loads whole checkpoints of {families.IN_WORDS}."
         )
     if found.missing:
         raise WeightsError(
@@ -96,8 +95,9 @@ class _Loader:
         self.report = report
         self.prediction_type = prediction_type
         self.original = read_original_config(file.path)
-        self.sample_size = ldm.sample_size(found.family, prediction_type, found.size)
-        self.parts, unknown = ldm.split_by_part(file.tensors, found.family)
+        self.family = families.get(found.family)
+        self.sample_size = ldm.sample_size(self.family, prediction_type, found.size)
+        self.parts, unknown = names.split_by_part(file.tensors, self.family)
         if unknown:
             more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
             raise WeightsError(
@@ -108,33 +108,32 @@ class _Loader:
 
     def unet(self, keep_half: bool) -> UNet:
         """The U-Net, its sizes told from its tensors."""
-        shapes = self._shapes("unet")
-        layout = self._checked(ldm.unet_layout, shapes)
-        last = self._text_shapes(self.text_parts[-1])
-        pooled = last.get("text_projection.weight", (None,))[0]
-        values = self._checked(ldm.unet_config, shapes, self.found.family, self.original, self.sample_size, pooled)
-        names = ldm.unet_names(len(layout), len(layout[0]))
-        return self._load("unet", UNet, UNetConfig, values, self._sources("unet", names), self.dtype, keep_half)
+        found = self._shapes("unet")
+        table = names.original_unet_of(self._checked(names.unet_layout, found))
+        shapes = ldm.Shapes.read(found, table)
+        pooled = self._text_shapes(self.text_parts[-1]).found.get("text_projection.weight", (None,))[0]
+        values = self._checked(ldm.unet_config, shapes, self.family, self.original, self.sample_size, pooled)
+        return self._load("unet", UNet, UNetConfig, values, self._sources("unet", table), self.dtype, keep_half)
 
     def vae(self) -> Autoencoder:
         """The autoencoder."""
-        shapes = self._shapes("vae")
-        values = self._checked(ldm.vae_config, shapes, self.found.family, self.original, self.sample_size)
-        sources = self._sources("vae", ldm.vae_names(ldm.vae_levels(shapes)))
+        found = self._shapes("vae")
+        table = names.original_vae(names.vae_levels(found))
+        shapes = ldm.Shapes.read(found, table)
+        values = self._checked(ldm.vae_config, shapes, self.family, self.original, self.sample_size)
+        sources = self._sources("vae", table)
         config = AutoencoderConfig.from_dict(values, str(self.file.path))
-        dtype = vae_dtype(self.found.family, config, self.dtype)
+        dtype = vae_dtype(self.family.key, config, self.dtype)
         return self._load("vae", Autoencoder, AutoencoderConfig, values, sources, dtype)
 
     def text_encoder(self, part: str) -> CLIPTextModel:
         """One of the text encoders."""
-        values = self._checked(ldm.text_encoder_config, self._text_shapes(part), self._is_open_clip(part))
+        values = self._checked(ldm.text_encoder_config, self._text_shapes(part), self.family.encoders[part].kind)
         return self._load(part, CLIPTextModel, CLIPTextConfig, values, self.text_sources[part], self.dtype)
 
     def scheduler(self) -> SchedulerConfig:
         """The noise schedule of the family."""
-        values = ldm.scheduler_config(
-            self.found.family, self.prediction_type, self.found.zero_terminal_snr, self.original
-        )
+        values = ldm.scheduler_config(self.family, self.prediction_type, self.found.zero_terminal_snr, self.original)
         return SchedulerConfig.from_dict(values, str(self.file.path))
 
     def _load(
@@ -152,27 +151,28 @@ class _Loader:
         give(model, sources, f"{self.file.path} ({part})", dtype, self.check_values, cpu_threads(), keep_half)
         return model
 
-    def _is_open_clip(self, part: str) -> bool:
-        return self.found.family == "sd2" or part == "text_encoder_2"
-
     def _text_sources(self, part: str) -> dict[str, Source]:
-        return self._sources(part, ldm.OPEN_CLIP if self._is_open_clip(part) else ldm.HF_CLIP)
+        return self._sources(part, self._text_names(part))
 
-    def _text_shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        return {target: source.shape for target, source in self.text_sources[part].items()}
+    def _text_names(self, part: str) -> Names:
+        return names.text_encoder(self.family.encoders[part])
+
+    def _text_shapes(self, part: str) -> ldm.Shapes:
+        shapes = {target: source.shape for target, source in self.text_sources[part].items()}
+        return ldm.Shapes(shapes, self._text_names(part))
 
     def _shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         return {name: self.file.tensors[key].shape for name, key in self.parts[part].items()}
 
-    def _sources(self, part: str, names: NameMap) -> dict[str, Source]:
+    def _sources(self, part: str, table: Names) -> dict[str, Source]:
         """Parameter name -> its tensor, or its part of a fused one."""
         sources: dict[str, Source] = {}
         for name, key in self.parts[part].items():
-            for place in names.places(name):
+            for place in table.read(name):
                 stored = self.file.tensors[key]
                 if place.part is not None:
                     stored = self._checked(stored.rows, *place.part)
-                add_source(sources, place.target, source_of(self.file, stored, place.transposed))
+                add_source(sources, place.ours, source_of(self.file, stored, place.form == TRANSPOSED))
         return sources
 
     def _checked(self, function: Callable, *arguments: Any) -> Any:
@@ -183,7 +183,7 @@ class _Loader:
             raise type(error)(f"{self.file.path}: {error}") from None
 
 
-def source_of(file: TensorFile, stored: StoredTensor, transposed: bool) -> Source:
+def source_of(file: TensorFile, stored: StoredTensor, transposed: bool = False) -> Source:
     """A tensor of an open file as the source of a parameter."""
 
     def read(form: Form) -> mx.array:

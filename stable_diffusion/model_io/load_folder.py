@@ -9,16 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
+from ..families import FAMILIES
 from ..text.tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import Autoencoder
-from . import mapping
+from . import names
 from .checkpoint import Checkpoint, assemble, family_of, vae_dtype
 from .hub import Progress, weight_files
+from .name_table import Names
 from .native import QUANTIZATION, is_own_form, load_own_form
 from .strict import load_weights
 
@@ -50,7 +53,8 @@ OTHER_ARCHITECTURES = {
     "StableUnCLIP": "Stable unCLIP",
     "StableDiffusionImageVariation": "Stable Diffusion Image Variations",
 }
-PIPELINES = ("StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel", "AltDiffusion")
+# Beginnings of those that are built here; what else is different about the last, its parts say.
+PIPELINES = (*{each.pipeline for each in FAMILIES.values()}, "LatentConsistencyModel", "AltDiffusion")
 
 
 def load_folder(
@@ -67,18 +71,18 @@ def load_folder(
     """
     report = progress or (lambda message, fraction: None)
     index = read_index(folder)
-    names = ["text_encoder", "text_encoder_2"] if _has(index, "text_encoder_2") else ["text_encoder"]
-    tokenizer_names = [name.replace("text_encoder", "tokenizer") for name in names]
+    parts = ["text_encoder", "text_encoder_2"] if _has(index, "text_encoder_2") else ["text_encoder"]
+    tokenizer_names = [part.replace("text_encoder", "tokenizer") for part in parts]
     load = _Loader(folder, dtype, check_values, report)
-    unet = load("unet", UNetConfig, UNet, mapping.UNET, keep_half=half_unet)
-    family = family_of(unet.config, len(names))
+    unet = load("unet", UNetConfig, UNet, names.UNET, keep_half=half_unet)
+    family = family_of(unet.config, len(parts))
     vae_config = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"), f"{folder}/vae/config.json")
-    vae = load("vae", AutoencoderConfig, Autoencoder, mapping.VAE, vae_dtype(family, vae_config, dtype))
-    text_encoders = [load(name, CLIPTextConfig, CLIPTextModel, mapping.TEXT_ENCODER) for name in names]
+    vae = load("vae", AutoencoderConfig, Autoencoder, names.VAE, vae_dtype(family, vae_config, dtype))
+    text_encoders = [load(part, CLIPTextConfig, CLIPTextModel, names.TEXT_ENCODER) for part in parts]
     tokenizers = [Tokenizer.from_files(folder / name) for name in tokenizer_names]
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = SchedulerConfig.from_dict(read_json(scheduler_file), str(scheduler_file))
-    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    zeros = bool(index.get("force_zeros_for_empty_prompt", families.get(family).zeros_for_empty_prompt))
     checkpoint = assemble(repr(str(folder)), family, unet, vae, text_encoders, tokenizers, scheduler, zeros)
     return dataclasses.replace(checkpoint, again=load.again)
 
@@ -100,9 +104,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     foreign = max((name for name in OTHER_ARCHITECTURES if pipeline.startswith(name)), key=len, default=None)
     if foreign or not pipeline.startswith(PIPELINES):
         kind = f"{OTHER_ARCHITECTURES[foreign]} ({pipeline})" if foreign else pipeline
-        raise UnsupportedCheckpointError(
-            f"{str(folder)!r} holds {kind}; this engine loads Stable Diffusion 1.x, 2.x and XL."
-        )
+        raise UnsupportedCheckpointError(f"{str(folder)!r} holds {kind}; this engine loads {families.IN_WORDS}.")
     if not _has(index, "text_encoder"):
         raise UnsupportedCheckpointError(
             f"{str(folder)!r} has no text_encoder; SDXL's refiner and other second stages are not supported."
@@ -156,7 +158,7 @@ class _Loader:
         name: str,
         config_type: type[Config],
         module: Callable,
-        names: mapping.NameMap,
+        table: Names,
         dtype: mx.Dtype | None = None,
         keep_half: bool = False,
     ) -> Any:
@@ -181,8 +183,8 @@ class _Loader:
             load_own_form(model, files[0], dtype, quantisation, self.check_values, keep_half)
             self.again[name] = partial(load_own_form, model, files[0], dtype, keep_half=keep_half)
         else:
-            load_weights(model, files, names, dtype, self.check_values, keep_half)
-            self.again[name] = partial(load_weights, model, files, names, dtype, keep_half=keep_half)
+            load_weights(model, files, table, dtype, self.check_values, keep_half)
+            self.again[name] = partial(load_weights, model, files, table, dtype, keep_half=keep_half)
         return model
 
 

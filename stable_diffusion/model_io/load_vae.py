@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,20 @@ from typing import Any
 from ..backend import mx
 from ..config import AutoencoderConfig, AutoencoderTinyConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
+from ..families import FAMILIES
 from ..vae import Autoencoder
 from ..vae_tiny import TinyAutoencoder
-from . import hub, ldm, mapping
+from . import hub, ldm, names
 from .checkpoint import vae_dtype
-from .describe import VAE
 from .load_file import source_of
 from .load_folder import read_json
-from .mapping import NameMap
 from .strict import Source, add_source, give, load_weights
 from .tensor_file import TensorFile, open_tensors
 
-# What else lies in an autoencoder's file: losses, averages.
-IGNORED = r"^(loss|model_ema|discriminator|epoch|global_step|optimizer|lr_schedulers|callbacks)(\.|$)"
-# TAESD for the latents of SD 1.x and 2.x, and of SDXL, known by their scaling factor and channels.
-TINY = {(0.18215, 4): "madebyollin/taesd", (0.13025, 4): "madebyollin/taesdxl"}
-PREFIXES = (VAE, "vae.", "")
+# TAESD for the families' latents, which are known by their scaling factor and channels.
+TINY = {
+    (family.scaling_factor, family.latent_channels): family.tiny_vae for family in FAMILIES.values() if family.tiny_vae
+}
 
 
 def load_vae(
@@ -74,18 +71,18 @@ def _component(folder: Path) -> Path:
 
 
 def _load_folder(folder: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> Autoencoder | TinyAutoencoder:
-    names = sorted(path.name for path in folder.iterdir())
-    weights = hub.weight_files(names, float16=dtype == mx.float16)
+    present = sorted(path.name for path in folder.iterdir())
+    weights = hub.weight_files(present, float16=dtype == mx.float16)
     files = [folder / name for name in weights if name.endswith(".safetensors")]
     if not files:
-        raise WeightsError(f"{folder} holds no safetensors weights; it holds {', '.join(names)}.")
+        raise WeightsError(f"{folder} holds no safetensors weights; it holds {', '.join(present)}.")
     config = _config(folder / "config.json", own)
     if isinstance(config, AutoencoderTinyConfig):
         tiny = TinyAutoencoder(config)
-        load_weights(tiny, files, NameMap(()), dtype)
+        load_weights(tiny, files, names.SAME, dtype)
         return tiny
     model = Autoencoder(config)
-    load_weights(model, files, mapping.VAE, vae_dtype(family, config, dtype))
+    load_weights(model, files, names.VAE, vae_dtype(family, config, dtype))
     return model
 
 
@@ -115,7 +112,8 @@ def _load_file(path: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype)
     with open_tensors(path) as file:
         keys = _own_keys(file)
         sources = _sources(file, keys)
-        config = _told_by_shapes({target: source.shape for target, source in sources.items()}, own, path)
+        shapes = ldm.Shapes({target: source.shape for target, source in sources.items()}, names.SAME)
+        config = _told_by_shapes(shapes, own, path)
         model = Autoencoder(config)
         give(model, sources, str(path), vae_dtype(family, config, dtype))
         file.check_unchanged()
@@ -124,47 +122,34 @@ def _load_file(path: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype)
 
 def _own_keys(file: TensorFile) -> dict[str, str]:
     """The autoencoder's keys without their prefix -> the file's keys."""
-    for prefix in PREFIXES:
-        keys = {key.removeprefix(prefix): key for key in file.tensors if key.startswith(prefix)}
-        if "decoder.conv_in.weight" in keys:
-            return {name: key for name, key in keys.items() if not re.search(IGNORED, name)}
-    raise UnsupportedCheckpointError(f"{file.path} holds no VAE: it has no tensor decoder.conv_in.weight.")
+    keys = names.vae_keys(file.tensors)
+    if not keys:
+        raise UnsupportedCheckpointError(f"{file.path} holds no VAE: it has no tensor decoder.conv_in.weight.")
+    return keys
 
 
 def _sources(file: TensorFile, keys: Mapping[str, str]) -> dict[str, Source]:
-    names: NameMap = mapping.VAE
-    if "encoder.down.0.block.0.conv1.weight" in keys:
-        names = ldm.vae_names(ldm.vae_levels({name: file.tensors[key].shape for name, key in keys.items()}))
+    levels = names.vae_levels(keys)
+    table = names.original_vae(levels) if levels else names.VAE
     sources: dict[str, Source] = {}
     for name, key in keys.items():
-        for place in names.places(name):
-            add_source(sources, place.target, source_of(file, file.tensors[key], place.transposed))
+        for place in table.read(name):
+            add_source(sources, place.ours, source_of(file, file.tensors[key]))
     return sources
 
 
-def _told_by_shapes(shapes: Mapping[str, tuple[int, ...]], own: AutoencoderConfig, path: Path) -> AutoencoderConfig:
+def _told_by_shapes(shapes: ldm.Shapes, own: AutoencoderConfig, path: Path) -> AutoencoderConfig:
     """The checkpoint's own configuration, with the sizes of this file's tensors."""
-    channels: list[int] = []
-    layers = 0
-    while (key := f"encoder.down_blocks.{len(channels)}.resnets.0.conv1.weight") in shapes:
-        channels.append(shapes[key][0])
-    while f"encoder.down_blocks.0.resnets.{layers}.conv1.weight" in shapes:
-        layers += 1
-    if not channels or len(shapes["decoder.conv_in.weight"]) != 4:
+    whole = "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes
+    if not whole or len(shapes.found["decoder.conv_in.weight"]) != 4:
         raise UnsupportedCheckpointError(f"{path} holds no whole VAE: its encoder is missing, or damaged.")
-    told: dict[str, Any] = {
-        "block_out_channels": tuple(channels),
-        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
-        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
-        "layers_per_block": layers,
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
-        "use_quant_conv": "quant_conv.weight" in shapes,
-        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
-        "mid_block_add_attention": "encoder.mid_block.attentions.0.group_norm.weight" in shapes,
-    }
     try:
+        sizes = ldm.vae_sizes(shapes)
+        told: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()}
         config = dataclasses.replace(own, **told)
         config.check()
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except (WeightsError, UnsupportedCheckpointError) as error:
+        raise type(error)(f"{path}: {error}") from None
     return config

@@ -114,6 +114,16 @@ def dequantised(layer: nn.Module) -> mx.array:
     return mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
 
 
+def plain_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """A network's parameters by name, with quantised ones unpacked."""
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    for path, layer in _layers(model).items():
+        if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            parameters[f"{path}.weight"] = dequantised(layer)
+            del parameters[f"{path}.scales"], parameters[f"{path}.biases"]
+    return parameters
+
+
 def _turn_over(model: nn.Module, path: str, quantisation: Quantisation) -> nn.Module:
     *above, name = path.split(".")
     parent: Any = model

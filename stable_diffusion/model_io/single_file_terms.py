@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from .. import families
 from ..backend import mx
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from ..errors import ConfigError, InputError, UnsupportedCheckpointError, WeightsError
-from . import describe, ldm
+from . import ldm, names
 from .checkpoint import Checkpoint
-from .outward import plain_parameters
+from .describe import OriginalConfig
+from .quantised import plain_parameters
 
 # What changes no result at inference, or follows from the rest.
 UNET_FREE = ("sample_size", "upcast_attention", "attention_head_dim", "num_attention_heads", "time_embedding_dim",
@@ -23,25 +25,29 @@ SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "t
 
 def check_terms(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> None:
     """Raise `InputError` where a loader would tell another configuration from the tensors than the checkpoint's."""
-    family, no_file = checkpoint.family, describe.OriginalConfig()
-    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    family, no_file = families.get(checkpoint.family), OriginalConfig()
+    given = {key: tuple(value.shape) for key, value in tensors.items()}
     unet, vae = (
-        {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-        for prefix in (describe.UNET, describe.VAE)
+        {key.removeprefix(prefix): shape for key, shape in given.items() if key.startswith(prefix)}
+        for prefix in (names.UNET_PREFIX, names.VAE_PREFIX)
     )
     prediction = checkpoint.scheduler.prediction_type
+    pooled = checkpoint.text_encoders[-1].config.projection_dim
     try:
-        told_unet = ldm.unet_config(unet, family, no_file, 64, checkpoint.text_encoders[-1].config.projection_dim)
-        told_vae = ldm.vae_config(vae, family, no_file, 64)
+        unet_shapes = ldm.Shapes.read(unet, names.original_unet_of(names.unet_layout(unet)))
+        vae_shapes = ldm.Shapes.read(vae, names.original_vae(names.vae_levels(vae)))
+        told_unet = ldm.unet_config(unet_shapes, family, no_file, 64, pooled)
+        told_vae = ldm.vae_config(vae_shapes, family, no_file, 64)
         told_schedule = ldm.scheduler_config(family, prediction, checkpoint.scheduler.rescale_betas_zero_snr, no_file)
         pairs = [
             ("U-Net", _unet(checkpoint.unet.config), _unet(UNetConfig.from_dict(told_unet))),
             ("VAE", _less(checkpoint.vae.config, VAE_FREE), _less(AutoencoderConfig.from_dict(told_vae), VAE_FREE)),
             ("schedule", _schedule(checkpoint.scheduler), _schedule(SchedulerConfig.from_dict(told_schedule))),
         ]
-        for i, encoder in enumerate(checkpoint.text_encoders):
+        for known, encoder in zip(family.text_encoders, checkpoint.text_encoders, strict=True):
             own = {name: tuple(value.shape) for name, value in plain_parameters(encoder).items()}
-            told_text = CLIPTextConfig.from_dict(ldm.text_encoder_config(own, family == "sd2" or i == 1))
+            shapes = ldm.Shapes(own, names.SAME)
+            told_text = CLIPTextConfig.from_dict(ldm.text_encoder_config(shapes, known.kind))
             pairs.append(("text encoder", _less(encoder.config, TEXT_FREE), _less(told_text, TEXT_FREE)))
     except (ConfigError, UnsupportedCheckpointError, WeightsError) as error:
         raise InputError(f"This checkpoint has no place in a single file; name a folder. {error}") from None

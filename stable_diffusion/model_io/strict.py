@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..backend import mx, nn
 from ..errors import WeightsError
-from .mapping import NameMap
+from .name_table import Names
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -43,7 +43,7 @@ class Source:
 def load_weights(
     model: nn.Module,
     files: Sequence[Path],
-    names: NameMap,
+    names: Names,
     dtype: mx.Dtype,
     check_values: bool = False,
     keep_half: bool = False,
@@ -99,17 +99,16 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         ) from None
 
 
-def _sources(files: Sequence[Path], names: NameMap) -> dict[str, Source]:
+def _sources(files: Sequence[Path], names: Names) -> dict[str, Source]:
     """Parameter name -> the tensor that a file holds for it."""
     sources: dict[str, Source] = {}
     for path in files:
         header = read_header(path)
         tensors = _load(path)
         for key, (shape, dtype) in header.items():
-            target = names.target(key)
-            if target is not None:
+            for place in names.read(key):
                 read = functools.partial(_formed, tensors[key])
-                add_source(sources, target, Source(f"{path}: {key}", key, shape, dtype, read))
+                add_source(sources, place.ours, Source(f"{path}: {key}", key, shape, dtype, read))
     return sources
 
 

@@ -260,11 +260,7 @@ class Gallery:
                     if not item.is_file(follow_symlinks=False):
                         continue
                     stat = item.stat(follow_symlinks=False)
-                    if (
-                        item.name.lower().endswith(WRITTEN_SUFFIXES)
-                        and not item.name.startswith(".")
-                        and _is_utf8(item.name)
-                    ):
+                    if _is_picture(item.name):
                         found[f"{folder}/{item.name}"] = (stat.st_size, stat.st_mtime_ns)
                     elif atomic.TEMPORARY.fullmatch(item.name) and time.time() - stat.st_mtime > STALE_PART:
                         os.unlink(item.path)
@@ -375,6 +371,10 @@ def _stamp(file: Path) -> str:
     except OSError:
         return ""
     return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(WRITTEN_SUFFIXES) and not name.startswith(".") and _is_utf8(name)
 
 
 def _is_utf8(name: str) -> bool:

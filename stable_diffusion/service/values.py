@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .. import catalogue
+from .. import catalogue, families
 from ..checks import Choice, Flag, Number, Text, Whole
 from ..request import DEFAULTS, SETTINGS
 from ..sampler import SAMPLERS, key_of
@@ -13,7 +13,6 @@ from .preview import KINDS
 
 AUTOMATIC = "automatic"  # the schedule that the checkpoint asks for
 MAX_TEXT = 20_000  # characters of a prompt; far more than any encoder reads
-USUAL_SIDES = {"sdxl": 1024}  # pixels, where the catalogue names none; elsewhere 512
 RATIOS = {"1:1": (1, 1), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9)}
 EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such postcards
     catalogue.DEFAULT: (
@@ -107,7 +106,7 @@ def examples(model: catalogue.Model) -> tuple[str, ...]:
 
 def usual_size(model: catalogue.Model) -> tuple[int, int]:
     """The width and height in pixels that a model paints best."""
-    side = USUAL_SIDES.get(model.family, 512)
+    side = families.get(model.family).side
     return model.defaults.width or side, model.defaults.height or side
 
 

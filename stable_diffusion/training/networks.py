@@ -15,9 +15,9 @@ from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from ..errors import CheckpointNotFoundError
 from ..layers import Conv2d, ResnetBlock
-from ..model_io import mapping
+from ..model_io import names
+from ..model_io.export import to_folder
 from ..model_io.load_folder import read_json
-from ..model_io.outward import to_folder
 from ..model_io.strict import load_weights
 from ..unet import Transformer2D, UNet
 from ..vae import Autoencoder
@@ -87,7 +87,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
             f"There is no autoencoder at {str(folder)!r}: train one first (train vae), or choose one with --vae."
         )
     model = Autoencoder(AutoencoderConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json")))
-    load_weights(model, [file], mapping.VAE, mx.float32)
+    load_weights(model, [file], names.VAE, mx.float32)
     return model
 
 

@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten  # noqa: E402
 
 from stable_diffusion import ops  # noqa: E402
 from stable_diffusion.backend import mx, nn  # noqa: E402
-from stable_diffusion.model_io import mapping  # noqa: E402
+from stable_diffusion.model_io import names  # noqa: E402
+from stable_diffusion.model_io.name_table import Names  # noqa: E402
 from stable_diffusion.training.optimisation import State  # noqa: E402
 from stable_diffusion.training.recipe import Recipe  # noqa: E402
 
@@ -31,21 +32,21 @@ def to_torch(x: np.ndarray) -> torch.Tensor:
     return pipelines.channels_first(x) if x.ndim == 4 else torch.from_numpy(x)
 
 
-def compare(gradients: dict, reference: torch.nn.Module, names: mapping.NameMap) -> None:
+def compare(gradients: dict, reference: torch.nn.Module, table: Names) -> None:
     """Each parameter's gradient beside the reference's of the same name."""
     ours_by_name = dict(tree_flatten(gradients))
     seen = set()
     for key, parameter in reference.named_parameters():
-        (place,) = names.places(key)
+        (place,) = table.read(key)
         expected = parameter.grad.numpy()
-        found = np.array(ours_by_name[place.target])
+        found = np.array(ours_by_name[place.ours])
         if found.ndim == 4:
             found = found.transpose(0, 3, 1, 2)
         scale = np.abs(expected).max()
         # Keys' biases have no gradient, but for rounding: softmax takes no notice of what is added to all scores.
-        tolerance = 1e-6 if place.target.endswith(("to_k.bias", "k_proj.bias")) else GRADIENT * scale
+        tolerance = 1e-6 if place.ours.endswith(("to_k.bias", "k_proj.bias")) else GRADIENT * scale
         assert np.abs(found.reshape(expected.shape) - expected).max() <= tolerance, key
-        seen.add(place.target)
+        seen.add(place.ours)
     assert seen == set(ours_by_name)
 
 
@@ -64,7 +65,7 @@ def test_the_unets_gradients(tmp_path):
         )()
         mx.eval(loss, gradients)
     assert float(loss.item()) == pytest.approx(expected.item(), rel=1e-5)
-    compare(gradients, reference, mapping.UNET)
+    compare(gradients, reference, names.UNET)
 
 
 def test_the_autoencoders_gradients(tmp_path):
@@ -88,7 +89,7 @@ def test_the_autoencoders_gradients(tmp_path):
         loss, gradients = nn.value_and_grad(model, loss_of)()
         mx.eval(loss, gradients)
     assert float(loss.item()) == pytest.approx(expected.item(), rel=1e-5)
-    compare(gradients, reference, mapping.VAE)
+    compare(gradients, reference, names.VAE)
 
 
 def test_the_text_encoders_gradients(tmp_path):
@@ -103,7 +104,7 @@ def test_the_text_encoders_gradients(tmp_path):
         )()
         mx.eval(loss, gradients)
     assert float(loss.item()) == pytest.approx(expected.item(), rel=1e-5)
-    compare(gradients, reference, mapping.TEXT_ENCODER)
+    compare(gradients, reference, names.TEXT_ENCODER)
 
 
 def test_steps_of_adamw():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures import arrays
-from stable_diffusion.pictures.formats import BY_KEY
+from stable_diffusion.pictures.formats import format_of
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.request import Request
 from stable_diffusion.service import values
@@ -200,7 +200,7 @@ def _download(job: Job, picture: Picture) -> None:
             "Download",
             data=lambda: _bytes(picture),
             file_name=name,
-            mime=BY_KEY[job.request.file_format].mime,
+            mime=form.mime if (form := format_of(name)) else None,
             on_click="ignore",
             icon=":material/download:",
         )

@@ -2,11 +2,10 @@
 
 import streamlit as st
 
-from stable_diffusion import catalogue
+from stable_diffusion import catalogue, families
 from stable_diffusion.service.downloads import hub_page
 from stable_diffusion.webui.components import session
 
-FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 REFRESH = 0.5  # seconds
 
 
@@ -25,7 +24,7 @@ def draw() -> None:
     model = listed[st.session_state["model"]]
     v_prediction = "v prediction" if model.prediction_type == "v_prediction" else ""
     size = size_in_words(model.size_bytes)
-    parts = [FAMILIES.get(model.family), v_prediction, model.precision, model.licence, size]
+    parts = [families.get(model.family).long_title, v_prediction, model.precision, model.licence, size]
     st.caption(session.plain(" · ".join(part for part in parts if part)))
     if model.problem:
         st.warning(session.plain(model.problem), icon=":material/warning:")
