@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import mlx.optimizers as optim
 import numpy as np
 
+from .. import backend
 from ..backend import mx, nn
 from ..errors import InputError
 from .postcards.painter import COLOURS, PLACES, SKIES, THINGS, TIMES, Postcard, paint, random_postcard
@@ -89,6 +90,7 @@ def train(
     report: Callable[[int, float], None] | None = None,
 ) -> Classifier:
     """A classifier made from nothing: AdamW with warm-up and a cosine, the sum of the attributes' cross-entropies."""
+    backend.prepare()
     mx.random.seed(seed)
     rng = np.random.default_rng((seed, 1))
     model = Classifier()

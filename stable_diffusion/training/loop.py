@@ -105,6 +105,7 @@ def train(
     The state is saved now and then and at the end; sample sheets and exports are made with the averaged weights.
     Raises `CheckpointError` for a state of another network, and OSError.
     """
+    backend.prepare()
     group = mx.distributed.init()
     first = group.rank() == 0
     folder.mkdir(parents=True, exist_ok=True)
