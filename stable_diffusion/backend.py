@@ -1,7 +1,8 @@
 """What this machine is: its device, the arithmetic that suits it, a fast BLAS where MLX comes without, memory limits.
 
-Everything else takes MLX from here (`from .backend import mx, nn`), so that a missing backend is explained. Importing
-this module changes nothing in the process. `prepare` does, when the first model is loaded or trained:
+Everything else takes MLX from here (`from .backend import mx, nn`), so that a faulty installation is explained
+(`BackendError`). Importing this module changes nothing in the process. `prepare` does, when the first model is loaded
+or trained:
 
 - On a Linux CPU the MLX wheel brings the reference BLAS, 40 to 70 times slower than a tuned one; so MLX's matrix
   products are pointed at scipy-openblas32 or mkl (both on PyPI), whichever is installed. STABLE_DIFFUSION_BLAS chooses:
@@ -30,11 +31,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import mlx.core as mx
-import mlx.nn as nn
-
-from . import __version__, relink
+from . import __version__, mlx_packages, relink
 from .errors import InputError
+
+try:
+    import mlx.core as mx
+    import mlx.nn as nn
+except ImportError as error:
+    raise mlx_packages.import_failed(error) from error
+mlx_packages.check_single()
 
 __all__ = [
     "BLAS_VARIABLE",
