@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 
 from .. import catalogue
 from ..errors import DownloadError, StableDiffusionError
@@ -12,7 +12,7 @@ from .jobs import Report
 log = logging.getLogger(__name__)
 
 
-class DownloadState(str, Enum):
+class DownloadState(StrEnum):
     """Where a download is in its life."""
 
     RUNNING = "running"

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Cancelled(Exception):
     """Raised in the worker's thread where a cancelled job stops."""
 
 
-class State(str, Enum):
+class State(StrEnum):
     """Where a job is in its life; the values are words that a page can show."""
 
     QUEUED = "queued"
