@@ -1,12 +1,11 @@
-"""Streamlit's entry script: imported once for `app`, the server, and then run at every click to draw the page."""
+"""The page for `streamlit run app.py`; `stable-diffusion page` runs the same from the package, webui/entry.py."""
 
+import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-if get_script_run_ctx() is None:
-    from stable_diffusion.webui.main import server
+from stable_diffusion.webui import main
 
-    app = server(__file__)
+if get_script_run_ctx(suppress_warning=True) is None:
+    app = st.App(__file__, middleware=main.middleware())
 else:
-    from stable_diffusion.webui.main import draw
-
-    draw()
+    main.draw()

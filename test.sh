@@ -5,26 +5,29 @@ ROOT=$(cd "$(dirname "$0")" && pwd) || exit 1
 
 usage() {
     cat <<'TEXT'
-Usage: ./test.sh [--all] [OPTIONS OF pytest]
+Usage: ./test.sh [--all] [--newest] [OPTIONS OF pytest]
   ./test.sh                        lint, format, types, and all tests that need neither torch nor a browser
   ./test.sh --all                  the live comparison with torch and diffusers, and the browser tests, too
+  ./test.sh --newest               with the newest packages that the requirements allow, not with those of locks/
   ./test.sh -k sampler -x          anything else is for pytest: here, stop at the first failure of the tests named sampler
 
 Environment: PYTHON, VENV and MLX_BACKEND as in ./webui.sh --help; JOBS=N for the number of test processes (default: 2).
 TEXT
 }
 
-all=no
-case ${1:-} in
--h | --help)
-    usage
-    exit 0
-    ;;
---all)
-    all=yes
+all=no NEWEST=no
+while :; do
+    case ${1:-} in
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    --all) all=yes ;;
+    --newest) NEWEST=yes ;;
+    *) break ;;
+    esac
     shift
-    ;;
-esac
+done
 
 # shellcheck source=scripts/environment.sh
 . "$ROOT/scripts/environment.sh"
@@ -56,9 +59,9 @@ get_browser() {
 }
 
 prepare
-install tests "$ROOT/requirements-dev.txt"
+install tests test "$ROOT/requirements-dev.txt"
 if [ $all = yes ]; then
-    install comparison "$ROOT/requirements-parity.txt"
+    install comparison test "$ROOT/requirements-parity.txt"
     get_browser
 fi
 

@@ -1,4 +1,4 @@
-"""Fit the linear map latents -> RGB that previews use (`RGB_FACTORS` in models.py), by least squares.
+"""Fit the linear map latents -> RGB that previews use (`RGB_FACTORS` in families.py), by least squares.
 
     python benchmarks/fit_latent_rgb.py [--model postcards-tiny] [--pictures 192]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import mlx.optimizers as optim
 import numpy as np
 
+from stable_diffusion import backend
 from stable_diffusion.backend import mx, nn
 from stable_diffusion.errors import InputError
 from stable_diffusion.training.postcards.painter import (
@@ -101,6 +102,7 @@ def train(
     report: Callable[[int, float], None] | None = None,
 ) -> Classifier:
     """Train a classifier from scratch: AdamW, warm-up, cosine decay; the loss sums the attributes' cross-entropies."""
+    backend.prepare()
     mx.random.seed(seed)
     rng = np.random.default_rng((seed, 1))
     model = Classifier()

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by webui.sh and test.sh: a virtual environment with what this machine needs. Plain bash 3.2, as macOS has it.
 
 VENV=${VENV:-$ROOT/.venv}
@@ -14,20 +15,20 @@ fail() {
 
 # A name on the PATH is not enough: version managers leave names behind that only print an error.
 is_usable_python() {
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
-        is_usable_python "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.10 or newer. Give the path of one, or leave PYTHON unset."
+        is_usable_python "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.11 or newer. Give the path of one, or leave PYTHON unset."
         return
     fi
-    for PYTHON in python3.13 python3.12 python3.11 python3.10 python3 python; do
+    for PYTHON in python3.13 python3.12 python3.11 python3 python; do
         is_usable_python "$PYTHON" && return
     done
-    fail "No Python 3.10 or newer was found. Get one, then run this again:
+    fail "No Python 3.11 or newer was found. Get one, then run this again:
     macOS:           brew install python@3.13      (or the installer from python.org)
-    Debian, Ubuntu:  sudo apt install python3 python3-venv
+    Debian, Ubuntu:  sudo apt install python3 python3-venv      (Debian 12, Ubuntu 24.04 or newer)
     Fedora:          sudo dnf install python3
 If it is there under another name, say so: PYTHON=/path/to/python3 $0"
 }
@@ -92,12 +93,13 @@ make_venv() {
     touch "$VENV/.made"
 }
 
-# install WHAT FILE...: pip installs the requirement files into the environment, unless exactly that was done before.
+# install WHAT LOCK FILE...: pip installs the requirement files into the environment, in the versions of locks/LOCK.txt, or
+# with NEWEST=yes in the newest that the files allow; nothing, where exactly that was done before.
 install() {
-    local what=$1 stamp="$VENV/.installed-$1" wanted
-    shift
-    wanted="$BACKEND $("$VENV/bin/python" --version 2>&1) $(cat "$@")"
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    local what=$1 lock="$ROOT/locks/$2.txt" stamp="$VENV/.installed-$1" wanted
+    shift 2
+    wanted="$BACKEND $("$VENV/bin/python" --version 2>&1) $(cat "$lock" "$@")"
+    if [ "$NEWEST" = no ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         return
     fi
     rm -f "$stamp"
@@ -112,10 +114,16 @@ install() {
         esac
         echo >>"$list"
     done
-    "$VENV/bin/python" -m pip --disable-pip-version-check --no-input install --upgrade-strategy only-if-needed \
-        -r "$list" 2>&1 </dev/null | tee "$LOG" | sed -n 's/^ *Downloading \([A-Za-z0-9_.]*\)-[^ ]* \((.*)\).*/  \1 \2/p' >&2
+    # As constraints: with -r it would install all that is locked for other machines and for torch on a GPU.
+    case $NEWEST in
+    yes) set -- --upgrade --upgrade-strategy eager ;;
+    *) set -- --upgrade-strategy only-if-needed -c "$lock" ;;
+    esac
+    "$VENV/bin/python" -m pip --disable-pip-version-check --no-input install "$@" -r "$list" 2>&1 </dev/null |
+        tee "$LOG" | sed -n 's/^ *Downloading \([A-Za-z0-9_.]*\)-[^ ]* \((.*)\).*/  \1 \2/p' >&2
     [ "${PIPESTATUS[0]}" -eq 0 ] || explain_pip
-    printf '%s' "$wanted" >"$stamp"
+    # The next start without --newest goes back to the lock.
+    [ "$NEWEST" = yes ] || printf '%s' "$wanted" >"$stamp"
 }
 
 # The packages mlx-cpu, mlx-cuda-12 and mlx-cuda-13 write the same files: one of them may stay.
@@ -148,5 +156,7 @@ prepare() {
     make_venv
     PYTHON=$VENV/bin/python
     choose_backend
-    install runtime "$ROOT/requirements.txt"
+    local lock=$BACKEND
+    [ "$lock" = metal ] && lock=cpu # the locks hold a Mac's packages each
+    install runtime "$lock" "$ROOT/requirements.txt"
 }

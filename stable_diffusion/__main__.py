@@ -1,4 +1,4 @@
-"""The command line: `python -m stable_diffusion txt2img "a red house on green hills at sunset"`.
+"""The command line: `stable-diffusion txt2img "a red house on green hills at sunset"`, or `python -m stable_diffusion`.
 
 Whatever is slow to import (MLX, the engine, tqdm) is imported once the arguments have been checked.
 """
@@ -14,29 +14,33 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .commands import again, blend, checkpoints, inpaint, paint, pictures, train
+from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, train
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
+# As it was started, which is how the help has it.
+PROGRAM = "stable-diffusion" if Path(sys.argv[0]).stem == "stable-diffusion" else "python -m stable_diffusion"
 DESCRIPTION = """\
 Stable Diffusion for MLX: turns a sentence into a picture, or a picture and a sentence into another picture.
 
 examples:
-  python -m stable_diffusion txt2img "a red house on green hills at sunset, with clouds"
-  python -m stable_diffusion txt2img "a lighthouse by the sea" --n-images 4 --seed 7 --output lighthouse.png
-  python -m stable_diffusion img2img photo.jpg "a windmill in the desert" --strength 0.6
-  python -m stable_diffusion inpaint photo.jpg mask.png "a red balloon"
-  python -m stable_diffusion outpaint photo.jpg "green hills at sunset" --left 64 --right 64
-  python -m stable_diffusion txt2img "a fox, watercolour" --model stable-diffusion-v1-5/stable-diffusion-v1-5
-  python -m stable_diffusion blend "a red house by day" "a sailboat at night" --frames 8 --output blend.gif
-  python -m stable_diffusion models
-  python -m stable_diffusion convert model.safetensors model-4-bit --bits 4
-  python -m stable_diffusion info lighthouse-1.png
-  python -m stable_diffusion again lighthouse-1.png
+  {program} txt2img "a red house on green hills at sunset, with clouds"
+  {program} txt2img "a lighthouse by the sea" --n-images 4 --seed 7 --output lighthouse.png
+  {program} img2img photo.jpg "a windmill in the desert" --strength 0.6
+  {program} inpaint photo.jpg mask.png "a red balloon"
+  {program} outpaint photo.jpg "green hills at sunset" --left 64 --right 64
+  {program} txt2img "a fox, watercolour" --model stable-diffusion-v1-5/stable-diffusion-v1-5
+  {program} blend "a red house by day" "a sailboat at night" --frames 8 --output blend.gif
+  {program} models
+  {program} convert model.safetensors model-4-bit --bits 4
+  {program} info lighthouse-1.png
+  {program} again lighthouse-1.png
+  {program} page
 
 `COMMAND --help` tells what a command can do.
 """
@@ -55,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a prompt must not fail for the terminal's encoding
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, others = parser.parse_known_args(argv)
+    if others and not args.takes_others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    args.others = others
     if args.command is None:
         parser.print_help(sys.stderr)
         return USAGE
@@ -85,17 +92,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        "python -m stable_diffusion",
+        PROGRAM,
         None,
-        DESCRIPTION,
+        DESCRIPTION.format(program=PROGRAM),
         EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
-    parser.set_defaults(debug=False)
+    parser.set_defaults(debug=False, takes_others=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, inpaint, blend, again, checkpoints, pictures, train):
+    for group in (paint, inpaint, blend, again, checkpoints, pictures, train, page):
         group.add_to(commands)
     return parser
 

@@ -1,11 +1,15 @@
 """What this machine is: its device, the arithmetic that suits it, a fast BLAS where MLX comes without, memory limits.
 
-Network files take MLX from here (`from .backend import mx, nn`), so that the machine is prepared before the first
-array is computed. macOS (Accelerate) and machines with a GPU need no help. On a Linux CPU the MLX wheel brings the
-reference BLAS, 40 to 70 times slower than a tuned one; so its matrix products are pointed at scipy-openblas32 or mkl
-(both on PyPI), whichever is installed. STABLE_DIFFUSION_BLAS chooses: `auto` (the default), `openblas`, `mkl` or
-`none`. If anything is not as expected MLX stays as it is, and one warning says why and what to do. The C library keeps
-the memory that MLX frees; STABLE_DIFFUSION_MALLOC=system leaves that to itself.
+Everything else takes MLX from here (`from .backend import mx, nn`), so that a faulty installation is explained
+(`BackendError`). Importing this module changes nothing in the process. `prepare` does, when the first model is loaded
+or trained:
+
+- On a Linux CPU the MLX wheel brings the reference BLAS, 40 to 70 times slower than a tuned one; so MLX's matrix
+  products are pointed at scipy-openblas32 or mkl (both on PyPI), whichever is installed. STABLE_DIFFUSION_BLAS chooses:
+  `auto` (the default), `openblas`, `mkl` or `none`. If anything is not as expected MLX stays as it is, and one warning
+  says why and what to do.
+- There the C library keeps the memory that MLX frees; STABLE_DIFFUSION_MALLOC=system leaves that to itself.
+- On Metal weights stay resident up to STABLE_DIFFUSION_WIRED (in GiB), where that is set.
 
 Once anything has been evaluated, MLX hangs in a forked child (its threads are not copied), and preparing evaluates
 a small product: use the "spawn" start method of multiprocessing.
@@ -22,14 +26,20 @@ import math
 import os
 import site
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import mlx.core as mx
-import mlx.nn as nn
+from . import __version__, mlx_packages, relink
+from .errors import InputError
 
-from . import __version__, relink
+try:
+    import mlx.core as mx
+    import mlx.nn as nn
+except ImportError as error:
+    raise mlx_packages.import_failed(error) from error
+mlx_packages.check_single()
 
 __all__ = [
     "BLAS_VARIABLE",
@@ -53,6 +63,7 @@ __all__ = [
 
 BLAS_VARIABLE = "STABLE_DIFFUSION_BLAS"
 MALLOC_VARIABLE = "STABLE_DIFFUSION_MALLOC"
+WIRED_VARIABLE = "STABLE_DIFFUSION_WIRED"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 BLAS_CHOICES = ("auto", "openblas", "mkl", "none")
 REMEDY = "`pip install scipy-openblas32` brings one that is about 40 times faster"
@@ -90,12 +101,13 @@ class Blas:
     sgemm: Callable[..., None] | None = None
 
 
-_blas: Blas | None = None
+_blas: Blas | None = None  # until `prepare` has chosen
+_preparing = threading.Lock()
 _threads: int | None = None  # as `fit_threads` set them last
 
 
 def blas() -> Blas:
-    """What computes matrix products on the CPU."""
+    """What computes matrix products on the CPU; prepares the machine if nobody has."""
     return _blas or prepare()
 
 
@@ -132,13 +144,17 @@ def version() -> str:
 
 
 def prepare() -> Blas:
-    """Make the machine ready; runs when this module is imported, and again only if called again (it is idempotent)."""
+    """Make the machine ready for a model; loading and training call it. Idempotent, and safe from several threads.
+
+    Raises `InputError` for a $STABLE_DIFFUSION_WIRED that is no number of GiB.
+    """
     global _blas
-    if _blas is None:
-        _limit_memory()
-        _keep_freed_memory()
-        _blas = _choose_blas() if sys.platform == "linux" and not has_gpu() else Blas("the BLAS of the system")
-    return _blas
+    with _preparing:
+        if _blas is None:
+            _keep_weights_resident()
+            _keep_freed_memory()
+            _blas = _choose_blas() if sys.platform == "linux" and not has_gpu() else Blas("the BLAS of the system")
+        return _blas
 
 
 def fit_threads(multiply_adds: int) -> int | None:
@@ -191,14 +207,26 @@ def _read(path: str) -> str:
         return ""
 
 
-def _limit_memory() -> None:
-    """On Metal keep weights resident up to the working set that the device recommends (useful from macOS 15)."""
+def _keep_weights_resident() -> None:
+    """On Metal wire memory up to $STABLE_DIFFUSION_WIRED GiB, but no more than the device recommends.
+
+    Only where that is asked for: machines with a wired limit have panicked (github.com/ml-explore/mlx, issue 3186).
+    """
+    asked = os.environ.get(WIRED_VARIABLE, "").strip()
+    if not asked:
+        return
+    try:
+        wanted = int(float(asked) * (1 << 30))
+    except (ValueError, OverflowError):
+        wanted = -1
+    if wanted < 0:
+        raise InputError(f"${WIRED_VARIABLE} = {asked!r} should be a number of GiB, such as 12.")
     if not mx.metal.is_available():
         return
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if isinstance(recommended, int) and recommended > 0:
         with contextlib.suppress(RuntimeError, ValueError):  # the system allows less: MLX does without
-            mx.set_wired_limit(recommended)
+            mx.set_wired_limit(min(wanted, recommended))
 
 
 def _keep_freed_memory() -> None:
@@ -217,6 +245,7 @@ def _keep_freed_memory() -> None:
 
 def keep_little_memory() -> None:
     """From now on give large freed memory back to the system at once, in the whole process: MLX and the C library."""
+    prepare()  # which has the C library keep it, and is not to come after this
     mx.set_cache_limit(0)
     if scalar_functions():
         with contextlib.suppress(AttributeError, OSError):
@@ -381,6 +410,3 @@ def _products_are_right() -> bool:
             if any(product.tolist() != expected for product in products):
                 return False
     return True
-
-
-prepare()

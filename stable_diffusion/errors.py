@@ -8,6 +8,10 @@ class StableDiffusionError(Exception):
     """The root: anything that this package refuses or cannot do."""
 
 
+class BackendError(StableDiffusionError, ImportError):
+    """MLX cannot be imported here, or two of its libraries lie in one another's way."""
+
+
 class InputError(StableDiffusionError, ValueError):
     """An argument of a call is out of range, of the wrong type, or does not go with the others."""
 

@@ -17,6 +17,14 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def ready_machine():
+    """Networks that a test builds by itself are computed as those that are loaded."""
+    from stable_diffusion import backend
+
+    backend.prepare()
+
+
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
     """The embedded checkpoint as a folder of links, any of which a test may replace by a file of its own."""

@@ -15,6 +15,7 @@ import pytest
 
 from stable_diffusion import backend
 from stable_diffusion.backend import mx
+from stable_diffusion.errors import InputError
 
 linux_cpu = pytest.mark.skipif(sys.platform != "linux" or backend.has_gpu(), reason="only a Linux CPU needs a BLAS")
 needs_openblas = pytest.mark.skipif(
@@ -26,6 +27,10 @@ needs_mkl = pytest.mark.skipif(backend._find_mkl() is None, reason="needs mkl")
 PRELUDE = """
 import os, sys, warnings
 warnings.simplefilter("always")
+def prepare():
+    from stable_diffusion import backend
+    backend.prepare()
+    return backend
 def report():
     import mlx.core as mx
     from stable_diffusion import relink
@@ -101,7 +106,7 @@ def test_products_with_a_bias_and_convolutions_agree_with_numpy():
 @linux_cpu
 @needs_openblas
 def test_openblas_takes_the_products():
-    out, warned = run("from stable_diffusion import backend; report(); print(backend.describe())",
+    out, warned = run("backend = prepare(); report(); print(backend.describe())",
                       STABLE_DIFFUSION_BLAS="openblas")  # fmt: skip
     first, line = out.splitlines()
     assert first == "libscipy_openblas.so right"
@@ -112,14 +117,14 @@ def test_openblas_takes_the_products():
 @linux_cpu
 @needs_mkl
 def test_mkl_takes_the_products():
-    out, warned = run("from stable_diffusion import backend; report()", STABLE_DIFFUSION_BLAS="mkl")
+    out, warned = run("prepare(); report()", STABLE_DIFFUSION_BLAS="mkl")
     assert out.startswith("libmkl_rt.so") and out.endswith("right") and warned == ""
 
 
 @linux_cpu
 @needs_mkl
 def test_mkl_with_64_bit_integers_is_refused():
-    out, warned = run("from stable_diffusion import backend; report()",
+    out, warned = run("prepare(); report()",
                       STABLE_DIFFUSION_BLAS="mkl", MKL_INTERFACE_LAYER="ILP64")  # fmt: skip
     assert "libmkl" not in out and out.endswith("right")
     assert "mkl cannot be used (it is not a CBLAS with 32-bit integers" in warned
@@ -128,7 +133,7 @@ def test_mkl_with_64_bit_integers_is_refused():
 @linux_cpu
 @needs_mkl
 def test_mkl_is_refused_where_it_would_end_the_process():
-    out, warned = run("from stable_diffusion import backend; report()",
+    out, warned = run("prepare(); report()",
                       STABLE_DIFFUSION_BLAS="mkl", LD_BIND_NOW="1")  # fmt: skip
     assert "libmkl" not in out and out.endswith("right") and "LD_BIND_NOW" in warned
 
@@ -144,13 +149,13 @@ def test_mkl_is_refused_where_it_would_end_the_process():
     ],
 )
 def test_works_whatever_was_imported_before(before):
-    out, warned = run(f"{before}\nfrom stable_diffusion import backend; report()", STABLE_DIFFUSION_BLAS="openblas")
+    out, warned = run(f"{before}\nprepare(); report()", STABLE_DIFFUSION_BLAS="openblas")
     assert out == "libscipy_openblas.so right" and warned == ""
 
 
 @linux_cpu
 def test_the_variable_turns_it_off():
-    out, warned = run("from stable_diffusion import backend; report(); print(backend.describe())",
+    out, warned = run("backend = prepare(); report(); print(backend.describe())",
                       STABLE_DIFFUSION_BLAS="none")  # fmt: skip
     assert "openblas.so" not in out and "mkl_rt" not in out and "right" in out
     assert "the BLAS that MLX came with" in out and warned == ""
@@ -159,7 +164,7 @@ def test_the_variable_turns_it_off():
 @linux_cpu
 @needs_openblas
 def test_an_unknown_value_is_told_and_taken_as_auto():
-    out, warned = run("from stable_diffusion import backend; report()", STABLE_DIFFUSION_BLAS="fastest")
+    out, warned = run("prepare(); report()", STABLE_DIFFUSION_BLAS="fastest")
     assert ("libscipy_openblas.so" in out or "libmkl_rt" in out) and out.endswith("right")
     assert "STABLE_DIFFUSION_BLAS='fastest' is not one of auto, openblas, mkl, none" in warned
 
@@ -308,27 +313,107 @@ def test_prepares_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("info", "expected"),
+    ("asked", "info", "expected"),
     [
-        ({"max_recommended_working_set_size": 1 << 33}, [1 << 33]),
-        ({}, []),
-        ({"max_recommended_working_set_size": 0}, []),
+        ("", {"max_recommended_working_set_size": 1 << 33}, []),
+        ("4", {"max_recommended_working_set_size": 1 << 33}, [1 << 32]),
+        ("12", {"max_recommended_working_set_size": 1 << 33}, [1 << 33]),
+        ("0.5", {"max_recommended_working_set_size": 1 << 33}, [1 << 29]),
+        ("12", {}, []),
+        ("12", {"max_recommended_working_set_size": 0}, []),
     ],
 )
-def test_metal_keeps_to_the_recommended_working_set(monkeypatch, info, expected):
+def test_memory_is_wired_where_that_is_asked_for(monkeypatch, asked, info, expected):
     limits: list[int] = []
+    monkeypatch.setenv(backend.WIRED_VARIABLE, asked)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda *device: info)
     monkeypatch.setattr(mx, "set_wired_limit", limits.append)
-    backend._limit_memory()
+    backend._keep_weights_resident()
     assert limits == expected
 
 
+@pytest.mark.parametrize("value", ["all", "-1", "nan", "inf"])
+def test_a_wired_limit_that_is_no_number_is_refused(monkeypatch, value):
+    monkeypatch.setenv(backend.WIRED_VARIABLE, value)
+    monkeypatch.setattr(backend, "_blas", None)
+    with pytest.raises(InputError, match=f"STABLE_DIFFUSION_WIRED = '{value}' should be a number of GiB"):
+        backend.prepare()
+
+
+IMPORTS = """
+import importlib, pkgutil, stable_diffusion
+for module in pkgutil.walk_packages(stable_diffusion.__path__, "stable_diffusion."):
+    if module.name != "stable_diffusion.__main__" and not module.name.startswith("stable_diffusion.webui"):
+        importlib.import_module(module.name)
+from stable_diffusion import backend
+from stable_diffusion.backend import mx
+"""
+
+
+@linux_cpu
+@needs_openblas
+def test_only_a_model_that_is_loaded_changes_the_process():
+    out, warned = run(
+        """
+import ctypes, mlx.core
+calls = []
+real = ctypes.CDLL
+class Spy(real):
+    def __getattr__(self, name):
+        if name == "mallopt":
+            calls.append(name)
+        return super().__getattr__(name)
+ctypes.CDLL = Spy
+report()
+"""
+        + IMPORTS
+        + """
+mx.set_wired_limit = lambda limit: calls.append("wired")
+(mx.ones((9, 9)) @ mx.ones((9, 9))).tolist()
+report()
+print(backend._blas, calls)
+stable_diffusion.StableDiffusion("postcards-tiny")
+report()
+print(backend._blas.name, sorted(set(calls)))
+""",
+        STABLE_DIFFUSION_BLAS="openblas",
+    )
+    before, after_import, untouched, after_load, used = out.splitlines()
+    assert before == after_import and "libscipy_openblas" not in before
+    assert untouched == "None []"
+    assert after_load == "libscipy_openblas.so right"
+    assert used == "openblas ['mallopt']"
+    assert warned == ""
+
+
+@linux_cpu
+@needs_openblas
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from stable_diffusion.training.runs import RUNS; from stable_diffusion.training.loop import Limit\n"
+        "from stable_diffusion.training.data import open_data; import pathlib, tempfile\n"
+        "folder = tempfile.TemporaryDirectory()\n"
+        "RUNS['vae'].train(open_data('postcards', 64), pathlib.Path(folder.name), Limit(steps=0))",
+        "backend.fit_threads(1)",
+        "backend.keep_little_memory()",
+        "backend.describe()",
+    ],
+    ids=["training", "a generation", "low memory", "describing it"],
+)
+def test_whoever_needs_a_fast_machine_prepares_it(use):
+    out, _ = run(f"{IMPORTS}\n{use}\nreport()", STABLE_DIFFUSION_BLAS="openblas")
+    assert out.splitlines()[-1] == "libscipy_openblas.so right"
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_what_was_freed_is_given_back():
     """In a process of its own: the memory of a large array stays with the process until it is given back."""
     program = (
         "import numpy as np\n"
         "from stable_diffusion import backend\n"
+        "backend.prepare()\n"
         "def resident():\n"
         "    return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
         "before = resident()\n"
@@ -339,8 +424,6 @@ def test_what_was_freed_is_given_back():
         "backend.give_back_memory()\n"
         "print(held - before, freed - before, resident() - before)\n"
     )
-    if not sys.platform.startswith("linux"):
-        pytest.skip("needs Linux's /proc")
     root = Path(__file__).parents[1]
     for choice, kept in (("", True), ("system", False)):
         environment = {**os.environ, backend.MALLOC_VARIABLE: choice}

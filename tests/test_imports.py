@@ -18,6 +18,7 @@ ORDER = [
     "stable_diffusion/atomic.py",
     "stable_diffusion/places.py",
     "stable_diffusion/relink.py",
+    "stable_diffusion/mlx_packages.py",
     "stable_diffusion/backend.py",
     "stable_diffusion/config.py",
     "stable_diffusion/families.py",

@@ -6,10 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+
+from stable_diffusion.__main__ import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 BASH = shutil.which("bash")
-TOOLS = "bash cat cp dirname grep head id ls mkdir rm sed tail tee touch uname".split()
+TOOLS = "bash cat cp dirname git grep head id ls mkdir rm sed tail tee touch uname".split()
 
 pytestmark = pytest.mark.skipif(BASH is None, reason="bash is not installed")
 
@@ -28,7 +31,11 @@ case "$*" in
     [ -z "${PRETEND_PIP_SAYS:-}" ] || { echo "$PRETEND_PIP_SAYS"; exit 1; }
     echo "  Downloading mlx-0.32.4-cp311-cp311-manylinux_2_35_x86_64.whl (781 kB)"
     while [ $# -gt 0 ]; do
-        [ "$1" = -r ] && { echo "install:"; cat "$2"; } >>"$PRETEND_LOG"
+        case $1 in
+        -r) { echo "install:"; cat "$2"; } >>"$PRETEND_LOG" ;;
+        -c) echo "constraints: $2" >>"$PRETEND_LOG" ;;
+        --upgrade) echo "upgrade" >>"$PRETEND_LOG" ;;
+        esac
         shift
     done
     ;;
@@ -48,11 +55,13 @@ class House:
         self.root, self.bin, self.log = folder / "a house", folder / "bin", folder / "log"
         self.bin.mkdir()
         self.root.mkdir()
-        for name in ("webui.sh", "test.sh", "requirements.txt", "requirements-dev.txt", "requirements-parity.txt"):
+        for name in ("webui.sh", "webui.command", "test.sh", *(path.name for path in ROOT.glob("requirements*.txt"))):
             shutil.copy(ROOT / name, self.root)
-        shutil.copytree(ROOT / "scripts", self.root / "scripts")
+        for name in ("scripts", "locks"):
+            shutil.copytree(ROOT / name, self.root / name)
         for tool in TOOLS:
-            (self.bin / tool).symlink_to(shutil.which(tool))
+            if found := shutil.which(tool):
+                (self.bin / tool).symlink_to(found)
         self.tool("uname", '[ "$1" = -sm ] && echo "Linux x86_64" || echo Linux')
         self.tool("python3.12", PRETEND_PYTHON)
 
@@ -91,38 +100,40 @@ def test_the_first_start_installs_and_starts_the_page(house):
     done = house.run("webui.sh")
     assert done.returncode == 0, done.stderr
     assert "mlx[cpu]>=" in done.log and "streamlit>=" in done.log
-    assert f"run in {house.root}: -m streamlit run app.py\n" in done.log
+    assert f"run in {house.root}: -m stable_diffusion page\n" in done.log
     assert "  mlx (781 kB)" in done.stderr
 
 
 def test_the_second_start_installs_nothing(house):
     house.run("webui.sh")
     again = house.run("webui.sh", "--port", "9000", "--server.headless", "true")
-    assert again.log == f"run in {house.root}: -m streamlit run app.py --server.port 9000 --server.headless true\n"
+    assert again.log == f"run in {house.root}: -m stable_diffusion page --port 9000 --server.headless true\n"
     assert again.stderr == ""
 
 
-def test_the_pages_own_options_reach_it(house, tmp_path):
-    models = tmp_path / "my models"
-    models.mkdir()
-    arguments = ("--ckpt-dir", "my models", "--default-negative=low *res*", "--server.headless", "true", "--port=9")
-    done = house.run(
-        "webui.sh", *arguments, cwd=tmp_path, PRETEND_TELLS="STABLE_DIFFUSION_MODELS STABLE_DIFFUSION_NEGATIVE"
-    )
+def test_options_are_those_of_the_page_in_the_callers_folder(house, tmp_path):
+    arguments = ("--ckpt-dir", "my models", "--default-negative=low *res*", "--port=9")
+    done = house.run("webui.sh", *arguments, cwd=tmp_path, PRETEND_TELLS="PYTHONPATH")
     assert done.returncode == 0, done.stderr
-    assert "-m streamlit run app.py --server.headless true --server.port 9\n" in done.log
-    assert f"STABLE_DIFFUSION_MODELS={models}\n" in done.log
-    assert "STABLE_DIFFUSION_NEGATIVE=low *res*\n" in done.log
+    assert f"run in {tmp_path}: -m stable_diffusion page {' '.join(arguments)}\n" in done.log
+    assert f"PYTHONPATH={house.root}\n" in done.log
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["--port"], "--port needs a value"), (["--ckpt-dir", "nowhere"], "there is no such folder")],
-)
-def test_an_option_of_the_page_that_makes_no_sense_is_refused(house, arguments, words):
-    done = house.run("webui.sh", *arguments)
-    assert done.returncode == 1 and words in done.stderr
-    assert "streamlit run" not in done.log
+@pytest.mark.parametrize("flags", [["-h"], ["page", "--help"]])
+def test_the_page_has_a_help_of_its_own(house, flags):
+    house.run("webui.sh", "--setup")
+    done = house.run("webui.sh", *flags)
+    assert done.log == ("" if flags == ["-h"] else f"run in {house.root}: -m stable_diffusion page --help\n")
+
+
+def test_the_version_is_the_programs(house):
+    assert house.run("webui.sh", "--version").log.endswith("-m stable_diffusion --version\n")
+
+
+def test_the_finders_file_starts_the_page(house, tmp_path):
+    done = house.run("webui.command", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.log.endswith(f"run in {house.root}: -m stable_diffusion page\n")
 
 
 def test_arguments_pass_to_the_command_line_in_the_callers_folder(house, tmp_path):
@@ -141,6 +152,12 @@ def test_help_installs_nothing(house):
             assert (done.returncode, done.log, done.stderr) == (0, "", "")
             assert done.stdout.startswith(f"Usage: ./{command}")
     assert not house.venv.exists()
+
+
+def test_the_help_lists_every_command(house):
+    listed = house.run("webui.sh", "--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
+    (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
+    assert [line.split()[0] for line in listed.splitlines()] == list(commands)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +180,86 @@ def test_the_driver_decides_about_cuda(house, says, backend):
         assert "MLX needs 12 or newer" in done.stderr
     if "failed" in says:
         assert "no NVIDIA driver answers" in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda12", "cuda13", "metal"])
+def test_what_is_installed_is_what_is_locked(house, backend):
+    if backend == "metal":
+        house.tool("uname", "echo Darwin")
+    done = house.run("webui.sh", "--setup", MLX_BACKEND=backend, PRETEND_MACHINE="arm64")
+    lock = house.root / "locks" / f"{'cpu' if backend == 'metal' else backend}.txt"
+    assert f"constraints: {lock}\n" in done.log and "upgrade" not in done.log
+    lock.write_text(lock.read_text() + "another==1\n")
+    again = house.run("webui.sh", "--setup", MLX_BACKEND=backend, PRETEND_MACHINE="arm64")
+    assert "install:" in again.log, "a changed lock is installed"
+
+
+@pytest.mark.parametrize("command", [("webui.sh", "--newest", "--setup"), ("test.sh", "--newest", "--all")])
+def test_the_newest_is_installed_where_that_is_asked_for(house, command):
+    house.tool("chromium", "exit 0")
+    name = command[0]
+    house.run(name, *command[2:])
+    newest = house.run(*command)
+    assert newest.returncode == 0, newest.stderr
+    assert "constraints" not in newest.log
+    assert newest.log.count("upgrade\n") == newest.log.count("install:\n") == (1 if name == "webui.sh" else 3)
+    assert "constraints" in house.run(name, *command[2:]).log, "the next start goes back to the lock"
+
+
+def git(folder, *command):
+    options = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main")
+    subprocess.run(["git", "-C", str(folder), *options, *command], check=True, capture_output=True)
+
+
+@pytest.fixture
+def origin(house, tmp_path):
+    """Where the house was cloned from: one commit ahead of it, which changes the script's own greeting."""
+    git(house.root, "init")
+    git(house.root, "add", ".")
+    git(house.root, "commit", "-m", "first")
+    git(tmp_path, "clone", str(house.root), "origin")
+    git(house.root, "remote", "add", "origin", str(tmp_path / "origin"))
+    git(house.root, "fetch", "origin")
+    git(house.root, "branch", "-u", "origin/main")
+    script = tmp_path / "origin" / "webui.sh"
+    script.write_text(script.read_text().replace('"Ready."', '"Ready and new."'))
+    git(tmp_path / "origin", "commit", "-am", "second")
+    return tmp_path / "origin"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+class TestUpdate:
+    def test_pulls_then_installs_as_the_new_version_does(self, house, origin):
+        done = house.run("webui.sh", "--update")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.endswith("Ready and new.\n") and "install:" in done.log
+        again = house.run("webui.sh", "--update")
+        assert again.returncode == 0 and again.log == ""
+
+    def test_changes_of_ones_own_are_named_and_kept(self, house, origin):
+        (house.root / "requirements.txt").write_text("mine\n")
+        done = house.run("webui.sh", "--update")
+        assert done.returncode == 1 and "requirements.txt" in done.stderr and "commit the changes" in done.stderr
+        assert (house.root / "requirements.txt").read_text() == "mine\n" and done.log == ""
+
+    def test_files_beside_it_are_no_hindrance(self, house, origin):
+        (house.root / "my.png").touch()
+        assert house.run("webui.sh", "--update").returncode == 0
+
+    def test_commits_of_ones_own_are_not_merged(self, house, origin):
+        (house.root / "requirements.txt").write_text("mine\n")
+        git(house.root, "commit", "-am", "mine")
+        done = house.run("webui.sh", "--update")
+        assert done.returncode == 1 and "git pull did not work" in done.stderr and done.log == ""
+
+    def test_a_download_is_told_what_to_do(self, house):
+        done = house.run("webui.sh", "--update")
+        assert done.returncode == 1 and "is not a git checkout" in done.stderr and done.log == ""
+
+    def test_needs_git(self, house, origin):
+        (house.bin / "git").unlink()
+        done = house.run("webui.sh", "--update")
+        assert done.returncode == 1 and "needs git" in done.stderr
 
 
 def test_another_backend_leaves_nothing_of_the_first(house):
@@ -214,14 +311,14 @@ def test_no_python_is_said_plainly(house):
     house.tool("python3.13", "echo 'command not found' >&2; exit 127")  # as version managers leave them
     done = house.run("webui.sh")
     assert done.returncode == 1
-    assert "No Python 3.10 or newer was found" in done.stderr and "brew install python" in done.stderr
+    assert "No Python 3.11 or newer was found" in done.stderr and "brew install python" in done.stderr
 
 
 def test_a_python_that_is_too_old_is_passed_over(house):
     house.tool("python3.13", "exit 1")
     assert house.run("webui.sh").returncode == 0
     done = house.run("webui.sh", VENV=str(house.root / "other"), PYTHON=str(house.bin / "python3.13"))
-    assert done.returncode == 1 and "is no Python 3.10 or newer" in done.stderr
+    assert done.returncode == 1 and "is no Python 3.11 or newer" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -287,6 +384,16 @@ def test_no_test_at_all_is_a_failure(house):
     assert "No test was run" in done.stderr
 
 
-@pytest.mark.parametrize("path", ["webui.sh", "test.sh", ".ci/run"])
+@pytest.mark.parametrize("path", ["webui.sh", "webui.command", "test.sh", "scripts/lock.sh", ".ci/run"])
 def test_the_commands_can_be_started_as_they_are(path):
     assert os.access(ROOT / path, os.X_OK)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.name)
+def test_the_workflows_do_what_the_scripts_do(house, path):
+    steps = [step for job in yaml.safe_load(path.read_text())["jobs"].values() for step in job["steps"]]
+    commands = [step["run"].split() for step in steps if "run" in step]
+    assert commands
+    for script, *options in commands:
+        told = house.run(script, "--help").stdout
+        assert all(option in told for option in options), options

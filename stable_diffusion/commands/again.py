@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
     """Add its parser."""
     again = commands.add_parser(
         "again",
-        help="make a picture again from what it says of itself",
+        help="regenerate a picture from its own metadata",
         description=DESCRIPTION,
         usage="%(prog)s PICTURE [options]",
     )

@@ -15,7 +15,7 @@ def add_to(commands: Any) -> None:
     """Add its parser."""
     info = commands.add_parser(
         "info",
-        help="tell how a picture was made",
+        help="show how a picture was made",
         description="Print the parameters that a picture carries: ours, or those of other programs in A1111's form.",
     )
     info.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, GIF or MP4 file")

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from .. import backend
 from ..backend import mx
 from ..errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError
 from ..places import packaged
@@ -39,6 +40,7 @@ def load(
         raise InputError(
             f"prediction_type = {prediction_type!r} should be one of {', '.join(PREDICTION_TYPES)}, or None."
         )
+    backend.prepare()
     if not path.is_dir():
         return load_single_file(path, dtype, progress, check_values, prediction_type, half_unet)
     checkpoint = load_folder(path, dtype, progress, check_values, half_unet)

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 
 from .. import catalogue
 from ..errors import DownloadError, StableDiffusionError
@@ -13,7 +13,7 @@ from .jobs import Report
 log = logging.getLogger(__name__)
 
 
-class DownloadState(str, Enum):
+class DownloadState(StrEnum):
     """The state of a download."""
 
     RUNNING = "running"

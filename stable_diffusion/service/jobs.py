@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Cancelled(Exception):
     """Raised in the worker's thread to stop a cancelled job."""
 
 
-class State(str, Enum):
+class State(StrEnum):
     """The state of a job or task; the values are words that a page can show."""
 
     QUEUED = "queued"

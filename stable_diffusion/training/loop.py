@@ -106,6 +106,7 @@ def train(
     The state is saved periodically and at the end; sample sheets and exports use the averaged weights. Raises
     `CheckpointError` for the state of another network, and OSError.
     """
+    backend.prepare()
     group = mx.distributed.init()
     first = group.rank() == 0
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import streamlit as st
+from starlette.middleware import Middleware
 
 from stable_diffusion.places import packaged
 from stable_diffusion.webui.components import handover, live, look, session, settings
@@ -14,9 +15,9 @@ PAGES = Path(__file__).with_name("pages")
 WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # the live panel stands beside these, below all others
 
 
-def server(script: str) -> st.App:
-    """The server of a page that `script` draws."""
-    return st.App(script, middleware=guards(st.get_option("server.allowedHosts") or ["*"]))
+def middleware() -> list[Middleware]:
+    """What stands before the server: the guard, for the hosts that the settings allow."""
+    return guards(st.get_option("server.allowedHosts") or ["*"])
 
 
 def draw() -> None:

@@ -52,9 +52,9 @@ def serve(outputs, log, environment):
         port = free.getsockname()[1]
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"],
-            cwd=ROOT,
-            env=os.environ | {"STABLE_DIFFUSION_OUTPUTS": str(outputs)} | environment,
+            [sys.executable, "-m", "stable_diffusion", "page", f"--port={port}", "--server.headless=true"],
+            cwd=log.parent,
+            env=os.environ | {"STABLE_DIFFUSION_OUTPUTS": str(outputs), "PYTHONPATH": str(ROOT)} | environment,
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -69,6 +69,8 @@ def serve(outputs, log, environment):
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+    told = log.read_text()
+    assert "ScriptRunContext" not in told and "Warning" not in told, told
 
 
 def _wait_for(address, process, log):

@@ -17,6 +17,7 @@ OURS = """
 import warnings; warnings.simplefilter("error")
 from stable_diffusion import backend
 from stable_diffusion.backend import mx
+backend.prepare()
 a = mx.arange(1.0, 401.0).reshape(20, 20)
 assert mx.array_equal(a @ mx.eye(20), a).item()
 warnings.resetwarnings()

@@ -1,0 +1,56 @@
+"""Which of MLX's packages are installed. On Linux its library comes in one of three, and exactly one may be there.
+
+On a Mac plain `mlx` has all that it needs. A build from source, or conda's, has none of the three and works.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+
+from .errors import BackendError
+
+EXTRAS = {"mlx-cpu": "cpu", "mlx-cuda-12": "cuda12", "mlx-cuda-13": "cuda13"}  # package -> the extra of mlx
+
+
+def check_single() -> None:
+    """Raise `BackendError` where several of the three are installed: each overwrites the others' files."""
+    found = _installed() if sys.platform == "linux" else []
+    if len(found) > 1:
+        raise BackendError(
+            f"{' and '.join(found)} are installed together, and overwrite each other's files. Keep one: "
+            f"pip uninstall -y mlx {' '.join(found)} && {_install(found[-1])}"
+        )
+
+
+def import_failed(error: ImportError) -> BackendError:
+    """What to raise where MLX cannot be imported: what is missing, and the command that brings it."""
+    found = _installed()
+    if sys.platform != "linux":
+        return BackendError(f"MLX cannot be imported ({error}): pip install --force-reinstall mlx")
+    if len(found) == 1:
+        return BackendError(f"MLX cannot be imported ({error}): {_install(found[0], '--force-reinstall ')}")
+    try:
+        check_single()
+    except BackendError as several:
+        return several
+    return BackendError(
+        f"MLX's library is not installed: {_install('mlx-cpu')} brings the one for CPUs (with an NVIDIA GPU take "
+        "cuda12 or cuda13 in the place of cpu)."
+    )
+
+
+def _installed() -> list[str]:
+    return [package for package in EXTRAS if _version(package)]
+
+
+def _install(package: str, options: str = "") -> str:
+    version = _version("mlx")
+    return f"pip install {options}'mlx[{EXTRAS[package]}]{f'=={version}' if version else ''}'"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
