@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from stable_diffusion import StableDiffusion, catalogue
 from stable_diffusion import __main__ as program
-from stable_diffusion import catalogue
+from stable_diffusion.adapters import files
 from stable_diffusion.record import picture_files
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.request import Request
@@ -194,3 +195,59 @@ def test_a_variation_seed_that_nobody_chose_is_drawn_and_recorded(engine, worker
     assert second == first + 1
     over(plain := worker.submit(Request("a", steps=1)))
     assert "Variation seed" not in picture_files.read_parameters(plain.pictures[0].path).extra
+
+
+def test_a_lora_that_is_deleted_meanwhile_costs_no_picture(tmp_path, monkeypatch):
+    """Its name and hash are recorded as they were when the generation began."""
+    lora_file(tmp_path / "loras")
+    file = tmp_path / "loras" / "ink.safetensors"
+    digits = files.short_hash(file)
+    monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path / "loras"))
+    real = StableDiffusion.decode
+
+    def decode(sd, latents):
+        file.unlink(missing_ok=True)
+        return real(sd, latents)
+
+    monkeypatch.setattr(StableDiffusion, "decode", decode)
+    worker = Worker(tmp_path / "outputs")
+    try:
+        request = Request("a red house <lora:ink:0.5>", steps=2, cfg=1.0, seed=7)
+        job = worker.submit(request)
+        wait(lambda: not job.active, 60)
+        assert job.state is State.DONE and job.warning == "", job.error or job.warning
+    finally:
+        worker.close()
+    assert not file.exists()
+    assert picture_files.read_parameters(job.pictures[0].path).extra["Lora hashes"] == f"ink: {digits}"
+    lora_file(tmp_path / "loras")
+    out = tmp_path / "cli.png"
+    assert (
+        program.main(["txt2img", request.prompt, "--steps", "2", "--cfg", "1", "--seed", "7", "--output", str(out)])
+        == 0
+    )
+    assert not file.exists()
+    assert picture_files.read_parameters(out).extra["Lora hashes"] == f"ink: {digits}"
+
+
+def test_a_failing_preview_costs_no_picture(engine, worker, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no preview today")
+
+    monkeypatch.setattr(painting, "DECODE_EVERY", 0.0)
+    monkeypatch.setattr(painting, "decoded_jpeg", fail)
+    over(job := worker.submit(Request("a", steps=3, previews=("full",))))
+    assert job.state is State.DONE, job.error
+    assert job.pictures[0].path.is_file() and [bool(frame.decoded) for frame in job.pictures[0].frames] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_what_a_format_refuses_is_saved_as_png(engine, worker):
+    """A JPEG's EXIF has no room for so long a record."""
+    over(job := worker.submit(Request("word " * 10_000, steps=1, file_format="jpeg")))
+    assert job.state is State.DONE, job.error
+    assert job.pictures[0].path.suffix == ".png" and "could not be saved as jpg" in job.warning
+    assert picture_files.read_parameters(job.pictures[0].path).prompt == "word " * 10_000

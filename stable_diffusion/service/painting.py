@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -112,10 +113,17 @@ class Decodes:
         self._slow = 0
 
     def make(self, model: Any, frame: Frame) -> None:
-        """Decode the frame's estimate, if it is time to, and put off the next one."""
+        """Decode the frame's estimate, if it is time to, and put off the next one. What fails costs no picture."""
         start = time.perf_counter()
         if start < self._next:
             return
+        try:
+            self._decode(model, frame, start)
+        except Exception:
+            log.exception("a preview failed; there are no more of this picture")
+            self._next = math.inf
+
+    def _decode(self, model: Any, frame: Frame, start: float) -> None:
         if self._in_full(frame):
             frame.decoded = decoded_jpeg(model.preview, frame.denoised)
             share = FULL_SHARE
@@ -149,15 +157,22 @@ def _carrying(request: Request) -> Request:
 
 
 def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said: Parameters, outputs: Path) -> None:
+    """Save a finished picture; where its format refuses, as PNG; where the disk refuses, keep it for a download."""
     folder = outputs / datetime.now().strftime("%Y-%m-%d")
     files = (request.picture_file, request.mask_file) if request.mask_file is not None else ()
     carry = [file for file in files if file is not None]
-    try:
-        picture.path = picture_files.save_new_picture(image, folder, said, BY_KEY[request.file_format].suffix, carry)
-    except Exception as error:  # whatever it is: a finished picture is not lost
-        log.exception("could not save a picture in %s", folder)
-        picture.unsaved = _png(image, said)
-        job.warning = f"The picture could not be saved: {in_plain_words(error)} Download it from here to keep it."
+    suffixes = dict.fromkeys((BY_KEY[request.file_format].suffix, BY_KEY["png"].suffix))
+    for suffix in suffixes:
+        try:
+            picture.path = picture_files.save_new_picture(image, folder, said, suffix, carry)
+            return
+        except Exception as error:
+            log.exception("could not save a picture in %s", folder)
+            job.warning = f"The picture could not be saved as {suffix[1:]}: {in_plain_words(error)}"
+            if isinstance(error, OSError):
+                break
+    picture.unsaved = _png(image, said)
+    job.warning = f"{job.warning} Download it from here to keep it."
 
 
 def _png(image: Image.Image, said: Parameters) -> bytes:
