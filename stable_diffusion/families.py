@@ -1,7 +1,6 @@
-"""The families of models that are built here, a row each: all that one family decides and another decides otherwise.
+"""One row per model family, with everything that differs between families. No other file compares family names.
 
-Nobody else compares a family's name. A further one is a row here, a table in model_io/names.py, and its networks. Needs
-no MLX.
+A new family needs a row here, a table in model_io/names.py, and its networks. Needs no MLX.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-CLIP, OPEN_CLIP = "clip", "open_clip"  # text encoders with transformers' names in single files, and with OpenCLIP's
+CLIP, OPEN_CLIP = "clip", "open_clip"  # whose names a text encoder has in a single file: transformers' or OpenCLIP's
 
-# How latents become colours without the VAE: rows are latent channels, columns R, G, B; then the bias; the outcome lies
-# in [-1, 1].
+# Latents to colours without the VAE: a matrix of latent channels by R, G, B, then the bias; results lie in [-1, 1].
 Colours = tuple[tuple[tuple[float, ...], ...], tuple[float, float, float]]
 
 
@@ -30,13 +28,13 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a family; a row with nothing but a key decides nothing."""
+    """Everything known about a family. The defaults suit a family about which nothing is known."""
 
     key: str
     title: str = ""  # as lists and messages have it
     long_title: str = ""
 
-    # What it paints where nothing else says it.
+    # Defaults for a checkpoint that has none of its own.
     side: int = 512  # pixels
     cfg: float = 7.5
     downscale: int = 8  # pixels to a latent, along each side
@@ -44,39 +42,39 @@ class Family:
     # Text.
     text_encoders: tuple[TextEncoder, ...] = ()
     pooled: bool = False  # the U-Net also takes the last encoder's pooled vector and the picture's sizes
-    zeros_for_empty_prompt: bool = False  # in place of an encoded empty negative prompt, where a folder says nothing
+    zeros_for_empty_prompt: bool = False  # instead of encoding a missing negative prompt; a folder may override it
     embedding_keys: tuple[tuple[str, ...], ...] = ()  # of each encoder's vectors in an embedding's file, by maker
 
-    # The U-Net of a single file, for what its shapes do not tell.
-    latent_side: int = 64  # that it was trained for
-    latent_side_of_eps: int | None = None  # the same of those that predict eps, where it is another
-    heads: int | None = None  # of every attention; None: as many as there are 64 channels
+    # The U-Net of a single file, as far as tensor shapes do not determine it.
+    latent_side: int = 64  # that it was trained on
+    latent_side_of_eps: int | None = None  # for models that predict eps, if it differs
+    heads: int | None = None  # of every attention; None: one per 64 channels
     linear_projection: bool = True
     upcast_attention: bool = False
-    marks_v: bool = True  # what predicts v has a mark of it; else its weights tell
+    marks_v: bool = True  # v prediction is marked by a key in the file; otherwise the weights tell
 
     # The autoencoder.
     scaling_factor: float = 0.18215
     latent_channels: int = 4
-    float32_vae: bool = False  # decodes in float32 where its configuration asks for it, even when the rest is float16
+    float32_vae: bool = False  # honours force_upcast: runs in float32 even when the rest is float16, as the reference
     tiny_vae: str = ""  # TAESD for these latents, on the hub
     colours: Colours | None = None
 
     # The schedule.
-    steps_offset: int | None = None  # files with another are mistaken, as the reference has it; None: what they say
-    schedule: Mapping[str, Any] = field(default_factory=dict)  # further keys, of a single file's
+    steps_offset: int | None = None  # overrides the files, which the reference treats as mistaken; None: as in the file
+    schedule: Mapping[str, Any] = field(default_factory=dict)  # further scheduler_config.json keys for single files
 
-    # Folders in diffusers' form: `pipelines` matches the classes that are listed; then those that are written.
+    # Folders in diffusers' form: a regular expression for the pipeline classes that are listed, then what is written.
     pipelines: str = r"(?!)"
     pipeline: str = ""
     scheduler: str = ""
-    lcm_pipeline: str = ""  # of a U-Net that takes the guidance as an input
+    lcm_pipeline: str = ""  # for a U-Net that takes the guidance weight as an input
     lcm_scheduler: str = ""
     empty_parts: tuple[str, ...] = ()
 
-    # Names that others have for it.
-    architecture: str = ""  # in modelspec's metadata
-    lora_bases: tuple[str, ...] = ()  # how a LoRA's metadata begin
+    # Names used elsewhere.
+    architecture: str = ""  # in modelspec metadata
+    lora_bases: tuple[str, ...] = ()  # prefixes of the base model in a LoRA's metadata
 
     @property
     def text_width(self) -> int:
@@ -164,9 +162,9 @@ SDXL = Family(
     lora_bases=("sdxl", "stable-diffusion-xl"),
 )
 FAMILIES: dict[str, Family] = {family.key: family for family in (SD1, SD2, SDXL)}
-IN_WORDS = "Stable Diffusion 1.x, 2.x and XL"  # all of them, for messages
+IN_WORDS = "Stable Diffusion 1.x, 2.x and XL"  # for messages
 
-# By family, or by the name of a model that has latents of its own (least squares, by benchmarks/fit_latent_rgb.py).
+# By family, or by name for a model with its own latent space (least squares, benchmarks/fit_latent_rgb.py).
 RGB_FACTORS: dict[str, Colours] = {
     **{key: family.colours for key, family in FAMILIES.items() if family.colours},
     "postcards-tiny": (
@@ -177,7 +175,7 @@ RGB_FACTORS: dict[str, Colours] = {
 
 
 def get(key: str) -> Family:
-    """A family's row; for a key without one, such as "", a row that knows nothing but the key."""
+    """The row of a family; an unknown key, such as "", gets a row of defaults."""
     return FAMILIES.get(key) or Family(key, key, key)
 
 
@@ -187,7 +185,7 @@ def of_width(text_width: int) -> Family | None:
 
 
 def of_network(text_width: Any, pooled: bool) -> Family:
-    """The family of a U-Net; an unusual width counts as that of the first family that is otherwise like it."""
+    """The family of a U-Net. An unusual text width counts as the first family with the same `pooled`."""
     return _nearest([family for family in FAMILIES.values() if family.pooled == pooled], text_width)
 
 

@@ -32,7 +32,7 @@ class Checkpoint:
 
     @property
     def pooled(self) -> bool:
-        """Whether the U-Net is conditioned on a pooled vector of the text and on sizes, too, as SDXL's is."""
+        """Whether the U-Net is also conditioned on a pooled text vector and on sizes, as SDXL's is."""
         return families.get(self.family).pooled
 
     @property

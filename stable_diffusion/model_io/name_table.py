@@ -1,8 +1,8 @@
-"""A table of names: what the modules here and a kind of file call the same weights, applied in either direction.
+"""Tables that translate weight names between a file format and the modules here, in either direction.
 
-A row has a piece of the file's name, the piece that stands for it here, and how the tensor differs where it does.
-Pieces are whole segments between dots; `{n}` is any number. Rows are applied from the top to read a file's name and
-from the bottom to write one; a name that no row fits is the same on both sides. Needs no MLX.
+A row holds a piece of the file's name, our piece for it, and how the tensor differs, if it does. Pieces are whole
+segments between dots; `{n}` matches any number. Reading applies the rows from top to bottom, writing from bottom to
+top; names that no row matches are the same on both sides. Needs no MLX.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-# How a tensor of a file differs from the parameter.
+# How a file's tensor differs from the parameter.
 TRANSPOSED = "transposed"
-KERNEL = "kernel"  # of one pixel, (O, I, 1, 1), where the parameter is a matrix (O, I)
-FUSED = "fused"  # several parameters, `{q,k,v}`, of equal size one after another along the first axis
-ALIAS = "alias"  # another spelling, which is read and never written
+KERNEL = "kernel"  # a 1x1 convolution (O, I, 1, 1) where the parameter is a matrix (O, I)
+FUSED = "fused"  # several parameters, `{q,k,v}`, of equal size, concatenated along the first axis
+ALIAS = "alias"  # an alternative spelling: read, never written
 FORMS = ("", TRANSPOSED, KERNEL, FUSED, ALIAS)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one parameter lies in a file: the two names, and what of the tensor it is."""
+    """Where a parameter is found in a file: both names, and its part of the tensor."""
 
     theirs: str
     ours: str
@@ -37,7 +37,7 @@ class Piece:
 
     @cached_property
     def probe(self) -> str:
-        """Text that every name with this piece contains, which is much faster to look for."""
+        """A substring of every name that contains this piece; testing for it first is much faster."""
         return max(self.text.split("{n}"), key=len)
 
     @cached_property
@@ -51,7 +51,7 @@ class Piece:
         return first + "".join(rf"\g<{i}>{other}" for i, other in enumerate(others, 1))
 
     def replaced(self, name: str, other: Piece) -> str | None:
-        """`name` with `other` in the place of this piece; None where it does not contain it."""
+        """`name` with this piece replaced by `other`; None if it does not contain this piece."""
         if self.probe not in name:
             return None
         new, count = self.pattern.subn(other.template, name)
@@ -94,13 +94,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Names:
-    """The names of one network in one kind of file. `ignored` finds keys that hold no weights."""
+    """The names of one network in one file format. `ignored` matches keys that hold no weights."""
 
     rows: tuple[Row, ...] = ()
     ignored: str = ""
 
     def read(self, key: str) -> list[Place]:
-        """The parameters that a file's key holds: none for one to be passed over, several for a fused one."""
+        """The parameters stored under a file's key: none for an ignored key, several for a fused tensor."""
         if self.ignored and re.search(self.ignored, key):
             return []
         places = [Place(key, key)]
@@ -109,7 +109,7 @@ class Names:
         return places
 
     def write(self, name: str) -> Place:
-        """Where a file holds the parameter of this name. Names of modules, without ".weight", do as well."""
+        """Where a file stores the parameter of this name. Module names, without ".weight", work too."""
         place = Place(name, name)
         for row in reversed(self.rows):
             if row.form != ALIAS:
@@ -118,6 +118,6 @@ class Names:
 
 
 def table(*texts: str, ignored: str = "") -> Names:
-    """A table from the lines of some texts: their piece, our piece, and the form where there is one."""
+    """Parse a table; each line holds their piece, our piece and, optionally, the form."""
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
     return Names(tuple(map(Row.parse, lines)), ignored)

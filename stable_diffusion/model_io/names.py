@@ -1,8 +1,7 @@
-"""What other programs' files call the weights of the networks here: each pair of names once. Needs no MLX.
+"""Weight names in other programs' files, each paired once with the name here. Needs no MLX.
 
-A line is a piece of the file's name, the piece that stands for it here, and the form of the tensor; name_table.py
-applies them in either direction. Nobody else knows foreign names, but for the marks by which describe.py tells files
-apart.
+Each line holds a piece of the file's name, our piece for it, and the tensor's form; name_table.py applies them in
+either direction. No other file knows foreign names, except describe.py for the marks by which it recognises files.
 """
 
 from __future__ import annotations
@@ -68,11 +67,11 @@ _POSITIONS = r"(^|\.)position_ids$"  # 0, 1, 2, ...
 UNET = table(_SIZES, _FEED_FORWARD, _OUTPUT, _KERNELS)
 VAE = table(_SIZES, _VAE_ATTENTION, _KERNELS)
 TEXT_ENCODER = table(_TEXT, _TEXT_BARE, _MLP, ignored=_POSITIONS)
-SAME = Names()  # of files that have the modules' own names
+SAME = Names()  # files that use the modules' own names
 
 
 def unet(config: UNetConfig) -> Names:
-    """`UNET`, with the form that the projections of this U-Net have in a file."""
+    """`UNET`, with the form in which files store this U-Net's projections."""
     return UNET if config.use_linear_projection else table(_SIZES, _FEED_FORWARD, _OUTPUT, _KERNELS, _PROJECTIONS)
 
 
@@ -134,8 +133,8 @@ OPEN_CLIP = table("""
     mlp.c_proj               fc2
 """)  # fmt: skip
 
-# Keys beside the three networks that hold nothing of theirs: training, averages, losses, and the schedule, which the
-# configuration gives anew. Everything that is not named here has to be a parameter.
+# Keys that belong to none of the three networks: training state, averages, losses, and the schedule, which is computed
+# from the configuration. Any other key has to be a parameter.
 _STRAY = "|".join((
     r"^model_ema\.",
     r"^(betas|alphas_cumprod(_prev)?|sqrt_(one_minus_|recip_|recipm1_)?alphas_cumprod|log_one_minus_alphas_cumprod)$",
@@ -151,7 +150,7 @@ _STRAY = "|".join((
     r"^cond_stage_model\.model\.(text_projection(\.weight)?|transformer\.resblocks\.23\..*)$",  # SD 2.x leaves them out
     r"\.position_ids$",  # 0, 1, 2, ...
 ))  # fmt: skip
-# The same of an autoencoder's own file.
+# The same for a file that holds an autoencoder alone.
 _STRAY_BESIDE_VAE = r"^(loss|model_ema|discriminator|epoch|global_step|optimizer|lr_schedulers|callbacks)(\.|$)"
 _VAE_PREFIXES = (VAE_PREFIX, "vae.", "")
 
@@ -188,16 +187,16 @@ def original_unet(config: UNetConfig) -> Names:
 
 
 def original_unet_of(layout: Sequence[Sequence[bool]]) -> Names:
-    """The same for a file, whose `unet_layout` is all that is known yet; to be read alone, not to be written."""
+    """The same for a file of which only the `unet_layout` is known; for reading, not for writing."""
     attends = [any(level) for level in layout]
     blocks = _blocks([len(level) for level in layout], attends, attends[::-1])
     return table("\n".join(blocks), _ENDS, _RESNETS, _FEED_FORWARD, _OUTPUT)
 
 
 def _blocks(layers: Sequence[int], down: Sequence[bool], up: Sequence[bool]) -> Iterator[str]:
-    """The original counts all blocks of a way through, where they are counted within their level here.
+    """Rows for the blocks: the original numbers them through, the modules here within their level.
 
-    `layers` of each level of the way down, and whether it attends to the text, `down` and `up`.
+    `layers` per level on the way down; `down` and `up` say which levels attend to the text.
     """
     number = 1
     for i, (count, attends) in enumerate(zip(layers, down, strict=True)):
@@ -227,7 +226,7 @@ def vae_levels(keys: Collection[str]) -> int:
 
 
 def original_vae(levels: int) -> Names:
-    """The original counts the decoder's levels by their resolution, from the highest; here the first one run is 0."""
+    """The original numbers the decoder's levels from the highest resolution; here level 0 runs first."""
     ups = [f"decoder.up.{level}  decoder.up_blocks.{levels - 1 - level}" for level in range(levels)]
     return table("\n".join(ups), _ORIGINAL_VAE, _ORIGINAL_VAE_KERNELS, _KERNELS)
 
@@ -238,7 +237,7 @@ def text_encoder(encoder: TextEncoder) -> Names:
 
 
 def split_by_part(keys: Iterable[str], family: Family) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The keys of each part, without its prefix -> the file's key; and those that belong to none."""
+    """For each part, key without prefix -> the file's key; and the keys that belong to no part."""
     prefixes = {"unet": UNET_PREFIX, "vae": VAE_PREFIX}
     prefixes |= {part: encoder.prefix for part, encoder in family.encoders.items()}
     parts: dict[str, dict[str, str]] = {part: {} for part in prefixes}
@@ -257,7 +256,7 @@ def split_by_part(keys: Iterable[str], family: Family) -> tuple[dict[str, dict[s
 
 
 def vae_keys(keys: Collection[str]) -> dict[str, str]:
-    """An autoencoder's keys in a file of its own or of a checkpoint, without prefix -> the file's key; {} for none."""
+    """An autoencoder's keys, without prefix -> the file's key, in its own file or a checkpoint; {} if there is none."""
     for prefix in _VAE_PREFIXES:
         found = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
         if "decoder.conv_in.weight" in found:
@@ -265,7 +264,7 @@ def vae_keys(keys: Collection[str]) -> dict[str, str]:
     return {}
 
 
-# LDM's averages of the U-Net have its names without the dots.
+# LDM's averaged weights of the U-Net have its names with the dots removed.
 _AVERAGES = "model_ema." + UNET_PREFIX.removeprefix("model.").replace(".", "")
 _WORD = re.compile(
     r"(?<=transformer_blocks)\d+|\d+(?=\d)|\d|input_blocks|middle_block|output_blocks|transformer_blocks|"
@@ -277,21 +276,21 @@ _WORD = re.compile(
 def averaged_name(key: str) -> str:
     """The U-Net's own name of an average: "model_ema.diffusion_modelout2bias" is "model.diffusion_model.out.2.bias".
 
-    What is none of them keeps its name.
+    Other keys are returned unchanged.
     """
     words = [found[0] for found in _WORD.finditer(key.removeprefix(_AVERAGES))]
     return UNET_PREFIX + ".".join(words) if words and _AVERAGES + "".join(words) == key else key
 
 
 def has_averages_alone(keys: Container[str]) -> bool:
-    """Whether a file holds averages of the U-Net and not the U-Net itself."""
+    """Whether a file holds averaged weights of the U-Net but not the U-Net itself."""
     first = "input_blocks.0.0.weight"
     return UNET_PREFIX + first not in keys and _AVERAGES + first.replace(".", "") in keys
 
 
 # --- Adapters: LoRA and its kin
 
-# Before peft, diffusers named a text encoder's attention as the U-Net's.
+# Before peft, diffusers named a text encoder's attention like the U-Net's.
 _OLD_ATTENTION = """
     self_attn.to_q      self_attn.q_proj
     self_attn.to_k      self_attn.k_proj
@@ -302,15 +301,15 @@ _BARE = _TEXT_BARE.replace(ALIAS, "")
 
 
 def flat(name: str) -> str:
-    """A module's name as kohya writes it, which cannot be undone."""
+    """A module's name as kohya writes it; not reversible."""
     return name.replace(".", "_")
 
 
 def unet_spellings(config: UNetConfig) -> tuple[Names, ...]:
-    """The tables by which adapters' files name a U-Net's modules: diffusers', that of before peft, the original."""
+    """The tables by which adapter files name a U-Net's modules: diffusers, diffusers before peft, the original."""
     return UNET, table(_SIZES, _FEED_FORWARD), original_unet(config)
 
 
 def text_spellings() -> tuple[Names, ...]:
-    """The same of a text encoder: transformers' names with and without "text_model.", and those of before peft."""
+    """The same for a text encoder: transformers with and without "text_model.", each also as before peft."""
     return tuple(table(text, _MLP, attention) for text in (_TEXT, _BARE) for attention in ("", _OLD_ATTENTION))
