@@ -9,6 +9,7 @@ Usage: ./webui.sh [OPTIONS] [OPTIONS OF streamlit run]     start the page in the
        ./webui.sh COMMAND ...                              run another command; ./webui.sh COMMAND --help tells more
        ./webui.sh --setup                                  only install, start nothing
        ./webui.sh --update                                 get the newest version of this program (git pull), install
+       ./webui.sh --version                                print the versions of this program, MLX and Python
 
 Commands:
   txt2img     make a picture from a text: ./webui.sh txt2img "a red house on green hills"
@@ -79,6 +80,7 @@ if [ $setup = yes ]; then
 fi
 
 case ${1:-} in
+--version) ;;
 "" | -*) set -- page "$@" ;;
 esac
 # In the folder of the caller, whose relative paths are meant.

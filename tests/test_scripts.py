@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stable_diffusion.__main__ import build_parser
 
@@ -123,6 +124,10 @@ def test_the_page_has_a_help_of_its_own(house, flags):
     house.run("webui.sh", "--setup")
     done = house.run("webui.sh", *flags)
     assert done.log == ("" if flags == ["-h"] else f"run in {house.root}: -m stable_diffusion page --help\n")
+
+
+def test_the_version_is_the_programs(house):
+    assert house.run("webui.sh", "--version").log.endswith("-m stable_diffusion --version\n")
 
 
 def test_the_finders_file_starts_the_page(house, tmp_path):
@@ -382,3 +387,13 @@ def test_no_test_at_all_is_a_failure(house):
 @pytest.mark.parametrize("path", ["webui.sh", "webui.command", "test.sh", "scripts/lock.sh", ".ci/run"])
 def test_the_commands_can_be_started_as_they_are(path):
     assert os.access(ROOT / path, os.X_OK)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.name)
+def test_the_workflows_do_what_the_scripts_do(house, path):
+    steps = [step for job in yaml.safe_load(path.read_text())["jobs"].values() for step in job["steps"]]
+    commands = [step["run"].split() for step in steps if "run" in step]
+    assert commands
+    for script, *options in commands:
+        told = house.run(script, "--help").stdout
+        assert all(option in told for option in options), options
