@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .pipeline import GenerationStep, StableDiffusion
     from .sampler import SimpleEulerSampler, sampler_by_name
-    from .text.conditioning import Blend
+    from .text.prompt import Blend
 
 __version__ = "0.1.0"
 
 # Resolved when first used, so that errors, configurations and `--help` cost no import of MLX.
 _HOMES = {
-    "Blend": ".text.conditioning",
+    "Blend": ".text.prompt",
     "GenerationStep": ".pipeline",
     "StableDiffusion": ".pipeline",
     "SimpleEulerSampler": ".sampler",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,58 +14,30 @@ from .adapters.embeddings import Embeddings, with_embeddings
 from .adapters.lora import Networks
 from .adapters.overlay import Choice, Loras, Overlay
 from .backend import mx, nn
+from .config import AutoencoderConfig
+from .diffusion.call import Call, check_call, check_size
+from .diffusion.conditioned import ConditionedNetwork
 from .diffusion.denoiser import Denoiser
-from .diffusion.noise import NoiseStream, Seeds
-from .diffusion.schedule import Plan
-from .diffusion.start import InputPicture, check_task, read_input, start_from
+from .diffusion.network import DenoisingNetwork, PictureAutoencoder, TextReader
+from .diffusion.noise import NoiseStream
+from .diffusion.start import start_from
 from .errors import InputError
-from .model_io.checkpoint import vae_dtype
+from .generation import Generation, GenerationStep
+from .model_io.checkpoint import Checkpoint, vae_dtype
 from .model_io.hub import Progress
 from .model_io.load_vae import cached_tiny_vae, load_vae
 from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .pictures.reading import as_input
 from .record.used import Used
-from .sampler import Sampler, sampler_by_name
-from .text.conditioning import A1111, Blend, TextConditioner
-from .text.script import Guidance, Script, Text, ToldUNet, check_text, parts_of, take_blend_loras, write_script
-from .text.tags import Strength, take_loras
-from .tiles import decode_in_tiles
-from .unet import UNet
-from .vae import Autoencoder
+from .sampler import Sampler
+from .text.conditioning import TextConditioner
+from .text.prompt import A1111, Blend, BlendedText, Text, check_text, step_text
+from .text.tags import Strength
+from .tiles import in_tiles
 from .vae_tiny import TinyAutoencoder
 
 DEFAULT_MODEL = "postcards-tiny"
-MAX_SIDE = 8192
-MAX_IMAGES = 256
-
-
-@dataclass(frozen=True)
-class GenerationStep:
-    """What one denoising step reached. The arrays are lazy; the networks in them are not on a Linux CPU."""
-
-    index: int  # 1 .. total
-    total: int
-    t: float  # the time reached, in training steps
-    sigma: float  # the noise level reached: noise to signal, k-diffusion's sigma
-    seed: int  # of the first picture; picture i has seed + i, or with a variation the same
-    latents: mx.array  # x_t (B, h, w, C), float32, of unit variance at the prior
-    denoised: mx.array  # the current estimate of x_0, same shape
-
-
-class Generation(Iterator[GenerationStep]):
-    """A generation under way: its steps, one after another, and what it paints with. Closing it cancels it."""
-
-    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None]):
-        self.used = used
-        self._steps = steps
-
-    def __next__(self) -> GenerationStep:
-        return next(self._steps)
-
-    def close(self) -> None:
-        """Cancel what is not done yet."""
-        self._steps.close()
 
 
 class StableDiffusion:
@@ -96,43 +65,68 @@ class StableDiffusion:
         low_memory: bool = False,
     ):
         check_bits(bits)
-        self.low_memory = low_memory
         if low_memory:
             backend.keep_little_memory()
-        self.float16 = backend.default_float16() if float16 is None else float16
-        self._dtype = mx.float16 if self.float16 else mx.float32
-        self.name, path = locate(model, self.float16, progress)
+        float16 = backend.default_float16() if float16 is None else float16
+        dtype = mx.float16 if float16 else mx.float32
+        name, path = locate(model, float16, progress)
         half_unet = low_memory and not backend.has_gpu()
-        checkpoint = load(path, self._dtype, progress, check_weights, prediction_type, half_unet)
+        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet)
         if bits is not None:
             quantise(checkpoint.unet, checkpoint.text_encoders, bits, progress)
-        quantisation = quantisation_of(checkpoint.unet)
-        self.bits = quantisation.bits if quantisation else None
+        other = None if vae is None else load_vae(vae, checkpoint.vae.config, checkpoint.family, dtype, progress)
+        self._set_up(checkpoint, name, float16, low_memory, other, changed=bits is not None)
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, name: str, float16: bool | None = None, low_memory: bool = False
+    ) -> StableDiffusion:
+        """Paint with networks that are loaded, or made, already; whatever fits diffusion/network.py will do.
+
+        `float16` is the precision that they are in.
+        """
+        sd = cls.__new__(cls)
+        sd._set_up(checkpoint, name, backend.default_float16() if float16 is None else float16, low_memory)
+        return sd
+
+    def _set_up(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        float16: bool,
+        low_memory: bool,
+        vae: PictureAutoencoder | None = None,
+        changed: bool = False,
+    ) -> None:
+        """Take the parts; weights that were `changed` are no longer what the files hold."""
+        self.name = name
         self.family = checkpoint.family
+        self.float16, self.low_memory = float16, low_memory
+        self._dtype = mx.float16 if float16 else mx.float32
         self.default_size = checkpoint.default_size
         self.scheduler_config = checkpoint.scheduler
-        self.tokenizer = checkpoint.tokenizers[0]
-        self._unet = checkpoint.unet
-        self._vae: Autoencoder | TinyAutoencoder = checkpoint.vae
+        self.tokenizer = next(iter(checkpoint.tokenizers), None)
+        self._unet: DenoisingNetwork = checkpoint.unet
+        self._vae: PictureAutoencoder = checkpoint.vae if vae is None else vae
         self._own_vae_config = checkpoint.vae.config
-        if vae is not None:
-            self._vae = load_vae(vae, checkpoint.vae.config, self.family, self._dtype, progress)
-        self._conditioner = TextConditioner(
+        self._conditioner: TextReader = checkpoint.reader or TextConditioner(
             checkpoint.tokenizers,
             checkpoint.text_encoders,
             xl=self.family == "sdxl",
             zeros_for_none=checkpoint.force_zeros_for_empty_prompt,
         )
+        quantisation = quantisation_of(checkpoint.unet)
+        self.bits = quantisation.bits if quantisation else None
         parts: dict[str, nn.Module] = {} if vae is not None else {"vae": checkpoint.vae}
-        if bits is None:  # else they are no longer what the files hold
+        if not changed:
             names = ("text_encoder", "text_encoder_2")
             parts |= {"unet": checkpoint.unet, **dict(zip(names, checkpoint.text_encoders, strict=False))}
-        self._shelf = memory.Shelf(
-            (self._unet, self._vae, *checkpoint.text_encoders),
-            [(parts[name], again) for name, again in checkpoint.again.items() if name in parts],
+        self._unloader = memory.Unloader(
+            (self._unet, self._vae, *self._conditioner.encoders),
+            [(parts[name], reload) for name, reload in checkpoint.again.items() if name in parts],
         )
         # Where a step takes seconds, the tenths in which text encoders are read again do not count.
-        self._spares = low_memory or (not backend.has_gpu() and self._shelf.weights >= memory.LARGE)
+        self._spares = low_memory or (not backend.has_gpu() and self._unloader.weights >= memory.LARGE)
         self._painting = 0  # generations under way
         self._overlay = Overlay(Networks(checkpoint.unet, checkpoint.text_encoders), self.family)
         self._loras: tuple[Choice, ...] = ()
@@ -165,10 +159,8 @@ class StableDiffusion:
         tensors that match nothing.
         """
         choices = self._overlay.choose(loras)
-        networks = self._overlay.networks(choices)
+        self._unet, self._conditioner = self._laid_over(choices, self._conditioner)
         self._loras = choices
-        self._unet = networks.unet
-        self._conditioner = self._conditioner.replaced(encoders=networks.text_encoders)
 
     @property
     def latent_channels(self) -> int:
@@ -177,13 +169,18 @@ class StableDiffusion:
 
     @property
     def downscale(self) -> int:
-        """Pixels to one latent along each side, 8 for Stable Diffusion; sizes are multiples of it."""
+        """Pixels to one latent along each side, 8 for Stable Diffusion."""
         return self._vae.config.downscale
 
     @property
+    def size_multiple(self) -> int:
+        """Width and height are multiples of it: pixels to a latent, times the latents that the network takes as one."""
+        return self.downscale * self._unet.patch
+
+    @property
     def inpainting(self) -> bool:
-        """True for an inpainting checkpoint, whose U-Net is shown picture and mask, and needs both."""
-        return self._unet.config.in_channels == 2 * self.latent_channels + 1
+        """True for an inpainting checkpoint, whose network is shown picture and mask, and needs both."""
+        return self._unet.in_channels == 2 * self.latent_channels + 1
 
     def generate_latents(
         self,
@@ -206,14 +203,19 @@ class StableDiffusion:
         masked_content: str = "original",
         clip_skip: int | None = None,
         prompt_language: str = A1111,
+        input_latents: Any = None,
     ) -> Generation:
         """Generate step by step; the arguments are checked before the first one is taken.
 
-        `width` and `height` are pixels, multiples of `downscale`; None is the checkpoint's own size. `cfg_weight` up to
-        1 is no guidance, at half the work. `input_image`, a PIL image or a uint8 array (H, W, 3), is cropped to the
-        size, encoded, noised, and denoised by the schedule's last int(num_steps * denoising_strength) steps.
+        `width` and `height` are pixels, multiples of `size_multiple`; None is the checkpoint's own size. `cfg_weight`
+        up to 1 is no guidance, at half the work. `input_image`, a PIL image or a uint8 array (H, W, 3), is cropped to
+        the size, encoded, noised, and denoised by the schedule's last int(num_steps * denoising_strength) steps.
         `mask_image`, a picture of any mode and size, is white where the input picture is repainted; `masked_content`
         ("original", "noise", "fill") is what that part begins from, but for strength 1, which begins from pure noise.
+        `input_latents` (n_images or 1, h, w, latent_channels) are clean latents in the place of an `input_image`, such
+        as `encode` or another generation gives. Those of `encode(picture, seed=seed)` lead to the same bits as the
+        picture does, for one picture: those of a batch have each its own draw of the picture's latents, by seed + i.
+
         `latents` (n_images, h, w, latent_channels) is unit normal noise to begin with, in place of the seed's.
         `guidance_rescale` is Lin et al.'s (2023). With a `variation_strength` all pictures have the same seed, and the
         first noise of picture i is turned that far, from 0 to 1, towards the noise of the seed `variation_seed` + i.
@@ -230,48 +232,72 @@ class StableDiffusion:
         asks for more memory than there is, and what `set_loras` raises for what the texts name.
         """
         # 1. Everything that can be refused is refused here.
-        text = check_text("text", text)
-        if negative_text is not None:
-            checks.text("negative_text", negative_text)
-        n_images = checks.whole("n_images", n_images, 1, MAX_IMAGES)
-        width, height = self._size(width, height)
-        shape = (height // self.downscale, width // self.downscale, self.latent_channels)
-        seeds = checks.seeds(seed, n_images, variation_seed, variation_strength)
-        noise = None if latents is None else checks.noise(latents, (n_images, *shape))
-        if noise is not None and seeds.strength:
-            raise InputError("latents are the first noise themselves: leave out variation_strength, or the latents.")
-        picture = read_input(input_image, mask_image, masked_content, width, height)
-        check_task(self.name, self._unet.config.in_channels, self.latent_channels, picture)
-        sampler = sampler_by_name(sampler)
-        plan = sampler.plan(self.scheduler_config, num_steps)
-        if picture is not None:
-            plan = _tail(plan, num_steps, denoising_strength)
-        guidance = Guidance(
-            cfg_weight=checks.number("cfg_weight", cfg_weight, 0.0, math.inf),
-            rescale=checks.number("guidance_rescale", guidance_rescale, 0.0, 1.0),
+        call = check_call(
+            self,
+            self._unet,
+            text=text,
+            negative_text=negative_text,
+            n_images=n_images,
+            num_steps=num_steps,
+            cfg_weight=cfg_weight,
+            width=width,
+            height=height,
+            seed=seed,
+            input_image=input_image,
+            denoising_strength=denoising_strength,
+            sampler=sampler,
+            latents=latents,
+            guidance_rescale=guidance_rescale,
+            variation_seed=variation_seed,
+            variation_strength=variation_strength,
+            mask_image=mask_image,
+            masked_content=masked_content,
+            clip_skip=clip_skip,
+            prompt_language=prompt_language,
+            input_latents=input_latents,
         )
-        text, tags = take_blend_loras(text)
-        if negative_text is not None:
-            negative_text, without_effect = take_loras(negative_text)
-            if without_effect:
-                warnings.warn("LoRA tags in the negative text have no effect; write them into the text.", stacklevel=2)
-        conditioner = self._conditioner.replaced(language=prompt_language, clip_skip=clip_skip)
-        script = write_script(text, negative_text, len(plan), guidance, self._embeds_guidance, conditioner.language)
-        rows = n_images * max(map(len, script.rows))
-        spared = None if self.low_memory else self._needs_with(low_memory=True)
-        self._needs.check(rows, n_images, width, height, spared)
-        steps = self._generate(
-            self._networks(tags, script.texts, conditioner),
-            script,
-            guidance,
-            (width, height),
-            seeds,
-            sampler,
-            plan,
-            picture,
-            noise,
+        return self._begin(call)
+
+    def _begin(self, call: Call) -> Generation:
+        rows, n_images = len(call.script.rows[0]), len(call.prompts)
+        self._needs.check(rows, n_images, *call.size, None if self.low_memory else self._needs_with(low_memory=True))
+        # 2. The LoRAs and embeddings that the texts name are laid over, and noted down.
+        network, reader = self._networks(call)
+        return Generation(self._used(call), self._steps(call, network, reader))
+
+    def _steps(
+        self, call: Call, network: DenoisingNetwork, reader: TextReader
+    ) -> Generator[GenerationStep, None, None]:
+        width, height = call.size
+        backend.fit_threads(self._largest_product(len(call.prompts), width, height))
+        # 3. The texts are encoded, and prepared for the network, once.
+        conditioned = ConditionedNetwork(
+            network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory
         )
-        return Generation(self._used(tags, script.texts, conditioner.language), steps)
+        if self._spares:
+            conditioned.compute_texts()
+            self._unloader.drop(*self._conditioner.encoders)
+        denoiser = Denoiser(
+            conditioned,
+            self.scheduler_config.prediction_type,
+            call.cfg_weight,
+            call.guidance_rescale,
+            call.embeds_guidance,
+            call.script.weights,
+        )
+        # 4. The first latents: noise, or what is given with noise of the plan's first level.
+        noise = NoiseStream(call.seeds, (height // self.downscale, width // self.downscale, self.latent_channels))
+        start = start_from(call.start, call.plan, denoiser, noise, call.noise, self._vae.encode, self.inpainting)
+        if self.low_memory:
+            mx.eval(start.x)
+            self._unloader.drop(self._vae)
+        # 5. Step by step towards x_0.
+        self._painting += 1
+        try:
+            for step in call.sampler.sample(start.denoiser, start.x, call.plan, noise):
+                yield GenerationStep(step.index, step.total, step.t, step.sigma, call.seeds.first, *start.shown(step))
+        finally:
+            self._painting -= 1
 
     def decode(self, latents: mx.array) -> mx.array:
         """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1]; lazy.
@@ -286,16 +312,16 @@ class StableDiffusion:
         height, width = (side * self.downscale for side in latents.shape[1:3])
         if self._spares:
             mx.eval(latents)
-            self._shelf.drop(*([self._unet] if self.low_memory and not self._painting else []))
+            self._unloader.drop(*([self._unet] if self.low_memory and not self._painting else []))
         decode = self._vae.decode
         if self._needs.in_tiles(width, height):
-            decode = partial(decode_in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
+            decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
         # One by one: memory is one picture's, whatever the batch.
         pictures = [decode(one) for one in mx.split(latents, latents.shape[0])]
         result = mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
         if self.low_memory:
             mx.eval(result)
-            self._shelf.drop(self._vae)
+            self._unloader.drop(self._vae)
         return result
 
     def preview(self, latents: mx.array) -> mx.array:
@@ -306,7 +332,8 @@ class StableDiffusion:
 
     @cached_property
     def _tiny_vae(self) -> TinyAutoencoder | None:
-        return cached_tiny_vae(self._own_vae_config, self.family, self._dtype)
+        config = self._own_vae_config
+        return cached_tiny_vae(config, self.family, self._dtype) if isinstance(config, AutoencoderConfig) else None
 
     def encode(self, picture: Any, width: int | None = None, height: int | None = None, seed: int = 0) -> mx.array:
         """A PIL image or uint8 array (H, W, 3), cropped to the size -> its latents (1, h, w, latent_channels); lazy.
@@ -315,7 +342,7 @@ class StableDiffusion:
         `PictureError`.
         """
         seed = checks.whole("seed", seed, 0, checks.MAX_SEED)
-        width, height = self._size(width, height)
+        width, height = check_size(self, width, height)
         noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
         return self._vae.encode(mx.array(as_input(picture, width, height))[None], noise())
 
@@ -325,77 +352,50 @@ class StableDiffusion:
         Weights and BREAK are read; schedules and AND, which belong to a generation, stand as text.
         """
         text = check_text("text", text)
-        conditioner = self._conditioner.replaced(language=prompt_language, clip_skip=clip_skip)
-        return self._networks((), [text], conditioner)[1](text).text
+        found: Text
+        if isinstance(text, Blend):
+            start, end = (step_text(end, prompt_language) for end in (text.start, text.end))
+            found = BlendedText(start, end, text.share)
+        else:
+            found = step_text(text, prompt_language)
+        reader = self._conditioner.replaced(clip_skip=clip_skip)
+        reader = self._with_embeddings([piece.text for piece in found.pieces], reader)
+        return reader.read([found])[0].text
 
-    def _generate(
-        self,
-        networks: tuple[UNet, TextConditioner],
-        script: Script,
-        guidance: Guidance,
-        size: tuple[int, int],
-        seeds: Seeds,
-        sampler: Sampler,
-        plan: Plan,
-        picture: InputPicture | None,
-        given_noise: mx.array | None,
-    ) -> Generator[GenerationStep, None, None]:
-        backend.fit_threads(self._largest_product(seeds.n_images, size))
-        # 2. The texts are encoded, and projected to the U-Net's keys and values, once.
-        unet = ToldUNet(*networks, script, guidance, size, seeds.n_images, self._dtype, self.low_memory)
-        if self._spares:
-            unet.compute_texts()
-            self._shelf.drop(*self._conditioner.encoders)
-        denoiser = Denoiser(
-            unet,
-            self.scheduler_config.prediction_type,
-            guidance.cfg_weight,
-            guidance.rescale,
-            self._embeds_guidance,
-            script.weights,
-        )
-        # 3. The first latents: noise, or the input picture's with noise of the plan's first level.
-        noise = NoiseStream(seeds, (size[1] // self.downscale, size[0] // self.downscale, self.latent_channels))
-        start = start_from(picture, plan, denoiser, noise, given_noise, self._vae.encode, self.inpainting)
-        if self.low_memory:
-            mx.eval(start.x)
-            self._shelf.drop(self._vae)
-        # 4. Step by step towards x_0.
-        self._painting += 1
-        try:
-            for step in sampler.sample(start.denoiser, start.x, plan, noise):
-                unet.step = step.index + 1  # the sampler goes on only when the next step is asked for
-                yield GenerationStep(step.index, step.total, step.t, step.sigma, seeds.first, *start.shown(step))
-        finally:
-            self._painting -= 1
-
-    def _networks(
-        self, tags: Loras, spoken: Iterable[Text | None], conditioner: TextConditioner
-    ) -> tuple[UNet, TextConditioner]:
+    def _networks(self, call: Call) -> tuple[DenoisingNetwork, TextReader]:
         """What paints and what reads for one generation: with the LoRAs and the embeddings that its texts name."""
-        unet = self._unet
-        if tags:
-            networks = self._overlay.networks((*self._loras, *self._overlay.choose(tags, names_only=True)))
-            unet, conditioner = networks.unet, conditioner.replaced(encoders=networks.text_encoders)
+        network, reader = self._unet, self._conditioner.replaced(clip_skip=call.clip_skip)
+        if call.loras:
+            choices = (*self._loras, *self._overlay.choose(call.loras, names_only=True))
+            network, reader = self._laid_over(choices, reader)
         else:
             self._overlay.forget()
-        parts = parts_of(spoken, conditioner.language)
-        if found := self._embeddings.used_in(parts, self.tokenizer, self._overlay.bare.text_encoders):
-            tokenizers, encoders = with_embeddings(conditioner.tokenizers, conditioner.encoders, found)
-            conditioner = conditioner.replaced(tokenizers=tokenizers, encoders=encoders)
-        return unet, conditioner
+        return network, self._with_embeddings(call.script.pieces, reader)
 
-    def _used(self, tags: Loras, spoken: Iterable[Text | None], language: str) -> Used:
+    def _laid_over(self, choices: tuple[Choice, ...], reader: TextReader) -> tuple[DenoisingNetwork, TextReader]:
+        networks = self._overlay.networks(choices)
+        return networks.unet, reader.replaced(encoders=networks.text_encoders)
+
+    def _with_embeddings(self, pieces: Sequence[str], reader: TextReader) -> TextReader:
+        if self.tokenizer is None:
+            return reader
+        found = self._embeddings.used_in(pieces, self.tokenizer, self._overlay.bare.text_encoders)
+        if not found:
+            return reader
+        tokenizers, encoders = with_embeddings(reader.tokenizers, reader.encoders, found)
+        return reader.replaced(tokenizers=tokenizers, encoders=encoders)
+
+    def _used(self, call: Call) -> Used:
         """What a generation paints with, as it is on the disk now."""
-        loras = (*self._loras, *self._overlay.choose(tags, names_only=True))
-        embeddings = self._embeddings.named_in(parts_of(spoken, language), self.tokenizer)
+        loras = (*self._loras, *self._overlay.choose(call.loras, names_only=True))
+        named = self._embeddings.named_in(call.script.pieces, self.tokenizer) if self.tokenizer is not None else {}
         return Used(
             self.name,
             "float16" if self.float16 else "float32",
             backend.version(),
             tuple(self.loras),
             {each.name: files.short_hash(each.path) for each in loras},
-            {name: files.short_hash(path) for name, path in embeddings.items()},
+            {name: files.short_hash(path) for name, path in named.items()},
         )
 
     @property
@@ -405,43 +405,14 @@ class StableDiffusion:
     def _needs_with(self, low_memory: bool) -> memory.Needs:
         config, dtype = self._own_vae_config, self._dtype
         vae_size = vae_dtype(self.family, config, dtype).size
-        let_go = self._conditioner.encoders if low_memory or self._spares else ()
-        painting = self._shelf.held_without(*let_go, *[self._vae] * low_memory)
-        decoding = self._shelf.held_without(*let_go, *[self._unet] * low_memory)
-        return memory.Needs(self._unet.config, config, painting, dtype.size, vae_size, decoding, low_memory)
+        unloaded = self._conditioner.encoders if low_memory or self._spares else ()
+        painting = self._unloader.held_without(*unloaded, *[self._vae] * low_memory)
+        decoding = self._unloader.held_without(*unloaded, *[self._unet] * low_memory)
+        values = self._unet.values_per_latent
+        return memory.Needs(values, config, painting, dtype.size, vae_size, decoding, low_memory)
 
-    def _largest_product(self, n_images: int, size: tuple[int, int]) -> int:
-        """About how many multiply-adds the largest matrix product of a generation takes: a 3x3 convolution's."""
-        pixels = size[0] * size[1]
-        channels, picture_channels = self._unet.config.block_out_channels, self._vae.config.block_out_channels
-        unet = 2 * n_images * pixels // self.downscale**2 * 9 * channels[0] * 2 * channels[0]
-        return max(unet, pixels * 9 * picture_channels[0] * picture_channels[min(1, len(picture_channels) - 1)])
-
-    @property
-    def _embeds_guidance(self) -> bool:
-        return self._unet.config.time_cond_proj_dim is not None
-
-    def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
-        sides = []
-        for name, side, own in zip(("width", "height"), (width, height), self.default_size, strict=True):
-            side = own if side is None else checks.whole(name, side, self.downscale, MAX_SIDE)
-            if side % self.downscale:
-                below = side // self.downscale * self.downscale
-                raise InputError(
-                    f"{name} = {side} should be a multiple of {self.downscale}, such as {below} or "
-                    f"{below + self.downscale}."
-                )
-            sides.append(side)
-        return sides[0], sides[1]
-
-
-def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
-    """The steps of the plan that a denoising strength leaves, as the reference counts them."""
-    strength = checks.number("denoising_strength", strength, 0.0, 1.0)
-    steps = int(num_steps * strength)
-    if not steps:
-        raise InputError(
-            f"denoising_strength = {strength} leaves none of {num_steps} steps; "
-            f"{math.ceil(100 / num_steps) / 100} is the least that leaves one."
-        )
-    return plan.tail(steps)
+    def _largest_product(self, n_images: int, width: int, height: int) -> int:
+        """About how many multiply-adds the largest matrix product of a generation takes: the network's or decoder's."""
+        channels = self._vae.config.block_out_channels
+        decoder = width * height * 9 * channels[0] * channels[min(1, len(channels) - 1)]
+        return max(self._unet.largest_product(2 * n_images, width * height // self.downscale**2), decoder)

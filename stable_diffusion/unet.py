@@ -6,10 +6,13 @@ The reference is diffusers' UNet2DConditionModel (unet_2d_condition.py, unet_2d_
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from . import ops
-from .backend import mx, nn
+from .backend import has_gpu, mx, nn
 from .config import UNetConfig
+from .diffusion.network import Conditioning, Extras
 from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
 
 # Keys and values of one transformer block: of "attn2", and of "attn1" where it too attends to the text.
@@ -157,7 +160,10 @@ class UNetLevel(nn.Module):
 
 
 class UNet(nn.Module):
-    """See the module's docstring; `project_text` once for each prompt, then call once for each step."""
+    """See the module's docstring; a `DenoisingNetwork`: `prepare` once for a generation, `predict` once for each step.
+
+    Both are put together from `project_text` and a call.
+    """
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -177,6 +183,54 @@ class UNet(nn.Module):
         self.up_blocks = [build.up(i) for i in range(len(channels))]
         self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[0], config.norm_eps, config.act_fn)
         self.conv_out = Conv2d(channels[0], config.out_channels, config.conv_out_kernel)
+
+    patch = 1
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of what it is given: the latents', or of an inpainting U-Net the mask's and masked picture's too."""
+        return self.config.in_channels
+
+    @property
+    def sample_size(self) -> tuple[int, int]:
+        """(h, w) in latents, the size that it was trained for."""
+        size = self.config.sample_size or 64
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return height, width
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """True for a latent consistency model's, which takes the guidance weight as an input."""
+        return self.config.time_cond_proj_dim is not None
+
+    @property
+    def values_per_latent(self) -> int:
+        """Values at the peak of a call, as measured (benchmarks/growth.py), but not on a GPU, which cuts no blocks."""
+        return (48 if has_gpu() else 32) * self.config.block_out_channels[0]
+
+    def largest_product(self, rows: int, latents: int) -> int:
+        """Multiply-adds of a 3x3 convolution on the way up, at full size."""
+        channels = self.config.block_out_channels[0]
+        return rows * latents * 9 * channels * 2 * channels
+
+    def prepare(
+        self, texts: Sequence[Conditioning], width: int, height: int, dtype: mx.Dtype, cfg_weight: float
+    ) -> dict[str, Any]:
+        """The arguments of a call beside latents and time, with one row for each text."""
+        hidden = mx.concatenate([each.text for each in texts]).astype(dtype)
+        context: dict[str, Any] = {"context": self.project_text(hidden)}
+        pooled = [each.pooled for each in texts if each.pooled is not None]
+        if pooled:
+            sizes = mx.array([[height, width, 0, 0, height, width]], mx.float32)  # original, crop, target
+            context |= {"pooled": mx.concatenate(pooled), "time_ids": mx.repeat(sizes, len(texts), axis=0)}
+        return context | ({"cfg_weight": cfg_weight} if self.embeds_guidance else {})
+
+    def predict(self, x: mx.array, t: mx.array, context: dict[str, Any], extras: Extras | None = None) -> mx.array:
+        """A call with what `prepare` has made."""
+        context = dict(context)
+        if "cfg_weight" in context:
+            context["guidance"] = self.guidance_embedding(context.pop("cfg_weight"))
+        return self(x, t, **context)
 
     def project_text(self, text: mx.array) -> list[LevelContext]:
         """The keys and values of a text's hidden states (B or 1, N, D), for every level, in the order of the call."""

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from stable_diffusion import StableDiffusion, backend, memory
 from stable_diffusion.backend import mx
-from stable_diffusion.config import AutoencoderConfig, UNetConfig
+from stable_diffusion.config import AutoencoderConfig
 from stable_diffusion.errors import InputError
 from stable_diffusion.memory import GIB, MEMORY_VARIABLE, Needs
-from stable_diffusion.tiles import decode_in_tiles
+from stable_diffusion.tiles import in_tiles
 
-SD1 = Needs(UNetConfig(), AutoencoderConfig(block_out_channels=(128, 256, 512, 512)), 4 * GIB, 4, 4)
+SD1 = Needs(32 * 320, AutoencoderConfig(block_out_channels=(128, 256, 512, 512)), 4 * GIB, 4, 4)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def there(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
 
 
 def test_memory_grows_with_the_pixels_and_with_the_batch():
-    assert SD1.unet_bytes(2, 1024, 1024) == 4 * SD1.unet_bytes(2, 512, 512) == 8 * SD1.unet_bytes(1, 512, 512)
+    assert SD1.network_bytes(2, 1024, 1024) == 4 * SD1.network_bytes(2, 512, 512) == 8 * SD1.network_bytes(1, 512, 512)
     assert SD1.decoder_bytes(1024, 512) == 2 * SD1.decoder_bytes(512, 512)
 
 
@@ -199,7 +199,7 @@ def test_the_estimate_is_not_far_from_what_a_step_takes(sd):
     steps = sd.generate_latents("a red house", width=384, height=384, seed=1)
     mx.eval(next(steps).latents)
     taken = peak(lambda: next(steps).latents)
-    assert 0.5 < needs.unet_bytes(2, 384, 384) / taken < 4
+    assert 0.5 < needs.network_bytes(2, 384, 384) / taken < 4
 
 
 def peak(function) -> int:
@@ -240,5 +240,5 @@ def test_tiles_of_a_local_decoder_are_the_whole(height, width, tile, overlap):
     def decode(z: mx.array) -> mx.array:
         return mx.repeat(mx.repeat(z, 2, axis=1), 2, axis=2)
 
-    tiled = decode_in_tiles(decode, latents, tile, overlap)
+    tiled = in_tiles(decode, latents, tile, overlap)
     np.testing.assert_allclose(np.asarray(tiled), np.asarray(decode(latents)), rtol=1e-5, atol=1e-6)

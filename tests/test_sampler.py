@@ -56,7 +56,7 @@ class Gaussian:
         self.levels = {level.t: level for level in (*plan.middles, *plan.levels)}
         self.denoiser = Denoiser(self.unet, prediction_type)
 
-    def unet(self, x, t):
+    def unet(self, x, t, step):
         self.calls.append(t)
         level = self.levels[t] if t in self.levels else self.plan.schedule.level(int(t))
         shrink = level.alpha * self.std**2 / self.spread(level) ** 2
@@ -232,7 +232,7 @@ def test_dpm_sde_noises_are_of_one_brownian_motion():
     plan = sampler.plan(SD, 10).tail(2)
     asked = []
 
-    def unet(x, t):
+    def unet(x, t, step):
         asked.append(x)
         return mx.zeros(x.shape)
 

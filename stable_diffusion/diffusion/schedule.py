@@ -139,6 +139,10 @@ class Plan:
         """The level of the first latents."""
         return self.levels[self.first]
 
+    def number(self, i: int) -> int:
+        """The number, from 1, of step i of the whole plan among those that are run."""
+        return i - self.first + 1
+
     def tail(self, steps: int) -> Plan:
         """The plan's last `steps` steps: int(num_steps * strength) of them make an image to image generation.
 

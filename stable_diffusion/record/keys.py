@@ -12,7 +12,7 @@ from typing import Any
 
 from ..model_io import hashes
 from ..text.blend import Frame
-from ..text.conditioning import A1111, Blend
+from ..text.prompt import A1111, Blend
 from .used import Used
 
 PRECISION, VERSION = "Precision", "Version"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import checks
-from .conditioning import Blend
+from .prompt import Blend
 
 MAX_FRAMES = 10_000
 

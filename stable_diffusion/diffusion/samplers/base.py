@@ -136,7 +136,7 @@ class Sampler(ABC):
                 )
         if config.variance_type in ("learned", "learned_range") and "variance_type" in self.honoured:
             raise UnsupportedCheckpointError(
-                f"variance_type = {config.variance_type!r}: U-Nets that predict a variance are not supported."
+                f"variance_type = {config.variance_type!r}: networks that predict a variance are not supported."
             )
 
 
@@ -184,7 +184,7 @@ class KDiffusionSampler(Sampler):
 def step_reached(plan: Plan, i: int, x: mx.array, x_0: mx.array, end: NoiseLevel | None = None) -> Step:
     """Step i of the whole plan, counted from 0, as the caller sees it; `end` where it is not `plan.ends[i]`."""
     end = end or plan.ends[i]
-    return Step(i - plan.first + 1, len(plan), end.t, end.ve_sigma, x, x_0)
+    return Step(plan.number(i), len(plan), end.t, end.ve_sigma, x, x_0)
 
 
 def _checked_steps(num_steps: int, most: int) -> int:
