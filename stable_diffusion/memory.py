@@ -16,7 +16,7 @@ from typing import Any
 from mlx.utils import tree_reduce
 
 from .backend import give_back_memory, has_gpu, mx
-from .diffusion.network import LatentSpace
+from .diffusion.network import DenoisingNetwork, LatentSpace
 from .errors import CheckpointError, InputError
 
 MEMORY_VARIABLE = "STABLE_DIFFUSION_MEMORY"
@@ -108,6 +108,13 @@ class Unloader:
     def held_without(self, *networks: Any) -> int:
         """Bytes of the weights that are still held once these are dropped, as far as they can be."""
         return self.weights - sum(self._sizes.get(id(each), 0) for each in networks)
+
+
+def largest_product(network: DenoisingNetwork, vae: LatentSpace, n_images: int, width: int, height: int) -> int:
+    """About how many multiply-adds the largest matrix product of a guided generation takes, decoding included."""
+    channels = vae.block_out_channels
+    decoder = width * height * 9 * channels[0] * channels[min(1, len(channels) - 1)]
+    return max(network.largest_product(2 * n_images, width * height // vae.downscale**2), decoder)
 
 
 def weight_bytes(*modules: Any) -> int:

@@ -32,7 +32,7 @@ from .pictures.reading import as_input
 from .record.used import Used
 from .sampler import Sampler
 from .text.conditioning import TextConditioner
-from .text.prompt import A1111, Blend, BlendedText, Text, check_text, step_text
+from .text.prompt import A1111, Blend, as_text, check_text
 from .text.tags import Strength
 from .tiles import in_tiles
 from .vae_tiny import TinyAutoencoder
@@ -235,8 +235,8 @@ class StableDiffusion:
         call = check_call(
             self,
             self._unet,
-            text=text,
-            negative_text=negative_text,
+            texts=[text],
+            negative_texts=[negative_text],
             n_images=n_images,
             num_steps=num_steps,
             cfg_weight=cfg_weight,
@@ -269,7 +269,7 @@ class StableDiffusion:
         self, call: Call, network: DenoisingNetwork, reader: TextReader
     ) -> Generator[GenerationStep, None, None]:
         width, height = call.size
-        backend.fit_threads(self._largest_product(len(call.prompts), width, height))
+        backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.size))
         # 3. The texts are encoded, and prepared for the network, once.
         conditioned = ConditionedNetwork(
             network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory
@@ -351,13 +351,7 @@ class StableDiffusion:
 
         Weights and BREAK are read; schedules and AND, which belong to a generation, stand as text.
         """
-        text = check_text("text", text)
-        found: Text
-        if isinstance(text, Blend):
-            start, end = (step_text(end, prompt_language) for end in (text.start, text.end))
-            found = BlendedText(start, end, text.share)
-        else:
-            found = step_text(text, prompt_language)
+        found = as_text(check_text("text", text), prompt_language)
         reader = self._conditioner.replaced(clip_skip=clip_skip)
         reader = self._with_embeddings([piece.text for piece in found.pieces], reader)
         return reader.read([found])[0].text
@@ -410,9 +404,3 @@ class StableDiffusion:
         decoding = self._unloader.held_without(*unloaded, *[self._unet] * low_memory)
         values = self._unet.values_per_latent
         return memory.Needs(values, config, painting, dtype.size, vae_size, decoding, low_memory)
-
-    def _largest_product(self, n_images: int, width: int, height: int) -> int:
-        """About how many multiply-adds the largest matrix product of a generation takes: the network's or decoder's."""
-        channels = self._vae.config.block_out_channels
-        decoder = width * height * 9 * channels[0] * channels[min(1, len(channels) - 1)]
-        return max(self._unet.largest_product(2 * n_images, width * height // self.downscale**2), decoder)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from . import ops
 from .backend import has_gpu, mx, nn
 from .config import UNetConfig
-from .diffusion.network import Conditioning, Extras
+from .diffusion.network import Conditioning, Extras, Tap
 from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
 
-# Keys and values of one transformer block: of "attn2", and of "attn1" where it too attends to the text.
-BlockContext = dict[str, tuple[mx.array, mx.array]]
+# Keys and values of one transformer block: of "attn2", and of "attn1" where it too attends to the text. In a call that
+# is tapped also "tap", a function of queries and keys.
+BlockContext = dict[str, Any]
 # The same of all blocks of one transformer, and of all transformers of one level.
 LevelContext = list[list[BlockContext]]
 
@@ -75,6 +77,9 @@ class TransformerBlock(nn.Module):
 
     def __call__(self, x: mx.array, context: BlockContext) -> mx.array:
         x = x + self.attn1(self.norm1(x), context.get("attn1"))
+        if "tap" in context:
+            q = self.attn2.to_q(self.norm2(x)).reshape(*x.shape[:2], self.attn2.heads, -1).transpose(0, 2, 1, 3)
+            context["tap"](q, context["attn2"][0])
         x = x + self.attn2(self.norm2(x), context["attn2"])
         return x + self.ff(self.norm3(x))
 
@@ -226,11 +231,11 @@ class UNet(nn.Module):
         return context | ({"cfg_weight": cfg_weight} if self.embeds_guidance else {})
 
     def predict(self, x: mx.array, t: mx.array, context: dict[str, Any], extras: Extras | None = None) -> mx.array:
-        """A call with what `prepare` has made."""
+        """A call with what `prepare` has made. Takes the extras `residuals` and `tap`, no `keys_values` yet."""
         context = dict(context)
         if "cfg_weight" in context:
             context["guidance"] = self.guidance_embedding(context.pop("cfg_weight"))
-        return self(x, t, **context)
+        return self(x, t, **context, extras=extras)
 
     def project_text(self, text: mx.array) -> list[LevelContext]:
         """The keys and values of a text's hidden states (B or 1, N, D), for every level, in the order of the call."""
@@ -244,6 +249,7 @@ class UNet(nn.Module):
         pooled: mx.array | None = None,
         time_ids: mx.array | None = None,
         guidance: mx.array | None = None,
+        extras: Extras | None = None,
     ) -> mx.array:
         """Predict eps, v or x_0, whichever the checkpoint was trained for.
 
@@ -252,7 +258,12 @@ class UNet(nn.Module):
         `guidance` (B or 1, time_cond_proj_dim) from `guidance_embedding` (LCM). Returns (B, H, W, out_channels).
         """
         inputs = (x, t, context, pooled, time_ids, guidance)
-        return ops.by_batch(self._predict, x.shape[0], self, *inputs)
+        if extras is None:
+            return ops.by_batch(self._predict, x.shape[0], self, *inputs)
+        extras.refuse_all_but("This U-Net", "residuals", "tap")
+        if extras.tap is not None:
+            inputs = (x, t, _tapped(context, self._level_names(), extras.tap), pooled, time_ids, guidance)
+        return self._predict(*inputs, extras.residuals)
 
     def _predict(
         self,
@@ -262,6 +273,7 @@ class UNet(nn.Module):
         pooled: mx.array | None,
         time_ids: mx.array | None,
         guidance: mx.array | None,
+        residuals: Sequence[mx.array] | None = None,
     ) -> mx.array:
         time = ops.ACTIVATIONS[self.config.act_fn](self._embed_time(t, pooled, time_ids, guidance, x.dtype))
         if self.config.center_input_sample:
@@ -274,6 +286,9 @@ class UNet(nn.Module):
             skips += level_skips
         if "mid_block" in self:
             x = self.mid_block.middle(x, time, next(remaining))
+        if residuals is not None:
+            skips = [skip + residual for skip, residual in zip(skips, residuals[:-1], strict=True)]
+            x = x + residuals[-1]
         for level in self.up_blocks:
             x = level.up(x, skips, time, next(remaining))
         return self.conv_out(self.conv_norm_out(x))
@@ -287,6 +302,11 @@ class UNet(nn.Module):
     def _levels(self) -> list[UNetLevel]:
         middle = [self.mid_block] if "mid_block" in self else []
         return [*self.down_blocks, *middle, *self.up_blocks]
+
+    def _level_names(self) -> list[str]:
+        """The same levels as parameters name them."""
+        down, up = ([f"{way}_blocks.{i}" for i in range(len(self[f"{way}_blocks"]))] for way in ("down", "up"))
+        return [*down, *["mid_block"] * ("mid_block" in self), *up]
 
     def _embed_time(
         self,
@@ -307,6 +327,17 @@ class UNet(nn.Module):
             waves = waves.reshape(time_ids.shape[0], -1).astype(dtype)
             time = time + self.add_embedding(mx.concatenate([pooled.astype(dtype), waves], axis=-1))
         return time
+
+
+def _tapped(context: list[LevelContext], names: list[str], tap: Tap) -> list[LevelContext]:
+    """A context whose blocks have their attention to the text tapped, under the layer's own name."""
+
+    def tapped(path: str, blocks: list[BlockContext]) -> list[BlockContext]:
+        paths = (f"{path}.transformer_blocks.{i}.attn2" for i in range(len(blocks)))
+        return [block | {"tap": partial(tap, name)} for name, block in zip(paths, blocks, strict=True)]
+
+    levels = zip(names, context, strict=True)
+    return [[tapped(f"{name}.attentions.{i}", each) for i, each in enumerate(level)] for name, level in levels]
 
 
 class _LevelBuilder:

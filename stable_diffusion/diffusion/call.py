@@ -96,8 +96,8 @@ def check_call(
     model: Model,
     network: DenoisingNetwork,
     *,
-    text: str | Blend | Sequence[str | Blend],
-    negative_text: str | Sequence[str | None] | None,
+    texts: Sequence[str | Blend],
+    negative_texts: Sequence[str | None],
     n_images: int,
     num_steps: int,
     cfg_weight: float,
@@ -119,17 +119,15 @@ def check_call(
 ) -> Call:
     """Check the arguments of `StableDiffusion.generate_latents` and `generate`, whose docstrings explain them.
 
-    Several texts paint `n_images` of each, one text's after the other. Raises `InputError`, `SamplerError` and
+    Of each text `n_images` are painted, one text's after the other's. Raises `InputError`, `SamplerError` and
     `PictureError`.
     """
-    texts = [text] if isinstance(text, (str, Blend)) or not isinstance(text, Sequence) else list(text)
-    negatives = list(negative_text) if _is_list(negative_text) else [negative_text] * len(texts)  # type: ignore[arg-type]
-    if not texts or len(negatives) != len(texts):
-        raise InputError(
-            f"{len(texts)} prompts with {len(negatives)} negatives: give one or more, and as many of both."
-        )
+    if not texts or len(texts) != len(negative_texts):
+        raise InputError(f"{len(texts)} texts with {len(negative_texts)} negative ones: give one or more of both.")
     prompts = [parse(check_text("text", each), prompt_language) for each in texts]
-    against = [_negative(each, prompt_language) for each in negatives]
+    negatives = [_negative(each, prompt_language) for each in negative_texts]
+    if any(each is not None and each.loras for each in negatives):
+        warnings.warn("LoRA tags in the negative text have no effect; write them into the text.", stacklevel=3)
     n_images = checks.whole("n_images", n_images, 1, MAX_IMAGES)
     total = checks.whole("the number of pictures", n_images * len(texts), 1, MAX_IMAGES)
     size = check_size(model, width, height)
@@ -152,7 +150,7 @@ def check_call(
         plan = _tail(plan, num_steps, denoising_strength)
     return Call(
         prompts=tuple(each for each in prompts for _ in range(n_images)),
-        negatives=tuple(each for each in against for _ in range(n_images)),
+        negatives=tuple(each for each in negatives for _ in range(n_images)),
         size=size,
         seeds=seeds,
         cfg_weight=checks.number("cfg_weight", cfg_weight, 0.0, math.inf),
@@ -180,17 +178,8 @@ def check_size(model: Model, width: int | None, height: int | None) -> tuple[int
     return sides[0], sides[1]
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
 def _negative(text: Any, language: str) -> Prompt | None:
-    if text is None:
-        return None
-    prompt = parse(checks.text("negative_text", text), language, negative=True)
-    if prompt.loras:
-        warnings.warn("LoRA tags in the negative text have no effect; write them into the text.", stacklevel=4)
-    return prompt
+    return None if text is None else parse(checks.text("negative_text", text), language, negative=True)
 
 
 def _seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any) -> Seeds:

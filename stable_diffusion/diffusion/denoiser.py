@@ -10,6 +10,9 @@ from ..backend import mx
 from ..errors import InputError
 from .schedule import NoiseLevel
 
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+FLOW_TIMES = 1000  # the time that a flow network is given for pure noise
+
 # (x (n B, h, w, C), t, step) -> prediction of the same shape; the rows are [negative, text, ...], B of each, and the
 # step counts from 1.
 NetworkCall = Callable[[mx.array, float, int], mx.array]
@@ -45,8 +48,10 @@ class Denoiser:
     seen: Callable[[mx.array, NoiseLevel], mx.array] | None = None
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise InputError(f"prediction_type = {self.prediction_type!r} should be epsilon, v_prediction or sample.")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise InputError(
+                f"prediction_type = {self.prediction_type!r} should be one of {', '.join(PREDICTION_TYPES)}."
+            )
         if not math.isfinite(self.cfg_weight):
             raise InputError(f"cfg_weight = {self.cfg_weight!r} should be a finite number.")
         if not 0 <= self.guidance_rescale <= 1:
@@ -65,10 +70,13 @@ class Denoiser:
         """The network's guided answer about x at a level, float32, still of its own prediction type."""
         if self.seen is not None:
             x = self.seen(x, level)
+        t = level.t
+        if self.prediction_type == "flow":
+            x, t = flow_latents(x, level), FLOW_TIMES * flow_share(level)
         rows = len(self.weights) + self.guided
         if rows == 1:
-            return self.network(x, level.t, step).astype(mx.float32)
-        answers = list(mx.split(self.network(mx.concatenate([x] * rows), level.t, step).astype(mx.float32), rows))
+            return self.network(x, t, step).astype(mx.float32)
+        answers = list(mx.split(self.network(mx.concatenate([x] * rows), t, step).astype(mx.float32), rows))
         if not self.guided:
             return composition(answers[0], answers, self.weights, 1.0)
         negative, texts = answers[0], answers[1:]
@@ -81,6 +89,8 @@ class Denoiser:
             return Prediction(x0_from_eps(x, output, level), output, output)
         if self.prediction_type == "v_prediction":
             return Prediction(x0_from_v(x, output, level), eps_from_v(x, output, level), output)
+        if self.prediction_type == "flow":
+            return Prediction(x0_from_flow(x, output, level), eps_from_flow(x, output, level), output)
         return Prediction(output, eps_from_x0(x, output, level), output)
 
 
@@ -120,6 +130,29 @@ def x0_from_v(x: mx.array, v: mx.array, level: NoiseLevel) -> mx.array:
 def eps_from_v(x: mx.array, v: mx.array, level: NoiseLevel) -> mx.array:
     """eps = alpha v + sigma x_t."""
     return level.alpha * v + level.sigma * x
+
+
+def flow_share(level: NoiseLevel) -> float:
+    """s of x_s = (1 - s) x_0 + s eps, the straight way of flow matching, at the signal-to-noise ratio of a level."""
+    return level.sigma / (level.alpha + level.sigma)
+
+
+def flow_latents(x: mx.array, level: NoiseLevel) -> mx.array:
+    """x_s = x_t / (alpha + sigma)."""
+    return x / (level.alpha + level.sigma)
+
+
+def x0_from_flow(x: mx.array, u: mx.array, level: NoiseLevel) -> mx.array:
+    """x_0 = x_s - s u, where u = eps - x_0.
+
+    Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
+    """
+    return flow_latents(x, level) - flow_share(level) * u
+
+
+def eps_from_flow(x: mx.array, u: mx.array, level: NoiseLevel) -> mx.array:
+    """eps = x_s + (1 - s) u."""
+    return flow_latents(x, level) + (1 - flow_share(level)) * u
 
 
 def eps_from_x0(x: mx.array, x_0: mx.array, level: NoiseLevel) -> mx.array:

@@ -46,7 +46,8 @@ class Extras:
         """Raise `InputError` for one that a network does not take."""
         for field in fields(self):
             if getattr(self, field.name) is not None and field.name not in known:
-                raise InputError(f"{network} takes no {field.name}, only {' and '.join(known) or 'no extras at all'}.")
+                others = f", only {' and '.join(known)}" if known else " or other extras"
+                raise InputError(f"{network} takes no {field.name}{others}.")
 
 
 class DenoisingNetwork(Protocol):

@@ -195,6 +195,13 @@ def step_text(text: str, language: str = A1111) -> StepText:
     return StepText(text, tuple(map(tuple, weigh(text))))
 
 
+def as_text(text: str | Blend, language: str = A1111) -> Text:
+    """`step_text` of a text or of both ends of a blend."""
+    if not isinstance(text, Blend):
+        return step_text(text, language)
+    return BlendedText(step_text(text.start, language), step_text(text.end, language), text.share)
+
+
 def check_text(name: str, text: Any) -> str | Blend:
     """A text, or a blend of two; at a share of 0 or 1 the text itself, unpadded. Raises `InputError`."""
     if not isinstance(text, Blend):
