@@ -1,12 +1,24 @@
-"""What a generation gives: its steps, one after another, and what it paints with."""
+"""What a generation gives: its steps, one after another, and finished pictures with their records."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import os
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
 
 from .backend import mx
+from .diffusion.call import Call
+from .diffusion.start import InputPicture
+from .record import keys
+from .record.parameters import Parameters
+from .record.picture_files import save_picture
 from .record.used import Used
+from .sampler import a1111_name
+from .text.blend import Frame
+from .text.prompt import Blend
 
 
 @dataclass(frozen=True)
@@ -35,3 +47,63 @@ class Generation(Iterator[GenerationStep]):
     def close(self) -> None:
         """Cancel what is not done yet."""
         self._steps.close()
+
+
+@dataclass(frozen=True)
+class GeneratedPicture:
+    """A finished picture, and how it was made."""
+
+    image: Image.Image  # RGB
+    parameters: Parameters
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write it as PNG, JPEG or WebP, as the path ends, with its parameters inside; return the path.
+
+        A file of that name is replaced. Raises `PictureError` for another ending, and OSError.
+        """
+        return save_picture(self.image, path, self.parameters)
+
+
+def parameters_of(
+    call: Call, place: int, used: Used, model_hash: str | None = None, asked: Mapping[str, str] | None = None
+) -> Parameters:
+    """The record of one picture of a call's batch, from 0; `asked` is how the model was asked to be loaded.
+
+    What a picture or latents were that the call started from, it does not know.
+    """
+    prompt, negative = call.prompts[place], call.negatives[place]
+    sampler, schedule = a1111_name(call.sampler)
+    seed = call.seeds.of_pictures()[place]
+    extra = dict(asked or {}) | keys.of_rescale(call.guidance_rescale) | keys.of_language(call.prompt_language)
+    if call.clip_skip is not None:
+        extra[keys.CLIP_SKIP] = str(call.clip_skip)
+    if isinstance(prompt.typed, Blend):
+        blend = prompt.typed
+        extra |= keys.of_frame(Frame(0, 1, blend.share, blend.start, blend.end, seed, None))
+    if isinstance(call.start, InputPicture) and call.start.mask is not None:
+        extra |= keys.of_inpainting(call.start.mask.content, mask_blur=0)
+    extra |= keys.of_variation(call.seeds.of_variations()[place], call.seeds.strength)
+    if _can_be_repeated(call):
+        extra |= keys.of_batch(len(call.prompts), place)
+    return Parameters(
+        prompt=prompt.typed.start if isinstance(prompt.typed, Blend) else prompt.typed,
+        negative="" if negative is None else str(negative.typed),
+        steps=call.num_steps,
+        sampler=sampler,
+        schedule=schedule,
+        cfg=call.cfg_weight,
+        seed=seed,
+        width=call.size[0],
+        height=call.size[1],
+        model=used.model,
+        model_hash=model_hash,
+        strength=call.strength,
+        extra=extra | keys.of_used(used),
+    )
+
+
+def _can_be_repeated(call: Call) -> bool:
+    """True for a batch of one prompt and seeds in a row, which is all that a record can say of a batch."""
+    seeds = call.seeds.of_variations()
+    same = all(each.typed == call.prompts[0].typed for each in call.prompts)
+    return same and len(set(call.negatives)) == 1 and seeds == list(range(seeds[0], seeds[0] + len(seeds)))

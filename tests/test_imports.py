@@ -57,6 +57,7 @@ ORDER = [
     "stable_diffusion/diffusion/conditioned.py",
     "stable_diffusion/record/keys.py",
     "stable_diffusion/generation.py",
+    "stable_diffusion/model.py",
     "stable_diffusion/pipeline.py",
     "stable_diffusion/training",
     "stable_diffusion/catalogue.py",
@@ -168,11 +169,25 @@ def test_errors_and_configurations_load_without_mlx():
 
 def test_public_names():
     import stable_diffusion
+    from stable_diffusion import errors
 
-    assert stable_diffusion.__all__ == [
-        "Blend", "GenerationStep", "SimpleEulerSampler", "StableDiffusion", "sampler_by_name",
-    ]  # fmt: skip
+    own = [name for name, value in vars(errors).items() if isinstance(value, type)]
+    assert sorted(stable_diffusion.__all__) == sorted(
+        [
+            *own, "Blend", "GeneratedPicture", "Generation", "GenerationStep", "Inpainting", "SimpleEulerSampler",
+            "StableDiffusion", "open_picture", "outpaint", "sampler_by_name", "samplers",
+        ]
+    )  # fmt: skip
     for name in stable_diffusion.__all__:
         assert getattr(stable_diffusion, name).__name__ == name
     with pytest.raises(AttributeError, match="Unet"):
         stable_diffusion.Unet  # noqa: B018
+
+
+def test_public_names_load_no_more_than_they_need():
+    code = (
+        "import sys, stable_diffusion\n"
+        "from stable_diffusion import Inpainting, InputError, open_picture, outpaint\n"
+        "assert not any(name.startswith('mlx') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

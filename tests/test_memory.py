@@ -242,3 +242,23 @@ def test_tiles_of_a_local_decoder_are_the_whole(height, width, tile, overlap):
 
     tiled = in_tiles(decode, latents, tile, overlap)
     np.testing.assert_allclose(np.asarray(tiled), np.asarray(decode(latents)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale, channels", [(1, 3), (4, 3), (8, 1)])
+def test_tiles_of_any_scale(scale, channels):
+    """An upscaler of pictures, or a filter, goes through the same tiles; blended parts lie between the tiles' own."""
+    picture = mx.random.uniform(shape=(1, 21, 34, 3))
+    seen = []
+
+    def enlarge(z: mx.array) -> mx.array:
+        seen.append(z.shape[1:3])
+        larger = mx.repeat(mx.repeat(z[..., :channels], scale, axis=1), scale, axis=2)
+        return larger + (len(seen) - 1) % 2  # every other tile is lighter
+
+    tiled = np.asarray(in_tiles(enlarge, picture, 16, 4))
+    assert seen == [(16, 16)] * 6 and tiled.shape == (1, 21 * scale, 34 * scale, channels)
+    plain = np.asarray(picture)[..., :channels].repeat(scale, 1).repeat(scale, 2)
+    lighter = (tiled - plain)[0, 0, :, 0]
+    assert lighter[0] == pytest.approx(0, abs=1e-6) and lighter[17 * scale] == pytest.approx(1, abs=1e-6)
+    overlap = lighter[12 * scale : 16 * scale]
+    assert (np.diff(overlap) > 0).all() and 0 < overlap[0] < overlap[-1] < 1

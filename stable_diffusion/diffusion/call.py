@@ -30,7 +30,7 @@ MAX_SIDE = 8192
 MAX_IMAGES = 256
 
 
-class Model(Protocol):
+class ModelLimits(Protocol):
     """What a call is checked against, beside the network."""
 
     name: str
@@ -63,8 +63,10 @@ class Call:
     sampler: Sampler
     plan: Plan
     start: InputPicture | InputLatents | None
+    strength: float | None  # with a start: how much of the noise's levels it goes through again
     noise: mx.array | None  # (B, h, w, C), in place of the seeds' first
     clip_skip: int | None
+    prompt_language: str
     embeds_guidance: bool
 
     @cached_property
@@ -76,6 +78,11 @@ class Call:
     def loras(self) -> tuple[tuple[str, Strength], ...]:
         """The LoRAs that the prompts' tags name."""
         return self.prompts[0].loras
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of the whole plan, those included that a start passes over."""
+        return len(self.plan.levels)
 
     def only(self, places: Sequence[int]) -> Call:
         """The same call for some of its pictures, each with its own seed."""
@@ -93,7 +100,7 @@ class Call:
 
 
 def check_call(
-    model: Model,
+    model: ModelLimits,
     network: DenoisingNetwork,
     *,
     texts: Sequence[str | Blend],
@@ -158,13 +165,15 @@ def check_call(
         sampler=sampler,
         plan=plan,
         start=start,
+        strength=None if start is None else float(denoising_strength),
         noise=noise,
         clip_skip=clip_skip,
+        prompt_language=prompt_language,
         embeds_guidance=network.embeds_guidance,
     )
 
 
-def check_size(model: Model, width: int | None, height: int | None) -> tuple[int, int]:
+def check_size(model: ModelLimits, width: int | None, height: int | None) -> tuple[int, int]:
     """(width, height) in pixels; None is the model's own. Raises `InputError` for what is not a multiple."""
     multiple, sides = model.size_multiple, []
     for name, side, own in zip(("width", "height"), (width, height), model.default_size, strict=True):

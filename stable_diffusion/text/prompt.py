@@ -150,6 +150,7 @@ class BlendedPart:
 class Prompt:
     """A parsed prompt: the parts that AND joins, with their weights, and the LoRA tags as they are typed."""
 
+    typed: str | Blend = field(compare=False)  # all of it
     parts: tuple[PromptPart | BlendedPart, ...]
     tags: tuple[str, ...] = ()
 
@@ -178,13 +179,13 @@ def parse(text: str | Blend, language: str = A1111, negative: bool = False) -> P
         if len(start.parts) > 1 or len(end.parts) > 1:
             raise InputError(f"AND cannot be blended, as in {text!r}: write the texts without it.")
         blended = BlendedPart(start.parts[0], end.parts[0], text.share)  # type: ignore[arg-type]
-        return Prompt((blended,), (*start.tags, *end.tags))
-    text, tags = take_tags(text)
+        return Prompt(text, (blended,), (*start.tags, *end.tags))
+    rest, tags = take_tags(text)
     if language != A1111:
-        return Prompt((PromptPart(text, language=language),), tags)
-    joined = [Weighted(text, 1.0)] if negative else split_at_and(text)
+        return Prompt(text, (PromptPart(rest, language=language),), tags)
+    joined = [Weighted(rest, 1.0)] if negative else split_at_and(rest)
     parts = (PromptPart(part, weight, language, parse_schedule(part)) for part, weight in joined)
-    return Prompt(tuple(parts), tags)
+    return Prompt(text, tuple(parts), tags)
 
 
 def step_text(text: str, language: str = A1111) -> StepText:
