@@ -31,7 +31,7 @@ LARGE = GIB  # weights of a model that paints for a minute on a CPU: its text en
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model takes beside its weights, by the shapes of its networks."""
+    """The memory that a model takes besides its weights, by the shapes of its networks."""
 
     values_per_latent: int  # `DenoisingNetwork.values_per_latent`
     vae: LatentSpace
@@ -42,7 +42,7 @@ class Needs:
     one_by_one: bool = False  # one row of a batch after the other
 
     def network_bytes(self, rows: int, width: int, height: int) -> int:
-        """Of a call of the denoising network with so many rows: pictures times texts."""
+        """Of one call of the denoising network, whose rows are pictures times texts."""
         latents = (1 if self.one_by_one else rows) * width * height // self.vae.downscale**2
         return latents * self.values_per_latent * self.item_size
 

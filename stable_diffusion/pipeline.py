@@ -31,7 +31,7 @@ class StableDiffusion(LoadedModel):
     `model` is an embedded model's name, a hub id, a folder in diffusers' form, or a single file (.safetensors, .ckpt,
     .pt) in the original layout. `float16` None takes what suits the device. `progress(message, fraction or None)` hears
     of downloads and loading, and may raise to cancel them; `check_weights` refuses NaN and infinite weights (and reads
-    all of them for it). `bits` 8 or 4 keeps the U-Net's and the text encoders' large layers as whole numbers of so many
+    all of them for it). `bits` 8 or 4 keeps the U-Net's and the text encoders' large layers as integers of that many
     bits. `prediction_type` ("epsilon", "v_prediction" or "sample") overrides what the checkpoint says of itself. `vae`
     (a folder, a file or a hub id) takes the place of the checkpoint's own. `low_memory` takes less memory and more
     time, for the same pictures but for rounding (docs/performance.md says what it does). Raises the errors below
@@ -81,7 +81,7 @@ class StableDiffusion(LoadedModel):
         run. `prompt_language` "plain" takes them literally, truncated after 75 tokens. A `Blend` is a text between two.
         `clip_skip` 2 takes the text encoder's penultimate layer, and so on; None is the checkpoint's own.
 
-        `<lora:name:0.8>` in the text lays a LoRA over this generation, beside those of `set_loras`; the name of a file
+        `<lora:name:0.8>` in the text lays a LoRA over this generation, besides those of `set_loras`; the name of a file
         in `embedding_folders` stands for its vectors, in both texts.
 
         Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range or of a wrong type or

@@ -221,7 +221,7 @@ class UNet(nn.Module):
     def prepare(
         self, texts: Sequence[Conditioning], width: int, height: int, dtype: mx.Dtype, cfg_weight: float
     ) -> dict[str, Any]:
-        """The arguments of a call beside latents and time, with one row for each text."""
+        """The arguments of a call besides latents and time, with one row for each text."""
         hidden = mx.concatenate([each.text for each in texts]).astype(dtype)
         context: dict[str, Any] = {"context": self.project_text(hidden)}
         pooled = [each.pooled for each in texts if each.pooled is not None]

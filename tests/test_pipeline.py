@@ -13,6 +13,7 @@ from stable_diffusion import GenerationStep, SimpleEulerSampler, StableDiffusion
 from stable_diffusion.backend import mx
 from stable_diffusion.diffusion.noise import NoiseStream
 from stable_diffusion.errors import InputError, PictureError, SamplerError
+from stable_diffusion.model_io.locate import EMBEDDED, load
 from stable_diffusion.text.conditioning import PromptTruncatedWarning, TextConditioner
 from stable_diffusion.unet import UNet
 
@@ -283,6 +284,14 @@ def test_unknown_samplers(sd, sampler, match):
 
 def test_a_sampler_made_with_its_options(sd):
     assert not mx.allclose(run(sd, sampler=SimpleEulerSampler(spacing="leading")).latents, run(sd).latents, atol=1e-2)
+
+
+def test_a_checkpoint_that_is_loaded_already(sd):
+    made = StableDiffusion.from_checkpoint(load(EMBEDDED / "postcards-tiny", mx.float32), "mine", float16=False)
+    assert (made.name, made.family, made.default_size) == ("mine", sd.family, sd.default_size)
+    assert mx.array_equal(run(made).latents, run(sd).latents)
+    assert made.generate_latents(PROMPT).used.model == "mine"
+    assert isinstance(made, StableDiffusion)
 
 
 def test_float16_stays_close(sd):

@@ -45,7 +45,7 @@ class Overlay:
     def choose(self, loras: Loras, names_only: bool = False) -> tuple[Choice, ...]:
         """Find the files; `names_only` takes no paths, which a prompt should not reach.
 
-        Raises `InputError` for a strength that is none, `CheckpointNotFoundError` for a name without a file.
+        Raises `InputError` for a strength that is not a number, `CheckpointNotFoundError` for a name without a file.
         """
         pairs = loras.items() if isinstance(loras, Mapping) else loras
         chosen = []

@@ -31,7 +31,7 @@ MAX_IMAGES = 256
 
 
 class ModelLimits(Protocol):
-    """What a call is checked against, beside the network."""
+    """What a call is checked against, besides the network."""
 
     name: str
     default_size: tuple[int, int]
@@ -71,7 +71,7 @@ class Call:
 
     @cached_property
     def script(self) -> Script:
-        """What is said at each step. Raises `InputError` for weights that no text encoder can bear."""
+        """The texts of each step. Raises `InputError` for weights that no text encoder can bear."""
         return write_script(self.prompts, self.negatives, len(self.plan), self.cfg_weight, self.embeds_guidance)
 
     @property

@@ -53,8 +53,8 @@ class Extras:
 class DenoisingNetwork(Protocol):
     """Latents, a time and texts -> what the checkpoint's prediction type says. An `nn.Module`, too.
 
-    Latents are (B, h, w, in_channels) of unit variance; those of an inpainting network have a mask and a masked
-    picture's latents beside them.
+    Latents are (B, h, w, in_channels) of unit variance; an inpainting network also sees a mask and the masked picture's
+    latents, as further channels.
     """
 
     @property
@@ -78,7 +78,7 @@ class DenoisingNetwork(Protocol):
         """Values held at the peak of a call, for each latent of each row."""
 
     def largest_product(self, rows: int, latents: int) -> int:
-        """About how many multiply-adds the largest matrix product of a call takes, with so many latents in a row."""
+        """About how many multiply-adds the largest matrix product of a call takes, with `latents` in each row."""
 
     def prepare(
         self, texts: Sequence[Conditioning], width: int, height: int, dtype: mx.Dtype, cfg_weight: float

@@ -184,10 +184,10 @@ def start_from(
 
 
 def _with_channels(network: NetworkCall, channels: mx.array) -> NetworkCall:
-    """A network that is given more channels (B, h, w, n) beside the latents, whose rows are a multiple of B."""
+    """A network that sees more channels (B, h, w, n) after the latents', whose rows are a multiple of B."""
 
     def call(x: mx.array, t: float, step: int) -> mx.array:
-        beside = mx.concatenate([channels] * (x.shape[0] // channels.shape[0]))
-        return network(mx.concatenate([x, beside], axis=-1), t, step)
+        more = mx.concatenate([channels] * (x.shape[0] // channels.shape[0]))
+        return network(mx.concatenate([x, more], axis=-1), t, step)
 
     return call

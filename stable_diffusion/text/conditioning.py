@@ -48,12 +48,12 @@ class TextConditioner:
     def read(self, texts: Sequence[Text | None]) -> list[Conditioning]:
         """Encode the texts of one generation, all filled up to one length; None is "no negative text".
 
-        That is the empty text, or zeros where an SDXL checkpoint says so; there must be another text beside it.
+        That is the empty text, or zeros where an SDXL checkpoint says so. At least one text must not be None.
         """
-        found = self.of_one_length([self(text) for text in texts if text is not None])
+        found = self._of_one_length([self(text) for text in texts if text is not None])
         if None in texts:
             found.insert(texts.index(None), self._nothing(found[0]))
-            found = self.of_one_length(found)  # the empty text is of one chunk
+            found = self._of_one_length(found)  # the empty text is of one chunk
         return found
 
     def __call__(self, text: Text) -> Conditioning:
@@ -65,7 +65,7 @@ class TextConditioner:
         with `PromptTruncatedWarning`.
         """
         if isinstance(text, BlendedText):
-            start, end = self.of_one_length([self(text.start), self(text.end)])
+            start, end = self._of_one_length([self(text.start), self(text.end)])
             return _between(start, end, text.share)
         outputs, hidden = [], []
         for (ids, weights), encoder in zip(self._ids_and_weights(text), self.encoders, strict=True):
@@ -86,7 +86,7 @@ class TextConditioner:
             return Conditioning(mx.zeros_like(positive.text), mx.zeros_like(positive.pooled))
         return self(step_text(""))
 
-    def of_one_length(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
+    def _of_one_length(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
         """Fill up with chunks of the empty text, so that all have as many as the longest."""
         most = max(each.text.shape[1] for each in conditionings)
         if all(each.text.shape[1] == most for each in conditionings):

@@ -13,9 +13,9 @@ do not pair are text to the first two, and to `weigh` they reach to the end. Eve
 proportional to its length.
 
 The reference is modules/prompt_parser.py of that program, except where it is at odds with its own documentation: a
-number behind a colon at the very end of a prompt without AND is text ("16:9" does not multiply the guidance by 9), a
-lone "|" is text and leaves the schedules beside it alone, BREAK counts inside of brackets too, and a number that is
-none, such as 1.2.3, is text. Steps are the sampler's, those that are run, from 1, as that documentation has them; its
+number after a colon at the very end of a prompt without AND is text ("16:9" does not multiply the guidance by 9), a
+lone "|" is text and leaves its neighbouring schedules alone, BREAK counts inside of brackets too, and a malformed
+number, such as 1.2.3, is text. Steps are the sampler's, those that are run, from 1, as that documentation has them; its
 samplers count their calls of the network from 0, so that the first text lasts a call longer there, and count two calls
 a step with Heun and its kin.
 """
@@ -46,15 +46,15 @@ class Weighted(NamedTuple):
 
 
 def split_at_and(text: str) -> list[Weighted]:
-    """The prompts that AND joins, each with the weight behind its last colon; a prompt without AND weighs 1."""
+    """The prompts that AND joins, each with the weight after its last colon; a prompt without AND weighs 1."""
     pieces = _AND.split(text)
     return [_and_part(piece) for piece in pieces] if len(pieces) > 1 else [Weighted(text, 1.0)]
 
 
 def _and_part(piece: str) -> Weighted:
-    before, colon, behind = piece.rpartition(":")
-    if colon and re.fullmatch(_NUMBER, behind.strip()):
-        return Weighted(before.rstrip(), float(behind))
+    before, colon, after = piece.rpartition(":")
+    if colon and re.fullmatch(_NUMBER, after.strip()):
+        return Weighted(before.rstrip(), float(after))
     return Weighted(piece.rstrip(), 1.0)
 
 
@@ -95,7 +95,7 @@ Nodes = Sequence[Node]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TextSchedule:
     """A prompt's words, some of which change from step to step."""
 
     nodes: Nodes
@@ -140,7 +140,7 @@ class _Bracket:
         return "".join(sign for sign, _ in self.marks)
 
 
-def parse_schedule(text: str) -> Schedule:
+def parse_schedule(text: str) -> TextSchedule:
     """Find the schedules and turns of a prompt; everything else is text as it stands.
 
     A bracket that is neither these nor emphasis is text, and so are the brackets around it.
@@ -168,7 +168,7 @@ def parse_schedule(text: str) -> Schedule:
             if bracket.sign + bracket.signs + sign not in ("[]", "()", "(:)"):
                 brackets.clear()
         nodes.append(sign)
-    return Schedule(nodes, switches, turns)
+    return TextSchedule(nodes, switches, turns)
 
 
 def _closed(bracket: _Bracket, nodes: list[Node]) -> Switch | Turns | None:

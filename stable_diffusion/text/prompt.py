@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import checks
 from ..errors import InputError
-from .language import Nodes, Schedule, Weighted, parse_schedule, split_at_and, weigh
+from .language import Nodes, TextSchedule, Weighted, parse_schedule, split_at_and, weigh
 from .tags import Strength, read_tag, take_tags
 
 # How a text is read: in A1111's language of prompts, at any length; or as it stands, truncated after 75 tokens, as
@@ -98,7 +98,7 @@ class PromptPart:
     text: str
     weight: float = 1.0
     language: str = A1111
-    schedule: Schedule = field(default_factory=lambda: Schedule((), (), ()), compare=False, repr=False)
+    schedule: TextSchedule = field(default_factory=lambda: TextSchedule((), (), ()), compare=False, repr=False)
 
     @property
     def ends(self) -> tuple[PromptPart, ...]:
@@ -229,4 +229,4 @@ def check_weights(pieces: Sequence[Weighted]) -> None:
 
 
 def _words(nodes: Nodes) -> str:
-    return step_text(Schedule(nodes, (), ()).at(1, 1)).words
+    return step_text(TextSchedule(nodes, (), ()).at(1, 1)).words
