@@ -3,7 +3,10 @@
 from stable_diffusion import StableDiffusion
 
 sd = StableDiffusion("postcards-tiny")
-for step in sd.generate_latents("a red house on green hills at sunset"):
+(picture,) = sd.generate("a red house on green hills at sunset")
+picture.save("house.png")
+
+for step in sd.generate_latents("a red house on green hills at sunset"):  # or step by step
     print(step.index, step.total)
 pictures = sd.decode(step.latents)
 """
@@ -14,22 +17,78 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline import GenerationStep, StableDiffusion
-    from .sampler import SimpleEulerSampler, sampler_by_name
-    from .text.conditioning import Blend
+    from .errors import (
+        CheckpointError,
+        CheckpointNotFoundError,
+        ConfigError,
+        DownloadError,
+        InputError,
+        PictureError,
+        SamplerError,
+        StableDiffusionError,
+        TokenizerError,
+        UnsupportedCheckpointError,
+        WeightsError,
+    )
+    from .generation import GeneratedPicture, Generation, GenerationStep
+    from .pictures.inpainting import Inpainting, outpaint
+    from .pictures.reading import open_picture
+    from .pipeline import StableDiffusion
+    from .sampler import SimpleEulerSampler, sampler_by_name, samplers
+    from .text.prompt import Blend
 
 __version__ = "0.1.0"
 
 # Resolved when first used, so that errors, configurations and `--help` cost no import of MLX.
 _HOMES = {
-    "Blend": ".text.conditioning",
-    "GenerationStep": ".pipeline",
-    "StableDiffusion": ".pipeline",
+    "Blend": ".text.prompt",
+    "CheckpointError": ".errors",
+    "CheckpointNotFoundError": ".errors",
+    "ConfigError": ".errors",
+    "DownloadError": ".errors",
+    "GeneratedPicture": ".generation",
+    "Generation": ".generation",
+    "GenerationStep": ".generation",
+    "Inpainting": ".pictures.inpainting",
+    "InputError": ".errors",
+    "PictureError": ".errors",
+    "SamplerError": ".errors",
     "SimpleEulerSampler": ".sampler",
+    "StableDiffusion": ".pipeline",
+    "StableDiffusionError": ".errors",
+    "TokenizerError": ".errors",
+    "UnsupportedCheckpointError": ".errors",
+    "WeightsError": ".errors",
+    "open_picture": ".pictures.reading",
+    "outpaint": ".pictures.inpainting",
     "sampler_by_name": ".sampler",
+    "samplers": ".sampler",
 }
 
-__all__ = ["Blend", "GenerationStep", "SimpleEulerSampler", "StableDiffusion", "sampler_by_name"]
+__all__ = [
+    "Blend",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "ConfigError",
+    "DownloadError",
+    "GeneratedPicture",
+    "Generation",
+    "GenerationStep",
+    "Inpainting",
+    "InputError",
+    "PictureError",
+    "SamplerError",
+    "SimpleEulerSampler",
+    "StableDiffusion",
+    "StableDiffusionError",
+    "TokenizerError",
+    "UnsupportedCheckpointError",
+    "WeightsError",
+    "open_picture",
+    "outpaint",
+    "sampler_by_name",
+    "samplers",
+]
 
 
 def __getattr__(name: str) -> Any:

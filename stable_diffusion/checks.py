@@ -1,13 +1,12 @@
 """Arguments of a call, refused at the door: each check returns the value in the form that is worked with.
 
-All raise `InputError`, which quotes the value and says what is wanted.
+All raise `InputError`, which quotes the value and says what is wanted. Needs no MLX.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,55 +22,28 @@ def text(name: str, value: Any) -> str:
     return value
 
 
-def whole(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number from `low` to `high`; true and false are none."""
+def whole(name: str, value: Any, low: int, high: int, unit: str = "") -> int:
+    """An integer in [low, high]; bools are rejected. `unit` ("pixels") is for the message."""
     try:
         number = operator.index(value)
     except TypeError:
         number = low - 1
     if isinstance(value, bool) or not low <= number <= high:
-        raise InputError(f"{name} = {value!r} should be a whole number from {low} to {high}.")
+        wanted = f"a whole number of {unit}" if unit else "a whole number"
+        raise InputError(f"{name} = {value!r} should be {wanted} from {low} to {high}.")
     return number
 
 
-def number(name: str, value: Any, low: float, high: float) -> float:
-    """A finite number from `low` to `high`."""
+def number(name: str, value: Any, low: float, high: float, unit: str = "") -> float:
+    """A finite number in [low, high]; bools and strings are rejected."""
     try:
         found = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not (low <= found <= high and math.isfinite(found)):
-        wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else f"from {low:g}"
-        raise InputError(f"{name} = {value!r} should be a number {wanted}.")
+        bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"from {low:g}"
+        raise InputError(f"{name} = {value!r} should be a number {f'of {unit} ' if unit else ''}{bounds}.")
     return found
-
-
-def seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any) -> Any:
-    """The seeds of a batch; a seed that is None is drawn."""
-    from .diffusion.noise import Seeds
-
-    largest = MAX_SEED - n_images + 1
-    seed = secrets.randbelow(2**32) if seed is None else whole("seed", seed, 0, largest)
-    strength = number("variation_strength", variation_strength, 0.0, 1.0)
-    if variation_seed is not None:
-        return Seeds(seed, n_images, whole("variation_seed", variation_seed, 0, largest), strength)
-    if strength:
-        raise InputError(f"variation_strength = {strength:g} needs a variation_seed to turn towards.")
-    return Seeds(seed, n_images)
-
-
-def noise(latents: Any, shape: tuple[int, ...]) -> Any:
-    """Latents of numpy or MLX, of the given shape, as float32."""
-    import numpy as np
-
-    from .backend import mx
-
-    found = latents if isinstance(latents, mx.array) else np.asarray(latents)
-    if tuple(found.shape) != shape:
-        raise InputError(
-            f"latents of shape {tuple(found.shape)} do not fit: (n_images, height, width, channels) is {shape} here."
-        )
-    return mx.array(found).astype(mx.float32)
 
 
 # --- Checks as objects, for what is asked for in several places: on a command line, a form, in JSON, in a picture

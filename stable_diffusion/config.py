@@ -8,6 +8,7 @@ else is refused by name, because a key that is passed over in silence is a pictu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -17,6 +18,9 @@ from .errors import ConfigError, UnsupportedCheckpointError
 C = TypeVar("C", bound="Config")
 
 ACTIVATIONS = ("silu", "swish", "gelu", "mish", "relu")
+
+UNET_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = (*UNET_PREDICTIONS, "flow")
 
 
 @dataclass(frozen=True)
@@ -328,6 +332,9 @@ class AutoencoderTinyConfig(Config):
 class SchedulerConfig(Config):
     """scheduler/scheduler_config.json of any of diffusers' schedulers.
 
+    FlowMatchEulerDiscreteScheduler's says `prediction_type` "flow", which is a network's that was trained by flow
+    matching; it may have a `shift`.
+
     None means that the file lacks the key. What it then is, is the chosen sampler's to say, because the reference's
     scheduler classes differ in their defaults.
     """
@@ -357,9 +364,13 @@ class SchedulerConfig(Config):
     euler_at_final: bool | None = None
     original_inference_steps: int | None = None
     timestep_scaling: float | None = None
+    shift: float = 1.0
 
     FIXED: ClassVar = {
         "thresholding": (False,),
+        "shift_terminal": (None,),
+        "invert_sigmas": (False,),
+        "stochastic_sampling": (False,),
         "use_beta_sigmas": (False, None),
         "use_flow_sigmas": (False, None),
         "use_lu_lambdas": (False, None),
@@ -374,17 +385,37 @@ class SchedulerConfig(Config):
         # reference's StableDiffusionPipeline, whose constructor turns clip_sample off. Which algorithm of DPM-Solver
         # is run, the sampler's name says, not the file (algorithm_type).
         """algorithm_type clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value flow_shift
-        time_shift_type shift_terminal noise_sampler_seed use_clipped_model_output""".split()
+        time_shift_type base_shift max_shift base_image_seq_len max_image_seq_len noise_sampler_seed
+        use_clipped_model_output""".split()
     )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> SchedulerConfig:
+        """As other configurations; the class's name says which files are of flow matching."""
+        if isinstance(values, Mapping) and values.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
+            values = {"timestep_spacing": "linspace", **values, "prediction_type": "flow"}
+        return super().from_dict(values, source)
 
     def check(self) -> None:
         self._check_positive("num_train_timesteps")
-        self._check_choice("prediction_type", ("epsilon", "v_prediction", "sample"))
+        self._check_choice("prediction_type", PREDICTION_TYPES)
         self._check_choice("beta_schedule", (None, "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
         self._check_choice("timestep_spacing", (None, "leading", "linspace", "trailing"))
         self._check_choice("interpolation_type", ("linear", "log_linear"))
         self._check_choice("final_sigmas_type", (None, "zero", "sigma_min"))
         self._check_choice("timestep_type", ("discrete", "continuous"))
+        if isinstance(self.shift, bool) or not isinstance(self.shift, (int, float)) or not 0 < self.shift < math.inf:
+            raise ValueError(f"shift = {self.shift!r} should be a number above 0.")
+        if self.prediction_type != "flow" and self.shift != 1:
+            raise ValueError(f"shift = {self.shift!r} belongs to flow matching, not to {self.prediction_type!r}.")
+        if self.prediction_type == "flow":
+            if self.num_train_timesteps != 1000:
+                raise ValueError(
+                    f"num_train_timesteps = {self.num_train_timesteps!r} should be 1000 with flow matching."
+                )
+            for key in ("use_karras_sigmas", "use_exponential_sigmas"):
+                if getattr(self, key):  # over s, where a sampler's are over sigma / alpha
+                    raise ValueError(f"{key} is not supported with flow matching; a sampler's own sigmas are.")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise ValueError(
                 f"trained_betas has {len(self.trained_betas)} entries; "

@@ -11,17 +11,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx.utils import tree_reduce
 
-from .backend import give_back_memory, has_gpu, mx, nn
-from .config import AutoencoderConfig, UNetConfig
+from .backend import give_back_memory, has_gpu, mx
+from .diffusion.network import DenoisingNetwork, LatentSpace
 from .errors import CheckpointError, InputError
 
 MEMORY_VARIABLE = "STABLE_DIFFUSION_MEMORY"
-# Values at the peak, in multiples of the first level's channels, of each pixel of the latents or of the picture. Not
+# Values at the peak of each pixel of a picture that is decoded, in multiples of the first level's channels. Not
 # measured on a GPU, where nothing is cut into blocks.
-UNET_VALUES, DECODER_VALUES = (48, 12) if has_gpu() else (32, 8)
+DECODER_VALUES = 12 if has_gpu() else 8
 TILE, OVERLAP = 64, 16  # of the latents, where a picture is decoded in tiles
 STEP = 64  # pixels between the sizes that are proposed
 GIB = 1 << 30
@@ -30,20 +31,20 @@ LARGE = GIB  # weights of a model that paints for a minute on a CPU: its text en
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model takes beside its weights, by the shapes of its networks; `downscale` pixels make a latent."""
+    """The memory that a model takes besides its weights, by the shapes of its networks."""
 
-    unet: UNetConfig
-    vae: AutoencoderConfig
-    weights: int  # bytes that are held while the U-Net is called
-    item_size: int  # of a value in the U-Net, in bytes
+    values_per_latent: int  # `DenoisingNetwork.values_per_latent`
+    vae: LatentSpace
+    weights: int  # bytes that are held while the denoising network is called
+    item_size: int  # of a value in that network, in bytes
     vae_item_size: int
     decoder_weights: int | None = None  # bytes that are held while a picture is decoded; None: as many
     one_by_one: bool = False  # one row of a batch after the other
 
-    def unet_bytes(self, rows: int, width: int, height: int) -> int:
-        """Of a call with so many rows: pictures times texts."""
-        places = (1 if self.one_by_one else rows) * width * height // self.vae.downscale**2
-        return places * UNET_VALUES * self.unet.block_out_channels[0] * self.item_size
+    def network_bytes(self, rows: int, width: int, height: int) -> int:
+        """Of one call of the denoising network, whose rows are pictures times texts."""
+        latents = (1 if self.one_by_one else rows) * width * height // self.vae.downscale**2
+        return latents * self.values_per_latent * self.item_size
 
     def decoder_bytes(self, width: int, height: int) -> int:
         """Of one picture's decoding, whole."""
@@ -54,17 +55,17 @@ class Needs:
         there = available()
         return there is not None and self._decoder_weights + self.decoder_bytes(width, height) > there
 
-    def check(self, rows: int, n_images: int, width: int, height: int, spared: Needs | None = None) -> None:
-        """Raise `InputError` where a generation cannot fit, with what would; `rows` are those of a U-Net call.
+    def check(self, rows: int, n_images: int, width: int, height: int, with_low_memory: Needs | None = None) -> None:
+        """Raise `InputError` where a generation cannot fit, with what would; `rows` are those of a network's call.
 
-        `spared` are the needs of the same model with `low_memory`, where that is to be proposed.
+        `with_low_memory` are the needs of the same model with `low_memory`, where that is to be proposed.
         """
         there = available()
         if there is None or self._bytes(rows, width, height) <= there:
             return
         texts = rows // n_images
         fewer = next((n for n in range(n_images - 1, 0, -1) if self._bytes(n * texts, width, height) <= there), 0)
-        spares = spared is not None and spared._bytes(rows, width, height) <= there
+        spares = with_low_memory is not None and with_low_memory._bytes(rows, width, height) <= there
         fitting = ["the same with --low-memory (low_memory=True)"] * spares
         fitting += [f"{fewer} picture{'s' * (fewer > 1)} at a time"] * bool(fewer)
         fitting += [f"{w} x {h}" for w, h in _smaller(width, height) if self._bytes(rows, w, h) <= there][:1]
@@ -77,39 +78,46 @@ class Needs:
     def _bytes(self, rows: int, width: int, height: int) -> int:
         tile = TILE * self.vae.downscale
         decoder = self.decoder_bytes(min(width, tile), min(height, tile))  # larger ones are decoded in tiles
-        return max(self.weights + self.unet_bytes(rows, width, height), self._decoder_weights + decoder)
+        return max(self.weights + self.network_bytes(rows, width, height), self._decoder_weights + decoder)
 
     @property
     def _decoder_weights(self) -> int:
         return self.weights if self.decoder_weights is None else self.decoder_weights
 
 
-class Shelf:
-    """A model's networks, some of whose weights can be let go, since they can be read again."""
+class Unloader:
+    """A model's networks, some of whose weights can be dropped, since they can be read again from their files."""
 
-    def __init__(self, networks: Iterable[nn.Module], again: Sequence[tuple[nn.Module, Callable[[], None]]]):
-        """`again` has for each of the latter what gives it its weights anew, lazily."""
+    def __init__(self, networks: Iterable[Any], reloads: Sequence[tuple[Any, Callable[[], None]]]):
+        """`reloads` has those networks, each with what gives it its weights again, lazily."""
         self.weights = weight_bytes(*networks)
-        self._again = {id(network): read for network, read in again}
-        self._sizes = {id(network): weight_bytes(network) for network, _ in again}
+        self._reloads = {id(network): reload for network, reload in reloads}
+        self._sizes = {id(network): weight_bytes(network) for network, _ in reloads}
 
-    def drop(self, *networks: nn.Module) -> None:
-        """Let go of the weights of those that are here, and of all memory that is free.
+    def drop(self, *networks: Any) -> None:
+        """Drop the weights of those that can be read again, and all memory that is free.
 
         What cannot be read again, since its file is gone, stays.
         """
         for network in networks:
-            if id(network) in self._again:
+            if id(network) in self._reloads:
                 with contextlib.suppress(CheckpointError, OSError):
-                    self._again[id(network)]()
+                    self._reloads[id(network)]()
         give_back_memory()
 
-    def held_without(self, *networks: nn.Module) -> int:
-        """Bytes of the weights that are held when these have been let go, as far as they are here."""
+    def held_without(self, *networks: Any) -> int:
+        """Bytes of the weights that are still held once these are dropped, as far as they can be."""
         return self.weights - sum(self._sizes.get(id(each), 0) for each in networks)
 
 
-def weight_bytes(*modules: nn.Module) -> int:
+def largest_product(network: DenoisingNetwork, vae: LatentSpace, n_images: int, width: int, height: int) -> int:
+    """About how many multiply-adds the largest matrix product of a guided generation takes, decoding included."""
+    channels = vae.block_out_channels
+    decoder = width * height * 9 * channels[0] * channels[min(1, len(channels) - 1)]
+    return max(network.largest_product(2 * n_images, width * height // vae.downscale**2), decoder)
+
+
+def weight_bytes(*modules: Any) -> int:
     """What the parameters take once they are computed."""
     return sum(tree_reduce(lambda size, value: size + value.nbytes, each.parameters(), 0) for each in modules)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .checks import MAX_SEED, Choice, Flag, Number, Text, Whole, number, text
+from .config import UNET_PREDICTIONS
 from .errors import InputError, SamplerError
 from .pictures import FITS, MASKED_CONTENTS
 from .pictures.formats import WRITTEN
@@ -23,15 +24,15 @@ from .record import keys
 from .record.parameters import Parameters
 from .record.used import Used
 from .setting import HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE, Setting, setting
+from .text.prompt import A1111, LANGUAGES
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from .pictures.inpainting import Inpainting
     from .record.inputs import InputFile
+    from .sampler import Sampler
 
-LANGUAGES = ("a1111", "plain")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 EXACT = 2**53 - 1  # the largest integer that a browser counts exactly
 GRID = 8  # pixels: what widths and heights are multiples of
 
@@ -65,7 +66,7 @@ class Request:
     prompt: str = setting("", Text())
     negative: str = setting("", Text(), "what to keep out of the picture", group=WHAT, metavar="TEXT")
     prompt_language: str = setting(
-        "a1111", Choice(LANGUAGES),
+        A1111, Choice(LANGUAGES),
         "a1111: (red:1.3), [red], [red:blue:0.5], [red|blue], AND and BREAK mean what they mean there, at any length; "
         "plain: the prompts are taken literally, up to 75 tokens",
         title="Prompt language", group=WHAT, metavar="NAME", call="prompt_language", key="Prompt language",
@@ -103,7 +104,7 @@ class Request:
         title="VAE", group=HOW, metavar="FILE", load="vae", usual="the model's", unset="",
     )  # fmt: skip
     prediction_type: str | None = setting(
-        None, Choice((*PREDICTION_TYPES,)),
+        None, Choice(UNET_PREDICTIONS),
         "what the model was trained to predict, where its file does not say or says it wrongly",
         title="Prediction type", group=HOW, load="prediction_type", key="Prediction type", usual="as the file says",
         unset="",
@@ -128,7 +129,7 @@ class Request:
         "how much to take back of the contrast that guidance adds, from 0 to 1; about 0.7 suits models that predict v",
         title="Guidance rescale", group=HOW, metavar="S", call="guidance_rescale", key="CFG Rescale",
     )  # fmt: skip
-    sampler: str = "euler"
+    sampler: str | Sampler = "euler"
 
     picture: Image.Image | None = dataclasses.field(default=None, compare=False, repr=False)
     picture_file: InputFile | None = dataclasses.field(default=None, compare=False, repr=False)

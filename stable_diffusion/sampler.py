@@ -41,6 +41,7 @@ __all__ = [
     "sampler_by_name",
     "sampler_from_a1111",
     "sampler_names",
+    "samplers",
 ]
 
 DEFAULT_SAMPLER = "euler"
@@ -118,6 +119,11 @@ def sampler_names() -> dict[str, str]:
         for known in SAMPLERS
         for schedule in (None, *known.schedules)
     }
+
+
+def samplers() -> list[SamplerName]:
+    """All samplers: keys, titles, and the sigma schedules that each offers; "dpmpp_2m_karras" is a key with one."""
+    return list(SAMPLERS)
 
 
 def name_of(sampler: str | Sampler) -> str:

@@ -1,6 +1,7 @@
-"""Decoding in tiles, for pictures whose decoding would not fit into memory: each is a part, and they are blended.
+"""A network's work on a picture in tiles, where all of it would not fit into memory; they are blended.
 
-Almost the same picture: the autoencoder's group norms and its attention see a tile in the place of the whole.
+For decoders and upscalers alike. Almost the same picture: group norms and attention see a tile in the place of the
+whole.
 """
 
 from __future__ import annotations
@@ -12,25 +13,26 @@ import numpy as np
 from .backend import mx
 
 
-def decode_in_tiles(decode: Callable[[mx.array], mx.array], latents: mx.array, tile: int, overlap: int) -> mx.array:
-    """Decode latents (1, h, w, C) in tiles of tile x tile latents, blended where they overlap: (1, H, W, 3), float32.
+def in_tiles(function: Callable[[mx.array], mx.array], array: mx.array, tile: int, overlap: int) -> mx.array:
+    """`function` of (1, h, w, C), which makes it (1, H, W, D) of any whole multiple of the size: float32.
 
-    Each tile is computed before the next.
+    Tiles are `tile` x `tile` of the array's places, and overlap by `overlap` at least. Each is computed before the
+    next.
     """
-    _, height, width, _ = latents.shape
-    picture = shares = np.zeros(())
+    _, height, width, _ = array.shape
+    whole = shares = np.zeros(())
     for top in _starts(height, tile, overlap):
         for left in _starts(width, tile, overlap):
-            part = np.asarray(decode(latents[:, top : top + tile, left : left + tile]).astype(mx.float32))[0]
+            part = np.asarray(function(array[:, top : top + tile, left : left + tile]).astype(mx.float32))[0]
             scale = len(part) // min(tile, height)
-            if not picture.shape:
-                picture, shares = (np.zeros((height * scale, width * scale, n), np.float32) for n in (part.shape[2], 1))
+            if not whole.shape:
+                whole, shares = (np.zeros((height * scale, width * scale, n), np.float32) for n in (part.shape[2], 1))
             ramps = (_ramp(size, overlap * scale) for size in part.shape[:2])
             share = np.multiply.outer(*ramps)[:, :, None]
             here = slice(top * scale, top * scale + len(part)), slice(left * scale, left * scale + part.shape[1])
-            picture[here] += part * share
+            whole[here] += part * share
             shares[here] += share
-    return mx.array(picture / shares)[None]
+    return mx.array(whole / shares)[None]
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:

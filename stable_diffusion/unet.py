@@ -6,14 +6,19 @@ The reference is diffusers' UNet2DConditionModel (unet_2d_condition.py, unet_2d_
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from . import ops
-from .backend import mx, nn
+from .backend import has_gpu, mx, nn
 from .config import UNetConfig
+from .diffusion.network import Conditioning, Extras, Tap
 from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
 
-# Keys and values of one transformer block: of "attn2", and of "attn1" where it too attends to the text.
-BlockContext = dict[str, tuple[mx.array, mx.array]]
+# Keys and values of one transformer block: of "attn2", and of "attn1" where it too attends to the text. In a call that
+# is tapped also "tap", a function of queries and keys.
+BlockContext = dict[str, Any]
 # The same of all blocks of one transformer, and of all transformers of one level.
 LevelContext = list[list[BlockContext]]
 
@@ -72,6 +77,9 @@ class TransformerBlock(nn.Module):
 
     def __call__(self, x: mx.array, context: BlockContext) -> mx.array:
         x = x + self.attn1(self.norm1(x), context.get("attn1"))
+        if "tap" in context:
+            q = self.attn2.to_q(self.norm2(x)).reshape(*x.shape[:2], self.attn2.heads, -1).transpose(0, 2, 1, 3)
+            context["tap"](q, context["attn2"][0])
         x = x + self.attn2(self.norm2(x), context["attn2"])
         return x + self.ff(self.norm3(x))
 
@@ -157,7 +165,10 @@ class UNetLevel(nn.Module):
 
 
 class UNet(nn.Module):
-    """See the module's docstring; `project_text` once for each prompt, then call once for each step."""
+    """See the module's docstring; a `DenoisingNetwork`: `prepare` once for a generation, `predict` once for each step.
+
+    Both are put together from `project_text` and a call.
+    """
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -178,6 +189,54 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[0], config.norm_eps, config.act_fn)
         self.conv_out = Conv2d(channels[0], config.out_channels, config.conv_out_kernel)
 
+    patch = 1
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of what it is given: the latents', or of an inpainting U-Net the mask's and masked picture's too."""
+        return self.config.in_channels
+
+    @property
+    def sample_size(self) -> tuple[int, int]:
+        """(h, w) in latents, the size that it was trained for."""
+        size = self.config.sample_size or 64
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return height, width
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """True for a latent consistency model's, which takes the guidance weight as an input."""
+        return self.config.time_cond_proj_dim is not None
+
+    @property
+    def values_per_latent(self) -> int:
+        """Values at the peak of a call, as measured (benchmarks/growth.py), but not on a GPU, which cuts no blocks."""
+        return (48 if has_gpu() else 32) * self.config.block_out_channels[0]
+
+    def largest_product(self, rows: int, latents: int) -> int:
+        """Multiply-adds of a 3x3 convolution on the way up, at full size."""
+        channels = self.config.block_out_channels[0]
+        return rows * latents * 9 * channels * 2 * channels
+
+    def prepare(
+        self, texts: Sequence[Conditioning], width: int, height: int, dtype: mx.Dtype, cfg_weight: float
+    ) -> dict[str, Any]:
+        """The arguments of a call besides latents and time, with one row for each text."""
+        hidden = mx.concatenate([each.text for each in texts]).astype(dtype)
+        context: dict[str, Any] = {"context": self.project_text(hidden)}
+        pooled = [each.pooled for each in texts if each.pooled is not None]
+        if pooled:
+            sizes = mx.array([[height, width, 0, 0, height, width]], mx.float32)  # original, crop, target
+            context |= {"pooled": mx.concatenate(pooled), "time_ids": mx.repeat(sizes, len(texts), axis=0)}
+        return context | ({"cfg_weight": cfg_weight} if self.embeds_guidance else {})
+
+    def predict(self, x: mx.array, t: mx.array, context: dict[str, Any], extras: Extras | None = None) -> mx.array:
+        """A call with what `prepare` has made. Takes the extras `residuals` and `tap`, no `keys_values` yet."""
+        context = dict(context)
+        if "cfg_weight" in context:
+            context["guidance"] = self.guidance_embedding(context.pop("cfg_weight"))
+        return self(x, t, **context, extras=extras)
+
     def project_text(self, text: mx.array) -> list[LevelContext]:
         """The keys and values of a text's hidden states (B or 1, N, D), for every level, in the order of the call."""
         return [level.project_text(text) for level in self._levels()]
@@ -190,6 +249,7 @@ class UNet(nn.Module):
         pooled: mx.array | None = None,
         time_ids: mx.array | None = None,
         guidance: mx.array | None = None,
+        extras: Extras | None = None,
     ) -> mx.array:
         """Predict eps, v or x_0, whichever the checkpoint was trained for.
 
@@ -198,7 +258,12 @@ class UNet(nn.Module):
         `guidance` (B or 1, time_cond_proj_dim) from `guidance_embedding` (LCM). Returns (B, H, W, out_channels).
         """
         inputs = (x, t, context, pooled, time_ids, guidance)
-        return ops.by_batch(self._predict, x.shape[0], self, *inputs)
+        if extras is None:
+            return ops.by_batch(self._predict, x.shape[0], self, *inputs)
+        extras.refuse_all_but("This U-Net", "residuals", "tap")
+        if extras.tap is not None:
+            inputs = (x, t, _tapped(context, self._level_names(), extras.tap), pooled, time_ids, guidance)
+        return self._predict(*inputs, extras.residuals)
 
     def _predict(
         self,
@@ -208,6 +273,7 @@ class UNet(nn.Module):
         pooled: mx.array | None,
         time_ids: mx.array | None,
         guidance: mx.array | None,
+        residuals: Sequence[mx.array] | None = None,
     ) -> mx.array:
         time = ops.ACTIVATIONS[self.config.act_fn](self._embed_time(t, pooled, time_ids, guidance, x.dtype))
         if self.config.center_input_sample:
@@ -220,6 +286,9 @@ class UNet(nn.Module):
             skips += level_skips
         if "mid_block" in self:
             x = self.mid_block.middle(x, time, next(remaining))
+        if residuals is not None:
+            skips = [skip + residual for skip, residual in zip(skips, residuals[:-1], strict=True)]
+            x = x + residuals[-1]
         for level in self.up_blocks:
             x = level.up(x, skips, time, next(remaining))
         return self.conv_out(self.conv_norm_out(x))
@@ -233,6 +302,11 @@ class UNet(nn.Module):
     def _levels(self) -> list[UNetLevel]:
         middle = [self.mid_block] if "mid_block" in self else []
         return [*self.down_blocks, *middle, *self.up_blocks]
+
+    def _level_names(self) -> list[str]:
+        """The same levels as parameters name them."""
+        down, up = ([f"{way}_blocks.{i}" for i in range(len(self[f"{way}_blocks"]))] for way in ("down", "up"))
+        return [*down, *["mid_block"] * ("mid_block" in self), *up]
 
     def _embed_time(
         self,
@@ -253,6 +327,17 @@ class UNet(nn.Module):
             waves = waves.reshape(time_ids.shape[0], -1).astype(dtype)
             time = time + self.add_embedding(mx.concatenate([pooled.astype(dtype), waves], axis=-1))
         return time
+
+
+def _tapped(context: list[LevelContext], names: list[str], tap: Tap) -> list[LevelContext]:
+    """A context whose blocks have their attention to the text tapped, under the layer's own name."""
+
+    def tapped(path: str, blocks: list[BlockContext]) -> list[BlockContext]:
+        paths = (f"{path}.transformer_blocks.{i}.attn2" for i in range(len(blocks)))
+        return [block | {"tap": partial(tap, name)} for name, block in zip(paths, blocks, strict=True)]
+
+    levels = zip(names, context, strict=True)
+    return [[tapped(f"{name}.attentions.{i}", each) for i, each in enumerate(level)] for name, level in levels]
 
 
 class _LevelBuilder:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stable_diffusion.text.chunks import Chunk, chunks_of, framed
+from stable_diffusion.text.prompt import step_text
 from stable_diffusion.text.tokenizer import Tokenizer
 
 CLIP = Tokenizer.clip()
@@ -15,7 +16,7 @@ HOUSE, COMMA = CLIP.encode("house")[0], CLIP.encode(",")[0]
 
 
 def lengths(text: str, tokenizer: Tokenizer = CLIP) -> list[int]:
-    return [len(chunk.ids) for chunk in chunks_of(text, tokenizer)]
+    return [len(chunk.ids) for chunk in chunks_of(step_text(text), tokenizer)]
 
 
 @pytest.mark.parametrize(
@@ -48,10 +49,10 @@ def test_where_chunks_end(text, expected):
 
 
 def test_ids_and_weights_go_together():
-    (chunk,) = chunks_of("a (red house:1.5), [hill]", CLIP)
+    (chunk,) = chunks_of(step_text("a (red house:1.5), [hill]"), CLIP)
     assert chunk.ids == CLIP.encode("a red house, hill")
     assert chunk.weights == pytest.approx([1, 1.5, 1.5, 1, 1 / 1.1])
-    first, second = chunks_of("house " * 60 + "(, " + "house " * 20 + ":2)", CLIP)
+    first, second = chunks_of(step_text("house " * 60 + "(, " + "house " * 20 + ":2)"), CLIP)
     assert first.weights == [1] * 60 + [2] and second.weights == [2] * 20
     assert first.ids[-1] == COMMA and set(second.ids) == {HOUSE}
 
@@ -61,7 +62,7 @@ def test_an_embedding_stays_in_one_chunk():
     knowing = CLIP.with_words({"foggy": 10, "giant": 90}, first_id)
     assert lengths("house " * 70 + "foggy house", knowing) == [70, 11]
     assert lengths("house " * 65 + "foggy house", knowing) == [75, 1]
-    chunks = chunks_of("house " * 60 + ", " + "house " * 5 + "foggy", knowing)
+    chunks = chunks_of(step_text("house " * 60 + ", " + "house " * 5 + "foggy"), knowing)
     assert chunks[-1].ids == list(range(first_id, first_id + 10))
     assert lengths("giant house", knowing) == [75, 16]  # more than a chunk holds
 
@@ -69,7 +70,7 @@ def test_an_embedding_stays_in_one_chunk():
 @pytest.mark.parametrize("tokenizer", [CLIP, Tokenizer.clip("!")], ids=["SD 1.x", "SD 2.x"])
 def test_a_text_without_signs_is_framed_as_the_tokenizer_does(tokenizer):
     text = "a red house on green hills"
-    ids, weights = framed(chunks_of(text, tokenizer), tokenizer)
+    ids, weights = framed(chunks_of(step_text(text), tokenizer), tokenizer)
     assert np.array_equal(ids, tokenizer([text])[0]) and ids.dtype == np.int32
     assert (weights == 1).all()
 
@@ -87,7 +88,7 @@ def test_padding_and_marks_weigh_one():
 @given(st.lists(st.sampled_from(["house ", ", ", "(red:1.2) ", "BREAK ", "[hill] "]), max_size=250))
 def test_nothing_is_lost(words):
     text = "".join(words)
-    chunks = chunks_of(text, CLIP)
+    chunks = chunks_of(step_text(text), CLIP)
     assert all(len(chunk.ids) == len(chunk.weights) <= 75 for chunk in chunks)
     plain = text.replace("(red:1.2)", "red").replace("[hill]", "hill").replace("BREAK", " ")
     assert [token for chunk in chunks for token in chunk.ids] == CLIP.encode(plain)

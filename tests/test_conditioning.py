@@ -9,6 +9,7 @@ from stable_diffusion import Blend, StableDiffusion
 from stable_diffusion.backend import mx
 from stable_diffusion.errors import InputError
 from stable_diffusion.text.conditioning import PromptTruncatedWarning, TextConditioner, weighed
+from stable_diffusion.text.prompt import step_text
 
 from . import drawn
 
@@ -157,7 +158,7 @@ def test_two_encoders_side_by_side(sd):
     encoder.layers = [*encoder.layers, encoder.layers[0]]  # three, of which two can be passed over
     other.layers = encoder.layers[::-1][:2] + other.layers[:1]  # another network of the same shapes
     conditioner = TextConditioner([sd.tokenizer] * 2, [encoder, other], xl=True, zeros_for_none=True)
-    found = conditioner("a (red:1.5) house BREAK a tent")
+    found = conditioner(step_text("a (red:1.5) house BREAK a tent"))
     ids = mx.array(sd.tokenizer(["a red house", "a tent"])[0])
     width = encoder.config.hidden_size
     weights = np.ones((2, 77), np.float32)
@@ -169,8 +170,9 @@ def test_two_encoders_side_by_side(sd):
         assert np.abs(mine - expected).max() < 2e-5 * np.abs(expected).max()
     assert np.abs(np.array(found.pooled) - np.array(output.pooled[:1])).max() < 1e-5
     assert found.pooled.shape[0] == 1
-    zeros = conditioner.negative(None, found)
+    again, zeros = conditioner.read([step_text("a (red:1.5) house BREAK a tent"), None])
+    assert np.array_equal(np.array(again.text), np.array(found.text))
     assert zeros.text.shape == found.text.shape and not zeros.text.any() and not zeros.pooled.any()
     for skip, layer in ((1, -2), (2, -2), (3, -3)):
-        skipped = conditioner.replaced(clip_skip=skip)("a red house")
+        skipped = conditioner.replaced(clip_skip=skip)(step_text("a red house"))
         assert np.array_equal(np.array(skipped.text[..., :width]), np.array(encoder(ids[:1]).hidden_states[layer]))

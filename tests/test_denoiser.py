@@ -31,7 +31,7 @@ def test_every_prediction_type_finds_x0_and_eps(prediction_type):
         "sample": x_0,
     }
     answer = answers[prediction_type]
-    prediction = Denoiser(lambda x, t: answer, prediction_type)(LEVEL.noised(x_0, eps), LEVEL)
+    prediction = Denoiser(lambda x, t, step: answer, prediction_type)(LEVEL.noised(x_0, eps), LEVEL, 1)
     close(prediction.x_0, x_0)
     close(prediction.eps, eps)
     close(prediction.output, answer)
@@ -40,7 +40,7 @@ def test_every_prediction_type_finds_x0_and_eps(prediction_type):
 def test_v_prediction_stands_at_pure_noise():
     x_0, eps = known()
     pure = NoiseLevel.from_alpha_bar(999.0, 0.0)
-    prediction = Denoiser(lambda x, t: -x_0, "v_prediction")(eps, pure)
+    prediction = Denoiser(lambda x, t, step: -x_0, "v_prediction")(eps, pure, 1)
     close(prediction.x_0, x_0)
     close(prediction.eps, eps)
 
@@ -49,12 +49,12 @@ def test_v_prediction_stands_at_pure_noise():
 def test_without_guidance_the_network_runs_once(cfg_weight):
     calls = []
 
-    def unet(x, t):
+    def unet(x, t, step):
         calls.append((x.shape, t))
         return x
 
     x = known()[0]
-    close(Denoiser(unet, cfg_weight=cfg_weight).output(x, LEVEL), x)
+    close(Denoiser(unet, cfg_weight=cfg_weight).output(x, LEVEL, 1), x)
     assert calls == [(x.shape, LEVEL.t)]
 
 
@@ -62,12 +62,12 @@ def test_guidance_is_one_call_of_negative_and_text():
     negative, text = known()
     calls = []
 
-    def unet(x, t):
+    def unet(x, t, step):
         calls.append(x.shape)
         return mx.concatenate([negative, text])
 
     x = known(1)[0]
-    output = Denoiser(unet, cfg_weight=7.5).output(x, LEVEL)
+    output = Denoiser(unet, cfg_weight=7.5).output(x, LEVEL, 1)
     assert calls == [(4, 4, 4, 3)]
     close(output, negative + 7.5 * (text - negative))
     close(composition(negative, [text], [1.0], 1.0), text)
@@ -75,15 +75,15 @@ def test_guidance_is_one_call_of_negative_and_text():
 
 def test_the_doubled_batch_holds_the_latents_twice():
     x = known()[0]
-    output = Denoiser(lambda doubled, t: doubled, cfg_weight=3.0).output(x, LEVEL)
+    output = Denoiser(lambda doubled, t, step: doubled, cfg_weight=3.0).output(x, LEVEL, 1)
     close(output, x)
 
 
 def test_embedded_guidance_is_the_networks_own_affair():
     x = known()[0]
-    denoiser = Denoiser(lambda x, t: 2 * x, cfg_weight=8.0, embedded_guidance=True)
+    denoiser = Denoiser(lambda x, t, step: 2 * x, cfg_weight=8.0, embedded_guidance=True)
     assert not denoiser.guided
-    close(denoiser.output(x, LEVEL), 2 * x)
+    close(denoiser.output(x, LEVEL, 1), 2 * x)
 
 
 def test_guidance_rescale_restores_the_deviation_of_each_image():
@@ -93,16 +93,16 @@ def test_guidance_rescale_restores_the_deviation_of_each_image():
     close(mx.std(whole, axis=(1, 2, 3)), mx.std(text, axis=(1, 2, 3)))
     close(rescaled_guidance(guided, text, 0.0), guided)
     close(rescaled_guidance(guided, text, 0.25), 0.25 * whole + 0.75 * guided)
-    unet = Denoiser(lambda x, t: mx.concatenate([negative, text]), cfg_weight=7.5, guidance_rescale=0.7)
-    close(unet.output(negative, LEVEL), rescaled_guidance(guided, text, 0.7))
+    unet = Denoiser(lambda x, t, step: mx.concatenate([negative, text]), cfg_weight=7.5, guidance_rescale=0.7)
+    close(unet.output(negative, LEVEL, 1), rescaled_guidance(guided, text, 0.7))
 
 
 def test_float16_answers_are_combined_in_float32():
     x = known()[0]
     answer = mx.full((4, 4, 4, 3), 1000.1).astype(mx.float16)
-    output = Denoiser(lambda x, t: answer, cfg_weight=7.5).output(x, LEVEL)
+    output = Denoiser(lambda x, t, step: answer, cfg_weight=7.5).output(x, LEVEL, 1)
     assert output.dtype == mx.float32
-    prediction = Denoiser(lambda x, t: answer[:2])(x, LEVEL)
+    prediction = Denoiser(lambda x, t, step: answer[:2])(x, LEVEL, 1)
     assert {prediction.x_0.dtype, prediction.eps.dtype} == {mx.float32}
 
 
@@ -112,4 +112,4 @@ def test_float16_answers_are_combined_in_float32():
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):
-        Denoiser(lambda x, t: x, **options)
+        Denoiser(lambda x, t, step: x, **options)

@@ -16,6 +16,7 @@ ORDER = [
     "stable_diffusion/__init__.py",  # resolves its names when they are asked for
     "stable_diffusion/errors.py",
     "stable_diffusion/atomic.py",
+    "stable_diffusion/checks.py",
     "stable_diffusion/places.py",
     "stable_diffusion/relink.py",
     "stable_diffusion/mlx_packages.py",
@@ -31,12 +32,15 @@ ORDER = [
     "stable_diffusion/text/tokenizer.py",
     "stable_diffusion/text/language.py",
     "stable_diffusion/text/tags.py",
+    "stable_diffusion/text/prompt.py",
+    "stable_diffusion/text/blend.py",
+    "stable_diffusion/text/script.py",
     "stable_diffusion/text/chunks.py",
     "stable_diffusion/record/used.py",
     "stable_diffusion/record/keys.py",
-    "stable_diffusion/checks.py",
     "stable_diffusion/setting.py",
     "stable_diffusion/ops",
+    "stable_diffusion/diffusion/network.py",
     "stable_diffusion/layers.py",
     "stable_diffusion/clip.py",
     "stable_diffusion/unet.py",
@@ -50,12 +54,14 @@ ORDER = [
     "stable_diffusion/diffusion/denoiser.py",
     "stable_diffusion/diffusion/samplers",
     "stable_diffusion/sampler.py",
-    "stable_diffusion/request.py",
     "stable_diffusion/diffusion/start.py",
+    "stable_diffusion/diffusion/call.py",
     "stable_diffusion/model_io",
     "stable_diffusion/adapters",
-    "stable_diffusion/text/script.py",
-    "stable_diffusion/text/blend.py",
+    "stable_diffusion/diffusion/conditioned.py",
+    "stable_diffusion/request.py",
+    "stable_diffusion/generation.py",
+    "stable_diffusion/model.py",
     "stable_diffusion/pipeline.py",
     "stable_diffusion/training",
     "stable_diffusion/catalogue.py",
@@ -167,11 +173,25 @@ def test_errors_and_configurations_load_without_mlx():
 
 def test_public_names():
     import stable_diffusion
+    from stable_diffusion import errors
 
-    assert stable_diffusion.__all__ == [
-        "Blend", "GenerationStep", "SimpleEulerSampler", "StableDiffusion", "sampler_by_name",
-    ]  # fmt: skip
+    own = [name for name, value in vars(errors).items() if isinstance(value, type)]
+    assert sorted(stable_diffusion.__all__) == sorted(
+        [
+            *own, "Blend", "GeneratedPicture", "Generation", "GenerationStep", "Inpainting", "SimpleEulerSampler",
+            "StableDiffusion", "open_picture", "outpaint", "sampler_by_name", "samplers",
+        ]
+    )  # fmt: skip
     for name in stable_diffusion.__all__:
         assert getattr(stable_diffusion, name).__name__ == name
     with pytest.raises(AttributeError, match="Unet"):
         stable_diffusion.Unet  # noqa: B018
+
+
+def test_public_names_load_no_more_than_they_need():
+    code = (
+        "import sys, stable_diffusion\n"
+        "from stable_diffusion import Inpainting, InputError, open_picture, outpaint\n"
+        "assert not any(name.startswith('mlx') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

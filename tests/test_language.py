@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stable_diffusion.text.language import Part, at_steps, split_at_and, weigh
+from stable_diffusion.text.language import Weighted, parse_schedule, split_at_and, weigh
 
 # Text -> [(text, weight), ...] of each stretch between BREAKs.
 WEIGHTS = {
@@ -151,7 +151,7 @@ def test_schedules(text):
     expected: list[str] = []
     for end, at in SCHEDULES[text]:
         expected += [at] * (end - len(expected))
-    assert at_steps(text, 10) == expected
+    assert parse_schedule(text).at_steps(10) == expected
 
 
 @pytest.mark.parametrize("text", COMPOSITIONS)
@@ -164,7 +164,7 @@ def test_the_example_of_the_reference():
         "fantasy landscape with a [mountain:lake:0.25] and [an oak:a christmas tree:0.75][ in foreground::0.6]"
         "[ in background:0.25] [shoddy:masterful:0.5]"
     )
-    runs = [(len(list(run)), words) for words, run in groupby(at_steps(text, 100))]
+    runs = [(len(list(run)), words) for words, run in groupby(parse_schedule(text).at_steps(100))]
     assert runs == [
         (25, "fantasy landscape with a mountain and an oak in foreground shoddy"),
         (25, "fantasy landscape with a lake and an oak in foreground in background shoddy"),
@@ -175,7 +175,7 @@ def test_the_example_of_the_reference():
 
 
 def test_equal_weights_are_one_part_in_whichever_order_their_brackets_stand():
-    assert weigh("(((a:1.3)))(((b):1.3))") == [[Part("ab", 1.573)]]
+    assert weigh("(((a:1.3)))(((b):1.3))") == [[Weighted("ab", 1.573)]]
 
 
 ANY = st.text(st.one_of(st.sampled_from("()[]:|\\ab 1.5"), st.characters()), max_size=60)
@@ -187,7 +187,7 @@ PLAIN = st.text(st.characters(exclude_characters="()[]:|\\"), max_size=60).filte
 @given(ANY, st.integers(1, 12))
 def test_every_string_means_something(text, steps):
     for part in split_at_and(text):
-        texts = at_steps(part.text, steps)
+        texts = parse_schedule(part.text).at_steps(steps)
         assert len(texts) == steps
         for now in set(texts):
             stretches = weigh(now)
@@ -200,7 +200,7 @@ def test_every_string_means_something(text, steps):
 @given(PLAIN)
 def test_text_without_signs_stays_as_it_is(text):
     assert split_at_and(text) == [(text, 1.0)]
-    assert at_steps(text, 3) == [text] * 3
+    assert parse_schedule(text).at_steps(3) == [text] * 3
     assert weigh(text) == ([[(text, 1.0)]] if text else [[]])
 
 
@@ -233,6 +233,6 @@ LONG = {
 def test_a_hundred_thousand_signs_take_a_moment(name):
     start = time.process_time()
     for part in split_at_and(LONG[name]):
-        for text in set(at_steps(part.text, 20)):
+        for text in set(parse_schedule(part.text).at_steps(20)):
             weigh(text)
     assert time.process_time() - start < 10  # a second at most, were it not for slow machines; squared: minutes

@@ -22,7 +22,8 @@ from stable_diffusion.backend import mx, nn
 from stable_diffusion.errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError, WeightsError
 from stable_diffusion.record import picture_files
 from stable_diffusion.record.parameters import Parameters
-from stable_diffusion.text.tags import Strength, take_loras
+from stable_diffusion.text.prompt import parse
+from stable_diffusion.text.tags import Strength
 
 from . import drawn
 from .conftest import EMBEDDED
@@ -356,7 +357,8 @@ class TestTags:
         ],
     )
     def test_forms(self, prompt, text, found):
-        assert take_loras(prompt) == (text, found)
+        parsed = parse(prompt, "plain")
+        assert (parsed.parts[0].text, list(parsed.loras)) == (text, found)
 
     @pytest.mark.parametrize(
         "tag",
@@ -364,7 +366,7 @@ class TestTags:
     )
     def test_broken_ones_are_quoted(self, tag):
         with pytest.raises(InputError, match="lora:"):
-            take_loras(f"a house {tag}")
+            parse(f"a house {tag}").loras  # noqa: B018
 
     def test_a_negative_text_lays_nothing_over(self, sd, tmp_path):
         lora(tmp_path / "a.safetensors", sd=sd)

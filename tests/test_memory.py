@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from stable_diffusion import StableDiffusion, backend, memory
 from stable_diffusion.backend import mx
-from stable_diffusion.config import AutoencoderConfig, UNetConfig
+from stable_diffusion.config import AutoencoderConfig
 from stable_diffusion.errors import InputError
 from stable_diffusion.memory import GIB, MEMORY_VARIABLE, Needs
-from stable_diffusion.tiles import decode_in_tiles
+from stable_diffusion.tiles import in_tiles
 
-SD1 = Needs(UNetConfig(), AutoencoderConfig(block_out_channels=(128, 256, 512, 512)), 4 * GIB, 4, 4)
+SD1 = Needs(32 * 320, AutoencoderConfig(block_out_channels=(128, 256, 512, 512)), 4 * GIB, 4, 4)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def there(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
 
 
 def test_memory_grows_with_the_pixels_and_with_the_batch():
-    assert SD1.unet_bytes(2, 1024, 1024) == 4 * SD1.unet_bytes(2, 512, 512) == 8 * SD1.unet_bytes(1, 512, 512)
+    assert SD1.network_bytes(2, 1024, 1024) == 4 * SD1.network_bytes(2, 512, 512) == 8 * SD1.network_bytes(1, 512, 512)
     assert SD1.decoder_bytes(1024, 512) == 2 * SD1.decoder_bytes(512, 512)
 
 
@@ -199,7 +199,7 @@ def test_the_estimate_is_not_far_from_what_a_step_takes(sd):
     steps = sd.generate_latents("a red house", width=384, height=384, seed=1)
     mx.eval(next(steps).latents)
     taken = peak(lambda: next(steps).latents)
-    assert 0.5 < needs.unet_bytes(2, 384, 384) / taken < 4
+    assert 0.5 < needs.network_bytes(2, 384, 384) / taken < 4
 
 
 def peak(function) -> int:
@@ -240,5 +240,25 @@ def test_tiles_of_a_local_decoder_are_the_whole(height, width, tile, overlap):
     def decode(z: mx.array) -> mx.array:
         return mx.repeat(mx.repeat(z, 2, axis=1), 2, axis=2)
 
-    tiled = decode_in_tiles(decode, latents, tile, overlap)
+    tiled = in_tiles(decode, latents, tile, overlap)
     np.testing.assert_allclose(np.asarray(tiled), np.asarray(decode(latents)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale, channels", [(1, 3), (4, 3), (8, 1)])
+def test_tiles_of_any_scale(scale, channels):
+    """An upscaler of pictures, or a filter, goes through the same tiles; blended parts lie between the tiles' own."""
+    picture = mx.random.uniform(shape=(1, 21, 34, 3))
+    seen = []
+
+    def enlarge(z: mx.array) -> mx.array:
+        seen.append(z.shape[1:3])
+        larger = mx.repeat(mx.repeat(z[..., :channels], scale, axis=1), scale, axis=2)
+        return larger + (len(seen) - 1) % 2  # every other tile is lighter
+
+    tiled = np.asarray(in_tiles(enlarge, picture, 16, 4))
+    assert seen == [(16, 16)] * 6 and tiled.shape == (1, 21 * scale, 34 * scale, channels)
+    plain = np.asarray(picture)[..., :channels].repeat(scale, 1).repeat(scale, 2)
+    lighter = (tiled - plain)[0, 0, :, 0]
+    assert lighter[0] == pytest.approx(0, abs=1e-6) and lighter[17 * scale] == pytest.approx(1, abs=1e-6)
+    overlap = lighter[12 * scale : 16 * scale]
+    assert (np.diff(overlap) > 0).all() and 0 < overlap[0] < overlap[-1] < 1

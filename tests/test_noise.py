@@ -119,3 +119,15 @@ def test_the_seed_is_told_and_what_makes_no_sense_is_refused(sd):
     ):
         with pytest.raises(InputError, match=said):
             sd.generate_latents("x", **options)
+
+
+def test_some_pictures_of_a_batch_keep_their_seeds():
+    seeds = Seeds(7, 5, variation=20, strength=0.0).only([1, 3, 4])
+    assert (seeds.n_images, seeds.of_pictures(), seeds.of_variations()) == (3, [8, 10, 11], [21, 23, 24])
+    assert seeds.only([2, 0]).of_pictures() == [11, 8]
+    varied = Seeds(7, 3, variation=20, strength=0.5).only([0, 2])
+    assert (varied.of_pictures(), varied.of_variations()) == ([7, 7], [20, 22])
+    whole, some = (NoiseStream(each, (2, 3)) for each in (Seeds(7, 5), Seeds(7, 5).only([4, 1])))
+    for _ in range(2):
+        draws = whole()
+        assert mx.array_equal(some(), mx.stack([draws[4], draws[1]]))

@@ -13,7 +13,9 @@ from stable_diffusion import GenerationStep, SimpleEulerSampler, StableDiffusion
 from stable_diffusion.backend import mx
 from stable_diffusion.diffusion.noise import NoiseStream
 from stable_diffusion.errors import InputError, PictureError, SamplerError
+from stable_diffusion.model_io.locate import EMBEDDED, load
 from stable_diffusion.text.conditioning import PromptTruncatedWarning, TextConditioner
+from stable_diffusion.unet import UNet
 
 from . import drawn
 
@@ -101,17 +103,8 @@ def test_the_prompt_counts(sd):
 
 def test_without_guidance_the_unet_sees_each_latent_once(sd, monkeypatch):
     batches = []
-    unet = sd._unet
-
-    class Counting:
-        config = unet.config
-        project_text = unet.project_text
-
-        def __call__(self, x, *args, **kwargs):
-            batches.append(x.shape[0])
-            return unet(x, *args, **kwargs)
-
-    monkeypatch.setattr(sd, "_unet", Counting())
+    predict = UNet.predict
+    monkeypatch.setattr(UNet, "predict", lambda self, x, *rest: batches.append(len(x)) or predict(self, x, *rest))
     run(sd, cfg_weight=1.0)
     run(sd, cfg_weight=0.0)
     assert batches == [1] * 6
@@ -125,7 +118,7 @@ def test_the_text_is_encoded_once(sd, monkeypatch):
     encode = TextConditioner.__call__
     monkeypatch.setattr(TextConditioner, "__call__", lambda self, text: texts.append(text) or encode(self, text))
     run(sd, negative_text="clouds", n_images=2)
-    assert sorted(texts) == [PROMPT, "clouds"]
+    assert sorted(each.text for each in texts) == [PROMPT, "clouds"]
 
 
 @ops.use("plain")
@@ -190,6 +183,49 @@ class TestImageToImage:
             sd.generate_latents(PROMPT, input_image=picture(), denoising_strength=0.04)
         assert len(list(sd.generate_latents(PROMPT, input_image=picture(), denoising_strength=0.05))) == 1
 
+    @pytest.mark.parametrize("sampler", ["euler", "euler_a", "dpmpp_sde"])
+    @pytest.mark.parametrize("strength", [0.5, 1.0])
+    def test_a_pictures_latents_lead_where_it_does(self, sd, sampler, strength):
+        options = {"denoising_strength": strength, "sampler": sampler, "num_steps": 4, "seed": 11}
+        x_0 = sd.encode(picture(), 64, 64, seed=11)
+        expected = run(sd, input_image=picture(), **options).latents
+        assert mx.array_equal(run(sd, input_latents=x_0, **options).latents, expected)
+        assert mx.array_equal(run(sd, input_latents=np.array(x_0), **options).latents, expected)
+        varied = options | {"variation_seed": 3, "variation_strength": 0.3}
+        expected = run(sd, input_image=picture(), **varied).latents
+        assert mx.array_equal(run(sd, input_latents=x_0, **varied).latents, expected)
+
+    def test_latents_of_a_batch(self, sd):
+        """One for all, or one for each; a picture has a draw of its own for each."""
+        x_0 = [sd.encode(picture(), 64, 64, seed=seed) for seed in (11, 12)]
+        options = {"n_images": 2, "seed": 11, "denoising_strength": 0.7}
+        both = run(sd, input_latents=mx.concatenate(x_0), **options).latents
+        assert mx.array_equal(both, run(sd, input_image=picture(), **options).latents)
+        shared = run(sd, input_latents=x_0[0], **options).latents
+        assert mx.array_equal(shared[0], both[0]) and not mx.array_equal(shared[1], both[1])
+
+    def test_one_generation_goes_on_with_the_others_latents(self, sd):
+        first = run(sd, num_steps=8).latents
+        steps = list(
+            sd.generate_latents(PROMPT, input_latents=first, width=64, height=64, denoising_strength=0.1, seed=2)
+        )
+        assert len(steps) == 2
+        assert mx.abs(steps[-1].latents - first).mean() < 0.3 * mx.abs(run(sd, seed=2).latents - first).mean()
+
+    @pytest.mark.parametrize(
+        "options, match",
+        [
+            ({"input_latents": np.zeros((1, 8, 8, 3))}, r"input_latents of shape \(1, 8, 8, 3\).*\(1, 8, 8, 4\)"),
+            ({"input_latents": np.zeros((3, 8, 8, 4)), "n_images": 2}, r"input_latents of shape .*\(2, 8, 8, 4\)"),
+            ({"input_latents": np.zeros((1, 8, 8, 4)), "input_image": picture()}, "input_image and input_latents"),
+            ({"input_latents": np.zeros((1, 8, 8, 4)), "mask_image": picture()}, "no input_image"),
+            ({"input_latents": np.zeros((1, 8, 8, 4)), "denoising_strength": 0.0}, "leaves none"),
+        ],
+    )
+    def test_latents_that_are_refused(self, sd, options, match):
+        with pytest.raises(InputError, match=match):
+            run(sd, **options)
+
     @pytest.mark.parametrize("strength", [-0.1, 1.01, float("nan"), "0.5", None])
     def test_strengths_out_of_range(self, sd, strength):
         with pytest.raises(InputError, match="denoising_strength"):
@@ -247,6 +283,14 @@ def test_unknown_samplers(sd, sampler, match):
 
 def test_a_sampler_made_with_its_options(sd):
     assert not mx.allclose(run(sd, sampler=SimpleEulerSampler(spacing="leading")).latents, run(sd).latents, atol=1e-2)
+
+
+def test_a_checkpoint_that_is_loaded_already(sd):
+    made = StableDiffusion.from_checkpoint(load(EMBEDDED / "postcards-tiny", mx.float32), "mine", float16=False)
+    assert (made.name, made.family, made.default_size) == ("mine", sd.family, sd.default_size)
+    assert mx.array_equal(run(made).latents, run(sd).latents)
+    assert made.generate_latents(PROMPT).used.model == "mine"
+    assert isinstance(made, StableDiffusion)
 
 
 def test_float16_stays_close(sd):

@@ -28,6 +28,7 @@ from stable_diffusion.sampler import (
     sampler_by_name,
     sampler_from_a1111,
     sampler_names,
+    samplers,
 )
 
 SD = SchedulerConfig(
@@ -52,12 +53,13 @@ class Gaussian:
     """The best possible U-Net for data of normal distribution (mean, std): its x_0 is the posterior mean."""
 
     def __init__(self, plan, mean=0.7, std=0.5, prediction_type="epsilon"):
-        self.plan, self.mean, self.std, self.calls = plan, mean, std, []
+        self.plan, self.mean, self.std, self.calls, self.steps = plan, mean, std, [], []
         self.levels = {level.t: level for level in (*plan.middles, *plan.levels)}
         self.denoiser = Denoiser(self.unet, prediction_type)
 
-    def unet(self, x, t):
+    def unet(self, x, t, step):
         self.calls.append(t)
+        self.steps.append(step)
         level = self.levels[t] if t in self.levels else self.plan.schedule.level(int(t))
         shrink = level.alpha * self.std**2 / self.spread(level) ** 2
         x_0 = self.mean + shrink * (x - level.alpha * self.mean)
@@ -232,7 +234,7 @@ def test_dpm_sde_noises_are_of_one_brownian_motion():
     plan = sampler.plan(SD, 10).tail(2)
     asked = []
 
-    def unet(x, t):
+    def unet(x, t, step):
         asked.append(x)
         return mx.zeros(x.shape)
 
@@ -471,3 +473,28 @@ def test_pairs_of_picture_metadata():
     assert key_of(sampler_from_a1111("DDIM", "Karras")) == "ddim"
     with pytest.raises(SamplerError, match="Polyexponential"):
         sampler_from_a1111("Euler", "Polyexponential")
+
+
+def test_the_list_of_samplers_is_the_registrys():
+    assert [each.key for each in samplers()] == list(PLAIN_KEYS)
+    keys = [key for each in samplers() for key in (each.key, *(f"{each.key}_{name}" for name in each.schedules))]
+    assert keys == list(KEYS) and all(sampler_by_name(key).title for key in keys)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("key", PLAIN_KEYS)
+def test_each_call_of_the_network_is_told_its_step(key, first, skip):
+    """Those of the steps that are run count from 1, and the calls of one step lie between those of its neighbours."""
+    if first and not skip:
+        return  # Runge-Kutta steps cannot begin midway
+    plan = sampler_by_name(key).plan(dataclasses.replace(SD, skip_prk_steps=skip), 8).tail(8 - first)
+    gaussian = Gaussian(plan)
+    seen = []
+    for step in sampler_by_name(key).sample(gaussian.denoiser, normal(3), plan, noises()):
+        assert set(gaussian.steps) == {step.index}
+        seen += gaussian.steps
+        gaussian.steps.clear()
+    assert sorted(set(seen)) == list(range(1, 9 - first))
+    twice = {"heun": 7 - first, "dpmpp_sde": 7 - first, "pndm": 1 if skip else 9}.get(key, 0)
+    assert len(seen) == 8 - first + twice

@@ -10,7 +10,8 @@ from stable_diffusion import Blend, StableDiffusion
 from stable_diffusion.backend import mx
 from stable_diffusion.errors import InputError
 from stable_diffusion.text.conditioning import TextConditioner, weighed
-from stable_diffusion.text.script import Guidance, Script, write_script
+from stable_diffusion.text.prompt import BlendedText, parse, step_text
+from stable_diffusion.text.script import Script, write_script
 from stable_diffusion.unet import UNet
 
 from . import drawn
@@ -33,40 +34,70 @@ def same(a: list[np.ndarray], b: list[np.ndarray], within: float = 1e-4) -> bool
     return len(a) == len(b) and all(np.abs(x - y).max() <= within for x, y in zip(a, b, strict=True))
 
 
-def script(text: str | Blend, negative: str | None = "", steps: int = 3, cfg: float = 7.5, **options) -> Script:
-    options = {"embedded": False, "language": "a1111", **options}
-    return write_script(text, negative, steps, Guidance(cfg, 0.0), **options)
+def script(
+    text: str | Blend,
+    negative: str | None = "",
+    steps: int = 3,
+    cfg: float = 7.5,
+    embedded: bool = False,
+    language: str = "a1111",
+) -> Script:
+    against = None if negative is None else parse(negative, language, negative=True)
+    return write_script([parse(text, language)], [against], steps, cfg, embedded)
+
+
+def texts(found: Script) -> tuple[str | Blend | None, ...]:
+    """The texts of a script as they are typed."""
+    return tuple(
+        Blend(each.start.text, each.end.text, each.share) if isinstance(each, BlendedText) else each and each.text
+        for each in found.texts
+    )
+
+
+def guided(found: Script) -> bool:
+    return len(found.rows[0]) > len(found.weights)
 
 
 class TestScript:
     def test_rows_are_negative_then_text(self):
-        assert script("a", "b") == Script(("b", "a"), ((0, 1),) * 3, (1.0,))
-        assert script("a", None).texts == (None, "a")
-        assert script("a", "a") == Script(("a",), ((0, 0),) * 3, (1.0,))
+        assert script("a", "b") == Script((step_text("b"), step_text("a")), ((0, 1),) * 3, (1.0,))
+        assert texts(script("a", None)) == (None, "a")
+        assert script("a", "a") == Script((step_text("a"),), ((0, 0),) * 3, (1.0,))
 
     def test_without_guidance_there_is_no_negative(self):
-        assert script("a", "b", cfg=1.0) == Script(("a",), ((0,),) * 3, (1.0,))
-        assert script("a", "b", embedded=True).texts == ("a",)
+        assert script("a", "b", cfg=1.0) == Script((step_text("a"),), ((0,),) * 3, (1.0,))
+        assert texts(script("a", "b", embedded=True)) == ("a",)
 
     def test_schedules_of_both(self):
         found = script("[a|b]", "[c:d:2]")
-        assert found.texts == ("c", "a", "b", "d")
+        assert texts(found) == ("c", "a", "b", "d")
         assert found.rows == ((0, 1), (0, 2), (3, 1))
 
     def test_a_composition_has_a_negative_whatever_the_guidance(self):
         found = script("a:0.5 AND b", "c", cfg=1.0)
-        assert found.texts == ("c", "a", " b") and found.weights == (0.5, 1.0) and found.guided
-        assert not script("a AND b", embedded=True).guided
+        assert texts(found) == ("c", "a", " b") and found.weights == (0.5, 1.0) and guided(found)
+        assert not guided(script("a AND b", embedded=True))
 
     def test_and_is_a_word_of_a_negative_text(self):
-        assert script("a", "b AND c").texts == ("b AND c", "a")
+        assert texts(script("a", "b AND c")) == ("b AND c", "a")
 
     def test_plain_language_has_no_signs(self):
-        assert script("[a|b] AND (c:9999)", "[d:e:1]", language="plain").texts == ("[d:e:1]", "[a|b] AND (c:9999)")
+        found = script("[a|b] AND (c:9999)", "[d:e:1]", language="plain")
+        assert texts(found) == ("[d:e:1]", "[a|b] AND (c:9999)")
+        assert found.pieces == ["[d:e:1]", "[a|b] AND (c:9999)"]
 
     def test_a_blend_follows_both_schedules(self):
         found = script(Blend("[a:b:1]", "c", 0.5), None)
-        assert found.texts == (None, Blend("a", "c", 0.5), Blend("b", "c", 0.5))
+        assert texts(found) == (None, Blend("a", "c", 0.5), Blend("b", "c", 0.5))
+        assert found.pieces == ["a", "c", "b", "c"]
+
+    def test_pictures_of_a_batch_have_texts_of_their_own(self):
+        prompts, negatives = [parse("[a|b]"), parse("c"), parse("[a|b]")], [parse("d"), None, None]
+        found = write_script(prompts, negatives, 2, 7.5, False)
+        assert texts(found) == ("d", None, "a", "c", "b")
+        assert found.rows == ((0, 1, 1, 2, 3, 2), (0, 1, 1, 4, 3, 4))  # negatives, then texts, picture by picture
+        both = write_script([parse("a AND b"), parse("c AND d")], [None, None], 1, 7.5, False)
+        assert texts(both) == (None, "a", "c", " b", " d") and both.rows == ((0, 0, 1, 2, 3, 4),)
 
     @pytest.mark.parametrize("text", ["(a:1001)", "(" * 100 + "a", "a:99999 AND b", "(" * 9000 + "a"])
     def test_weights_that_no_encoder_can_bear(self, text):
@@ -120,7 +151,7 @@ def test_each_text_is_encoded_and_projected_once(sd, monkeypatch):
     monkeypatch.setattr(TextConditioner, "__call__", lambda self, text: encoded.append(text) or encode(self, text))
     monkeypatch.setattr(UNet, "project_text", lambda self, text: projected.append(text.shape[0]) or project(self, text))
     run(sd, "[a house|a tent|a tree]", negative_text="clouds", num_steps=9, n_images=2)
-    assert sorted(encoded) == ["a house", "a tent", "a tree", "clouds"] and projected == [4]
+    assert sorted(each.text for each in encoded) == ["a house", "a tent", "a tree", "clouds"] and projected == [4]
 
 
 class TestComposition:
@@ -188,7 +219,6 @@ class TestTogetherWithEmbeddings:
 
 
 def test_tags_leave_no_trace_in_brackets(sd, tmp_path, monkeypatch):
-    from stable_diffusion.text.tags import take_loras
-
-    text, tags = take_loras("(a <lora:x:0.5>house:1.3) AND [b:<lora:y>c:2]")
-    assert text == "(a house:1.3) AND [b:c:2]" and [name for name, _ in tags] == ["x", "y"]
+    prompt = parse("(a <lora:x:0.5>house:1.3) AND [b:<lora:y>c:2]")
+    assert [part.text for part in prompt.parts] == ["(a house:1.3)", " [b:c:2]"]
+    assert [name for name, _ in prompt.loras] == ["x", "y"]

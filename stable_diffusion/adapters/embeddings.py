@@ -56,31 +56,27 @@ class Embeddings:
         self.folders = files.folders(files.EMBEDDINGS)
         self._family = family
 
-    def names(self) -> list[str]:
-        """What a prompt can use."""
-        return sorted(files.listed(files.EMBEDDINGS, self.folders), key=str.lower)
-
     def used_in(
-        self, texts: Sequence[str], tokenizer: Tokenizer, encoders: Sequence[CLIPTextModel]
+        self, pieces: Sequence[str], tokenizer: Tokenizer, encoders: Sequence[CLIPTextModel]
     ) -> tuple[Embedding, ...]:
-        """Those that texts name, read. Raises `UnsupportedCheckpointError` for one of another family."""
+        """Those that pieces of text name, read. Raises `UnsupportedCheckpointError` for one of another family."""
         widths = [encoder.config.hidden_size for encoder in encoders]
-        named = self.named_in(texts, tokenizer)
+        named = self.named_in(pieces, tokenizer)
         return tuple(read_embedding(path, name, widths, self._family) for name, path in named.items())
 
-    def named_in(self, texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, Path]:
-        """The files of those that texts name, by name."""
-        lowered = [normalize(text) for text in texts]
+    def named_in(self, pieces: Sequence[str], tokenizer: Tokenizer) -> dict[str, Path]:
+        """The files of those that are named in pieces of text, by name."""
+        lowered = [normalize(piece) for piece in pieces]
         paths = {
             name: path
             for name, path in files.listed(files.EMBEDDINGS, self.folders).items()
-            if any(normalize(name) in text for text in lowered)
+            if any(normalize(name) in piece for piece in lowered)
         }
         if not paths:
             return {}
         first = tokenizer.vocab_size
         knowing = tokenizer.with_words(dict.fromkeys(paths, 1), first)
-        named = {token for text in texts for token in knowing.encode(text) if token >= first}
+        named = {token for piece in pieces for token in knowing.encode(piece) if token >= first}
         return {name: path for token, (name, path) in enumerate(paths.items(), first) if token in named}
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, UnsupportedCheckpointError
 from ..text.tags import Strength
+from ..unet import UNet
 from . import files
 from .lora import Networks, lay_over, load_lora
 
@@ -44,7 +45,7 @@ class Overlay:
     def choose(self, loras: Loras, names_only: bool = False) -> tuple[Choice, ...]:
         """Find the files; `names_only` takes no paths, which a prompt should not reach.
 
-        Raises `InputError` for a strength that is none, `CheckpointNotFoundError` for a name without a file.
+        Raises `InputError` for a strength that is not a number, `CheckpointNotFoundError` for a name without a file.
         """
         pairs = loras.items() if isinstance(loras, Mapping) else loras
         chosen = []
@@ -57,6 +58,8 @@ class Overlay:
 
     def networks(self, choices: tuple[Choice, ...]) -> Networks:
         """The networks with these LoRAs over them; raises what `load_lora` raises."""
+        if choices and not isinstance(self.bare.unet, UNet):
+            raise UnsupportedCheckpointError(f"LoRAs are for U-Nets, and {self._family!r} has another network.")
         if self._last[0] != choices:
             self.forget()  # the last one's weights go before the next one's come
             loras = [(load_lora(choice.path, self.bare, self._family), choice.strength) for choice in choices]

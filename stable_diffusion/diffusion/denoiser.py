@@ -1,4 +1,4 @@
-"""From what the U-Net predicts to x_0 and eps: the one place that knows prediction types and guidance."""
+"""From what a network predicts to x_0 and eps: the one place that knows prediction types and guidance."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..backend import mx
+from ..config import PREDICTION_TYPES
 from ..errors import InputError
 from .schedule import NoiseLevel
 
-# (x (n B, h, w, C), t) -> prediction of the same shape; the rows are [negative, text, ...], B of each.
-UNetCall = Callable[[mx.array, float], mx.array]
+FLOW_TIMES = 1000  # the time that a flow network is given for pure noise
+
+# (x (n B, h, w, C), t, step) -> prediction of the same shape; the rows are [negative, text, ...], B of each, and the
+# step counts from 1.
+NetworkCall = Callable[[mx.array, float, int], mx.array]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer of the U-Net, (B, h, w, C) float32 each: what a sampler does not use is never computed."""
+    """One answer of the network, (B, h, w, C) float32 each: what a sampler does not use is never computed."""
 
     x_0: mx.array
     eps: mx.array
-    output: mx.array  # the guided answer as the U-Net's own prediction type
+    output: mx.array  # the guided answer of the network's own prediction type
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The U-Net with its prompt, as a function of latents and noise level.
+    """The network with its prompt, as a function of latents and noise level.
 
     `cfg_weight` above 1 asks for negative and text in one batch; otherwise, or where the network takes the weight as
-    an input of its own (`embedded_guidance`, LCM), the U-Net sees each latent once. A composition of texts has a weight
-    for each in `weights`, and always asks for the negative too, which defines it; under `embedded_guidance`, where
-    there is none, the first text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py). `seen` changes the
-    latents before the U-Net sees them (inpainting puts back what is kept). Raises `InputError` for a weight that is not
-    finite or a `guidance_rescale` outside 0 to 1.
+    an input of its own (`embedded_guidance`, LCM), the network sees each latent once. A composition of texts has a
+    weight for each in `weights`, and always asks for the negative too, which defines it; under `embedded_guidance`,
+    where there is none, the first text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py). `seen` changes the
+    latents before the network sees them (inpainting puts back what is kept). Raises `InputError` for a weight that is
+    not finite or a `guidance_rescale` outside 0 to 1.
     """
 
-    unet: UNetCall
+    network: NetworkCall
     prediction_type: str = "epsilon"
     cfg_weight: float = 1.0
     guidance_rescale: float = 0.0
@@ -44,8 +48,10 @@ class Denoiser:
     seen: Callable[[mx.array, NoiseLevel], mx.array] | None = None
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise InputError(f"prediction_type = {self.prediction_type!r} should be epsilon, v_prediction or sample.")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise InputError(
+                f"prediction_type = {self.prediction_type!r} should be one of {', '.join(PREDICTION_TYPES)}."
+            )
         if not math.isfinite(self.cfg_weight):
             raise InputError(f"cfg_weight = {self.cfg_weight!r} should be a finite number.")
         if not 0 <= self.guidance_rescale <= 1:
@@ -53,21 +59,24 @@ class Denoiser:
 
     @property
     def guided(self) -> bool:
-        """True where the U-Net is given the negative text's rows before those of the texts."""
+        """True where the network is given the negative text's rows before those of the texts."""
         return (self.cfg_weight > 1 or len(self.weights) > 1) and not self.embedded_guidance
 
-    def __call__(self, x: mx.array, level: NoiseLevel) -> Prediction:
-        """Ask the U-Net about latents x (B, h, w, C) at a level."""
-        return self.prediction(self.output(x, level), x, level)
+    def __call__(self, x: mx.array, level: NoiseLevel, step: int) -> Prediction:
+        """Ask the network about latents x (B, h, w, C) at a level; `step` of those that are run counts from 1."""
+        return self.prediction(self.output(x, level, step), x, level)
 
-    def output(self, x: mx.array, level: NoiseLevel) -> mx.array:
-        """The U-Net's guided answer about x at a level, float32, still of its own prediction type."""
+    def output(self, x: mx.array, level: NoiseLevel, step: int) -> mx.array:
+        """The network's guided answer about x at a level, float32, still of its own prediction type."""
         if self.seen is not None:
             x = self.seen(x, level)
+        t = level.t
+        if self.prediction_type == "flow":
+            x, t = flow_latents(x, level), FLOW_TIMES * flow_share(level)
         rows = len(self.weights) + self.guided
         if rows == 1:
-            return self.unet(x, level.t).astype(mx.float32)
-        answers = list(mx.split(self.unet(mx.concatenate([x] * rows), level.t).astype(mx.float32), rows))
+            return self.network(x, t, step).astype(mx.float32)
+        answers = list(mx.split(self.network(mx.concatenate([x] * rows), t, step).astype(mx.float32), rows))
         if not self.guided:
             return composition(answers[0], answers, self.weights, 1.0)
         negative, texts = answers[0], answers[1:]
@@ -75,11 +84,13 @@ class Denoiser:
         return rescaled_guidance(guided, sum(texts[1:], texts[0]) / len(texts), self.guidance_rescale)
 
     def prediction(self, output: mx.array, x: mx.array, level: NoiseLevel) -> Prediction:
-        """What an answer of the U-Net says about x_0 and eps, if x is at `level`."""
+        """What an answer of the network says about x_0 and eps, if x is at `level`."""
         if self.prediction_type == "epsilon":
             return Prediction(x0_from_eps(x, output, level), output, output)
         if self.prediction_type == "v_prediction":
             return Prediction(x0_from_v(x, output, level), eps_from_v(x, output, level), output)
+        if self.prediction_type == "flow":
+            return Prediction(x0_from_flow(x, output, level), eps_from_flow(x, output, level), output)
         return Prediction(output, eps_from_x0(x, output, level), output)
 
 
@@ -119,6 +130,29 @@ def x0_from_v(x: mx.array, v: mx.array, level: NoiseLevel) -> mx.array:
 def eps_from_v(x: mx.array, v: mx.array, level: NoiseLevel) -> mx.array:
     """eps = alpha v + sigma x_t."""
     return level.alpha * v + level.sigma * x
+
+
+def flow_share(level: NoiseLevel) -> float:
+    """s of x_s = (1 - s) x_0 + s eps, the straight way of flow matching, at the signal-to-noise ratio of a level."""
+    return level.sigma / (level.alpha + level.sigma)
+
+
+def flow_latents(x: mx.array, level: NoiseLevel) -> mx.array:
+    """x_s = x_t / (alpha + sigma)."""
+    return x / (level.alpha + level.sigma)
+
+
+def x0_from_flow(x: mx.array, u: mx.array, level: NoiseLevel) -> mx.array:
+    """x_0 = x_s - s u, where u = eps - x_0.
+
+    Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
+    """
+    return flow_latents(x, level) - flow_share(level) * u
+
+
+def eps_from_flow(x: mx.array, u: mx.array, level: NoiseLevel) -> mx.array:
+    """eps = x_s + (1 - s) u."""
+    return flow_latents(x, level) + (1 - flow_share(level)) * u
 
 
 def eps_from_x0(x: mx.array, x_0: mx.array, level: NoiseLevel) -> mx.array:

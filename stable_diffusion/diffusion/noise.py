@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,14 +23,23 @@ class Seeds:
     n_images: int
     variation: int = 0
     strength: float = 0.0
+    places: tuple[int, ...] | None = None  # the pictures' i, where they are some of a larger batch
 
     def of_pictures(self) -> list[int]:
         """Each picture's seed."""
-        return [self.first + (0 if self.strength else i) for i in range(self.n_images)]
+        return [self.first + (0 if self.strength else i) for i in self._places]
 
     def of_variations(self) -> list[int]:
         """Each picture's variation seed."""
-        return [self.variation + i for i in range(self.n_images)]
+        return [self.variation + i for i in self._places]
+
+    def only(self, chosen: Sequence[int]) -> Seeds:
+        """The seeds of some of the pictures."""
+        return dataclasses.replace(self, n_images=len(chosen), places=tuple(self._places[i] for i in chosen))
+
+    @property
+    def _places(self) -> Sequence[int]:
+        return range(self.n_images) if self.places is None else self.places
 
 
 class NoiseStream:

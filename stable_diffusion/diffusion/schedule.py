@@ -60,16 +60,21 @@ class NoiseLevel:
 class NoiseSchedule:
     """What the checkpoint was trained on: alpha-bar of every training time."""
 
-    alpha_bars: np.ndarray  # (num_train_timesteps,) float32
+    alpha_bars: np.ndarray  # (num_train_timesteps,) float32; of flow matching float64
     final: NoiseLevel = NoiseLevel(0.0, 1.0, 0.0)  # below time 0
 
     @classmethod
     def from_config(cls, config: SchedulerConfig, floored: bool = False, final_is_clean: bool = True) -> NoiseSchedule:
         """Build the schedule from a configuration whose betas are all given (see `Sampler.resolve`).
 
-        `floored` replaces an alpha-bar of 0 (zero terminal SNR) by 2^-24; without `final_is_clean` the level below
-        time 0 is that of time 0 (`set_alpha_to_one`).
+        `floored` replaces an alpha-bar of 0 (zero terminal SNR, flow matching) by 2^-24; without `final_is_clean` the
+        level below time 0 is that of time 0 (`set_alpha_to_one`).
         """
+        if config.prediction_type == "flow":
+            alpha_bars = _flow_alpha_bars(config)
+            if floored:  # a shift may bring the times before the last one nearer to 0 than that
+                alpha_bars[-1] = min(TERMINAL_ALPHA_BAR, alpha_bars[-2] / 4)
+            return cls(alpha_bars)
         betas = _betas(config)
         if config.rescale_betas_zero_snr:
             betas = _rescale_to_zero_terminal_snr(betas)
@@ -138,6 +143,10 @@ class Plan:
     def start(self) -> NoiseLevel:
         """The level of the first latents."""
         return self.levels[self.first]
+
+    def number(self, i: int) -> int:
+        """The number, from 1, of step i of the whole plan among those that are run."""
+        return i - self.first + 1
 
     def tail(self, steps: int) -> Plan:
         """The plan's last `steps` steps: int(num_steps * strength) of them make an image to image generation.
@@ -234,6 +243,17 @@ def _betas(config: SchedulerConfig) -> np.ndarray:
     if config.beta_schedule == "sigmoid":
         return 1 / (1 + np.exp(-_linspace(-6, 6, count))) * np.float32(end - start) + np.float32(start)
     raise ConfigError(f"beta_schedule = {config.beta_schedule!r} is not known.")
+
+
+def _flow_alpha_bars(config: SchedulerConfig) -> np.ndarray:
+    """(num_train_timesteps,) float64, the last one 0: alpha-bars of the same signal-to-noise ratios as x_s has.
+
+    x_s = (1 - s) x_0 + s eps at s = (i + 1) / n, then `shift`ed towards the noise (Esser et al. 2024, arXiv:2403.03206,
+    equation 23).
+    """
+    s = np.arange(1, config.num_train_timesteps + 1) / config.num_train_timesteps
+    s = config.shift * s / (1 + (config.shift - 1) * s)
+    return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
 
 
 def _linspace(start: float, end: float, count: int) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Inpainting in the latents: what a mask keeps is put back at every step, or told to the U-Net in channels of its own.
+"""Where a generation starts: noise, a picture or latents; and inpainting in the latents.
+
+What a mask keeps is put back at every step, or shown to an inpainting network in channels of its own.
 
 The reference is diffusers' StableDiffusionInpaintPipeline (pipeline_stable_diffusion_inpaint.py) and its SDXL form.
 """
@@ -16,9 +18,9 @@ from PIL import Image, ImageOps
 from ..backend import mx
 from ..errors import InputError
 from ..pictures import MASKED_CONTENTS
-from ..pictures.inpainting import GRID, filled, to_mask
+from ..pictures.inpainting import filled, to_mask
 from ..pictures.reading import as_input, as_picture, fit
-from .denoiser import Denoiser, UNetCall
+from .denoiser import Denoiser, NetworkCall
 from .noise import NoiseStream
 from .samplers.base import Step
 from .schedule import NoiseLevel, Plan
@@ -30,11 +32,12 @@ class Mask:
 
     white: mx.array
     content: str
+    downscale: int = 8  # pixels to a latent
 
     @property
     def latent(self) -> mx.array:
         """The mask (1, h, w, 1) as the reference scales it down: each square's first pixel decides."""
-        return self.white[:, ::GRID, ::GRID]
+        return self.white[:, :: self.downscale, :: self.downscale]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,16 @@ class InputPicture:
     mask: Mask | None = None
 
 
-def read_input(picture: Any, mask: Any, content: str, width: int, height: int) -> InputPicture | None:
+@dataclass(frozen=True)
+class InputLatents:
+    """What a generation begins from, as latents: x_0 (1 or B, h, w, C), clean."""
+
+    x_0: mx.array
+
+
+def read_input(
+    picture: Any, mask: Any, content: str, width: int, height: int, downscale: int = 8
+) -> InputPicture | None:
     """The pictures of a call, checked, cropped alike to the size; None for text to image."""
     if content not in MASKED_CONTENTS:
         raise InputError(f"masked_content = {content!r} should be one of {', '.join(MASKED_CONTENTS)}.")
@@ -62,25 +74,25 @@ def read_input(picture: Any, mask: Any, content: str, width: int, height: int) -
         picture = fit(picture, width, height)
     if content == "fill":
         picture = filled(picture, grey)
-    white = Mask(mx.array(np.asarray(grey)[None, :, :, None] > 0), content)
+    white = Mask(mx.array(np.asarray(grey)[None, :, :, None] > 0), content, downscale)
     if not mx.any(white.latent):
         raise InputError(
-            f"The mask's white is too thin: none of it is left on the latents' grid, a point every {GRID} pixels of "
-            f"{width} x {height}. stable_diffusion.Inpainting thickens it."
+            f"The mask's white is too thin: none of it is left on the latents' grid, a point every {downscale} pixels "
+            f"of {width} x {height}. stable_diffusion.Inpainting thickens it."
         )
     return InputPicture(mx.array(as_input(picture, width, height))[None], white)
 
 
-def check_task(name: str, channels: int, latent_channels: int, picture: InputPicture | None) -> None:
-    """Raise `InputError` for a U-Net that takes more than it would be given: a mask, or something else yet."""
+def check_task(name: str, channels: int, latent_channels: int, start: InputPicture | InputLatents | None) -> None:
+    """Raise `InputError` for a network that takes more than it would be given: a mask, or something else."""
     if channels == latent_channels:
         return
     if channels != 2 * latent_channels + 1:
         raise InputError(
-            f"{name!r} is no text-to-image model: its U-Net takes {channels} channels, the latents have "
+            f"{name!r} is not a text-to-image model: its network takes {channels} channels, the latents have "
             f"{latent_channels}. Choose another model."
         )
-    if picture is None or picture.mask is None:
+    if not isinstance(start, InputPicture) or start.mask is None:
         raise InputError(
             f"{name!r} is an inpainting checkpoint ({channels} channels), which repaints a part of a picture: give the "
             "picture and a mask (input_image and mask_image), or choose another model."
@@ -103,11 +115,19 @@ class Kept:
 
 @dataclass(frozen=True)
 class Start:
-    """Where the sampler starts: the first latents, and the denoiser with what a mask asks of it."""
+    """Where the sampler starts: latents x (B, h, w, C) at the plan's first level, and the denoiser to use.
+
+    The denoiser does what a mask asks for.
+    """
 
     x: mx.array
     denoiser: Denoiser
     kept: Kept | None = None
+
+    @classmethod
+    def from_latents(cls, x_0: mx.array, noise: mx.array, plan: Plan, denoiser: Denoiser) -> Start:
+        """Start from clean latents, of a picture or of an earlier generation, with the noise of the first level."""
+        return cls(plan.renoise(x_0, noise), denoiser)
 
     def shown(self, step: Step) -> tuple[mx.array, mx.array]:
         """(x_t, x_0) of a step as the caller sees them: with the kept part in both."""
@@ -121,49 +141,54 @@ class Start:
 
 
 def start_from(
-    picture: InputPicture | None,
+    given: InputPicture | InputLatents | None,
     plan: Plan,
     denoiser: Denoiser,
     noise: NoiseStream,
-    given: mx.array | None,
+    given_noise: mx.array | None,
     encode: Callable[[mx.array, mx.array], mx.array],
-    inpainting_unet: bool,
+    inpainting_network: bool,
 ) -> Start:
-    """The first latents of a generation. `given` takes the place of the first noise; `encode` is the autoencoder's.
+    """The first latents of a generation. `given_noise` takes the first noise's place; `encode` is the autoencoder's.
 
-    Draws in the reference's order: the picture's posterior, the noise, the masked picture's posterior. At strength 1
+    Draws in the reference's order: the picture's posterior, the noise, the masked picture's posterior. Given latents
+    pass the posterior's draw over, so that those of a picture lead where the picture itself does. At strength 1
     inpainting begins with pure noise, image to image with the noised picture.
     """
 
     def first() -> mx.array:
-        return noise.varied() if given is None else given
+        return noise.varied() if given_noise is None else given_noise
 
-    if picture is None:
+    if given is None:
         return Start(plan.prior(first()), denoiser)
+    if isinstance(given, InputLatents):
+        noise()
+        return Start.from_latents(given.x_0, first(), plan, denoiser)
+    picture = given
     if picture.mask is None:
-        return Start(plan.renoise(encode(picture.pixels, noise()), first()), denoiser)
+        return Start.from_latents(encode(picture.pixels, noise()), first(), plan, denoiser)
     mask = picture.mask.latent
     pure = not plan.first
-    if pure and inpainting_unet:
+    if pure and inpainting_network:
         x = plan.prior(first())
     else:
         x_0, eps = encode(picture.pixels, noise()), first()
         content = mx.where(mask, noise(), x_0) if picture.mask.content == "noise" else x_0
         x = plan.prior(eps) if pure else plan.renoise(content, eps)
-        if not inpainting_unet:
+        if not inpainting_network:
             kept = Kept(mask, x_0, eps, plan.start if pure else None)
             return Start(x, dataclasses.replace(denoiser, seen=kept.put_back), kept)
     masked = encode(mx.where(picture.mask.white, 0.0, picture.pixels), noise())
     rows = mx.broadcast_to(mask.astype(mx.float32), (*masked.shape[:3], 1))
     channels = mx.concatenate([rows, masked], axis=-1)
-    return Start(x, dataclasses.replace(denoiser, unet=_with_channels(denoiser.unet, channels)))
+    return Start(x, dataclasses.replace(denoiser, network=_with_channels(denoiser.network, channels)))
 
 
-def _with_channels(unet: UNetCall, channels: mx.array) -> UNetCall:
-    """A U-Net that is given more channels (B, h, w, n) beside the latents, whose rows are a multiple of B."""
+def _with_channels(network: NetworkCall, channels: mx.array) -> NetworkCall:
+    """A network that sees more channels (B, h, w, n) after the latents', whose rows are a multiple of B."""
 
-    def call(x: mx.array, t: float) -> mx.array:
-        beside = mx.concatenate([channels] * (x.shape[0] // channels.shape[0]))
-        return unet(mx.concatenate([x, beside], axis=-1), t)
+    def call(x: mx.array, t: float, step: int) -> mx.array:
+        more = mx.concatenate([channels] * (x.shape[0] // channels.shape[0]))
+        return network(mx.concatenate([x, more], axis=-1), t, step)
 
     return call

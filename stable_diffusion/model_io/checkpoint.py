@@ -10,6 +10,7 @@ from .. import families
 from ..backend import mx
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
+from ..diffusion.network import TextReader
 from ..errors import ConfigError
 from ..text.tokenizer import Tokenizer
 from ..unet import UNet
@@ -18,7 +19,11 @@ from ..vae import Autoencoder
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others one."""
+    """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others one.
+
+    What is read from files is a U-Net, an AutoencoderKL and CLIP. Others may stand in their places, as long as they fit
+    the protocols of diffusion/network.py.
+    """
 
     family: str  # a key of families.FAMILIES
     unet: UNet
@@ -27,6 +32,7 @@ class Checkpoint:
     tokenizers: tuple[Tokenizer, ...]
     scheduler: SchedulerConfig
     force_zeros_for_empty_prompt: bool
+    reader: TextReader | None = None  # of the texts, where that is not CLIP's text encoders
     # Where tensors can be read from their files at any time: by the component's name, what gives it them anew, lazily.
     again: Mapping[str, Callable[[], None]] = field(default_factory=dict)
 
@@ -38,8 +44,7 @@ class Checkpoint:
     @property
     def default_size(self) -> tuple[int, int]:
         """(width, height) in pixels, the size that the U-Net was trained for."""
-        size = self.unet.config.sample_size or 64
-        height, width = size if isinstance(size, tuple) else (size, size)
+        height, width = self.unet.sample_size
         return width * self.vae.config.downscale, height * self.vae.config.downscale
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import backend
 from ..backend import mx
+from ..config import UNET_PREDICTIONS
 from ..errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError
 from ..places import packaged
 from . import hub
@@ -17,9 +18,6 @@ from .load_folder import is_complete, load_folder
 
 EMBEDDED = packaged("checkpoints")
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-
-
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def load(
@@ -36,9 +34,9 @@ def load(
 
     Raises `InputError` for another prediction type, and the errors below `CheckpointError`.
     """
-    if prediction_type not in (None, *PREDICTION_TYPES):
+    if prediction_type not in (None, *UNET_PREDICTIONS):
         raise InputError(
-            f"prediction_type = {prediction_type!r} should be one of {', '.join(PREDICTION_TYPES)}, or None."
+            f"prediction_type = {prediction_type!r} should be one of {', '.join(UNET_PREDICTIONS)}, or None."
         )
     backend.prepare()
     if not path.is_dir():

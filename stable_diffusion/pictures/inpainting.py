@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from .. import checks
 from ..errors import InputError, PictureError
 from .reading import as_picture, from_array, to_rgb
 
@@ -49,11 +50,10 @@ class Inpainting:
         invert: bool = False,
     ):
         for name, side in (("width", width), ("height", height)):
-            if _pixels(name, side) % GRID or not side:
+            if checks.whole(name, side, 0, MAX_SIDE, "pixels") % GRID or not side:
                 raise InputError(f"{name} = {side!r} should be a multiple of {GRID}, and not 0.")
-        _pixels("padding", padding)
-        if isinstance(mask_blur, bool) or not isinstance(mask_blur, (int, float)) or not 0 <= mask_blur <= MAX_BLUR:
-            raise InputError(f"mask_blur = {mask_blur!r} should be a number of pixels from 0 to {MAX_BLUR}.")
+        checks.whole("padding", padding, 0, MAX_SIDE, "pixels")
+        mask_blur = checks.number("mask_blur", mask_blur, 0, MAX_BLUR, "pixels")
         self.original = as_picture(picture)
         white = np.asarray(to_mask(mask, self.original.size, invert)) > 0
         self.feather = _feather(white, mask_blur)
@@ -136,7 +136,7 @@ def outpaint(
     """
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     for name, side in sides.items():
-        _pixels(name, side)
+        checks.whole(name, side, 0, MAX_SIDE, "pixels")
     if not any(sides.values()):
         raise InputError("left, right, top and bottom are all 0: say on which side to add how many pixels.")
     picture = as_picture(picture)
@@ -155,12 +155,6 @@ def suitable_size(size: tuple[int, int], default_size: tuple[int, int]) -> tuple
     scale = (default_size[0] * default_size[1] / (size[0] * size[1])) ** 0.5
     width, height = (max(round(side * scale / GRID), 1) * GRID for side in size)
     return width, height
-
-
-def _pixels(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SIDE:
-        raise InputError(f"{name} = {value!r} should be a whole number of pixels from 0 to {MAX_SIDE}.")
-    return value
 
 
 def _grey(mask: Any) -> Image.Image:

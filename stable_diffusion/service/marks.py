@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
-from ..text.language import Nodes, Script, Switch, at_steps, parse_script, split_at_and, weigh
-from ..text.tags import TAG
+from ..text.prompt import Change, parse
 
 MAX_LENGTH = 32  # characters of a piece of text
-MOST = 50  # schedules
+MOST = 50  # schedules, and as many that take turns
 
 
 @dataclass(frozen=True)
@@ -29,41 +27,31 @@ def marks(text: str, steps: int, negative: bool = False) -> list[Mark]:
 
     A negative prompt has no AND.
     """
-    text = TAG.sub("", text)
-    parts = [] if negative else split_at_and(text)
+    parts = parse(text, negative=negative).parts
     found: list[Mark] = []
     if len(parts) > 1:
-        found += [Mark(_short(_bare(part.text)), f"AND ×{part.weight:g}") for part in parts]
-    for each in [part.text for part in parts] or [text]:
-        found += _schedules(parse_script(each))
-        weighed = chain(*(chain(*weigh(now)) for now in dict.fromkeys(at_steps(each, steps))))
-        found += [Mark(_short(part.text), f"×{part.weight:.3g}") for part in weighed if part.weight != 1]
+        found += [Mark(_short(end.words), f"AND ×{part.weight:g}") for part in parts for end in part.ends]
+    for part in parts:
+        for end in part.ends:
+            found += _changes(end.changes)
+        weighed = (piece for now in dict.fromkeys(part.at_steps(steps)) for piece in now.pieces)
+        found += [Mark(_short(piece.text), f"×{piece.weight:.3g}") for piece in weighed if piece.weight != 1]
     return [mark for mark in dict.fromkeys(found) if mark.text]
 
 
-def _schedules(script: Script) -> Iterator[Mark]:
-    for switch in script.switches[:MOST]:
-        before, after, when = _said(switch.before), _said(switch.after), _when(switch)
+def _changes(changes: tuple[Change, ...]) -> Iterator[Mark]:
+    for change in [each for each in changes if each.when is not None][:MOST]:
+        (before, after), when = map(_short, change.options), _when(change.when or "")
         if before and after:
             yield Mark(f"{before} → {after}", f"after {when}")
         elif before or after:
             yield Mark(before or after, f"until {when}" if before else f"after {when}")
-    for turns in script.turns[:MOST]:
-        yield Mark(", ".join(_said(option) or "nothing" for option in turns.options), "in turn")
+    for change in [each for each in changes if each.when is None][:MOST]:
+        yield Mark(", ".join(_short(option) or "nothing" for option in change.options), "in turn")
 
 
-def _when(switch: Switch) -> str:
-    value = float(switch.when)
-    return f"{100 * value:.4g} %" if "." in switch.when else f"step {value:g}"
-
-
-def _said(nodes: Nodes) -> str:
-    """The words of a part of a prompt at its first step."""
-    return _short(_bare(Script(nodes, [], []).at(1, 1)))
-
-
-def _bare(text: str) -> str:
-    return " ".join(part.text for part in chain(*weigh(text)))
+def _when(when: str) -> str:
+    return f"{100 * float(when):.4g} %" if "." in when else f"step {float(when):g}"
 
 
 def _short(text: str) -> str:

@@ -8,8 +8,7 @@ from .. import catalogue
 from ..errors import StableDiffusionError
 from ..places import packaged
 from ..text.chunks import chunks_of
-from ..text.language import at_steps, split_at_and
-from ..text.tags import TAG
+from ..text.prompt import parse
 from ..text.tokenizer import Tokenizer
 
 
@@ -34,9 +33,8 @@ def count(model: catalogue.Model, text: str, steps: int = 20, negative: bool = F
     """
     tokenizer = tokenizer_of(model)
     room = tokenizer.max_length - 2
-    text = TAG.sub("", text)
-    parts = [text] if negative else [part.text for part in split_at_and(text)]
-    texts = {now for part in parts for now in at_steps(part, steps)}
+    parts = parse(text, negative=negative).parts
+    texts = {end for part in parts for now in part.at_steps(steps) for end in now.ends}
     counted = [(len(chunks), len(chunks[-1].ids)) for chunks in (chunks_of(now, tokenizer) for now in texts)]
     n_chunks, last = max(counted)
     return Count((n_chunks - 1) * room + last, n_chunks * room)

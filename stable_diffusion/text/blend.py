@@ -4,8 +4,8 @@
         for step in sd.generate_latents(**frame.arguments, num_steps=20):
             ...
 
-Prompts are blended by their embeddings in a straight line, seeds by their noise along an arc (`noise.slerp`), since
-noise of less than unit variance is none that a model knows.
+Prompts are blended by their embeddings in a straight line, seeds by their noise along an arc (`noise.slerp`), because
+no model was trained on noise of less than unit variance.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import checks
-from .conditioning import Blend
+from .prompt import Blend
 
 MAX_FRAMES = 10_000
 
@@ -46,11 +46,11 @@ class Frame:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What `StableDiffusion.generate_latents` is to be told, beside what all frames have in common."""
-        told: dict[str, Any] = {"text": self.text, "seed": self.seed}
+        """Arguments of `StableDiffusion.generate_latents`, besides what all frames share."""
+        arguments: dict[str, Any] = {"text": self.text, "seed": self.seed}
         if self.to_seed is not None and self.share:
-            told |= {"variation_seed": self.to_seed, "variation_strength": self.share}
-        return told
+            arguments |= {"variation_seed": self.to_seed, "variation_strength": self.share}
+        return arguments
 
 
 def frames(start: str, end: str, n_frames: int, seed: int, to_seed: int | None = None) -> Iterator[Frame]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .language import weigh
+from .prompt import StepText
 from .tokenizer import Tokenizer
 
 COMMA_BACKTRACK = 20  # ids: how far back a full chunk looks for a comma to end at
@@ -23,7 +23,7 @@ class Chunk:
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
 
-    def split_behind_comma(self, comma: int) -> Chunk:
+    def split_after_comma(self, comma: int) -> Chunk:
         """Give away what follows the last comma, where there is one among the last ids."""
         for place in range(len(self.ids) - 1, max(len(self.ids) - COMMA_BACKTRACK, 0) - 1, -1):
             if self.ids[place] == comma:
@@ -33,21 +33,21 @@ class Chunk:
         return Chunk()
 
 
-def chunks_of(text: str, tokenizer: Tokenizer) -> list[Chunk]:
-    """A text in the language of `prompt.weigh` -> at least one chunk.
+def chunks_of(text: StepText, tokenizer: Tokenizer) -> list[Chunk]:
+    """A text -> at least one chunk.
 
-    A chunk that is full ends behind the last comma among its last 20 ids, if there is one; BREAK ends one early. An
+    A chunk that is full ends after the last comma among its last 20 ids, if there is one; BREAK ends one early. An
     embedding's ids stay together.
     """
     room = tokenizer.max_length - 2
     (comma,) = tokenizer.encode(",")
     chunks: list[Chunk] = []
-    for stretch in weigh(text):
+    for stretch in text.stretches:
         chunks.append(Chunk())
         for part in stretch:
             for word in _words(tokenizer.encode(part.text), tokenizer):
                 if len(chunks[-1].ids) == room and word != [comma]:
-                    chunks.append(chunks[-1].split_behind_comma(comma))
+                    chunks.append(chunks[-1].split_after_comma(comma))
                 if len(chunks[-1].ids) + len(word) > room:
                     chunks.append(Chunk())
                 chunks[-1].ids += word

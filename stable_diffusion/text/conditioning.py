@@ -1,4 +1,4 @@
-"""A text -> what the U-Net is conditioned on."""
+"""Texts -> what a U-Net is conditioned on, by CLIP: a `TextReader` of diffusion/network.py."""
 
 from __future__ import annotations
 
@@ -12,34 +12,14 @@ import numpy as np
 from .. import checks
 from ..backend import mx
 from ..clip import CLIPOutput, CLIPTextModel
-from ..errors import InputError
+from ..diffusion.network import Conditioning
 from .chunks import Chunk, chunks_of, framed
+from .prompt import BlendedText, StepText, Text, step_text
 from .tokenizer import Tokenizer
-
-# How a text is read: A1111's language of prompts, of any length; or as it stands, cut off behind 75 tokens, as
-# diffusers does.
-A1111, PLAIN = LANGUAGES = ("a1111", "plain")
 
 
 class PromptTruncatedWarning(UserWarning):
     """A prompt in plain language is longer than the 75 tokens that the text encoder reads."""
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """One text as the U-Net sees it."""
-
-    text: mx.array  # (1, 77 n, D): n chunks, one after another
-    pooled: mx.array | None = None  # (1, P), SDXL only
-
-
-@dataclass(frozen=True)
-class Blend:
-    """A text between two: (1 - share) of `start` and share of `end`, as hidden states and as pooled vectors."""
-
-    start: str
-    end: str
-    share: float
 
 
 @dataclass(frozen=True)
@@ -48,36 +28,44 @@ class TextConditioner:
 
     `clip_skip` is A1111's: n takes the n-th layer from the end, so that 1 is the last; diffusers counts one less for
     SD 1.x and 2.x, two less for SDXL. None is the checkpoint's own: 1, for SDXL 2, which is the least that it takes.
-    Raises `InputError` for another language, and for more layers than there are.
+    Raises `InputError` for more layers than there are.
     """
 
     tokenizers: Sequence[Tokenizer]
     encoders: Sequence[CLIPTextModel]
     xl: bool
     zeros_for_none: bool
-    language: str = A1111
     clip_skip: int | None = None
 
     def __post_init__(self) -> None:
-        if self.language not in LANGUAGES:
-            raise InputError(f"prompt_language = {self.language!r} should be one of {', '.join(LANGUAGES)}.")
         if self.clip_skip is not None:
             checks.whole("clip_skip", self.clip_skip, 1, min(len(encoder.layers) for encoder in self.encoders))
 
     def replaced(self, **changes: object) -> TextConditioner:
-        """The same with other tokenizers, encoders, or another way of reading."""
+        """The same with other tokenizers, encoders, or another `clip_skip`."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
-    def __call__(self, text: str | Blend) -> Conditioning:
-        """Encode a text: weights and BREAK are read in it where the language has them, schedules and AND are not.
+    def read(self, texts: Sequence[Text | None]) -> list[Conditioning]:
+        """Encode the texts of one generation, all filled up to one length; None is "no negative text".
+
+        That is the empty text, or zeros where an SDXL checkpoint says so. At least one text must not be None.
+        """
+        found = self._of_one_length([self(text) for text in texts if text is not None])
+        if None in texts:
+            found.insert(texts.index(None), self._nothing(found[0]))
+            found = self._of_one_length(found)  # the empty text is of one chunk
+        return found
+
+    def __call__(self, text: Text) -> Conditioning:
+        """Encode one text.
 
         SD 1.x and 2.x take the last hidden state after the final norm; SDXL the penultimate ones of both encoders,
         side by side, and the second's projected pooled vector (Podell et al. 2023; diffusers' pipelines), of the first
-        chunk and whatever the weights, as A1111 does. In plain language, a text that is too long to be read whole is
-        warned of with `PromptTruncatedWarning`.
+        chunk and whatever the weights, as A1111 does. A literal text that is too long to be read whole is warned of
+        with `PromptTruncatedWarning`.
         """
-        if isinstance(text, Blend):
-            start, end = self.of_one_length([self(text.start), self(text.end)])
+        if isinstance(text, BlendedText):
+            start, end = self._of_one_length([self(text.start), self(text.end)])
             return _between(start, end, text.share)
         outputs, hidden = [], []
         for (ids, weights), encoder in zip(self._ids_and_weights(text), self.encoders, strict=True):
@@ -87,39 +75,43 @@ class TextConditioner:
         pooled = outputs[-1].pooled[:1] if self.xl else None
         return Conditioning(joined.reshape(1, -1, joined.shape[-1]), pooled)
 
-    def negative(self, text: str | Blend | None, positive: Conditioning) -> Conditioning:
-        """Encode a negative text; None is the empty one, or zeros where an SDXL checkpoint says so."""
-        if text is None and self.says_zeros:
+    def n_chunks(self, texts: Sequence[Text | None]) -> int:
+        """Chunks of the longest text, which is the length of all of them in `read`."""
+        ends = [end for text in texts if text is not None for end in text.ends]
+        return max((len(chunks[0]) for chunks in map(self._chunks, ends)), default=1)
+
+    def _nothing(self, positive: Conditioning) -> Conditioning:
+        if self.xl and self.zeros_for_none:
             assert positive.pooled is not None
             return Conditioning(mx.zeros_like(positive.text), mx.zeros_like(positive.pooled))
-        return self(text or "")
+        return self(step_text(""))
 
-    @property
-    def says_zeros(self) -> bool:
-        """True where no negative text means zeros."""
-        return self.xl and self.zeros_for_none
-
-    def of_one_length(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
+    def _of_one_length(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
         """Fill up with chunks of the empty text, so that all have as many as the longest."""
         most = max(each.text.shape[1] for each in conditionings)
         if all(each.text.shape[1] == most for each in conditionings):
             return list(conditionings)
-        empty = self("").text
+        empty = self(step_text("")).text
         lacking = [(most - each.text.shape[1]) // empty.shape[1] for each in conditionings]
         return [
             Conditioning(mx.concatenate([each.text, *[empty] * n], axis=1), each.pooled)
             for each, n in zip(conditionings, lacking, strict=True)
         ]
 
-    def _ids_and_weights(self, text: str) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def _ids_and_weights(self, text: StepText) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """What each encoder is given, (N, 77) both; no weights where all are 1."""
-        if self.language == PLAIN:
-            return [(_cut(text, tokenizer), None) for tokenizer in self.tokenizers]
+        if text.literal:
+            return [(_cut(text.text, tokenizer), None) for tokenizer in self.tokenizers]
+        found = [framed(*each) for each in zip(self._chunks(text), self.tokenizers, strict=True)]
+        return [(ids, None if (weights == 1).all() else weights) for ids, weights in found]
+
+    def _chunks(self, text: StepText) -> list[list[Chunk]]:
+        """Each tokenizer's chunks, as many of one as of the other."""
+        if text.literal:
+            return [[Chunk()]] * len(self.tokenizers)
         chunks = [chunks_of(text, tokenizer) for tokenizer in self.tokenizers]
         most = max(map(len, chunks))  # tokenizers of different makes may need different numbers
-        filled = [each + [Chunk()] * (most - len(each)) for each in chunks]
-        found = [framed(each, tokenizer) for each, tokenizer in zip(filled, self.tokenizers, strict=True)]
-        return [(ids, None if (weights == 1).all() else weights) for ids, weights in found]
+        return [each + [Chunk()] * (most - len(each)) for each in chunks]
 
     def _layer(self, output: CLIPOutput, encoder: CLIPTextModel) -> mx.array:
         if self.xl:

@@ -8,13 +8,14 @@ r"""The language of prompts, as AUTOMATIC1111's web UI has it: text in, plain da
     [red|blue|green]                  one after another, step by step
     a house AND a boat:0.7            each guides for itself, with its weight (`split_at_and`)
 
-They are read in this order: `split_at_and`, then `at_steps`, then `weigh`. Brackets that do not pair are text to the
-first two, and to `weigh` they reach to the end. Every string has a meaning, found in time proportional to its length.
+They are read in this order: `split_at_and`, then `parse_schedule` and its text at a step, then `weigh`. Brackets that
+do not pair are text to the first two, and to `weigh` they reach to the end. Every string has a meaning, found in time
+proportional to its length.
 
 The reference is modules/prompt_parser.py of that program, except where it is at odds with its own documentation: a
-number behind a colon at the very end of a prompt without AND is text ("16:9" does not multiply the guidance by 9), a
-lone "|" is text and leaves the schedules beside it alone, BREAK counts inside of brackets too, and a number that is
-none, such as 1.2.3, is text. Steps are the sampler's, those that are run, from 1, as that documentation has them; its
+number after a colon at the very end of a prompt without AND is text ("16:9" does not multiply the guidance by 9), a
+lone "|" is text and leaves its neighbouring schedules alone, BREAK counts inside of brackets too, and a malformed
+number, such as 1.2.3, is text. Steps are the sampler's, those that are run, from 1, as that documentation has them; its
 samplers count their calls of the network from 0, so that the first text lasts a call longer there, and count two calls
 a step with Heun and its kin.
 """
@@ -37,24 +38,24 @@ _WEIGHT_SIGNS = re.compile(rf"\\[()\[\]\\]|\\|[(\[\])]|:\s*(?P<weight>{_NUMBER})
 _BREAK = re.compile(r"\bBREAK\b")
 
 
-class Part(NamedTuple):
+class Weighted(NamedTuple):
     """A piece of text and how much it weighs."""
 
     text: str
     weight: float
 
 
-def split_at_and(text: str) -> list[Part]:
-    """The prompts that AND joins, each with the weight behind its last colon; a prompt without AND weighs 1."""
+def split_at_and(text: str) -> list[Weighted]:
+    """The prompts that AND joins, each with the weight after its last colon; a prompt without AND weighs 1."""
     pieces = _AND.split(text)
-    return [_and_part(piece) for piece in pieces] if len(pieces) > 1 else [Part(text, 1.0)]
+    return [_and_part(piece) for piece in pieces] if len(pieces) > 1 else [Weighted(text, 1.0)]
 
 
-def _and_part(piece: str) -> Part:
-    before, colon, behind = piece.rpartition(":")
-    if colon and re.fullmatch(_NUMBER, behind.strip()):
-        return Part(before.rstrip(), float(behind))
-    return Part(piece.rstrip(), 1.0)
+def _and_part(piece: str) -> Weighted:
+    before, colon, after = piece.rpartition(":")
+    if colon and re.fullmatch(_NUMBER, after.strip()):
+        return Weighted(before.rstrip(), float(after))
+    return Weighted(piece.rstrip(), 1.0)
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ Nodes = Sequence[Node]
 
 
 @dataclass(frozen=True)
-class Script:
-    """A prompt whose words change from step to step."""
+class TextSchedule:
+    """A prompt's words, some of which change from step to step."""
 
     nodes: Nodes
     switches: Sequence[Switch]  # all of them, however deep
@@ -115,17 +116,15 @@ class Script:
                 open_nodes.append(iter(node.at(step, steps)))
         return "".join(pieces)
 
-
-def at_steps(text: str, steps: int) -> list[str]:
-    """The text at each of so many steps: schedules and turns are resolved, weights and escapes still stand."""
-    script = parse_script(text)
-    if script.turns:
-        return [script.at(step, steps) for step in range(1, steps + 1)]
-    ends = sorted({switch.last_step(steps) for switch in script.switches} - {0} | {steps})
-    texts: list[str] = []
-    for end in ends:
-        texts += [script.at(end, steps)] * (end - len(texts))
-    return texts
+    def at_steps(self, steps: int) -> list[str]:
+        """The text at each of `steps` steps: schedules and turns are resolved, weights and escapes still stand."""
+        if self.turns:
+            return [self.at(step, steps) for step in range(1, steps + 1)]
+        ends = sorted({switch.last_step(steps) for switch in self.switches} - {0} | {steps})
+        texts: list[str] = []
+        for end in ends:
+            texts += [self.at(end, steps)] * (end - len(texts))
+        return texts
 
 
 @dataclass
@@ -141,7 +140,7 @@ class _Bracket:
         return "".join(sign for sign, _ in self.marks)
 
 
-def parse_script(text: str) -> Script:
+def parse_schedule(text: str) -> TextSchedule:
     """Find the schedules and turns of a prompt; everything else is text as it stands.
 
     A bracket that is neither these nor emphasis is text, and so are the brackets around it.
@@ -169,7 +168,7 @@ def parse_script(text: str) -> Script:
             if bracket.sign + bracket.signs + sign not in ("[]", "()", "(:)"):
                 brackets.clear()
         nodes.append(sign)
-    return Script(nodes, switches, turns)
+    return TextSchedule(nodes, switches, turns)
 
 
 def _closed(bracket: _Bracket, nodes: list[Node]) -> Switch | Turns | None:
@@ -190,7 +189,7 @@ def _closed(bracket: _Bracket, nodes: list[Node]) -> Switch | Turns | None:
     return Switch(before, nodes[places[-3] + 1 : places[-2]], when)
 
 
-def weigh(text: str) -> list[list[Part]]:
+def weigh(text: str) -> list[list[Weighted]]:
     """The parts of a text with their weights, a list for each stretch between BREAKs; neighbours weigh differently.
 
     A bracket's weight multiplies those inside it; round brackets may cross square ones. Weights have twelve digits, so
@@ -199,7 +198,7 @@ def weigh(text: str) -> list[list[Part]]:
     signs = [(match[0], match["weight"]) for match in _WEIGHT_SIGNS.finditer(text)]
     weights, closing = _pair(signs)
     active = {"(": [1.0], "[": [1.0]}
-    stretches: list[list[Part]] = [[]]
+    stretches: list[list[Weighted]] = [[]]
     for i, (sign, _) in enumerate(signs):
         if i in weights:
             active[sign].append(active[sign][-1] * weights[i])
@@ -212,13 +211,13 @@ def weigh(text: str) -> list[list[Part]]:
                 if number:
                     stretches.append([])
                     piece = piece.lstrip()
-                stretches[-1].append(Part(piece.rstrip() if number < len(pieces) - 1 else piece, weight))
+                stretches[-1].append(Weighted(piece.rstrip() if number < len(pieces) - 1 else piece, weight))
     return [_joined(parts) for parts in stretches]
 
 
-def _joined(parts: Sequence[Part]) -> list[Part]:
+def _joined(parts: Sequence[Weighted]) -> list[Weighted]:
     groups = groupby((part for part in parts if part.text), key=lambda part: part.weight)
-    return [Part("".join(part.text for part in group), weight) for weight, group in groups]
+    return [Weighted("".join(part.text for part in group), weight) for weight, group in groups]
 
 
 def _pair(signs: Sequence[tuple[str, str | None]]) -> tuple[dict[int, float], dict[int, str]]:

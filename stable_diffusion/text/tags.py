@@ -19,17 +19,18 @@ class Strength:
     text: float = 1.0
 
 
-def take_loras(prompt: str) -> tuple[str, list[tuple[str, Strength]]]:
-    """The prompt without its tags, and the LoRAs that they name.
+def take_tags(prompt: str) -> tuple[str, tuple[str, ...]]:
+    """The prompt without its tags, and the tags as they are typed."""
+    return TAG.sub("", prompt), tuple(match[0] for match in TAG.finditer(prompt))
+
+
+def read_tag(tag: str) -> tuple[str, Strength]:
+    """The LoRA that a tag names, and its strength.
 
     The form is A1111's: `<lora:name>`, `<lora:name:0.8>`, `<lora:name:TEXT:UNET>`, `<lora:name:te=0.5:unet=1>`. Raises
-    `InputError` for a tag without a name, or with a strength that is no number.
+    `InputError` for a tag without a name, or with a strength that is not a number.
     """
-    return TAG.sub("", prompt), [_read(match[0], match[1]) for match in TAG.finditer(prompt)]
-
-
-def _read(tag: str, inside: str) -> tuple[str, Strength]:
-    items = [item.strip() for item in inside.split(":")]
+    items = [item.strip() for item in tag[:-1].split(":")[1:]]
     named = dict(item.split("=", 1) for item in items[1:] if "=" in item)
     plain = [item for item in items if "=" not in item] if "=" not in items[0] else [items[0], *items[1:]]
     if not items[0] or len(plain) > 3 or named.keys() - {"te", "unet"}:

@@ -133,7 +133,7 @@ class DiffusionTask:
         sampler = sampler_by_name("euler")
         plan = sampler.plan(self.scheduler, steps)
         denoiser = Denoiser(
-            lambda x, t: self.model.unet(x.astype(self._dtype), mx.array([t], mx.float32), context),
+            lambda x, t, step: self.model.unet(x.astype(self._dtype), mx.array([t], mx.float32), context),
             self.scheduler.prediction_type,
             cfg_weight,
         )

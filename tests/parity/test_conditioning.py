@@ -12,6 +12,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from stable_diffusion import StableDiffusion  # noqa: E402
+from stable_diffusion.text.prompt import step_text  # noqa: E402
 
 from ..networks import relative_error  # noqa: E402
 from . import pipelines  # noqa: E402
@@ -92,7 +93,7 @@ def test_weights_and_chunks(family, folders):
             after = z * multipliers[:, None]
             means.append(after * (z.mean() / after.mean()))
         expected.append(torch.cat(means))
-    found = sd._networks([], [LONG], sd._conditioner)[1](LONG)
+    found = sd._conditioner(step_text(LONG))
     assert found.text.shape[1] == 3 * 77
     assert relative_error(np.array(found.text), torch.cat(expected, dim=-1)[None].numpy()) < 2e-5
     if pooled is not None:
@@ -110,8 +111,8 @@ def test_a_long_prompt_paints_the_references_picture(family, folders, same_noise
     """Its U-Net with our embeddings; the negative prompt is filled up with chunks of the empty one."""
     pipe, sd = reference(folders[family]), StableDiffusion(folders[family], float16=False)
     conditioner = sd._conditioner
-    positive, negative = conditioner.of_one_length([conditioner(LONG), conditioner(NEGATIVE)])
-    assert np.array_equal(np.array(negative.text[:, 77:154]), np.array(conditioner("").text))
+    positive, negative = conditioner.read([step_text(LONG), step_text(NEGATIVE)])
+    assert np.array_equal(np.array(negative.text[:, 77:154]), np.array(conditioner(step_text("")).text))
     given = {"prompt_embeds": positive.text, "negative_prompt_embeds": negative.text}
     if family == "sdxl":
         given |= {"pooled_prompt_embeds": positive.pooled, "negative_pooled_prompt_embeds": negative.pooled}

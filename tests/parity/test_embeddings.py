@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 from safetensors.torch import save_file  # noqa: E402
 
 from stable_diffusion import StableDiffusion  # noqa: E402
+from stable_diffusion.text.prompt import step_text  # noqa: E402
 
 from .. import drawn  # noqa: E402
 from ..networks import relative_error  # noqa: E402
@@ -42,7 +43,8 @@ def vectors(name: str, count: int, width: int) -> torch.Tensor:
 def ours(folder: Path, embeddings: Path, prompt: str) -> tuple[np.ndarray, np.ndarray | None]:
     sd = StableDiffusion(folder, float16=False)
     sd.embedding_folders[:] = [embeddings]
-    conditioning = sd._networks([], [prompt], sd._conditioner)[1](prompt)
+    text = step_text(prompt)
+    conditioning = sd._with_embeddings([piece.text for piece in text.pieces], sd._conditioner)(text)
     return np.array(conditioning.text), None if conditioning.pooled is None else np.array(conditioning.pooled)
 
 

@@ -148,7 +148,7 @@ def run_ours(sampler, plan, prediction_type, noises, tail=None):
     """The same of ours."""
     asked = []
 
-    def unet(x, t):
+    def unet(x, t, step):
         asked.append(t)
         return network(x, t, mx.tanh)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ... import checks
 from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import ConfigError, InputError, SamplerError, UnsupportedCheckpointError
@@ -80,7 +80,7 @@ class Sampler(ABC):
         `SamplerError` for a checkpoint that this sampler is not made for, `ConfigError` for keys that contradict.
         """
         resolved = self.resolve(config)
-        num_steps = _checked_steps(num_steps, resolved.num_train_timesteps)
+        num_steps = checks.whole("num_steps", num_steps, 1, resolved.num_train_timesteps)
         plan = self._plan(resolved, num_steps)
         if self.needs_distinct_levels and any(a.sigma <= b.sigma for a, b in itertools.pairwise(plan.levels)):
             raise InputError(
@@ -136,7 +136,7 @@ class Sampler(ABC):
                 )
         if config.variance_type in ("learned", "learned_range") and "variance_type" in self.honoured:
             raise UnsupportedCheckpointError(
-                f"variance_type = {config.variance_type!r}: U-Nets that predict a variance are not supported."
+                f"variance_type = {config.variance_type!r}: networks that predict a variance are not supported."
             )
 
 
@@ -184,14 +184,4 @@ class KDiffusionSampler(Sampler):
 def step_reached(plan: Plan, i: int, x: mx.array, x_0: mx.array, end: NoiseLevel | None = None) -> Step:
     """Step i of the whole plan, counted from 0, as the caller sees it; `end` where it is not `plan.ends[i]`."""
     end = end or plan.ends[i]
-    return Step(i - plan.first + 1, len(plan), end.t, end.ve_sigma, x, x_0)
-
-
-def _checked_steps(num_steps: int, most: int) -> int:
-    try:
-        count = operator.index(num_steps)
-    except TypeError:
-        count = 0
-    if isinstance(num_steps, bool) or not 1 <= count <= most:
-        raise InputError(f"num_steps = {num_steps!r} should be a whole number from 1 to {most}.")
-    return count
+    return Step(plan.number(i), len(plan), end.t, end.ve_sigma, x, x_0)

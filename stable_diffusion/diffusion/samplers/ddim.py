@@ -55,7 +55,7 @@ class DDIMSampler(Sampler):
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
         for i in range(plan.first, len(plan.levels)):
             level, end = plan.levels[i], plan.ends[i]
-            prediction = denoiser(x, level)
+            prediction = denoiser(x, level, plan.number(i))
             std = self.eta * math.sqrt(_posterior_variance(level, end))
             x = end.alpha * prediction.x_0 + math.sqrt(max(0.0, end.sigma**2 - std**2)) * prediction.eps
             if self.eta:
@@ -96,7 +96,7 @@ class DDPMSampler(Sampler):
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
         for i in range(plan.first, len(plan.levels)):
             level, end = plan.levels[i], plan.ends[i]
-            prediction = denoiser(x, level)
+            prediction = denoiser(x, level, plan.number(i))
             # alpha-bar, alpha_t = alpha-bar_t / alpha-bar_{t-1} and beta_t of the paper, over the step's whole way
             alpha = level.alpha**2 / end.alpha**2
             beta = 1 - alpha
@@ -113,7 +113,7 @@ class DDPMSampler(Sampler):
 class LCMSampler(Sampler):
     """Latent consistency: jump to x_0, add noise for the next level, jump again.
 
-    The times are a selection from the `original_inference_steps` that the U-Net was distilled on. Algorithm 3 of
+    The times are a selection from the `original_inference_steps` that the network was distilled on. Algorithm 3 of
     Luo et al. 2023, arXiv:2310.04378 (diffusers scheduling_lcm.py).
 
     A `strength` below 1 spreads all steps over the lower part of those times, as the reference's
@@ -162,7 +162,7 @@ class LCMSampler(Sampler):
             # The consistency model's boundary condition, so that time 0 gives back x: appendix C, sigma_data = 0.5
             time = level.t * (plan.config.timestep_scaling or 0.0)
             skip, out = 0.25 / (time**2 + 0.25), time / math.sqrt(time**2 + 0.25)
-            x_0 = out * denoiser(x, level).x_0 + skip * x
+            x_0 = out * denoiser(x, level, plan.number(i)).x_0 + skip * x
             x = end.noised(x_0, noise()) if i + 1 < len(plan.levels) else x_0
             yield step_reached(plan, i, x, x_0)
 

@@ -89,7 +89,7 @@ class DPMSolverSampler(LogSNRSampler):
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
         past: list[mx.array] = []  # x_0 estimates, newest first
         for i in range(plan.first, len(plan.levels)):
-            x_0 = denoiser(x, plan.levels[i]).x_0
+            x_0 = denoiser(x, plan.levels[i], plan.number(i)).x_0
             past = [x_0, *past][:3]
             levels = [plan.ends[i], *plan.levels[i::-1]][:4]  # the step's end, its beginning, and back from there
             order = min(_order(plan, i), len(past))

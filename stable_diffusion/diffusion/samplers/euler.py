@@ -43,19 +43,26 @@ class SimpleEulerSampler(KDiffusionSampler):
             level, end = plan.levels[i], plan.ends[i]
             if self.s_churn > 0 and self.s_tmin <= level.ve_sigma <= self.s_tmax:
                 gamma = min(self.s_churn / len(plan.levels), math.sqrt(2) - 1)
-                x, x_0 = self._churned_step(denoiser, x, level, end, gamma, noise())
+                output = denoiser.output(x, level, plan.number(i))
+                x, x_0 = self._churned_step(denoiser, output, x, level, end, gamma, noise())
             else:
-                prediction = denoiser(x, level)
+                prediction = denoiser(x, level, plan.number(i))
                 x, x_0 = end.noised(prediction.x_0, prediction.eps), prediction.x_0
             yield step_reached(plan, i, x, x_0)
 
     def _churned_step(
-        self, denoiser: Denoiser, x: mx.array, level: NoiseLevel, end: NoiseLevel, gamma: float, noise: mx.array
+        self,
+        denoiser: Denoiser,
+        output: mx.array,
+        x: mx.array,
+        level: NoiseLevel,
+        end: NoiseLevel,
+        gamma: float,
+        noise: mx.array,
     ) -> tuple[mx.array, mx.array]:
         raised = NoiseLevel.from_ve_sigma(level.t, level.ve_sigma * (1 + gamma))
-        # The reference asks the U-Net before it adds the noise, and reads the answer as one about the noised latents:
+        # The reference asks the network before it adds the noise, and reads the answer as one about the noised latents:
         # an eps as at the raised level, a v with the scalings of the lower one.
-        output = denoiser.output(x, level)
         stir = self.s_noise * math.sqrt(raised.ve_sigma**2 - level.ve_sigma**2)
         x_ve = x / level.alpha + stir * noise
         read_at = raised if denoiser.prediction_type == "epsilon" else level
@@ -80,7 +87,7 @@ class EulerAncestralSampler(KDiffusionSampler):
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
         for i in range(plan.first, len(plan.levels)):
             level, end = plan.levels[i], plan.ends[i]
-            prediction = denoiser(x, level)
+            prediction = denoiser(x, level, plan.number(i))
             down, up = ancestral_sigmas(level, end)
             x = prediction.x_0 + down * prediction.eps
             if end.sigma:

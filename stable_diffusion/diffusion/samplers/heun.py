@@ -35,10 +35,10 @@ class HeunSampler(KDiffusionSampler):
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
         for i in range(plan.first, len(plan.levels)):
             level, end = plan.levels[i], plan.ends[i]
-            prediction = denoiser(x, level)
+            prediction = denoiser(x, level, plan.number(i))
             x, x_0 = end.noised(prediction.x_0, prediction.eps), prediction.x_0
             if end.sigma:
-                second = denoiser(x, end)
+                second = denoiser(x, end, plan.number(i))
                 x_0 = second.x_0
                 x = x + end.alpha * (end.ve_sigma - level.ve_sigma) / 2 * (second.eps - prediction.eps)
             yield step_reached(plan, i, x, x_0)
@@ -70,13 +70,13 @@ class DPMSolverSDESampler(KDiffusionSampler):
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
         for i in range(plan.first, len(plan.levels)):
             level, end = plan.levels[i], plan.ends[i]
-            prediction = denoiser(x, level)
+            prediction = denoiser(x, level, plan.number(i))
             if end.sigma:
                 middle = plan.middles[i]
                 motion, half_motion = _brownian(level, middle, end, noise)
                 down, up = ancestral_sigmas(level, middle)
                 x_middle = prediction.x_0 + down * prediction.eps + self.s_noise * up * half_motion
-                x_0 = denoiser(middle.alpha * x_middle, middle).x_0
+                x_0 = denoiser(middle.alpha * x_middle, middle, plan.number(i)).x_0
                 down, up = ancestral_sigmas(level, end)
                 share = down / level.ve_sigma
                 x = end.alpha * (share / level.alpha * x + (1 - share) * x_0 + self.s_noise * up * motion)

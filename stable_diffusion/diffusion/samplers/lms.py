@@ -39,7 +39,7 @@ class LMSSampler(KDiffusionSampler):
         sigmas = [level.ve_sigma for level in (*plan.levels, plan.ends[-1])]
         slopes: list[mx.array] = []  # newest first
         for i in range(plan.first, len(plan.levels)):
-            prediction = denoiser(x, plan.levels[i])
+            prediction = denoiser(x, plan.levels[i], plan.number(i))
             slopes = [prediction.eps, *slopes][: self.order]
             # Begun midway (image to image), the reference takes the order from the place in the whole schedule, but
             # has only the slopes seen so far: its first steps then leave out part of the polynomial.

@@ -81,7 +81,8 @@ def _plms(denoiser: Denoiser, x: mx.array, plan: Plan) -> Iterator[Step]:
     outputs: list[mx.array] = []  # newest first
     first_x = x
     for i, level in enumerate(calls):
-        output = denoiser.output(x, level)
+        number = max(i, 1)  # the first two calls are the first step's
+        output = denoiser.output(x, level, number)
         x_0 = denoiser.prediction(output, x, level).x_0
         if i == 1:
             # The first step once more, now with the mean of the outputs at both its ends.
@@ -92,7 +93,7 @@ def _plms(denoiser: Denoiser, x: mx.array, plan: Plan) -> Iterator[Step]:
             start, end = level, plan.schedule.level(int(level.t) - stride)
             x = _transfer(denoiser, x, start, end, _adams_bashforth(outputs))
         if i > 0 or len(calls) == 1:
-            yield step_reached(plan, plan.first + max(i, 1) - 1, x, x_0, end)
+            yield step_reached(plan, plan.first + number - 1, x, x_0, end)
 
 
 def _runge_kutta_then_plms(denoiser: Denoiser, x: mx.array, plan: Plan) -> Iterator[Step]:
@@ -100,7 +101,8 @@ def _runge_kutta_then_plms(denoiser: Denoiser, x: mx.array, plan: Plan) -> Itera
     half = stride // 2
     outputs: list[mx.array] = []  # newest first
     for i, level in enumerate(plan.levels):
-        output = denoiser.output(x, level)
+        number = plan.number(i)
+        output = denoiser.output(x, level, number)
         x_0 = denoiser.prediction(output, x, level).x_0
         outputs = [output, *outputs][:4]
         if i < RUNGE_KUTTA_STEPS:
@@ -108,9 +110,9 @@ def _runge_kutta_then_plms(denoiser: Denoiser, x: mx.array, plan: Plan) -> Itera
             middle = plan.schedule.level(int(end.t) + half)
             # The first half step is cut off the beginning, the second leads to what lies half a step above the end.
             x_a = _transfer(denoiser, x, level, plan.schedule.level(int(level.t) - half), output)
-            output_a = denoiser.output(x_a, middle)
-            output_b = denoiser.output(_transfer(denoiser, x, level, middle, output_a), middle)
-            output_c = denoiser.output(_transfer(denoiser, x, level, end, output_b), end)
+            output_a = denoiser.output(x_a, middle, number)
+            output_b = denoiser.output(_transfer(denoiser, x, level, middle, output_a), middle, number)
+            output_c = denoiser.output(_transfer(denoiser, x, level, end, output_b), end, number)
             mean = (output + 2 * output_a + 2 * output_b + output_c) / 6
         else:
             end = plan.ends[i]

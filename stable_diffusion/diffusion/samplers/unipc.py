@@ -60,7 +60,7 @@ class UniPCSampler(LogSNRSampler):
         order, corrected_from = 1, x
         for i in range(plan.first, len(plan.levels)):
             level = plan.levels[i]
-            x_0 = denoiser(x, level).x_0
+            x_0 = denoiser(x, level, plan.number(i)).x_0
             if past:
                 x = _combine(corrected_from, x_0, past, plan.levels[i::-1], order, bh1)
             past = [x_0, *past][:most]

@@ -1,0 +1,225 @@
+"""One generation's arguments, checked: everything that can be refused is refused here, before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import secrets
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import checks
+from ..backend import mx
+from ..config import SchedulerConfig
+from ..errors import InputError
+from ..sampler import Sampler, sampler_by_name
+from ..text.prompt import Blend, Prompt, check_text, parse
+from ..text.script import Script, write_script
+from ..text.tags import Strength
+from .network import DenoisingNetwork
+from .noise import Seeds
+from .schedule import Plan
+from .start import InputLatents, InputPicture, check_task, read_input
+
+MAX_SIDE = 8192
+MAX_IMAGES = 256
+
+
+class ModelLimits(Protocol):
+    """What a call is checked against, besides the network."""
+
+    name: str
+    default_size: tuple[int, int]
+    scheduler_config: SchedulerConfig
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+
+    @property
+    def downscale(self) -> int:
+        """Pixels to one latent along each side."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height are multiples of it."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The checked arguments of one generation, which paints a picture for each of the prompts in one batch."""
+
+    prompts: tuple[Prompt, ...]
+    negatives: tuple[Prompt | None, ...]
+    size: tuple[int, int]  # width, height in pixels
+    seeds: Seeds
+    cfg_weight: float
+    guidance_rescale: float
+    sampler: Sampler
+    plan: Plan
+    start: InputPicture | InputLatents | None
+    strength: float | None  # with a start: how much of the noise's levels it goes through again
+    noise: mx.array | None  # (B, h, w, C), in place of the seeds' first
+    clip_skip: int | None
+    prompt_language: str
+    embeds_guidance: bool
+
+    @cached_property
+    def script(self) -> Script:
+        """The texts of each step. Raises `InputError` for weights that no text encoder can bear."""
+        return write_script(self.prompts, self.negatives, len(self.plan), self.cfg_weight, self.embeds_guidance)
+
+    @property
+    def loras(self) -> tuple[tuple[str, Strength], ...]:
+        """The LoRAs that the prompts' tags name."""
+        return self.prompts[0].loras
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of the whole plan, those included that a start passes over."""
+        return len(self.plan.levels)
+
+    def only(self, places: Sequence[int]) -> Call:
+        """The same call for some of its pictures, each with its own seed."""
+        start = self.start
+        if isinstance(start, InputLatents) and len(start.x_0) > 1:
+            start = InputLatents(start.x_0[mx.array(list(places))])
+        return dataclasses.replace(
+            self,
+            prompts=tuple(self.prompts[i] for i in places),
+            negatives=tuple(self.negatives[i] for i in places),
+            seeds=self.seeds.only(places),
+            start=start,
+            noise=None if self.noise is None else self.noise[mx.array(list(places))],
+        )
+
+
+def check_call(
+    model: ModelLimits,
+    network: DenoisingNetwork,
+    *,
+    texts: Sequence[str | Blend],
+    negative_texts: Sequence[str | None],
+    n_images: int,
+    num_steps: int,
+    cfg_weight: float,
+    width: int | None,
+    height: int | None,
+    seed: int | None,
+    input_image: Any,
+    denoising_strength: float,
+    sampler: str | Sampler,
+    latents: Any,
+    guidance_rescale: float,
+    variation_seed: int | None,
+    variation_strength: float,
+    mask_image: Any,
+    masked_content: str,
+    clip_skip: int | None,
+    prompt_language: str,
+    input_latents: Any,
+) -> Call:
+    """Check the arguments of `StableDiffusion.generate_latents` and `generate`, whose docstrings explain them.
+
+    Of each text `n_images` are painted, one text's after the other's. Raises `InputError`, `SamplerError` and
+    `PictureError`.
+    """
+    if not texts or len(texts) != len(negative_texts):
+        raise InputError(f"{len(texts)} texts with {len(negative_texts)} negative ones: give one or more of both.")
+    prompts = [parse(check_text("text", each), prompt_language) for each in texts]
+    negatives = [_negative(each, prompt_language) for each in negative_texts]
+    if any(each is not None and each.loras for each in negatives):
+        warnings.warn("LoRA tags in the negative text have no effect; write them into the text.", stacklevel=3)
+    n_images = checks.whole("n_images", n_images, 1, MAX_IMAGES)
+    total = checks.whole("the number of pictures", n_images * len(texts), 1, MAX_IMAGES)
+    size = check_size(model, width, height)
+    shape = (size[1] // model.downscale, size[0] // model.downscale, model.latent_channels)
+    seeds = _seeds(seed, total, variation_seed, variation_strength)
+    noise = None if latents is None else _latents("latents", latents, (total, *shape))
+    if noise is not None and seeds.strength:
+        raise InputError("latents are the first noise themselves: leave out variation_strength, or the latents.")
+    start: InputPicture | InputLatents | None = read_input(
+        input_image, mask_image, masked_content, *size, model.downscale
+    )
+    if input_latents is not None:
+        if input_image is not None:
+            raise InputError("input_image and input_latents both say what to start from: give one of them.")
+        start = InputLatents(_latents("input_latents", input_latents, (total, *shape), or_one=True))
+    check_task(model.name, network.in_channels, model.latent_channels, start)
+    sampler = sampler_by_name(sampler)
+    plan = sampler.plan(model.scheduler_config, num_steps)
+    if start is not None:
+        plan = _tail(plan, num_steps, denoising_strength)
+    return Call(
+        prompts=tuple(each for each in prompts for _ in range(n_images)),
+        negatives=tuple(each for each in negatives for _ in range(n_images)),
+        size=size,
+        seeds=seeds,
+        cfg_weight=checks.number("cfg_weight", cfg_weight, 0.0, math.inf),
+        guidance_rescale=checks.number("guidance_rescale", guidance_rescale, 0.0, 1.0),
+        sampler=sampler,
+        plan=plan,
+        start=start,
+        strength=None if start is None else float(denoising_strength),
+        noise=noise,
+        clip_skip=clip_skip,
+        prompt_language=prompt_language,
+        embeds_guidance=network.embeds_guidance,
+    )
+
+
+def check_size(model: ModelLimits, width: int | None, height: int | None) -> tuple[int, int]:
+    """(width, height) in pixels; None is the model's own. Raises `InputError` for what is not a multiple."""
+    multiple, sides = model.size_multiple, []
+    for name, side, own in zip(("width", "height"), (width, height), model.default_size, strict=True):
+        side = own if side is None else checks.whole(name, side, multiple, MAX_SIDE)
+        if side % multiple:
+            below = side // multiple * multiple
+            raise InputError(
+                f"{name} = {side} should be a multiple of {multiple}, such as {below} or {below + multiple}."
+            )
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def _negative(text: Any, language: str) -> Prompt | None:
+    return None if text is None else parse(checks.text("negative_text", text), language, negative=True)
+
+
+def _seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any) -> Seeds:
+    """The seeds of a batch; a seed that is None is drawn."""
+    largest = checks.MAX_SEED - n_images + 1
+    seed = secrets.randbelow(2**32) if seed is None else checks.whole("seed", seed, 0, largest)
+    strength = checks.number("variation_strength", variation_strength, 0.0, 1.0)
+    if variation_seed is not None:
+        return Seeds(seed, n_images, checks.whole("variation_seed", variation_seed, 0, largest), strength)
+    if strength:
+        raise InputError(f"variation_strength = {strength:g} needs a variation_seed to turn towards.")
+    return Seeds(seed, n_images)
+
+
+def _latents(name: str, value: Any, shape: tuple[int, ...], or_one: bool = False) -> mx.array:
+    """Latents of numpy or MLX, of the given shape (`or_one` for all pictures), as float32."""
+    found = value if isinstance(value, mx.array) else np.asarray(value)
+    if tuple(found.shape) != shape and not (or_one and tuple(found.shape) == (1, *shape[1:])):
+        raise InputError(
+            f"{name} of shape {tuple(found.shape)} do not fit: (n_images, height, width, channels) is {shape} here."
+        )
+    return mx.array(found).astype(mx.float32)
+
+
+def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
+    """The steps of the plan that a denoising strength leaves, as the reference counts them."""
+    strength = checks.number("denoising_strength", strength, 0.0, 1.0)
+    steps = int(num_steps * strength)
+    if not steps:
+        raise InputError(
+            f"denoising_strength = {strength} leaves none of {num_steps} steps; "
+            f"{math.ceil(100 / num_steps) / 100} is the least that leaves one."
+        )
+    return plan.tail(steps)

@@ -1,0 +1,68 @@
+"""A denoising network with the texts of one generation: a function of latents, time and step."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from mlx.utils import tree_map
+
+from .. import ops
+from ..backend import mx
+from ..text.script import Script
+from .network import Context, DenoisingNetwork, TextReader
+
+
+class ConditionedNetwork:
+    """A denoising network that is given, at each step, the texts that its script has there.
+
+    Each distinct text is encoded and prepared (for a U-Net, projected to keys and values) once for the whole
+    generation: a schedule of k texts costs k times the text encoder's work, and k times a text's keys and values in
+    memory, and no more work at a step. A composition of k parts costs k + 1 rows at each step instead of 2. With
+    `one_by_one` the network is called for one row of the batch after the other.
+    """
+
+    def __init__(
+        self,
+        network: DenoisingNetwork,
+        reader: TextReader,
+        script: Script,
+        size: tuple[int, int],
+        cfg_weight: float,
+        dtype: mx.Dtype,
+        one_by_one: bool = False,
+    ):
+        self._network, self._script, self._dtype, self._one_by_one = network, script, dtype, one_by_one
+        self._prepared = network.prepare(reader.read(script.texts), *size, dtype, cfg_weight)
+        self._last: tuple[tuple[int, ...], Context] = ((), None)  # kept, as it mostly is the next step's, too
+
+    def compute_texts(self) -> None:
+        """Have computed what the text encoders say, after which their weights may be dropped."""
+        mx.eval(self._prepared)
+
+    def __call__(self, x: mx.array, t: float, step: int) -> mx.array:
+        """Predict for latents x, a row of them for each place in the script's row for this step, which counts from 1.
+
+        x is (n_parts * B, h, w, C): all B pictures of the first part, then of the next.
+        """
+        context = self._context(self._script.rows[step - 1])
+        x, time = x.astype(self._dtype), mx.array([t], mx.float32)
+        if not self._one_by_one or len(x) == 1:
+            return self._network.predict(x, time, context)
+        parts = []
+        for i in range(len(x)):
+            own = tree_map(partial(_chosen, slice(i, i + 1)), context)
+            parts.append(ops.by_blocks(self._network.predict, x[i : i + 1], time, own))
+            mx.eval(parts[-1])
+        return mx.concatenate(parts)
+
+    def _context(self, places: tuple[int, ...]) -> Context:
+        if self._last[0] != places:
+            whole = places == tuple(range(len(self._script.texts)))
+            chosen = self._prepared if whole else tree_map(partial(_chosen, mx.array(places)), self._prepared)
+            self._last = places, chosen
+        return self._last[1]
+
+
+def _chosen(rows: Any, value: Any) -> Any:
+    return value[rows] if isinstance(value, mx.array) else value

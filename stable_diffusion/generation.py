@@ -1,0 +1,106 @@
+"""What a generation gives: its steps, one after another, and finished pictures with their records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .backend import mx
+from .diffusion.call import Call
+from .diffusion.start import InputPicture
+from .record import keys
+from .record.parameters import Parameters
+from .record.picture_files import save_picture
+from .record.used import Used
+from .request import Request
+from .text.blend import Frame
+from .text.prompt import Blend
+
+
+@dataclass(frozen=True)
+class GenerationStep:
+    """What one denoising step reached. The arrays are lazy; the networks in them are not on a Linux CPU."""
+
+    index: int  # 1 .. total
+    total: int
+    t: float  # the time reached, in training steps
+    sigma: float  # the noise level reached: noise to signal, k-diffusion's sigma
+    seed: int  # of the first picture; picture i has seed + i, or with a variation the same
+    latents: mx.array  # x_t (B, h, w, C), float32, of unit variance at the prior
+    denoised: mx.array  # the current estimate of x_0, same shape
+
+
+class Generation(Iterator[GenerationStep]):
+    """A generation under way: its steps, one after another, and what it paints with. Closing it cancels it."""
+
+    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None]):
+        self.used = used
+        self._steps = steps
+
+    def __next__(self) -> GenerationStep:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """Cancel what is not done yet."""
+        self._steps.close()
+
+
+@dataclass(frozen=True)
+class GeneratedPicture:
+    """A finished picture, and how it was made."""
+
+    image: Image.Image  # RGB
+    parameters: Parameters
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write it as PNG, JPEG or WebP, as the path ends, with its parameters inside; return the path.
+
+        A file of that name is replaced. Raises `PictureError` for another ending, and OSError.
+        """
+        return save_picture(self.image, path, self.parameters)
+
+
+def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) -> Parameters:
+    """The record of one picture of a call's batch, from 0; `asked` are the fields of a `Request` for its model.
+
+    What a picture or latents were that the call started from, it does not know.
+    """
+    prompt, negative = call.prompts[place], call.negatives[place]
+    varied = call.seeds.strength > 0
+    request = Request(
+        prompt=prompt.typed.start if isinstance(prompt.typed, Blend) else prompt.typed,
+        negative="" if negative is None else str(negative.typed),
+        prompt_language=call.prompt_language,
+        seed=call.seeds.of_pictures()[place],
+        variation_seed=call.seeds.of_variations()[place] if varied else None,
+        variation_strength=call.seeds.strength,
+        clip_skip=call.clip_skip,
+        steps=call.num_steps,
+        cfg=call.cfg_weight,
+        guidance_rescale=call.guidance_rescale,
+        sampler=call.sampler,
+        **asked,
+    )
+    if isinstance(call.start, InputPicture) and call.start.mask is not None:
+        some = Image.new("L", (1, 1))  # that there was a mask is all that counts
+        request = replace(request, mask=some, mask_blur=0.0, masked_content=call.start.mask.content)
+    made = request.to_record(used, call.size)
+    made.strength = call.strength
+    if isinstance(prompt.typed, Blend):
+        blend = prompt.typed
+        made.extra |= keys.of_frame(Frame(0, 1, blend.share, blend.start, blend.end, call.seeds.first, None))
+    if _can_be_repeated(call):
+        made.extra |= keys.of_batch(len(call.prompts), place)
+    return made
+
+
+def _can_be_repeated(call: Call) -> bool:
+    """True for a batch of one prompt and seeds in a row, which is all that a record can say of a batch."""
+    seeds = call.seeds.of_variations()
+    same = all(each.typed == call.prompts[0].typed for each in call.prompts)
+    return same and len(set(call.negatives)) == 1 and seeds == list(range(seeds[0], seeds[0] + len(seeds)))

@@ -1,0 +1,285 @@
+"""A loaded checkpoint: its networks and what lies over them, pictures <-> latents, and what memory it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from . import backend, checks, memory
+from .adapters.embeddings import Embeddings, with_embeddings
+from .adapters.lora import Networks
+from .adapters.overlay import Choice, Loras, Overlay
+from .backend import mx, nn
+from .config import AutoencoderConfig
+from .diffusion.call import Call, check_size
+from .diffusion.network import DenoisingNetwork, PictureAutoencoder, TextReader
+from .diffusion.noise import NoiseStream
+from .errors import InputError
+from .model_io import hashes
+from .model_io.checkpoint import Checkpoint, vae_dtype
+from .model_io.hub import Progress
+from .model_io.load_vae import cached_tiny_vae, load_vae
+from .model_io.locate import load, locate
+from .model_io.quantised import check_bits, quantisation_of, quantise
+from .pictures.reading import as_input
+from .text.conditioning import TextConditioner
+from .text.prompt import A1111, Blend, as_text, check_text
+from .text.tags import Strength
+from .tiles import in_tiles
+from .vae_tiny import TinyAutoencoder
+
+DEFAULT_MODEL = "postcards-tiny"
+
+M = TypeVar("M", bound="LoadedModel")
+
+
+class LoadedModel:
+    """What `StableDiffusion` paints with; its docstring says what the arguments mean."""
+
+    _file: Path | None = None  # the single file that it was loaded from
+    _other_vae: str | os.PathLike | None = None  # in place of its own
+    _asked: Mapping[str, Any] = MappingProxyType({})  # for the record: in what it is other than its file
+
+    def __init__(
+        self,
+        model: str | os.PathLike = DEFAULT_MODEL,
+        float16: bool | None = None,
+        progress: Progress | None = None,
+        check_weights: bool = False,
+        bits: int | None = None,
+        prediction_type: str | None = None,
+        vae: str | os.PathLike | None = None,
+        low_memory: bool = False,
+    ):
+        check_bits(bits)
+        if low_memory:
+            backend.keep_little_memory()
+        float16 = backend.default_float16() if float16 is None else float16
+        dtype = mx.float16 if float16 else mx.float32
+        name, path = locate(model, float16, progress)
+        half_unet = low_memory and not backend.has_gpu()
+        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet)
+        if bits is not None:
+            quantise(checkpoint.unet, checkpoint.text_encoders, bits, progress)
+        other = None if vae is None else load_vae(vae, checkpoint.vae.config, checkpoint.family, dtype, progress)
+        self._set_up(checkpoint, name, float16, low_memory, other, changed=bits is not None)
+        self._asked = {"bits": bits, "prediction_type": prediction_type}
+        self._other_vae = vae
+        if path.is_file():
+            self._file = path
+
+    @classmethod
+    def from_checkpoint(
+        cls: type[M], checkpoint: Checkpoint, name: str, float16: bool | None = None, low_memory: bool = False
+    ) -> M:
+        """Paint with networks that are loaded, or made, already; whatever fits diffusion/network.py will do.
+
+        `float16` is the precision that they are in.
+        """
+        sd = cls.__new__(cls)
+        sd._set_up(checkpoint, name, backend.default_float16() if float16 is None else float16, low_memory)
+        return sd
+
+    def _set_up(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        float16: bool,
+        low_memory: bool,
+        vae: PictureAutoencoder | None = None,
+        changed: bool = False,
+    ) -> None:
+        """Take the parts; weights that were `changed` are no longer what the files hold."""
+        backend.prepare()
+        self.name = name
+        self.family = checkpoint.family
+        self.float16, self.low_memory = float16, low_memory
+        self._dtype = mx.float16 if float16 else mx.float32
+        self.default_size = checkpoint.default_size
+        self.scheduler_config = checkpoint.scheduler
+        self.tokenizer = next(iter(checkpoint.tokenizers), None)
+        self._unet: DenoisingNetwork = checkpoint.unet
+        self._vae: PictureAutoencoder = checkpoint.vae if vae is None else vae
+        self._own_vae_config = checkpoint.vae.config
+        self._conditioner: TextReader = checkpoint.reader or TextConditioner(
+            checkpoint.tokenizers,
+            checkpoint.text_encoders,
+            xl=checkpoint.pooled,
+            zeros_for_none=checkpoint.force_zeros_for_empty_prompt,
+        )
+        quantisation = quantisation_of(checkpoint.unet)
+        self.bits = quantisation.bits if quantisation else None
+        parts: dict[str, nn.Module] = {} if vae is not None else {"vae": checkpoint.vae}
+        if not changed:
+            names = ("text_encoder", "text_encoder_2")
+            parts |= {"unet": checkpoint.unet, **dict(zip(names, checkpoint.text_encoders, strict=False))}
+        self._unloader = memory.Unloader(
+            (self._unet, self._vae, *self._conditioner.encoders),
+            [(parts[name], reload) for name, reload in checkpoint.again.items() if name in parts],
+        )
+        # Where a step takes seconds, the tenths in which text encoders are read again do not count.
+        self._spares = low_memory or (not backend.has_gpu() and self._unloader.weights >= memory.LARGE)
+        self._painting = 0  # generations under way
+        self._overlay = Overlay(Networks(checkpoint.unet, checkpoint.text_encoders), self.family)
+        self._loras: tuple[Choice, ...] = ()
+        self._embeddings = Embeddings(self.family)
+
+    @property
+    def lora_folders(self) -> list[Path]:
+        """Where LoRAs are looked for by name: loras/ beside the program, $STABLE_DIFFUSION_LORAS; add your own."""
+        return self._overlay.folders
+
+    @property
+    def embedding_folders(self) -> list[Path]:
+        """Where a prompt's words are looked for as embeddings: embeddings/, $STABLE_DIFFUSION_EMBEDDINGS, your own."""
+        return self._embeddings.folders
+
+    @property
+    def loras(self) -> list[tuple[str, Strength]]:
+        """What `set_loras` has set: the files' names and strengths."""
+        return [(choice.name, choice.strength) for choice in self._loras]
+
+    def set_loras(self, loras: Loras) -> None:
+        """Lay LoRAs (LoCon, LoHa, LoKr, DoRA) over the checkpoint, in the place of those before; {} takes all off.
+
+        `loras` is {name or file: strength}, or a list of (name or file, strength); a strength is a number, or two:
+        (of the U-Net, of the text encoders). A prompt's tags, `<lora:name:0.8>`, come on top of these for one
+        generation. The checkpoint's weights stay as they are, so taking off is exact, and costs nothing.
+
+        Raises `CheckpointNotFoundError` for a name that is in no folder, `UnsupportedCheckpointError` for a LoRA of
+        another family, `WeightsError` for a damaged one; then nothing has changed. Warns with `AdapterWarning` of
+        tensors that match nothing.
+        """
+        choices = self._overlay.choose(loras)
+        self._unet, self._conditioner = self._laid_over(choices, self._conditioner)
+        self._loras = choices
+
+    def encode_text(self, text: str | Blend, clip_skip: int | None = None, prompt_language: str = A1111) -> mx.array:
+        """A text -> the hidden states (1, 77 n, D) that the U-Net attends to; lazy. Raises `InputError`.
+
+        Weights and BREAK are read; schedules and AND, which belong to a generation, stand as text.
+        """
+        found = as_text(check_text("text", text), prompt_language)
+        reader = self._conditioner.replaced(clip_skip=clip_skip)
+        reader = self._with_embeddings([piece.text for piece in found.pieces], reader)
+        return reader.read([found])[0].text
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents, 4 for Stable Diffusion."""
+        return self._vae.config.latent_channels
+
+    @property
+    def downscale(self) -> int:
+        """Pixels to one latent along each side, 8 for Stable Diffusion."""
+        return self._vae.config.downscale
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height are multiples of it: pixels to a latent, times the latents that the network takes as one."""
+        return self.downscale * self._unet.patch
+
+    @property
+    def inpainting(self) -> bool:
+        """True for an inpainting checkpoint, whose network is shown picture and mask, and needs both."""
+        return self._unet.in_channels == 2 * self.latent_channels + 1
+
+    def decode(self, latents: mx.array) -> mx.array:
+        """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1]; lazy.
+
+        In tiles, which are blended, where a whole picture would not fit into memory. Raises `InputError` for another
+        shape.
+        """
+        if latents.ndim != 4 or latents.shape[-1] != self.latent_channels:
+            raise InputError(
+                f"latents of shape {latents.shape} cannot be decoded; (B, h, w, {self.latent_channels}) is expected."
+            )
+        height, width = (side * self.downscale for side in latents.shape[1:3])
+        if self._spares:
+            mx.eval(latents)
+            self._unloader.drop(*([self._unet] if self.low_memory and not self._painting else []))
+        decode = self._vae.decode
+        if self._needs.in_tiles(width, height):
+            decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
+        # One by one: memory is one picture's, whatever the batch.
+        pictures = [decode(one) for one in mx.split(latents, latents.shape[0])]
+        result = mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
+        if self.low_memory:
+            mx.eval(result)
+            self._unloader.drop(self._vae)
+        return result
+
+    def preview(self, latents: mx.array) -> mx.array:
+        """As `decode`, but roughly, by the tiny VAE for these latents (TAESD), where the hub's cache has it."""
+        if self._tiny_vae is None:
+            return self.decode(latents)
+        return mx.clip(self._tiny_vae.decode(latents).astype(mx.float32) / 2 + 0.5, 0, 1)
+
+    @cached_property
+    def _tiny_vae(self) -> TinyAutoencoder | None:
+        config = self._own_vae_config
+        return cached_tiny_vae(config, self.family, self._dtype) if isinstance(config, AutoencoderConfig) else None
+
+    def encode(self, picture: Any, width: int | None = None, height: int | None = None, seed: int = 0) -> mx.array:
+        """A PIL image or uint8 array (H, W, 3), cropped to the size -> its latents (1, h, w, latent_channels); lazy.
+
+        Width and height as in `generate_latents`; the posterior is drawn from with `seed`. Raises `InputError` and
+        `PictureError`.
+        """
+        seed = checks.whole("seed", seed, 0, checks.MAX_SEED)
+        width, height = check_size(self, width, height)
+        noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
+        return self._vae.encode(mx.array(as_input(picture, width, height))[None], noise())
+
+    def _laid_over(self, choices: tuple[Choice, ...], reader: TextReader) -> tuple[DenoisingNetwork, TextReader]:
+        networks = self._overlay.networks(choices)
+        return networks.unet, reader.replaced(encoders=networks.text_encoders)
+
+    def _with_embeddings(self, pieces: Sequence[str], reader: TextReader) -> TextReader:
+        if self.tokenizer is None:
+            return reader
+        found = self._embeddings.used_in(pieces, self.tokenizer, self._overlay.bare.text_encoders)
+        if not found:
+            return reader
+        tokenizers, encoders = with_embeddings(reader.tokenizers, reader.encoders, found)
+        return reader.replaced(tokenizers=tokenizers, encoders=encoders)
+
+    def _check(self, call: Call) -> None:
+        """Refuse what needs to be looked up: LoRAs, the text encoders' layers, memory."""
+        self._overlay.choose(call.loras, names_only=True)
+        self._conditioner.replaced(clip_skip=call.clip_skip)
+        with_low_memory = None if self.low_memory else self._needs_with(low_memory=True)
+        self._needs.check(len(call.script.rows[0]), len(call.prompts), *call.size, with_low_memory)
+
+    @cached_property
+    def _files_used(self) -> dict[str, str | None]:
+        """For `Used`: the model's hash, and the name and hash of the VAE in place of its own; None for a folder."""
+        vae = None if self._other_vae is None else Path(self._other_vae).expanduser()
+        name = None if self._other_vae is None else os.fspath(self._other_vae)
+        if vae is not None and vae.exists():
+            name = vae.resolve().name
+        return {"model_hash": _hash(self._file), "vae": name, "vae_hash": _hash(vae)}
+
+    @property
+    def _needs(self) -> memory.Needs:
+        return self._needs_with(self.low_memory)
+
+    def _needs_with(self, low_memory: bool) -> memory.Needs:
+        config, dtype = self._own_vae_config, self._dtype
+        vae_size = vae_dtype(self.family, config, dtype).size
+        unloaded = self._conditioner.encoders if low_memory or self._spares else ()
+        painting = self._unloader.held_without(*unloaded, *[self._vae] * low_memory)
+        decoding = self._unloader.held_without(*unloaded, *[self._unet] * low_memory)
+        values = self._unet.values_per_latent
+        return memory.Needs(values, config, painting, dtype.size, vae_size, decoding, low_memory)
+
+
+def _hash(path: Path | None) -> str | None:
+    try:
+        return hashes.short_hash(path) if path is not None and path.is_file() else None
+    except OSError:  # it went away meanwhile
+        return None
