@@ -17,6 +17,7 @@ from .errors import ConfigError, UnsupportedCheckpointError
 
 C = TypeVar("C", bound="Config")
 
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")  # what a denoising network says
 ACTIVATIONS = ("silu", "swish", "gelu", "mish", "relu")
 
 
@@ -395,7 +396,7 @@ class SchedulerConfig(Config):
 
     def check(self) -> None:
         self._check_positive("num_train_timesteps")
-        self._check_choice("prediction_type", ("epsilon", "v_prediction", "sample", "flow"))
+        self._check_choice("prediction_type", PREDICTION_TYPES)
         self._check_choice("beta_schedule", (None, "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
         self._check_choice("timestep_spacing", (None, "leading", "linspace", "trailing"))
         self._check_choice("interpolation_type", ("linear", "log_linear"))

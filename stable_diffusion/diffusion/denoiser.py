@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..backend import mx
+from ..config import PREDICTION_TYPES
 from ..errors import InputError
 from .schedule import NoiseLevel
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 FLOW_TIMES = 1000  # the time that a flow network is given for pure noise
 
 # (x (n B, h, w, C), t, step) -> prediction of the same shape; the rows are [negative, text, ...], B of each, and the
