@@ -13,6 +13,7 @@ from typing import Any
 from .errors import InputError
 
 MAX_SEED = 2**64 - 1
+MAX_SIDE = 8192  # pixels
 
 
 def text(name: str, value: Any) -> str:

@@ -17,6 +17,7 @@ from .errors import ConfigError, UnsupportedCheckpointError
 
 C = TypeVar("C", bound="Config")
 
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")  # what a denoising network says
 ACTIVATIONS = ("silu", "swish", "gelu", "mish", "relu")
 
 UNET_PREDICTIONS = ("epsilon", "v_prediction", "sample")

@@ -137,11 +137,12 @@ class StableDiffusion(LoadedModel):
             self, self._unet, texts=texts, negative_texts=against, n_images=n_images, **defaults | settings
         )
         groups = self._groups(call)
-        for places in groups:
-            self._check(call.only(places))
+        batches = [call.only(places) for places in groups]
+        for batch in batches:
+            self._check(batch)
         pictures: dict[int, GeneratedPicture] = {}
-        for places in groups:
-            pictures |= dict(zip(places, self._paint(call.only(places)), strict=True))
+        for places, batch in zip(groups, batches, strict=True):
+            pictures |= dict(zip(places, self._paint(batch), strict=True))
         return [pictures[place] for place in sorted(pictures)]
 
     def _groups(self, call: Call) -> list[list[int]]:

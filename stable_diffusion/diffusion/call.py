@@ -26,7 +26,6 @@ from .noise import Seeds
 from .schedule import Plan
 from .start import InputLatents, InputPicture, check_task, read_input
 
-MAX_SIDE = 8192
 MAX_IMAGES = 256
 
 
@@ -177,7 +176,7 @@ def check_size(model: ModelLimits, width: int | None, height: int | None) -> tup
     """(width, height) in pixels; None is the model's own. Raises `InputError` for what is not a multiple."""
     multiple, sides = model.size_multiple, []
     for name, side, own in zip(("width", "height"), (width, height), model.default_size, strict=True):
-        side = own if side is None else checks.whole(name, side, multiple, MAX_SIDE)
+        side = own if side is None else checks.whole(name, side, multiple, checks.MAX_SIDE)
         if side % multiple:
             below = side // multiple * multiple
             raise InputError(

@@ -53,8 +53,8 @@ class Extras:
 class DenoisingNetwork(Protocol):
     """Latents, a time and texts -> what the checkpoint's prediction type says. An `nn.Module`, too.
 
-    Latents are (B, h, w, in_channels) of unit variance; an inpainting network also sees a mask and the masked picture's
-    latents, as further channels.
+    Latents are (B, h, w, in_channels), of unit variance or, for flow matching, x_s; an inpainting network sees a mask
+    and the masked picture's latents as further channels.
     """
 
     @property

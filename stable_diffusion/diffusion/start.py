@@ -32,7 +32,7 @@ class Mask:
 
     white: mx.array
     content: str
-    downscale: int = 8  # pixels to a latent
+    downscale: int  # pixels to a latent
 
     @property
     def latent(self) -> mx.array:
@@ -55,9 +55,7 @@ class InputLatents:
     x_0: mx.array
 
 
-def read_input(
-    picture: Any, mask: Any, content: str, width: int, height: int, downscale: int = 8
-) -> InputPicture | None:
+def read_input(picture: Any, mask: Any, content: str, width: int, height: int, downscale: int) -> InputPicture | None:
     """The pictures of a call, checked, cropped alike to the size; None for text to image."""
     if content not in MASKED_CONTENTS:
         raise InputError(f"masked_content = {content!r} should be one of {', '.join(MASKED_CONTENTS)}.")

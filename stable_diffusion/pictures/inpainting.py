@@ -15,7 +15,7 @@ from ..errors import InputError, PictureError
 from .reading import as_picture, from_array, to_rgb
 
 WHITE = 128  # the least grey of a mask that counts as white
-MAX_BLUR, MAX_SIDE = 256, 8192
+MAX_BLUR = 256  # pixels
 GRID = 8  # pixels to a latent: a mask for the engine is white or black in whole squares of this side
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; may stand out of the picture
@@ -50,9 +50,9 @@ class Inpainting:
         invert: bool = False,
     ):
         for name, side in (("width", width), ("height", height)):
-            if checks.whole(name, side, 0, MAX_SIDE, "pixels") % GRID or not side:
+            if checks.whole(name, side, 0, checks.MAX_SIDE, "pixels") % GRID or not side:
                 raise InputError(f"{name} = {side!r} should be a multiple of {GRID}, and not 0.")
-        checks.whole("padding", padding, 0, MAX_SIDE, "pixels")
+        checks.whole("padding", padding, 0, checks.MAX_SIDE, "pixels")
         mask_blur = checks.number("mask_blur", mask_blur, 0, MAX_BLUR, "pixels")
         self.original = as_picture(picture)
         white = np.asarray(to_mask(mask, self.original.size, invert)) > 0
@@ -136,7 +136,7 @@ def outpaint(
     """
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     for name, side in sides.items():
-        checks.whole(name, side, 0, MAX_SIDE, "pixels")
+        checks.whole(name, side, 0, checks.MAX_SIDE, "pixels")
     if not any(sides.values()):
         raise InputError("left, right, top and bottom are all 0: say on which side to add how many pixels.")
     picture = as_picture(picture)
