@@ -44,7 +44,9 @@ def _class(name: str, value: type) -> list[str]:
     parts = [_function(f"## `{name}{_signature(value)}`", value)]
     if fields and all(field.name not in _signature(value) for field in fields):
         parts.append("Fields: " + ", ".join(f"`{field.name}`" for field in fields) + ".\n")
-    for member, own in vars(value).items():
+    own_bases = [base for base in value.__mro__ if base.__module__.startswith("stable_diffusion")]
+    members = {member: own for base in reversed(own_bases) for member, own in vars(base).items()}
+    for member, own in members.items():
         if member.startswith("_"):
             continue
         if isinstance(own, property):

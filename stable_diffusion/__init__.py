@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import (
+        BackendError,
         CheckpointError,
         CheckpointNotFoundError,
         ConfigError,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 # Resolved when first used, so that errors, configurations and `--help` cost no import of MLX.
 _HOMES = {
+    "BackendError": ".errors",
     "Blend": ".text.prompt",
     "CheckpointError": ".errors",
     "CheckpointNotFoundError": ".errors",
@@ -66,6 +68,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BackendError",
     "Blend",
     "CheckpointError",
     "CheckpointNotFoundError",

@@ -17,7 +17,7 @@ from .record import keys
 from .record.parameters import Parameters
 from .record.picture_files import save_picture
 from .record.used import Used
-from .request import Request
+from .request import SETTINGS, Request
 from .text.blend import Frame
 from .text.prompt import Blend
 
@@ -75,15 +75,11 @@ def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) 
     request = Request(
         prompt=prompt.typed.start if isinstance(prompt.typed, Blend) else prompt.typed,
         negative="" if negative is None else str(negative.typed),
-        prompt_language=call.prompt_language,
         seed=call.seeds.of_pictures()[place],
         variation_seed=call.seeds.of_variations()[place] if varied else None,
         variation_strength=call.seeds.strength,
-        clip_skip=call.clip_skip,
-        steps=call.num_steps,
-        cfg=call.cfg_weight,
-        guidance_rescale=call.guidance_rescale,
         sampler=call.sampler,
+        **{name: getattr(call, each.call) for name, each in SETTINGS.items() if hasattr(call, each.call)},
         **asked,
     )
     if isinstance(call.start, InputPicture) and call.start.mask is not None:

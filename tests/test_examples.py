@@ -30,7 +30,7 @@ def test_every_example_is_tried_here():
 def test_text_to_image(tmp_path):
     run(tmp_path, "text_to_image.py", "--steps", "4", "--output", "made")
     assert Image.open(tmp_path / "made" / "picture.png").size == (128, 128)
-    assert Image.open(tmp_path / "made" / "steps.png").width == 4 * 128
+    assert Image.open(tmp_path / "made" / "steps.png").width == 4 * 130, "four latents and four estimates"
 
 
 def test_morph(tmp_path):

@@ -573,7 +573,7 @@ class TestCommandLine:
         [("a", ("a", 1)), ("a:0.5", ("a", 0.5)), ("a:b:-1", ("a:b", -1)), ("a:b", ("a:b", 1)), ("C:/a", ("C:/a", 1))],
     )
     def test_forms(self, text, read):
-        assert program.build_parser().parse_args(["txt2img", "x", "--lora", text]).lora == [read]
+        assert program.build_parser().parse_args(["txt2img", "x", "--lora", text]).loras == [read]
 
 
 def test_every_layer_has_a_name(sd):

@@ -69,7 +69,7 @@ def test_an_mlx_that_cannot_be_imported_is_explained(tmp_path, packages, told):
         f"    found = mlx_packages.metadata.distributions(name=package, path=[{str(tmp_path)!r}])\n"
         "    return next((each.version for each in found), None)\n"
         "mlx_packages._version = version\n"
-        "for name in ('StableDiffusion', 'sampler_by_name', 'Blend'):\n"
+        "for name in ('StableDiffusion', 'sampler_by_name', 'GenerationStep'):\n"
         "    try:\n"
         "        getattr(stable_diffusion, name)\n"
         "    except ImportError as error:\n"

@@ -94,10 +94,10 @@ def test_exif_rotation_is_applied():
 @pytest.mark.parametrize(
     "data, match",
     [
-        (b"", "no picture"),
-        (b"GIF89a but not really", "cut short|no picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture"),
-        (encoded(Image.new("RGB", (64, 64)), "EPS"), "no picture"),
+        (b"", "not a picture"),
+        (b"GIF89a but not really", "cut short|not a picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (encoded(Image.new("RGB", (64, 64)), "EPS"), "not a picture"),
         (claiming(12000, 12000), "12000 x 12000"),
         (claiming(2**31 - 1, 2**31 - 1), "too large|pixels"),
     ],
