@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def _signature(value: Any) -> str:
     except (TypeError, ValueError):
         return ""
     kept = [each for name, each in signature.parameters.items() if name != "self"]
-    return str(signature.replace(parameters=kept, return_annotation=inspect.Signature.empty)).replace("'", "")
+    shown = str(signature.replace(parameters=kept, return_annotation=inspect.Signature.empty))
+    return re.sub(r": '([^']*)'", r": \1", shown)  # annotations are strings
 
 
 if __name__ == "__main__":
