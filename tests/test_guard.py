@@ -1,10 +1,12 @@
 """Which hosts the server answers to, and whose pages may use it."""
 
+import json
+
 import pytest
 
 pytest.importorskip("starlette")
 
-from stable_diffusion.webui.guard import HostGuard, host_name, is_own
+from stable_diffusion.webui.server.guard import HostGuard, host_name, is_own
 from tests.asgi import Page, ask
 
 HOSTS = ["localhost", "127.0.0.1", "::1", "*.example.org"]
@@ -63,12 +65,12 @@ def test_the_name_in_a_host_header(host, name):
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
-@pytest.mark.parametrize("path", ["/", "/static/js/index.js", "/_stcore/health", "/_stcore/stream", "/media/a.png"])
+@pytest.mark.parametrize("path", ["/", "/static/css/index.css", "/_stcore/health", "/_stcore/stream", "/media/a.png"])
 @pytest.mark.parametrize(
     ("headers", "code", "words"),
     [
         ({"host": "evil.example"}, 400, "'evil.example'. If it should, start it with --allow-host evil.example"),
-        ({"host": "evil.example:8501"}, 400, "--allow-host evil.example\n"),
+        ({"host": "evil.example:8501"}, 400, "--allow-host evil.example"),
         ({"host": ["localhost", "evil.example"]}, 400, "does not answer to the name"),
         ({"host": "<script>"}, 400, "--allow-host NAME"),
         ({}, 400, "--allow-host NAME"),
@@ -82,11 +84,19 @@ def test_foreign_hosts_and_origins_are_refused_everywhere_and_told_why(kind, pat
     answer = ask(HostGuard(page, HOSTS), path, kind=kind, **headers)
     assert page.scopes == []
     if kind == "http":
-        assert (
-            answer.status == code and words in answer.text and answer.headers["content-type"].startswith("text/plain")
-        )
+        assert answer.status == code and words in answer.text
+        kind = "application/json" if path.startswith("/_stcore/") else "text/plain"
+        assert answer.headers["content-type"].startswith(kind), "the name is the asker's, and no HTML"
     else:
         assert answer.type == "websocket.close"
+
+
+def test_a_page_whose_scripts_are_refused_says_so_instead_of_staying_blank():
+    page = Page()
+    answer = ask(HostGuard(page, HOSTS), "/static/js/index.js", host="localhost", origin="http://evil.example")
+    assert page.scopes == [] and answer.status == 200 and answer.headers["content-type"].startswith("text/javascript")
+    assert answer.text.startswith("document.body.textContent = \"This server does not answer pages of 'evil.example'.")
+    assert answer.headers["cache-control"] == "no-store" and "access-control-allow-origin" not in answer.headers
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -100,12 +110,27 @@ def test_own_ones_pass_without_an_origin_for_streamlit_to_judge(kind, host, orig
 
 def test_a_page_behind_a_proxy_that_rewrites_its_host_learns_why_nothing_comes():
     guard = HostGuard(Page(), HOSTS)
-    for path in ("/_stcore/health", "/sd/_stcore/health"):
+    for path in ("/_stcore/health", "/sd/_stcore/health", "/sd/_stcore/host-config"):
         answer = ask(guard, path, host="localhost:8501", referer="https://pictures.example.com/gallery")
-        assert answer.status == 400 and "--allow-host pictures.example.com\n" in answer.text
+        assert answer.status == 400 and "--allow-host pictures.example.com" in json.loads(answer.text)
         assert ask(guard, path, host="localhost:8501", referer="https://a.example.org/").status == 200
     # Whoever follows a link to the page comes from anywhere.
     assert ask(guard, "/", host="localhost:8501", referer="https://pictures.example.com/").status == 200
+
+
+def test_redirects_to_the_same_server_name_no_host_that_a_proxy_may_hide():
+    async def redirecting(scope, receive, send):
+        target = scope["query_string"]
+        await send({"type": "http.response.start", "status": 307, "headers": [(b"location", target)]})
+
+    for given, seen in [
+        (b"http://localhost:8501/sd/", "/sd/"),
+        (b"http://localhost:8501/", "/"),
+        (b"./gallery", "./gallery"),
+        (b"http://localhost:8501.example/", "http://localhost:8501.example/"),
+        (b"https://localhost:8501/sd/", "https://localhost:8501/sd/"),
+    ]:
+        assert ask(HostGuard(redirecting, HOSTS), query=given, host="localhost:8501").headers["location"] == seen
 
 
 def test_what_is_no_request_passes():

@@ -55,7 +55,7 @@ def options(command):
 
 def test_the_packages_settings_hold_in_any_folder(start):
     command, _ = start()
-    assert Path(command[3]) == packaged("webui", "entry.py")
+    assert Path(command[3]) == packaged("webui", "server", "entry.py")
     given = options(command)
     assert given["--server.address"] == ["localhost"]
     assert given["--server.allowedHosts"] == SETTINGS["server"]["allowedHosts"] and len(SETTINGS["server"]) > 5
@@ -234,7 +234,7 @@ def test_other_commands_take_no_unknown_options(capsys):
     assert "unrecognized arguments: --server.headless true" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["app.py", "stable_diffusion/webui/entry.py"])
+@pytest.mark.parametrize("script", ["app.py", "stable_diffusion/webui/server/entry.py"])
 def test_streamlit_finds_the_server_in_the_script(script):
     """By reading it, as streamlit.web.server.app_discovery does: `app = st.App(...)`. Without, nobody is on guard."""
     pytest.importorskip("streamlit")
@@ -243,6 +243,7 @@ def test_streamlit_finds_the_server_in_the_script(script):
     found = discover_asgi_app(ROOT / script)
     assert found.is_asgi_app and found.app_name == "app"
     assert not [node for node in ast.walk(ast.parse((ROOT / script).read_text())) if isinstance(node, ast.FunctionDef)]
+    assert not (ROOT / script).with_name("pages").exists(), "Streamlit would run a page from there without the script"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from stable_diffusion.webui.password import VALID, PasswordGate
+from stable_diffusion.webui.server.password import VALID, PasswordGate
 from tests.asgi import Page, ask
 
 SECRET = "correct horse: ü"

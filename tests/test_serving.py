@@ -15,8 +15,8 @@ BASIC = "Basic " + base64.b64encode(f":{SECRET}".encode()).decode()
 FORM = "application/x-www-form-urlencoded"
 ROUTES = [
     "/sd", "/sd/gallery", "/sd/_stcore/health", "/sd/_stcore/host-config", "/sd/_stcore/stream", "/sd/_stcore/metrics",
-    "/sd/_stcore/upload_file/a/b", "/sd/_stcore/bidi-components/a/b.js", "/sd/_stcore/agent/openapi.json",
-    "/sd/media/a", "/sd/component/a/b", "/sd/static/js/a.js", "/sd/favicon.png", "/", "/_stcore/health",
+    "/sd/_stcore/upload_file/a/b", "/sd/_stcore/bidi-components/a/b.css", "/sd/_stcore/agent/openapi.json",
+    "/sd/media/a", "/sd/component/a/b", "/sd/static/a.css", "/sd/favicon.png", "/", "/_stcore/health",
 ]  # fmt: skip
 
 
@@ -59,6 +59,8 @@ def test_signing_in_by_form_opens_pages_and_socket(port, headers):
         page = asked(proxy.port, "/sd/gallery", Cookie=cookie, Host="pictures.example:8443")
         assert page[0] == 200 and "<title>Streamlit</title>" in page[2]
         assert status(proxy.port, "/sd/_stcore/health", Cookie=cookie, Host="pictures.example:8443") == 200
+        redirected = asked(proxy.port, "/sd", Cookie=cookie, Host="pictures.example:8443")
+        assert redirected[0] == 307 and redirected[1]["Location"] == "/sd/"
         assert opened(proxy.port, "/sd/_stcore/stream", Cookie=cookie, **browser) == 101
         assert opened(proxy.port, "/sd/_stcore/stream", **browser) == 403
 

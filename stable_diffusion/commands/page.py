@@ -92,7 +92,7 @@ def start(args: argparse.Namespace) -> None:
         raise InputError(f"{stray!r}: the page takes options only.")
     variables = _variables(args)
     others = _server(args)
-    script = packaged("webui", "entry.py")
+    script = packaged("webui", "server", "entry.py")
     command = [sys.executable, "-m", "streamlit", "run", str(script), *settings(others), *others]
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **variables})

@@ -11,14 +11,10 @@ from starlette.middleware import Middleware
 from stable_diffusion.commands.serving import PASSWORD_VARIABLE
 from stable_diffusion.places import packaged
 from stable_diffusion.webui.components import handover, live, look, session, settings
-from stable_diffusion.webui.guard import guards
+from stable_diffusion.webui.server.guard import guards
 
 PAGES = Path(__file__).with_name("pages")
-WITH_FORM = (
-    "Text to image",
-    "Image to image",
-    "Inpaint",
-)  # these have the live panel, others a strip
+WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # these have the live panel, others a strip
 
 
 def middleware() -> list[Middleware]:

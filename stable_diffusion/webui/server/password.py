@@ -16,7 +16,7 @@ from html import escape
 from urllib.parse import parse_qs, quote
 
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stable_diffusion.commands.serving import is_loopback
@@ -53,6 +53,10 @@ NOT_KEPT = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
     "frame-ancestors 'none'",
 }
+NO_PASSWORD = (
+    "This page has no password, so it answers only the machine that it runs on. "
+    "To reach it from elsewhere, start it with --password TEXT"
+)
 WRONG = "Wrong password."
 TOO_MANY = "Too many wrong passwords. Try again in a minute."
 
@@ -78,18 +82,14 @@ class PasswordGate:
         if not self._password:
             if is_loopback(client):
                 return await self._app(scope, receive, send)
-            answer: Response = PlainTextResponse(
-                "This page has no password, so it answers only the machine that it runs on. "
-                "To reach it from elsewhere, start it with --password TEXT\n",
-                403,
-            )
+            answer = said(NO_PASSWORD, 403, scope)
         elif _is_form(scope, connection):
             answer = await self._sign_in(Request(scope, receive), client)
         elif self._is_signed(connection.cookies.get(self._cookie, "")):
             return await self._app(scope, receive, send)
         elif (given := _basic(connection)) is not None:
             if problem := self._problem(given, client):
-                answer = PlainTextResponse(problem + "\n", LIMITED if problem == TOO_MANY else 401)
+                answer = said(problem, LIMITED if problem == TOO_MANY else 401, scope)
             else:
                 return await self._app(scope, receive, self._adding_cookie(scope, send))
         else:
@@ -103,7 +103,7 @@ class PasswordGate:
             async for part in request.stream():
                 body += part
                 if len(body) > LARGEST_FORM:
-                    return PlainTextResponse("Too large\n", 413)
+                    return said("This is too long for a password.", 413, request.scope)
             fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
             if problem := self._problem(fields.get("password", [""])[0], client):
                 return _form(problem, LIMITED if problem == TOO_MANY else 401)
@@ -117,7 +117,7 @@ class PasswordGate:
     def _ask(self, connection: HTTPConnection) -> Response:
         if "text/html" in connection.headers.get("accept", ""):
             return _form("", 401)
-        answer = PlainTextResponse("Password needed: reload the page, and sign in.\n", 401, NOT_KEPT)
+        answer = said("This needs a password: reload the page, then sign in.", 401, connection.scope)
         if "sec-fetch-mode" not in connection.headers:  # a browser would open a dialog of its own
             answer.headers["WWW-Authenticate"] = 'Basic realm="Stable Diffusion", charset="UTF-8"'
         return answer
@@ -154,6 +154,13 @@ class PasswordGate:
             await send(message)
 
         return sending
+
+
+def said(text: str, status: int, scope: Scope) -> Response:
+    """An answer in words; as JSON where Streamlit's page asks, which shows no other."""
+    if "/_stcore/" in scope["path"]:
+        return JSONResponse(text, status, NOT_KEPT)
+    return PlainTextResponse(text + "\n", status, NOT_KEPT)
 
 
 async def refuse(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,18 +7,19 @@ sentence that says what would allow it. password.py asks for the password.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .password import PasswordGate, refuse
+from .password import PasswordGate, refuse, said
 
-HEALTH = "/_stcore/health"  # which Streamlit's page asks for before it opens its socket
+PINGS = ("/_stcore/health", "/_stcore/host-config")  # which the page asks for before it opens its socket
 REFUSED_HOST, REFUSED_ORIGIN = 400, 403
 
 
@@ -42,7 +43,7 @@ class HostGuard:
         # Streamlit would compare Origin with Host, which a proxy may have rewritten, and then ask the internet for this
         # machine's address.
         headers = [(name, value) for name, value in scope["headers"] if name != b"origin"]
-        await self._app({**scope, "headers": headers}, receive, send)
+        await self._app({**scope, "headers": headers}, receive, _with_own_redirects(scope, send))
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
@@ -50,31 +51,48 @@ class HostGuard:
         name = host_name(host)
         if name is None or not is_listed(name, self._hosts):
             shown = name or host
-            return PlainTextResponse(
-                f"This server does not answer to the name {shown!r}. "
-                f"If it should, start it with --allow-host {name or 'NAME'}\n",
-                REFUSED_HOST,
-            )
+            text = f"This server does not answer to the name {shown!r}. "
+            return said(text + f"If it should, start it with --allow-host {name or 'NAME'}", REFUSED_HOST, scope)
         for origin in headers.getlist("origin"):
             if not is_own(origin, self._hosts):
-                return PlainTextResponse(_refused_origin(origin), REFUSED_ORIGIN)
-        # Behind a proxy that rewrites Host, the page's own name first appears when its socket opens. The page does not
-        # show why a socket was refused, but it shows this answer, if its status is not 403.
+                return _refused_origin(origin, REFUSED_ORIGIN, scope)
+        # Behind a proxy that rewrites Host, the page's own name may first appear when its socket opens. The page does
+        # not show why a socket was refused, but it shows this answer, if its status is not 403.
         referer = headers.get("referer")
-        if scope["path"].endswith(HEALTH) and referer and not is_own(referer, self._hosts):
-            return PlainTextResponse(_refused_origin(referer), REFUSED_HOST)
+        if scope["path"].endswith(PINGS) and referer and not is_own(referer, self._hosts):
+            return _refused_origin(referer, REFUSED_HOST, scope)
         return None
 
 
-def _refused_origin(origin: str) -> str:
+def _with_own_redirects(scope: Scope, send: Send) -> Send:
+    """Without the host in redirects to the same server (/base to /base/), which would lead past a proxy."""
+    here = f"{scope.get('scheme', 'http')}://{Headers(scope=scope).get('host')}/".encode("latin-1")
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = dict(message.get("headers", ()))
+            if (target := headers.get(b"location", b"")).startswith(here):
+                kept = [each for each in message["headers"] if each[0] != b"location"]
+                message = {**message, "headers": [*kept, (b"location", b"/" + target.removeprefix(here))]}
+        await send(message)
+
+    return sending
+
+
+def _refused_origin(origin: str, status: int, scope: Scope) -> Response:
+    """Why a page is refused. Where it asks for a script it gets one that shows this, since it would stay blank."""
     try:
         name = urlsplit(origin).hostname
     except ValueError:
         name = None
-    return (
+    text = (
         f"This server does not answer pages of {(name or origin)!r}. "
-        f"If it should, start it with --allow-host {name or 'NAME'}\n"
+        f"If it should, start it with --allow-host {name or 'NAME'}"
     )
+    if scope["path"].endswith(".js"):
+        script = f"document.body.textContent = {json.dumps(text)}"
+        return Response(script, headers={"Cache-Control": "no-store"}, media_type="text/javascript")
+    return said(text, status, scope)
 
 
 def host_name(host: str) -> str | None:
