@@ -26,9 +26,12 @@ Commands:
   page        start the page (the default)
 
 Options of the page:
-  --port N                          the port that it answers at (default: 8501)
-  --ckpt-dir FOLDER                 another folder with models, beside models/; may be given several times
-  --default-negative TEXT           text that ends every picture's negative prompt
+  --port N                          its port (default: 8501)
+  --ckpt-dir FOLDER                 another folder with models, in addition to models/; may be given several times
+  --default-negative TEXT           text appended to every negative prompt
+  --listen [ADDRESS]                let other machines reach the page; needs a password
+  --allow-host NAME                 a name by which browsers may ask for it, such as that of a proxy; may be given several times
+  --password TEXT                   ask for this password
 
 The first start creates a virtual environment in .venv and installs what this machine needs (Mac: Metal; Linux: CUDA if there is
 an NVIDIA driver, otherwise the CPU), in the versions of locks/. Later starts skip this. With --newest as the first option, it
@@ -39,6 +42,7 @@ Environment:
   VENV=/path                        the environment's folder (default: .venv in this folder)
   MLX_BACKEND=cpu|cuda12|cuda13     on Linux, instead of detecting the driver
   STABLE_DIFFUSION_MODELS=/a:/b     like --ckpt-dir; STABLE_DIFFUSION_NEGATIVE=TEXT like --default-negative
+  STABLE_DIFFUSION_PASSWORD=TEXT    like --password, but does not show in the list of processes
   STABLE_DIFFUSION_OUTPUTS=/path    where finished pictures are saved (default: outputs in this folder)
 TEXT
 }

@@ -87,6 +87,7 @@ make_venv() {
         case $output in
         *ensurepip* | *"No module named venv"*) fail "This Python cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" ;;
         *"No space left"*) fail "The disk is full: the environment needs about 1 GB (./test.sh --all: 3 GB)." ;;
+        *"Permission denied"* | *"Read-only file system"*) fail "$(dirname "$VENV") cannot be written to. Put the environment elsewhere: VENV=/path/to/venv $0" ;;
         *) fail "The virtual environment could not be made in $VENV: see above." ;;
         esac
     fi

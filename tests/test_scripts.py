@@ -160,6 +160,13 @@ def test_the_help_lists_every_command(house):
     assert [line.split()[0] for line in listed.splitlines()] == list(commands)
 
 
+def test_the_help_lists_every_option_of_the_page(house):
+    listed = house.run("webui.sh", "--help").stdout.partition("Options of the page:\n")[2].partition("\n\n")[0]
+    (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
+    options = {option for action in commands["page"]._actions for option in action.option_strings}
+    assert {line.split()[0] for line in listed.splitlines()} == options - {"-h", "--help", "--debug"}
+
+
 @pytest.mark.parametrize(
     ("says", "backend"),
     [
@@ -338,7 +345,12 @@ def test_a_pip_that_fails_is_explained(house, says, words):
 
 @pytest.mark.parametrize(
     ("says", "words"),
-    [("ensurepip is not available", "apt install python3-venv"), ("No space left on device", "The disk is full")],
+    [
+        ("ensurepip is not available", "apt install python3-venv"),
+        ("No space left on device", "The disk is full"),
+        ("Error: [Errno 13] Permission denied: '/opt/sd/.venv'", "Put the environment elsewhere: VENV="),
+        ("Error: [Errno 30] Read-only file system: '/opt/sd/.venv'", "cannot be written to"),
+    ],
 )
 def test_an_environment_that_cannot_be_made_is_explained(house, says, words):
     done = house.run("webui.sh", PRETEND_VENV_SAYS=says)
