@@ -208,7 +208,7 @@ def test_an_address_of_no_picture_leads_to_all_of_them(outputs, address):
     save(outputs)
     page = open_page(GALLERY, picture=address)
     assert len(cards(page)) == 1
-    assert [said.value for said in page.info] == ["The picture of this address is not in the gallery any more."]
+    assert [said.value for said in page.info] == ["The picture of this address is no longer in the gallery."]
 
 
 def test_reuse_all_settings(outputs):

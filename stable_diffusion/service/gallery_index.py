@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class GalleryError(StableDiffusionError):
-    """The gallery cannot do what it was asked for."""
+    """The gallery cannot do what was asked."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Requests and what becomes of them, as plain objects that any thread may read."""
+"""Jobs, their states and pictures, as plain objects that any thread may read."""
 
 import secrets
 import threading
@@ -77,7 +77,7 @@ class Picture:
 class Work:
     """Something for the worker to do. Only its thread writes here (but for `cancel_event`); any thread may read.
 
-    `model` is the name of the model that it needs, None for none; `options` say how that is loaded.
+    `model` names the model it needs, if any; `options` say how to load it.
     """
 
     def __init__(self, model: str | None, options: Mapping[str, Any] | None = None) -> None:
@@ -104,11 +104,11 @@ class Work:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the worker took it up."""
+        """Seconds since the worker started it."""
         return 0.0 if self.started is None else (self.ended or time.time()) - self.started
 
     def report(self, message: str, fraction: float | None = None) -> None:
-        """Note the progress. Raises Cancelled if it was asked to stop."""
+        """Record the progress. Raises Cancelled if it was asked to stop."""
         self.note, self.note_fraction = message, fraction
         self.stop_if_cancelled()
 
@@ -119,7 +119,7 @@ class Work:
 
 
 class Task(Work):
-    """A call of `function(model, report)`, which returns plain objects; `model` is None if none was asked for."""
+    """A call of `function(model, report)`, which returns plain objects; without a model name, `model` is None."""
 
     def __init__(
         self, model: str | None, function: Callable[[Any, Report], Any], options: Mapping[str, Any] | None = None

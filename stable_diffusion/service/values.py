@@ -1,4 +1,4 @@
-"""The form's values as plain data: their bounds, and what may be put back into the form from a file or an address."""
+"""The form's values as plain data: their bounds, and what may be put back into the form from a file or a URL."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -28,28 +28,28 @@ EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such
     ),
 }
 SCHEDULES = {known.key: (AUTOMATIC, *known.schedules) for known in SAMPLERS}
-OF_MODEL = ("steps", "cfg", "width", "height", "strength")  # what it paints best with
+OF_MODEL = ("steps", "cfg", "width", "height", "strength")  # the model's own best values
 FORM = {name: each for name, each in SETTINGS.items() if each.page}
 KEYS = ("model", "sampler", "schedule", "loras", "file_format", "previews", *FORM)
 
 
 def bounds(name: str) -> tuple[Any, Any]:
-    """The least and the largest value that a number of the form has."""
+    """The bounds of a number of the form."""
     each = FORM[name]
-    assert isinstance(each.check, (Whole, Number)), f"{name} is no number"
+    assert isinstance(each.check, (Whole, Number)), f"{name} is not a number"
     kind = int if isinstance(each.check, Whole) else float
     return each.shown or (kind(each.check.low), kind(each.check.high))
 
 
 def fresh() -> dict[str, Any]:
-    """What the form shows at first, beside what the model decides."""
+    """The form's initial values, except those that the model decides."""
     return {name: each.to_form(DEFAULTS[name]) for name, each in FORM.items() if name not in OF_MODEL}
 
 
 def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str, Any]:
-    """What of `values` the form can show: of a known name and type, numbers within their bounds; the rest is left out.
+    """The part of `values` that the form can show: known names and types, numbers clamped to their bounds.
 
-    `sampler` may come with its schedule, as the engine's key "dpmpp_2m_karras".
+    `sampler` may include its schedule, as in the engine's key "dpmpp_2m_karras".
     """
     found = {name: value for name in FORM if (value := _shown(name, values.get(name))) is not None}
     if values.get("model") in known_models:
@@ -100,7 +100,7 @@ def join_sampler(sampler: str, schedule: str) -> str:
 
 
 def examples(model: catalogue.Model) -> tuple[str, ...]:
-    """Prompts that a model can do something with."""
+    """Prompts that suit a model."""
     return EXAMPLES.get(model.name, EXAMPLES[""])
 
 

@@ -20,8 +20,8 @@ from .jobs import Cancelled, Frame, Job, Report, State, Task, Work
 from .painting import decoded_jpeg, overlaid, paint
 from .words import in_plain_words
 
-MAX_WAITING = 50  # more than anyone means to queue: a stuck key, or a client in a loop
-MAX_KEPT = 20  # finished jobs whose steps can be replayed; their pictures stay on the disk
+MAX_WAITING = 50  # more than anyone queues on purpose: a stuck key, or a client in a loop
+MAX_KEPT = 20  # finished jobs that can be replayed; their pictures stay on disk
 MAX_RESULTS = 64  # of finished tasks that are kept
 MAX_FRAME_BYTES = 256 << 20  # of recorded steps, over all jobs; the oldest are forgotten first
 
@@ -64,7 +64,7 @@ def release_thread() -> None:
 class Worker:
     """The thread that owns the engine, with the queue of its jobs (pictures) and tasks (anything else).
 
-    Finished pictures are saved at once under `outputs`/YYYY-MM-DD/. A process that ends closes its workers.
+    Finished pictures are saved at once under `outputs`/YYYY-MM-DD/. The end of the process closes its workers.
     """
 
     def __init__(self, outputs: Path) -> None:
@@ -103,8 +103,8 @@ class Worker:
     ) -> Task:
         """Queue a call of `function(model, report)`, or return the earlier task with the same key.
 
-        `model` names the model that the function is given, loaded with `options`. Without one it is given None: nothing
-        is loaded for it, and the model in memory stays. A task that failed or was cancelled is not kept, so it runs
+        `model` names the model that the function is given, loaded with `options`. Without one it is given None,
+        and the model in memory stays. A task that failed or was cancelled is not kept, so it runs
         again. `soon` puts this one at the head of the queue. The function may call `report(note, fraction)`, which also
         raises Cancelled when it should stop. Raises QueueFullError.
         """
@@ -120,7 +120,7 @@ class Worker:
         return task
 
     def task(self, key: Hashable) -> Task | None:
-        """The task of a key, or None if there was none or it is no longer kept."""
+        """The task with this key, or None if it is unknown or no longer kept."""
         with self._changed:
             return self._tasks.get(key)
 
@@ -133,19 +133,19 @@ class Worker:
         return self.compute((job.id, id(frame)), decode, job.model, True, job.options)
 
     def job(self, job_id: str | None) -> Job | None:
-        """The job of an id, or None if it is unknown or no longer kept."""
+        """The job with this id, or None if it is unknown or no longer kept."""
         with self._changed:
             return self._jobs.get(job_id) if job_id else None
 
     def position(self, work: Work) -> int:
-        """How many come before this one, including the one that runs; 0 if it runs itself or is over."""
+        """How many come before this one, including the running one; 0 if it is running or over."""
         with self._changed:
             if work.state is not State.QUEUED or work not in self._waiting:
                 return 0
             return self._waiting.index(work) + (self._in_hand is not None)
 
     def cancel(self, work: Work) -> None:
-        """Stop a job or task: at once if it waits, after the current step if it runs. Finished pictures stay."""
+        """Stop a job or task: at once if it waits, after the current step if it runs. Finished pictures are kept."""
         work.cancel_event.set()
         with self._changed:
             if work in self._waiting:
@@ -159,7 +159,7 @@ class Worker:
     def close(self, timeout: float | None = 10.0) -> None:
         """Cancel everything and end the thread.
 
-        Waits for the current step, `timeout` seconds at most (None: as long as it takes, as at the process's end).
+        Waits up to `timeout` seconds for the current step (None: as long as it takes, as at the process's end).
         """
         with self._changed:
             self._closed = True

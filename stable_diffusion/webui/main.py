@@ -1,4 +1,4 @@
-"""The page as a whole: the server's guard, the navigation, the sidebar and the live panel."""
+"""The whole page: the server's guard, the navigation, the sidebar and the live panel."""
 
 from __future__ import annotations
 

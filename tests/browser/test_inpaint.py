@@ -151,7 +151,7 @@ def test_a_mask_without_a_mouse_an_uploaded_one_and_other_pages(painter):
     page.locator("input[type=file]").nth(1).set_input_files(
         {"name": "in.png", "mimeType": "image/png", "buffer": b"nonsense"}
     )
-    expect(page.get_by_text("That file is no picture")).to_be_visible()
+    expect(page.get_by_text("The browser cannot read that file")).to_be_visible()
 
 
 def test_what_is_painted_changes_and_nothing_else(painter, request):

@@ -14,7 +14,7 @@ SHOWN_SIDE = 384  # pixels
 
 
 def prompts() -> None:
-    """Draw the two prompts, each with the tokens that it takes."""
+    """Draw the two prompts, each with its token count."""
     st.text_area(
         "Prompt",
         key="prompt",
@@ -34,13 +34,13 @@ def prompts() -> None:
     if added:
         st.caption(f"Added to every generation: {session.plain(added)}")
     if st.session_state["cfg"] <= 1:
-        st.caption("Not read at CFG 1 or below, but for prompts with AND.")
+        st.caption("Ignored at CFG 1 or below, except for prompts with AND.")
     else:
         prompt_count.draw("Negative prompt", "negative", added)
 
 
 def input_picture() -> Image.Image | None:
-    """Draw the input picture beside its denoising strength, and return the picture, or None where there is none yet."""
+    """Draw the input picture and its denoising strength; return the picture, or None if there is none yet."""
     picture = uploader()
     how = st.segmented_control(
         "Other shapes are",
@@ -48,7 +48,7 @@ def input_picture() -> Image.Image | None:
         key="fit",
         required=True,
         format_func=FITS.__getitem__,
-        help="Crop fills the size and cuts what stands over, pad shows all of it on white, stretch distorts.",
+        help="Crop fills the size and cuts the rest, pad shows all of it on white, stretch distorts.",
         persist_state="session",
     )
     shown, beside = st.columns(2, vertical_alignment="center") if picture is not None else (None, st.container())
@@ -60,7 +60,7 @@ def input_picture() -> Image.Image | None:
 
 
 def uploader() -> Image.Image | None:
-    """Draw the field that takes the input picture; return the picture that there is by now, from here or elsewhere."""
+    """Draw the upload field; return the input picture, which may also come from elsewhere."""
     st.file_uploader("Input picture", type=UPLOADS, key="upload", on_change=_take_upload)
     if problem := st.session_state.get("upload_problem"):
         st.error(session.plain(problem), icon=":material/error:")
@@ -68,24 +68,24 @@ def uploader() -> Image.Image | None:
 
 
 def strength_slider() -> None:
-    """Draw the denoising strength, and what it leaves of the steps."""
+    """Draw the denoising strength, and how many steps it leaves."""
     strength = st.slider("Denoising strength", 0.0, 1.0, step=0.05, key="strength", persist_state="session")
     st.caption(strength_in_words(strength, int(st.session_state["steps"])))
 
 
 def _as_painted(picture: Image.Image, how: str) -> Image.Image:
-    """The picture as the chosen size and fit leave it, small."""
+    """The picture at the chosen size and fit, small."""
     width, height = st.session_state["width"], st.session_state["height"]
     scale = min(1.0, SHOWN_SIDE / max(width, height))
     return fit(picture, max(1, round(width * scale)), max(1, round(height * scale)), how)
 
 
 def strength_in_words(strength: float, steps: int) -> str:
-    """Say what a denoising strength leaves of the steps."""
+    """Say how many steps a denoising strength leaves."""
     left = min(steps, int(steps * strength))
     if left == 0:
-        return f"Leaves none of {steps} steps: choose more."
-    return f"Runs the last {left} of {steps} steps. 0 keeps the picture, 1 paints it anew."
+        return f"Leaves none of {steps} steps: choose a higher one."
+    return f"Runs the last {left} of {steps} steps. 0 keeps the picture, 1 repaints it completely."
 
 
 def _take_upload() -> None:
@@ -100,7 +100,7 @@ def _take_upload() -> None:
 
 
 def buttons(kind: str) -> None:
-    """Draw Generate and Cancel, and what went wrong last. kind: what the page starts from (text, picture or mask)."""
+    """Draw Generate and Cancel, and what went wrong last. kind: what the page starts from: text, picture or mask."""
     job = session.current_job()
     active = job is not None and job.active
     with st.container(horizontal=True):

@@ -1,4 +1,4 @@
-"""What this tab remembers: its settings, its job, its input picture; and the worker and downloads it shares."""
+"""What this tab remembers: its settings, jobs and input picture; and the worker and downloads that tabs share."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from stable_diffusion.service.shared import the_worker as the_worker
 
 CATALOGUE_AGE = 2.0  # seconds
 MAX_FILE_NAME = 255  # characters
-FRESH: dict[str, Any] = {  # what the form shows at first, beside what the model decides
+FRESH: dict[str, Any] = {  # the form's initial values, except those that the model decides
     **values.fresh(),
     "model": catalogue.DEFAULT,
     "loras": (),
@@ -34,13 +34,13 @@ NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
 @st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
 def listed_models() -> list[catalogue.Model]:
-    """Every model to choose from; looked up anew after a moment, not at every click."""
+    """Every model to choose from; refreshed after CATALOGUE_AGE, not at every click."""
     return catalogue.all()
 
 
 @st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
 def loras_here() -> dict[str, str]:
-    """Every LoRA to choose from, by name, and what it is for where that is known."""
+    """Every LoRA to choose from, by name, with its family if known."""
     return {name: loras.family(path) for name, path in loras.listed().items()}
 
 
@@ -56,7 +56,7 @@ def current_job() -> Job | None:
 
 
 def shown_job() -> Job | None:
-    """The job whose pictures this tab shows: the current one, or the last with pictures where that one came to none."""
+    """The job whose pictures this tab shows: the current one, or, if that has none, the last one that had."""
     job = current_job()
     if job is not None and (job.active or job.frame is not None):
         st.session_state["shown_id"] = job.id
@@ -90,7 +90,7 @@ def begin() -> None:
 
 
 def _make_showable() -> None:
-    """Bring what others put into the form, or what went away meanwhile, to what the form can show."""
+    """Replace values that the form cannot show: set by others, or of models that have gone."""
     state = st.session_state
     known = [model.name for model in listed_models()]
     if state["model"] not in known:
@@ -112,14 +112,14 @@ def chosen_model() -> catalogue.Model:
 
 
 def default_negative() -> str:
-    """What is added to every negative prompt: the chosen model's own, and that of whoever installed this."""
+    """What is added to every negative prompt: the chosen model's own, and $STABLE_DIFFUSION_NEGATIVE."""
     own = chosen_model().defaults.negative or ""
     everyones = os.environ.get(NEGATIVE_VARIABLE, "").strip()
     return ", ".join(dict.fromkeys(part for part in (own, everyones) if part))
 
 
 def apply_defaults() -> None:
-    """Set steps, guidance and size to what the chosen model does best."""
+    """Set steps, guidance and size to the chosen model's defaults."""
     model = chosen_model()
     width, height = values.usual_size(model)
     put(
@@ -135,7 +135,7 @@ def apply_defaults() -> None:
 
 
 def put(settings: Mapping[str, Any]) -> None:
-    """Put settings into the form, as far as it can show them; a model that is not here is left out."""
+    """Put settings into the form, as far as it can show them; unknown models are left out."""
     st.session_state.update(values.clean(settings, [model.name for model in listed_models()]))
 
 
@@ -197,13 +197,13 @@ def request_from_form(input_picture: Image.Image | None, mask: Image.Image | Non
 
 
 def begin_from(picture: Image.Image, file: InputFile | None = None) -> None:
-    """Make a picture the input picture; `file` is what it was read from, which the painted ones then name."""
+    """Set the input picture; `file` is what it was read from, for the record of its results."""
     st.session_state["input_picture"] = picture
     st.session_state["input_file"] = (picture, file)
 
 
 def input_file(upload: UploadedFile) -> InputFile:
-    """An uploaded file, named as it was called where it came from."""
+    """An uploaded file, under its original name."""
     return InputFile(recordable(upload.name[-MAX_FILE_NAME:]), upload.getvalue())
 
 
@@ -213,6 +213,6 @@ def _input_file(picture: Image.Image | None) -> InputFile | None:
 
 
 def plain(text: str) -> str:
-    """Escape a text for the places that read Markdown, so that it shows as it was written."""
+    """Escape a text for places that interpret Markdown, so that it shows as written."""
     escaped = "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:^&@=\"'" else c for c in text)
     return escaped.replace("\n", "  \n")

@@ -16,7 +16,7 @@ from stable_diffusion.webui.components import model_choice, session
 
 
 def sidebar() -> None:
-    """Draw the settings that all pages share; their values live in the session's state."""
+    """Draw the settings that all pages share; their values live in the session state."""
     with st.sidebar:
         model_choice.draw()
         _sampling()
@@ -43,7 +43,7 @@ def _sampling() -> None:
         schedules,
         key="schedule",
         format_func=str.title,
-        help="How the noise levels are spaced. Automatic: as the checkpoint asks.",
+        help="How the noise levels are spaced. Automatic: as the checkpoint says.",
         persist_state="session",
     )
     st.slider("Steps", *values.bounds("steps"), key="steps", persist_state="session")
@@ -52,7 +52,7 @@ def _sampling() -> None:
         *values.bounds("cfg"),
         step=0.5,
         key="cfg",
-        help="How closely the picture follows the prompt. Up to 1: no guidance, and each step costs half.",
+        help="How closely the picture follows the prompt. At 1 and below: no guidance, and each step costs half.",
         persist_state="session",
     )
 
@@ -120,8 +120,8 @@ def _advanced() -> None:
         selection_mode="multi",
         key="previews",
         format_func=KINDS.__getitem__,
-        help="What shows the picture while it is painted. Automatic: drafts where the machine is quick, else "
-        "approximate colours. A full decode is sharper, and takes time from the painting.",
+        help="What to show while painting. Automatic: drafts if the machine is quick, else approximate colours. A full "
+        "decode is sharper, but slows the painting down.",
         persist_state="session",
     )
     _choice("file_format", {each.key: each.title for each in WRITTEN})
@@ -186,7 +186,7 @@ def _sentence(text: str) -> str:
 
 
 def _loras() -> None:
-    """Draw the chosen LoRAs with a strength each; what counts is `loras` in the session's state, pairs of the two."""
+    """Draw the chosen LoRAs with a strength each; the value is `loras` in the session state, pairs of both."""
     state = st.session_state
     here, chosen = session.loras_here(), dict(state["loras"])
     state["lora_names"] = list(chosen)
@@ -232,17 +232,17 @@ def _apply_preset() -> None:
 
 
 def _delete_preset() -> None:
-    _mending(presets.delete, session.presets_file(), st.session_state["preset"])
+    _reporting(presets.delete, session.presets_file(), st.session_state["preset"])
 
 
 def _save_preset() -> None:
     name = st.session_state["preset_name"].strip()
-    if _mending(presets.save, session.presets_file(), name, session.settings_of_form()):
+    if _reporting(presets.save, session.presets_file(), name, session.settings_of_form()):
         st.session_state.update(preset=name, preset_name="")
 
 
-def _mending(function, *arguments) -> bool:
-    """Call, and keep in words what went wrong; True where nothing did."""
+def _reporting(function, *arguments) -> bool:
+    """Call; on an error keep it for display and return False."""
     try:
         function(*arguments)
     except (StableDiffusionError, OSError) as error:
