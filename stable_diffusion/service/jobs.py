@@ -1,5 +1,6 @@
 """Jobs, their states and pictures, as plain objects that any thread may read."""
 
+import dataclasses
 import secrets
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import MAX_SEED
+from ..record.used import Used
 from ..request import Request
 
 QUICK_STEP = 0.5  # seconds
@@ -62,11 +65,17 @@ class Picture:
 
     frames: list[Frame] = field(default_factory=list)
     seed: int | None = None
-    variation_seed: int | None = None
+    seeds: dict[str, Any] = field(default_factory=dict)  # the engine's arguments
+    used: Used | None = None  # by the engine, once it has begun
     size: tuple[int, int] = (0, 0)
     path: Path | None = None
     unsaved: bytes | None = None
     skipped: bool = False
+
+    @property
+    def variation_seed(self) -> int | None:
+        """The seed of the variation, if it is one."""
+        return self.seeds.get("variation_seed")
 
     @property
     def finished(self) -> bool:
@@ -130,10 +139,15 @@ class Task(Work):
 
 
 class Job(Work):
-    """A request in the queue, and its pictures."""
+    """A request in the queue, and its pictures.
 
-    def __init__(self, request: Request) -> None:
+    With `repeat` it is queued again with the next seeds whenever it is done, as a new job of the same `series`.
+    """
+
+    def __init__(self, request: Request, repeat: bool = False, series: str = "") -> None:
         super().__init__(request.model, request.to_load())
+        self.repeat = repeat  # any thread may change it
+        self.series = series or self.id
         self.request = request
         self.drawn = request.with_seeds()  # what is painted
         self.warning = ""
@@ -178,3 +192,14 @@ class Job(Work):
             return None
         steps = frame.total * self.request.n_images * (1 - self.fraction)
         return steps / pace
+
+
+def next_request(request: Request) -> Request:
+    """What a repeating job continues with: the seeds after this request's; seeds that are drawn stay so."""
+    name = "variation_seed" if request.variation_strength else "seed"
+    seed = getattr(request, name)
+    if seed is None:
+        return request
+    following = seed + request.n_images
+    seeds: dict[str, Any] = {name: following if following + request.n_images <= MAX_SEED else 0}
+    return dataclasses.replace(request, **seeds)

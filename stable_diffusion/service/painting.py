@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from ..errors import StableDiffusionError
 from ..pictures import arrays
 from ..pictures.formats import BY_KEY
-from ..record import picture_files
+from ..record import keys, picture_files
 from ..record.parameters import Parameters
 from ..request import Request
 from . import loras, masks, preview
@@ -55,11 +55,11 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     decodes = Decodes(job)
     request = _carrying(job.drawn)
     call = request.to_call(model.default_size)
-    seeds = request.seeds_of(len(job.pictures) - 1)
+    seeds = picture.seeds = request.seeds_of(len(job.pictures) - 1)
     before = time.perf_counter()
     last = None
     with closing(model.generate_latents(**call.arguments | seeds)) as steps:
-        used = steps.used
+        used = picture.used = steps.used
         for step in steps:
             frame = _record(step)
             picture.seed = step.seed
@@ -85,12 +85,30 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     _save(job, picture, finished, request, request.to_record(used, last.size, **seeds), outputs)
 
 
+def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
+    """Finish a picture that was stopped: decode and save its last estimate of x_0, and record how far it came."""
+    if picture.finished or not picture.frames or picture.used is None:
+        return
+    frame = picture.frames[-1]
+    request = _carrying(job.drawn)
+    decoded = arrays.to_picture(_decoded(model.decode, frame.denoised))
+    finished = request.to_call(model.default_size).finish(decoded)
+    said = request.to_record(picture.used, decoded.size, **picture.seeds)
+    said.extra[keys.STOPPED] = f"{frame.index} of {frame.total} steps"
+    frame.decoded = preview.jpeg(decoded)
+    picture.size = finished.size
+    _save(job, picture, finished, request, said, outputs)
+
+
 def decoded_jpeg(decode: Callable[[Any], Any], latents: np.ndarray) -> bytes:
     """Decode latents (h, w, C) with one of the model's functions, to a small JPEG."""
+    return preview.jpeg(arrays.to_picture(_decoded(decode, latents)))
+
+
+def _decoded(decode: Callable[[Any], Any], latents: np.ndarray) -> np.ndarray:
     import mlx.core as mx
 
-    pictures = decode(mx.array(latents.astype(np.float32))[None])
-    return preview.jpeg(arrays.to_picture(np.asarray(pictures, dtype=np.float32)[0]))
+    return np.asarray(decode(mx.array(latents.astype(np.float32))[None]), dtype=np.float32)[0]
 
 
 def halved(latents: np.ndarray) -> np.ndarray:

@@ -16,8 +16,8 @@ from typing import Any
 from .. import catalogue
 from ..errors import CheckpointNotFoundError, StableDiffusionError
 from ..request import Request
-from .jobs import Cancelled, Frame, Job, Report, State, Task, Work
-from .painting import decoded_jpeg, overlaid, paint
+from .jobs import Cancelled, Frame, Job, Picture, Report, State, Task, Work, next_request
+from .painting import decoded_jpeg, keep, overlaid, paint
 from .words import in_plain_words
 
 MAX_WAITING = 50  # more than anyone queues on purpose: a stuck key, or a client in a loop
@@ -85,9 +85,9 @@ class Worker:
 
     # --- Called by any thread
 
-    def submit(self, request: Request) -> Job:
-        """Append a request to the queue. Raises QueueFullError."""
-        job = Job(request)
+    def submit(self, request: Request, repeat: bool = False) -> Job:
+        """Append a request to the queue, with `repeat` until it is cancelled. Raises QueueFullError."""
+        job = Job(request, repeat)
         with self._changed:
             self._enqueue(job)
             self._jobs[job.id] = job
@@ -131,6 +131,32 @@ class Worker:
             frame.decoded = decoded_jpeg(model.decode, frame.denoised)
 
         return self.compute((job.id, id(frame)), decode, job.model, True, job.options)
+
+    def keep(self, job: Job, picture: Picture) -> Task:
+        """Queue the decoding and saving of a stopped picture as far as it came. Raises QueueFullError."""
+
+        def save(model: Any, report: Report) -> None:
+            keep(model, job, picture, self.outputs)
+
+        return self.compute((job.id, "keep", id(picture)), save, job.model, True, job.options)
+
+    def queue(self) -> list[Work]:
+        """What runs, and what waits in its order."""
+        with self._changed:
+            return [*([] if self._in_hand is None else [self._in_hand]), *self._waiting]
+
+    def move(self, work: Work, by: int) -> None:
+        """Move waiting work by this many places, negative towards the front; other work stays."""
+        with self._changed:
+            if work in self._waiting:
+                place = self._waiting.index(work) + by
+                self._waiting.remove(work)
+                self._waiting.insert(max(0, place), work)
+
+    def latest(self, job: Job) -> Job:
+        """The newest job of the same series, which is the job itself unless it repeats."""
+        with self._changed:
+            return next((other for other in reversed(self._jobs.values()) if other.series == job.series), job)
 
     def job(self, job_id: str | None) -> Job | None:
         """The job with this id, or None if it is unknown or no longer kept."""
@@ -210,6 +236,8 @@ class Worker:
         with self._changed:
             self._in_hand = None
             self._end(work, state)
+            if isinstance(work, Job) and work.repeat and state is State.DONE and not (work.cancelling or self._closed):
+                self._repeat(work)
 
     def _end(self, work: Work, state: State) -> None:
         work.ended = time.time()
@@ -218,6 +246,15 @@ class Worker:
         over = [other.id for other in self._jobs.values() if not other.active]
         for job_id in over[:-MAX_KEPT]:
             del self._jobs[job_id]
+
+    def _repeat(self, done: Job) -> None:
+        job = Job(next_request(done.request), True, done.series)
+        try:
+            self._enqueue(job)
+        except QueueFullError as error:
+            done.warning = str(error)
+            return
+        self._jobs[job.id] = job
 
     def _model_for(self, work: Work) -> Any:
         if work.model is None:

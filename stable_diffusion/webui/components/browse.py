@@ -229,17 +229,17 @@ def _one(gallery: Gallery, entry: Entry, query: Query) -> None:
         st.image(
             str(path), width="stretch", output_format="PNG" if png else "JPEG", alt=f"Picture: {_title(entry, 300)}"
         )
-        made = f"{entry.made:%d %B %Y, %H:%M}"
-        st.caption(session.plain(f"{entry.name} · {entry.width} × {entry.height} · {made}"))
+        made = entry.made_in(st.context.timezone)
+        st.caption(session.plain(f"{entry.name} · {entry.width} × {entry.height} · {made:%d %B %Y, %H:%M}"))
     with beside:
-        _actions(gallery, entry)
+        _actions(gallery, entry, older or newer)
         if entry.text:
             details.show(entry.text)
         else:
             st.caption("The file does not say how it was made.")
 
 
-def _actions(gallery: Gallery, entry: Entry) -> None:
+def _actions(gallery: Gallery, entry: Entry, following: Entry | None) -> None:
     with st.container(horizontal=True, gap="small"):
         form = format_of(entry.name)
         st.download_button(
@@ -251,7 +251,7 @@ def _actions(gallery: Gallery, entry: Entry) -> None:
             icon=":material/download:",
         )
         if entry.state == TRASHED:
-            st.button("Restore", on_click=_restore, args=([entry.id],))
+            st.button("Restore", on_click=_restore, args=([entry.id], following))
             return
         parameters = Parameters.from_text(entry.text) if entry.text else None
         st.button(
@@ -261,19 +261,8 @@ def _actions(gallery: Gallery, entry: Entry) -> None:
             disabled=parameters is None,
             icon=":material/edit:",
         )
-        st.button(
-            "Send to image to image",
-            on_click=handover.send,
-            args=(parameters, lambda: _read(gallery, entry)),
-            icon=":material/image:",
-        )
-        st.button(
-            "Send to inpaint",
-            on_click=handover.send,
-            args=(parameters, lambda: _read(gallery, entry), handover.INPAINT_PAGE),
-            icon=":material/brush:",
-        )
-        st.button("Move to trash", on_click=_delete, args=([entry.id],), icon=":material/delete:")
+        st.button("Move to trash", on_click=_delete, args=([entry.id], following), icon=":material/delete:")
+    handover.send_buttons(parameters, lambda: _read(gallery, entry))
     st.toggle(
         "Favourite",
         value=entry.favourite,
@@ -316,19 +305,31 @@ def _toggle(picture_id: str) -> None:
         chosen.append(picture_id)
 
 
-def _delete(ids: list[str]) -> None:
+def _delete(ids: list[str], following: Entry | None = None) -> None:
+    """Move pictures to the trash, and open the following one, else the list."""
     with _words():
         moved = the_gallery().delete(ids)
         _say(f"{_pictures(len(moved))} moved to the trash.", undo=moved)
-    _open(None)
+    _open(following.id if following else None)
     _choose([], fresh=True)
 
 
-def _restore(ids: list[str]) -> None:
+def _restore(ids: list[str], following: Entry | None = None) -> None:
+    """Move pictures out of the trash, and open the following one, else the list."""
     with _words():
         moved = the_gallery().restore(ids)
         _say(f"{_pictures(len(moved))} restored.")
-    _open(None)
+    _open(following.id if following else None)
+    _choose([], fresh=True)
+
+
+def _undo(ids: list[str]) -> None:
+    """Bring pictures back from the trash; where one picture is open, that is the first of them."""
+    with _words():
+        moved = the_gallery().restore(ids)
+        _say(f"{_pictures(len(moved))} restored.")
+        if OPENED in st.query_params and moved:
+            _open(moved[0])
     _choose([], fresh=True)
 
 
@@ -378,4 +379,4 @@ def _said() -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.success(session.plain(words), width="stretch")
             if undo:
-                st.button("Undo", on_click=_restore, args=(undo,))
+                st.button("Undo", on_click=_undo, args=(undo,))

@@ -1,16 +1,20 @@
 """The form of a page: prompts, the input picture where there is one, Generate and Cancel."""
 
+import time
+
 import streamlit as st
 from PIL import Image
 
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import fit, open_picture
+from stable_diffusion.request import Request
 from stable_diffusion.service import values
-from stable_diffusion.webui.components import mask_painter, model_choice, prompt_count, session
+from stable_diffusion.webui.components import field_guard, mask_painter, model_choice, paste, prompt_count, session
 
 FITS = {"crop": "Cropped", "pad": "Padded", "stretch": "Stretched"}
 SHOWN_SIDE = 384  # pixels
+DOUBLE_CLICK = 1.0  # seconds within which the same request counts once
 
 
 def prompts() -> None:
@@ -42,6 +46,7 @@ def prompts() -> None:
 def input_picture() -> Image.Image | None:
     """Draw the input picture and its denoising strength; return the picture, or None if there is none yet."""
     picture = uploader()
+    sizes()
     how = st.segmented_control(
         "Other shapes are",
         list(FITS),
@@ -61,10 +66,42 @@ def input_picture() -> Image.Image | None:
 
 def uploader() -> Image.Image | None:
     """Draw the upload field; return the input picture, which may also come from elsewhere."""
-    st.file_uploader("Input picture", type=UPLOADS, key="upload", on_change=_take_upload)
+    st.file_uploader(
+        "Input picture",
+        type=UPLOADS,
+        key="upload",
+        on_change=_take_upload,
+        help="Drop a file, choose one, or copy a picture elsewhere and paste it anywhere on this page.",
+    )
+    paste.draw()
     if problem := st.session_state.get("upload_problem"):
         st.error(session.plain(problem), icon=":material/error:")
     return st.session_state.get("input_picture")
+
+
+def sizes() -> None:
+    """Say at which size the input picture is painted if that is not its own, and offer to change that."""
+    found = st.session_state.get("input_picture")
+    size = (st.session_state["width"], st.session_state["height"])
+    if found is None or found.size == size:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(
+            f"The picture has {found.width} × {found.height} pixels and is painted at {size[0]} × {size[1]}.",
+            width="content",
+        )
+        st.button(
+            "Take the picture's shape",
+            type="tertiary",
+            help="Set width and height to its shape, as large as the model paints best",
+            on_click=session.take_shape,
+        )
+        st.button(
+            "Take the picture's size",
+            type="tertiary",
+            help="Set width and height to its own, in multiples of 8",
+            on_click=session.take_size,
+        )
 
 
 def strength_slider() -> None:
@@ -100,22 +137,29 @@ def _take_upload() -> None:
 
 
 def buttons(kind: str) -> None:
-    """Draw Generate and Cancel, and what went wrong last. kind: what the page starts from: text, picture or mask."""
+    """Draw Generate and Cancel, and the last error. kind: what the page starts from: text, picture or mask."""
     job = session.current_job()
     active = job is not None and job.active
+    field_guard.draw()
     with st.container(horizontal=True):
         st.button(
             "Generate",
             type="primary",
             shortcut="Ctrl+Enter",
-            disabled=active,
+            help="Joins the queue while another picture is painted" if active else None,
             on_click=_generate,
             args=(kind,),
             width="stretch",
         )
-        st.button("Cancel", shortcut="Esc", disabled=not active, on_click=_cancel, width="stretch")
+        # Not Esc: that closes lists, full screen and menus, and ends typing.
+        st.button("Cancel", shortcut="Ctrl+Shift+Enter", disabled=not active, on_click=_cancel, width="stretch")
         if job is not None and job.active and job.request.n_images > 1:
-            st.button("Skip", help="Go on with the next picture", on_click=_skip, width="stretch")
+            st.button("Skip", help="Continue with the next picture", on_click=_skip, width="stretch")
+    if st.toggle("Generate forever", key="forever", on_change=session.repeat_jobs, persist_state="session"):
+        st.caption(
+            "Paints with new seeds until you cancel or switch this off, even after this tab is closed. Other jobs get "
+            "their turn in between."
+        )
     problem = st.session_state.get("form_problem") or (job.error if job is not None else "")
     if problem:
         st.error(session.plain(problem), icon=":material/error:")
@@ -125,9 +169,6 @@ def buttons(kind: str) -> None:
 
 def _generate(kind: str) -> None:
     st.session_state["form_problem"] = ""
-    job = session.current_job()
-    if job is not None and job.active:  # a second click before the page knew of the first
-        return
     picture = st.session_state.get("input_picture") if kind != "text" else None
     if kind != "text" and picture is None:
         st.session_state["form_problem"] = "Choose an input picture first."
@@ -136,10 +177,20 @@ def _generate(kind: str) -> None:
         st.session_state["form_problem"] = problem
         return
     try:
+        field_guard.check()
         mask = mask_painter.mask() if kind == "mask" else None
-        session.show_job(session.the_worker().submit(session.request_from_form(picture, mask)))
+        _submit(session.request_from_form(picture, mask))
     except StableDiffusionError as error:
         st.session_state["form_problem"] = str(error)
+
+
+def _submit(request: Request) -> None:
+    """Queue a request, but for the second one of a double click."""
+    now, (then, before) = time.monotonic(), st.session_state.get("submitted", (0.0, None))
+    if request == before and request.picture is before.picture and now - then < DOUBLE_CLICK:
+        return
+    session.add_job(session.the_worker().submit(request, st.session_state["forever"]))
+    st.session_state["submitted"] = (now, request)
 
 
 def _cancel() -> None:

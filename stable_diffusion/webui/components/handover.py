@@ -5,7 +5,6 @@ then switches to the page, and `notes` says there what could not be taken over.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import streamlit as st
 
@@ -44,6 +43,25 @@ def send(
     st.session_state["go_to"] = page if picture is not None else TEXT_PAGE
 
 
+def send_buttons(parameters: Parameters | None, read: Callable[[], InputFile]) -> None:
+    """Draw the buttons that send a picture to a form, alone or with its parameters."""
+    whole = False
+    if parameters is not None:
+        whole = st.toggle(
+            "Send with its prompt and settings",
+            value=True,
+            key="send_whole",
+            help="Off: the picture alone is sent, and the form stays as it is.",
+            persist_state="session",
+        )
+    with st.container(horizontal=True, gap="small"):
+        for label, icon, page in (
+            ("Send to image to image", ":material/image:", PICTURE_PAGE),
+            ("Send to inpaint", ":material/brush:", INPAINT_PAGE),
+        ):
+            st.button(label, icon=icon, on_click=send, args=(parameters if whole else None, read, page))
+
+
 def follow() -> None:
     """Go to the page that `send` chose, if it did."""
     if page := st.session_state.pop("go_to", None):
@@ -77,7 +95,7 @@ def fill(parameters: Parameters) -> list[str]:
         else:
             left_out.append(f"The model {parameters.model!r} is not here; the chosen one was left.")
     for name, value in said.items():
-        if _can_be_shown(name, value):
+        if name == "sampler" or name not in values.FORM or values.shows(name, value):
             found[name] = value
         else:
             title = values.FORM[name].title or name.title()
@@ -91,11 +109,6 @@ def fill(parameters: Parameters) -> list[str]:
     left_out += [f"The LoRA {name!r} is not here, and was left out." for name in missing]
     session.put(found)
     return left_out
-
-
-def _can_be_shown(name: str, value: Any) -> bool:
-    """Whether the form can show exactly this value: its bounds are narrower than the engine's."""
-    return name == "sampler" or name not in values.FORM or values.clean({name: value}, []).get(name) == value
 
 
 def model_named(wanted: str) -> str | None:

@@ -36,7 +36,7 @@ def settings() -> None:
             "Only masked: the mask and its surroundings are painted at the full width and height, then scaled back. "
             "Finer details, but the model sees less of the rest of the picture.",
         )
-    _sizes()
+    form.sizes()
     with st.expander("Mask settings"):
         _choice("Mask mode", "invert", MODES, "Which part is repainted.")
         _pixels("Mask blur", "mask_blur", "How softly new and old blend at the edge of the mask.")
@@ -44,25 +44,6 @@ def settings() -> None:
     if st.session_state.get("input_picture") is not None:
         with st.expander("Extend the canvas"):
             _extension()
-
-
-def _sizes() -> None:
-    """Say at which size the picture is painted, if that is not its own."""
-    found = st.session_state.get("input_picture")
-    size = (st.session_state["width"], st.session_state["height"])
-    if found is None or found.size == size:
-        return
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(
-            f"The picture has {found.width} × {found.height} pixels and is painted at {size[0]} × {size[1]}.",
-            width="content",
-        )
-        st.button(
-            "Take the picture's shape",
-            type="tertiary",
-            help="Set width and height to its shape, as large as the model paints best",
-            on_click=session.take_shape,
-        )
 
 
 def _choice(label: str, key: str, titles: dict[Any, str], words: str) -> Any:

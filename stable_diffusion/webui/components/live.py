@@ -172,6 +172,8 @@ def _result(job_id: str) -> None:
     if picture.finished:
         st.image(_source(picture), width="stretch", output_format="PNG", alt=f"Finished picture, seed {picture.seed}")
         _download(job, picture)
+    else:
+        _keep(job, picture)
     _replay(job, picture)
 
 
@@ -212,6 +214,25 @@ def _download(job: Job, picture: Picture) -> None:
             handover.send(None, lambda: InputFile(name, _bytes(picture)), handover.INPAINT_PAGE)
             st.rerun()
         st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
+
+
+def _keep(job: Job, picture: Picture) -> None:
+    """Offer to save a picture that was stopped, as far as it came."""
+    worker = session.the_worker()
+    if not st.button("Keep the picture so far", help="Decode the last estimate, and save it as a picture"):
+        return
+    try:
+        task = worker.keep(job, picture)
+    except StableDiffusionError as error:
+        st.error(session.plain(str(error)), icon=":material/error:")
+        return
+    _wait(task)
+    if task.error:
+        st.error(session.plain(task.error), icon=":material/error:")
+    elif task.active:
+        st.caption("It is saved when the step that is being computed, and what is loaded for it, is done.")
+    else:
+        st.rerun()
 
 
 def _download_sheet(job: Job, pictures: list[Picture]) -> None:

@@ -51,15 +51,4 @@ def _actions(upload: UploadedFile, text: str | None) -> None:
             disabled=parameters is None,
             icon=":material/edit:",
         )
-        st.button(
-            "Send to image to image",
-            on_click=handover.send,
-            args=(parameters, lambda: session.input_file(upload)),
-            icon=":material/image:",
-        )
-        st.button(
-            "Send to inpaint",
-            on_click=handover.send,
-            args=(parameters, lambda: session.input_file(upload), handover.INPAINT_PAGE),
-            icon=":material/brush:",
-        )
+    handover.send_buttons(parameters, lambda: session.input_file(upload))

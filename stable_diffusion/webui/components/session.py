@@ -12,9 +12,9 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 from stable_diffusion import catalogue
 from stable_diffusion.pictures.inpainting import suitable_size
 from stable_diffusion.record.inputs import InputFile, recordable
-from stable_diffusion.request import Request
+from stable_diffusion.request import GRID, Request
 from stable_diffusion.service import loras, presets, values
-from stable_diffusion.service.jobs import Job
+from stable_diffusion.service.jobs import Job, Picture, State
 from stable_diffusion.service.masks import Painting
 from stable_diffusion.service.shared import outputs
 from stable_diffusion.service.shared import the_downloads as the_downloads
@@ -28,6 +28,7 @@ FRESH: dict[str, Any] = {  # the form's initial values, except those that the mo
     "loras": (),
     "file_format": Request.file_format,
     "previews": Request.previews,
+    "forever": False,
 }
 NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
@@ -50,9 +51,19 @@ def presets_file() -> Path:
 
 
 def current_job() -> Job | None:
-    """The job that this tab shows: kept over page switches in the session, over a reload in the address."""
-    job_id = st.session_state.get("job_id") or st.query_params.get("job")
-    return the_worker().job(job_id)
+    """The job that this tab shows: of its own, the one that runs, else the first that waits, else the last."""
+    jobs = own_jobs()
+    for states in ((State.LOADING, State.RUNNING), (State.QUEUED,)):
+        if job := next((job for job in jobs if job.state in states), None):
+            return job
+    return max(jobs, key=lambda job: job.ended or 0.0, default=None)
+
+
+def own_jobs() -> list[Job]:
+    """The jobs that this tab started or watches; a reload keeps the one in the address."""
+    ids = st.session_state.get("job_ids") or [st.query_params.get("job")]
+    found = (the_worker().job(each) for each in ids)
+    return [the_worker().latest(job) for job in found if job is not None]
 
 
 def shown_job() -> Job | None:
@@ -65,9 +76,34 @@ def shown_job() -> Job | None:
     return shown if shown is not None and shown.frame is not None else None
 
 
-def show_job(job: Job) -> None:
-    """Make this tab show a job from now on."""
-    st.session_state["job_id"] = job.id
+def shown_picture() -> Picture | None:
+    """The picture that the panel shows: the newest while a job runs, then the chosen one; of all, the first."""
+    job = shown_job()
+    pictures = [] if job is None else [picture for picture in job.pictures if picture.frames]
+    if job is None or not pictures:
+        return None
+    chosen = st.session_state.get(f"picture-{job.id}")
+    if job.active:
+        return pictures[-1]
+    return pictures[chosen] if isinstance(chosen, int) and 0 <= chosen < len(pictures) else pictures[0]
+
+
+def add_job(job: Job) -> None:
+    """Let this tab follow a job, after those that it follows already."""
+    st.session_state["job_ids"] = [*(each.id for each in own_jobs() if each.active), job.id]
+
+
+def watch(job: Job) -> None:
+    """Let this tab show a job, whoever started it."""
+    st.session_state["job_ids"] = [job.id]
+    st.session_state["forever"] = job.repeat
+
+
+def repeat_jobs() -> None:
+    """Let this tab's active jobs repeat, or not, as the form says."""
+    for job in own_jobs():
+        if job.active:
+            job.repeat = st.session_state["forever"]
 
 
 def begin() -> None:
@@ -80,9 +116,11 @@ def begin() -> None:
         apply_defaults()
         if job is not None:
             recall(job.request)
+            st.session_state["forever"] = job.repeat and job.active
     _make_showable()
     if job is not None:
         st.session_state["job_id"] = job.id
+        st.session_state["job_ids"] = [each.id for each in own_jobs() if each.active or each is job]
         if st.query_params.get("job") != job.id:
             st.query_params["job"] = job.id
     elif "job" in st.query_params:
@@ -98,7 +136,7 @@ def _make_showable() -> None:
         state["model"] = catalogue.DEFAULT
         apply_defaults()
     for key, value in values.clean({key: state.get(key) for key in values.KEYS}, known).items():
-        if state.get(key) != value:
+        if state.get(key) != value and not (key in values.TYPED and isinstance(state.get(key), str)):
             state[key] = value
     typed = values.without_default(state["negative"], default_negative())
     if typed != state["negative"].strip():
@@ -152,10 +190,10 @@ def recall(request: Request) -> None:
 
 
 def recall_seed() -> None:
-    """Put the seed of the picture that is shown into the form."""
-    job = shown_job()
-    if job is not None and job.pictures and job.pictures[0].seed is not None:
-        put({"seed": job.pictures[0].seed})
+    """Put the seed of the picture that is shown into the form, and that of its variation."""
+    picture = shown_picture()
+    if picture is not None:
+        put({"seed": picture.seed, "variation_seed": picture.variation_seed})
 
 
 def settings_of_form() -> dict[str, Any]:
@@ -180,11 +218,22 @@ def take_shape() -> None:
         put({"width": width, "height": height})
 
 
+def take_size() -> None:
+    """Set width and height to the size of the input picture, as nearly as the form can."""
+    picture: Image.Image | None = st.session_state.get("input_picture")
+    if picture is not None:
+        width, height = (round(side / GRID) * GRID for side in picture.size)
+        put({"width": width, "height": height})
+
+
 def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
-    """Gather the form into a request."""
+    """Gather the form into a request. Raises InputError for what is not valid in it."""
     state = st.session_state
+    numbers = {name: values.typed(name, state[name]) for name in values.TYPED if name != "variation_seed"}
+    if state["variation_strength"]:
+        numbers["variation_seed"] = values.typed("variation_seed", state["variation_seed"])
     return Request.from_values(
-        {key: state[key] for key in values.KEYS},
+        {key: state[key] for key in values.KEYS if key not in values.TYPED} | numbers,
         prompt=state["prompt"].strip(),
         negative=values.with_default(state["negative"], default_negative()),
         sampler=values.join_sampler(state["sampler"], state.get("schedule", values.AUTOMATIC)),

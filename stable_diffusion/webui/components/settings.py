@@ -84,13 +84,7 @@ def _swap_sides() -> None:
 
 
 def _seed() -> None:
-    st.number_input(
-        "Seed",
-        *values.bounds("seed"),
-        key="seed",
-        help="The same seed and settings give the same picture. -1: a new one every time.",
-        persist_state="session",
-    )
+    _typed("seed")
     with st.container(horizontal=True, gap="small"):
         st.button(
             "Random",
@@ -102,7 +96,7 @@ def _seed() -> None:
         st.button(
             "Reuse last",
             icon=":material/history:",
-            help="The seed of the picture that is shown",
+            help="The seed of the picture that is shown; of all, the first one's",
             on_click=session.recall_seed,
         )
 
@@ -112,7 +106,7 @@ def _advanced() -> None:
     _number("clip_skip")
     _slider("guidance_rescale")
     _slider("variation_strength")
-    _number("variation_seed", disabled=not st.session_state["variation_strength"])
+    _typed("variation_seed", disabled=not st.session_state["variation_strength"])
     _choice("prompt_language", {"a1111": "A1111's", "plain": "Plain"})
     st.pills(
         "Preview",
@@ -128,7 +122,8 @@ def _advanced() -> None:
 
 
 def _of_model() -> None:
-    """Draw how the model is loaded; a change takes effect with the next picture, which loads it again."""
+    """Draw how the model is loaded."""
+    st.caption("A change takes effect with the next picture: the model is loaded again for it.")
     here = catalogue.vaes()
     chosen = st.session_state["vae"]
     _select("vae", {"": "The model's own", **{name: name for name in sorted({*here, *filter(None, [chosen])})}})
@@ -154,6 +149,23 @@ def _number(name: str, disabled: bool = False) -> None:
         help=_sentence(each.help),
         persist_state="session",
     )
+
+
+def _typed(name: str, disabled: bool = False) -> None:
+    """Draw a text field for a number that may be larger than a browser can count."""
+    each = values.FORM[name]
+    st.text_input(
+        each.title,
+        key=name,
+        disabled=disabled,
+        max_chars=24,
+        help=f"{_sentence(each.help)} -1: a new one every time.",
+        persist_state="session",
+    )
+    try:
+        values.typed(name, st.session_state[name])
+    except StableDiffusionError as error:
+        st.error(session.plain(str(error)), icon=":material/error:")
 
 
 def _select(name: str, titles: dict[Any, str]) -> None:
