@@ -1,4 +1,4 @@
-"""The page as a whole: the server's middleware, the navigation, the sidebar and the live panel."""
+"""The whole page: the server's middleware, the navigation, the sidebar and the live panel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 
 from stable_diffusion.commands.serving import PASSWORD_VARIABLE
 from stable_diffusion.places import packaged
-from stable_diffusion.webui.components import handover, live, look, session, settings
+from stable_diffusion.webui.components import handover, job_queue, live, look, session, settings
 from stable_diffusion.webui.server.guard import guards
 
 PAGES = Path(__file__).with_name("pages")
@@ -47,6 +47,8 @@ def draw() -> None:
             page.run()
         with picture, st.container(key="live"):
             live.panel()
+            job_queue.draw()
     else:
         page.run()
         live.strip()
+        job_queue.draw()
