@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from stable_diffusion.webui.server.guard import HostGuard, host_name, is_own
+from stable_diffusion.service.guard import HostGuard, host_name, is_own
 from tests.asgi import Page, ask
 
 HOSTS = ["localhost", "127.0.0.1", "::1", "*.example.org"]

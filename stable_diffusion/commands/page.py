@@ -15,8 +15,7 @@ from typing import Any
 from ..catalogue import FOLDERS_VARIABLE
 from ..errors import InputError, StableDiffusionError
 from ..places import packaged
-from .options import add_debug, whole
-from .serving import (
+from ..service.addresses import (
     EVERYWHERE,
     PASSWORD_VARIABLE,
     SHORTEST_PASSWORD,
@@ -26,6 +25,7 @@ from .serving import (
     is_loopback,
     own_names,
 )
+from .options import add_debug, whole
 
 NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 

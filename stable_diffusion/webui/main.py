@@ -8,10 +8,11 @@ from pathlib import Path
 import streamlit as st
 from starlette.middleware import Middleware
 
-from stable_diffusion.commands.serving import PASSWORD_VARIABLE
 from stable_diffusion.places import packaged
+from stable_diffusion.service.addresses import PASSWORD_VARIABLE
+from stable_diffusion.service.guard import guards
+from stable_diffusion.service.password import PasswordGate
 from stable_diffusion.webui.components import handover, job_queue, live, look, session, settings
-from stable_diffusion.webui.server.guard import guards
 
 PAGES = Path(__file__).with_name("pages")
 WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # these have the live panel, others a strip
@@ -19,7 +20,8 @@ WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # these have the liv
 
 def middleware() -> list[Middleware]:
     """What requests pass before they reach Streamlit: the check of hosts and origins, and the password if any."""
-    return guards(st.get_option("server.allowedHosts") or ["*"], os.environ.get(PASSWORD_VARIABLE))
+    password = Middleware(PasswordGate, password=os.environ.get(PASSWORD_VARIABLE))
+    return [*guards(st.get_option("server.allowedHosts") or ["*"]), password]
 
 
 def draw() -> None:

@@ -1,6 +1,6 @@
 """The page's password: a form asks for it once, a signed cookie remembers that, sockets included.
 
-HTTP Basic works too, with any user name, for curl and for proxies that ask for a password themselves.
+HTTP Basic (any user name) and Bearer work, too, for programs and for proxies that ask for a password themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stable_diffusion.commands.serving import is_loopback
+from .addresses import is_loopback
 
 VALID = 30 * 24 * 3600  # seconds that a cookie is valid
 LARGEST_FORM = 4096  # bytes
@@ -87,7 +87,7 @@ class PasswordGate:
             answer = await self._sign_in(Request(scope, receive), client)
         elif self._is_signed(connection.cookies.get(self._cookie, "")):
             return await self._app(scope, receive, send)
-        elif (given := _basic(connection)) is not None:
+        elif (given := _shown(connection)) is not None:
             if problem := self._problem(given, client):
                 answer = said(problem, LIMITED if problem == TOO_MANY else 401, scope)
             else:
@@ -211,9 +211,11 @@ def _is_form(scope: Scope, connection: HTTPConnection) -> bool:
     return scope.get("method") == "POST" and kind == "application/x-www-form-urlencoded"
 
 
-def _basic(connection: HTTPConnection) -> str | None:
-    """The password of HTTP Basic, if any."""
+def _shown(connection: HTTPConnection) -> str | None:
+    """The password in an Authorization header, Basic or Bearer, if any."""
     scheme, _, value = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
     if scheme.lower() != "basic":
         return None
     try:
