@@ -82,6 +82,24 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
     return mx.conv2d(x, weight, stride=stride, padding=padding) + bias
 
 
+def conv2d_size(x: mx.array, weight: mx.array, stride: int, padding: int) -> tuple[int, int]:
+    """(H', W') of `conv2d`."""
+    kernel = weight.shape[1:3]
+    height, width = ((side + 2 * padding - k) // stride + 1 for side, k in zip(x.shape[1:3], kernel, strict=True))
+    return height, width
+
+
+def conv2d_rows(
+    x: mx.array, weight: mx.array, bias: mx.array, stride: int, padding: int, first: int, last: int
+) -> mx.array:
+    """The rows from `first` up to `last`, exclusive, of what `conv2d` returns; `last` may lie beyond the end."""
+    height, _ = conv2d_size(x, weight, stride, padding)
+    start, stop = first * stride - padding, (min(last, height) - 1) * stride - padding + weight.shape[1]
+    lines = x[:, max(start, 0) : stop]
+    lines = mx.pad(lines, [(0, 0), (max(-start, 0), max(stop - x.shape[1], 0)), (padding, padding), (0, 0)])
+    return conv2d(lines, weight, bias, stride)
+
+
 def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, *inputs: Any) -> mx.array:
     """`function(*inputs)`; a form may split arrays `batch` long. The function also reads the network's weights."""
     return function(*inputs)
