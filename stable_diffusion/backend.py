@@ -9,6 +9,7 @@ or trained:
   `auto` (the default), `openblas`, `mkl` or `none`. If anything is not as expected MLX stays as it is, and one warning
   says why and what to do.
 - There the C library keeps the memory that MLX frees; STABLE_DIFFUSION_MALLOC=system leaves that to itself.
+- On a GPU a lock file warns of a second process that uses it (gpu_lock.py).
 - On Metal weights stay resident up to STABLE_DIFFUSION_WIRED (in GiB), where that is set, and MLX's cache of freed
   buffers is limited to an eighth of the memory.
 
@@ -34,7 +35,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import __version__, mlx_packages, relink
+from . import __version__, gpu_lock, mlx_packages, relink
 from .errors import InputError
 
 try:
@@ -126,7 +127,7 @@ def has_gpu() -> bool:
 
 
 def gpu_kind() -> str | None:
-    """ "metal" or "cuda" where MLX's default device is such a GPU, else None."""
+    """Which GPU MLX's default device is, "metal" or "cuda"; None for a CPU."""
     if not has_gpu():
         return None
     return "metal" if mx.metal.is_available() else "cuda"
@@ -184,11 +185,13 @@ def version() -> str:
 def prepare() -> Blas:
     """Make the machine ready for a model; loading and training call it. Idempotent, and safe from several threads.
 
-    Raises `InputError` for a $STABLE_DIFFUSION_WIRED that is no number of GiB.
+    Warns where another process uses the GPU. Raises `InputError` for a $STABLE_DIFFUSION_WIRED that is not a number.
     """
     global _blas
     with _preparing:
         if _blas is None:
+            if has_gpu():
+                gpu_lock.take()
             _keep_weights_resident()
             _limit_cache()
             _keep_freed_memory()
