@@ -8,17 +8,16 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks import engine
 from stable_diffusion import backend, memory, ops
 from stable_diffusion.backend import mx
 from stable_diffusion.config import AutoencoderConfig, UNetConfig
 from stable_diffusion.ops import gpu, heads, plain
 from stable_diffusion.ops.heads import CUDA, METAL, SCORES, SMALL, Plan, kernels, plan
+from stable_diffusion.selftest import published
 from stable_diffusion.unet import UNet
 from stable_diffusion.vae import Autoencoder
 
-SD2 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
-UNETS = {"sd1": engine.UNETS["unet"], "sd2": SD2, "sdxl": engine.UNETS["sdxl"]}
+UNETS = dict(zip(("sd1", "sd2", "sdxl"), published.UNETS.values(), strict=True))
 NOW = METAL[0][1]
 HALF = mx.float16
 
@@ -90,7 +89,7 @@ def attentions() -> dict[tuple[str, int], set[tuple[int, int, int, int]]]:
         for size in (512, 768, 1024):
             x = mx.zeros((2, size // 8, size // 8, 4))
             found[name, size] = recorded(lambda x=x: unet(x, mx.array([500.0]), context, *pooled))  # noqa: B023
-    vae = Autoencoder(AutoencoderConfig.from_dict(engine.VAE))
+    vae = Autoencoder(AutoencoderConfig.from_dict(published.VAE))
     for size in (512, 768, 1024):
         latents, picture = mx.zeros((1, size // 8, size // 8, 4)), mx.zeros((1, size, size, 3))
         found["vae", size] = recorded(lambda z=latents: vae.decode(z)) | recorded(lambda x=picture: vae.moments(x))

@@ -65,6 +65,7 @@ ORDER = [
     "stable_diffusion/model.py",
     "stable_diffusion/pipeline.py",
     "stable_diffusion/training",
+    "stable_diffusion/selftest",
     "stable_diffusion/catalogue.py",
     "stable_diffusion/commands",
     "stable_diffusion/service",
