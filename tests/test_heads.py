@@ -154,6 +154,15 @@ def test_blocks_of_queries_are_exact(rows):
     assert difference(heads.planned(q, k, v, Plan(24, rows, False)), plain.attention(q, k, v)) <= 1e-6
 
 
+def test_keys_and_values_of_one_row_serve_the_whole_batch():
+    """As those of a prompt do; MLX's own attention takes no such batch."""
+    q, k, v = normal(1, 3, 2, 65, 24), normal(2, 1, 2, 70, 24), normal(3, 1, 2, 70, 24)
+    expected = mx.concatenate([plain.attention(one, k, v) for one in mx.split(q, 3)])
+    for chosen in (Plan(24, 65, False), Plan(24, 16, False), Plan(64, 65, True)):
+        assert difference(heads.planned(q, k, v, chosen), expected) <= 1e-6
+    assert difference(plain.attention(q, k, v), expected) <= 1e-6
+
+
 def test_the_form_on_any_machine(monkeypatch):
     """As a Mac would compute it, with each choice met; masks are never cut."""
     monkeypatch.setattr(backend, "gpu_kind", lambda: "metal")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from .. import backend
 from ..backend import mx
+from . import plain
 
 SCORES = 1 << 25  # most scores that one call holds: 64 MiB in half precision
 SMALL = 1 << 21  # up to here holding all of them costs less than filling heads up would
@@ -91,6 +92,7 @@ def planned(q: mx.array, k: mx.array, v: mx.array, chosen: Plan, mask: mx.array 
     """Attention as a plan has it. The scale is that of the true head size, so zeros change nothing."""
     n, size = q.shape[2:]
     scale = 1 / math.sqrt(size)
+    k, v = plain.for_batch(len(q), k, v)
     if chosen.size > size:
         q, k, v = (mx.pad(x, [(0, 0), (0, 0), (0, 0), (0, chosen.size - size)]) for x in (q, k, v))
     if chosen.rows >= n:

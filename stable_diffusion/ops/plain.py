@@ -42,7 +42,13 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None
     q (B, heads, N, D), k and v (B or 1, heads, M, D); `mask` is None, "causal" or additive (N, M). Returns
     (B, heads, N, D).
     """
+    k, v = for_batch(len(q), k, v)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(q.shape[-1]), mask=mask)
+
+
+def for_batch(batch: int, *arrays: mx.array) -> list[mx.array]:
+    """Arrays of one row or `batch` rows, all with `batch`: MLX's attention takes no others."""
+    return [x if len(x) == batch else mx.broadcast_to(x, (batch, *x.shape[1:])) for x in arrays]
 
 
 def group_norm(
