@@ -19,6 +19,7 @@ from pathlib import Path
 from . import families
 from .errors import CheckpointError, CheckpointNotFoundError
 from .families import SD1, SD2, SDXL
+from .listing import is_hidden, visible
 from .model_io import hashes
 from .places import home
 
@@ -159,8 +160,8 @@ def vaes() -> dict[str, Path]:
         for place in (folder, folder / "VAE", folder.parent / "VAE"):
             endings = VAES if place == folder else WEIGHTS
             with contextlib.suppress(OSError):
-                for path in sorted(place.iterdir()):
-                    if path.name.lower().endswith(endings) and not path.name.startswith("."):
+                for path in visible(place):
+                    if path.name.lower().endswith(endings):
                         found.setdefault(path.name, path)
     return found
 
@@ -251,7 +252,7 @@ def _walk(folder: Path, name: str, levels: int, above: frozenset[tuple[int, int]
     """What is in a folder and below; `above` are the folders that lead here, since links may lead back to one."""
     try:
         stat = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted((each for each in os.scandir(folder) if not is_hidden(each.name)), key=lambda each: each.name)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -268,7 +269,7 @@ def _walk(folder: Path, name: str, levels: int, above: frozenset[tuple[int, int]
     for entry in entries:
         inner = f"{name}/{entry.name}".lstrip("/")
         if _is_folder(entry):
-            if levels > 1 and not entry.name.startswith("."):
+            if levels > 1:
                 yield from _walk(folder / entry.name, inner, levels - 1, above | {here})
         elif entry.name.lower().endswith(WEIGHTS) and not entry.name.lower().endswith(VAES):
             yield from_file(folder / entry.name, inner)
@@ -342,9 +343,13 @@ def _one_precision(folder: Path) -> list[Path]:
     """The weights files of the parts, each part once where it lies there in several precisions."""
     files = []
     for part in PARTS:
-        weights = sorted((folder / part).glob("*.safetensors"))
+        weights = _safetensors(folder / part)
         files += [path for path in weights if ".fp16" not in path.name] or weights
     return files
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    return [path for path in visible(folder) if path.suffix == ".safetensors"] if folder.is_dir() else []
 
 
 def _size(path: Path) -> int:
@@ -362,7 +367,7 @@ def _is_downloaded(hub_id: str) -> bool:
         return False
     named = _json(Path(index))
     folders = [Path(index).parent / part for part in PARTS if any(named.get(part) or ())]
-    return bool(folders) and min(any(folder.glob("*.safetensors")) for folder in folders)
+    return bool(folders) and min(any(_safetensors(folder)) for folder in folders)
 
 
 def _json(path: Path) -> dict:

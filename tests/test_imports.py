@@ -18,6 +18,7 @@ ORDER = [
     "stable_diffusion/atomic.py",
     "stable_diffusion/checks.py",
     "stable_diffusion/places.py",
+    "stable_diffusion/listing.py",
     "stable_diffusion/relink.py",
     "stable_diffusion/mlx_packages.py",
     "stable_diffusion/backend.py",

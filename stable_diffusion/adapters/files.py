@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import CheckpointNotFoundError
+from ..listing import walk
 from ..places import home
 
 LORAS, EMBEDDINGS = "loras", "embeddings"
@@ -73,22 +74,7 @@ def short_hash(path: Path) -> str:
 
 
 def _files(folder: Path) -> Sequence[Path]:
-    """The files in a folder and below it, by name; a link that leads back up is followed once."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for root, below, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        below.sort()
-        found += [
-            path
-            for name in sorted(names)
-            if (path := Path(root, name)).suffix.lower() in SUFFIXES and path.stem.strip()
-        ]
-    return found
+    return [path for path in walk(folder) if path.suffix.lower() in SUFFIXES and path.stem.strip()]
 
 
 def _in_folder(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from ..backend import mx
 from ..config import AutoencoderConfig, AutoencoderTinyConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
+from ..listing import visible
 from ..vae import Autoencoder
 from ..vae_tiny import TinyAutoencoder
 from . import hub, ldm, names
@@ -71,7 +72,7 @@ def _component(folder: Path) -> Path:
 
 
 def _load_folder(folder: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> Autoencoder | TinyAutoencoder:
-    present = sorted(path.name for path in folder.iterdir())
+    present = [path.name for path in visible(folder)]
     weights = hub.weight_files(present, float16=dtype == mx.float16)
     files = [folder / name for name in weights if name.endswith(".safetensors")]
     if not files:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import InputError, PictureError
+from ..listing import walk
 from ..pictures.reading import fit, open_picture
 from .postcards.painter import caption, paint, random_postcard
 
@@ -120,7 +121,7 @@ def _size(size: int) -> int:
 def _captioned(folder: Path) -> list[tuple[str, str, str]]:
     """(file name, caption, problem or "") of every picture in the folder or in its metadata, sorted by name."""
     written = _metadata(folder / METADATA)
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
+    found = {path.relative_to(folder).as_posix() for path in walk(folder) if path.suffix.lower() in SUFFIXES}
     rows = []
     for name in sorted(found | written.keys()):
         beside = (folder / name).with_suffix(".txt")
