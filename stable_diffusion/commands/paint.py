@@ -13,7 +13,7 @@ from .running import Output, Painter
 
 
 def add_to(commands: Any) -> None:
-    """Add the parsers of both."""
+    """Add both parsers."""
     text = commands.add_parser(
         "txt2img",
         help="paint a picture from a text",
@@ -25,8 +25,8 @@ def add_to(commands: Any) -> None:
 
     image = commands.add_parser(
         "img2img",
-        help="repaint a picture after a text",
-        description="Repaint a picture after a text.",
+        help="repaint a picture to match a text",
+        description="Repaint a picture to match a text.",
         usage="%(prog)s PICTURE PROMPT [options]",
     )
     image.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file to start from")
