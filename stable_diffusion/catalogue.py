@@ -21,7 +21,7 @@ from .errors import CheckpointError, CheckpointNotFoundError
 from .families import SD1, SD2, SDXL
 from .listing import is_hidden, visible
 from .model_io import hashes
-from .places import home
+from .places import expanded, folders_in, home
 
 DEFAULT = "postcards-tiny"
 EMBEDDED, LOCAL, HUB = "embedded", "local", "hub"
@@ -139,8 +139,7 @@ def all(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
 
 def model_folders() -> list[Path]:
     """Where local models are looked for: `models/` beside the program, and the folders in $STABLE_DIFFUSION_MODELS."""
-    named = os.environ.get(FOLDERS_VARIABLE, "")
-    return [home() / "models", *(Path(p).expanduser() for p in named.split(os.pathsep) if p)]
+    return [home() / "models", *folders_in(FOLDERS_VARIABLE)]
 
 
 def local(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
@@ -221,7 +220,7 @@ def find(name: str, folders: Iterable[str | os.PathLike] | None = None) -> Model
     ):
         if model := next(filter(fits, listed), None):
             return model
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return from_folder(path) or Model(str(path), LOCAL, str(path), path.name)
     if path.is_file():

@@ -9,6 +9,17 @@ from pathlib import Path
 HOME_VARIABLE = "STABLE_DIFFUSION_HOME"
 
 
+def expanded(path: str | os.PathLike) -> Path:
+    """A path whose leading `~` or `~user` stands for a home folder; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def folders_in(variable: str, several: bool = True) -> list[Path]:
+    """The folders that an environment variable names, separated as in $PATH where there may be `several`."""
+    named = os.environ.get(variable, "")
+    return [expanded(part) for part in (named.split(os.pathsep) if several else [named]) if part]
+
+
 def packaged(*parts: str) -> Path:
     """A file or folder that comes with the package, such as `packaged("checkpoints", "postcards-tiny")`."""
     return Path(str(resources.files(__package__).joinpath(*parts)))
@@ -19,7 +30,7 @@ def home() -> Path:
 
     $STABLE_DIFFUSION_HOME, else the checkout that this package is part of, else (installed by pip) the current folder.
     """
-    if named := os.environ.get(HOME_VARIABLE):
-        return Path(named).expanduser()
+    if named := folders_in(HOME_VARIABLE, several=False):
+        return named[0]
     checkout = packaged().parent
     return checkout if (checkout / "pyproject.toml").is_file() and (checkout / "webui.sh").is_file() else Path.cwd()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import CheckpointNotFoundError
 from ..listing import walk
-from ..places import home
+from ..places import expanded, folders_in, home
 
 LORAS, EMBEDDINGS = "loras", "embeddings"
 VARIABLES = {LORAS: "STABLE_DIFFUSION_LORAS", EMBEDDINGS: "STABLE_DIFFUSION_EMBEDDINGS"}
@@ -22,8 +22,7 @@ FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 def folders(kind: str) -> list[Path]:
     """Where a kind is looked for: loras/ or embeddings/ beside the program, and the folders that its variable names."""
-    named = os.environ.get(VARIABLES[kind], "")
-    return [home() / kind, *(Path(part).expanduser() for part in named.split(os.pathsep) if part)]
+    return [home() / kind, *folders_in(VARIABLES[kind])]
 
 
 def listed(kind: str, where: Iterable[str | os.PathLike] | None = None) -> dict[str, Path]:
@@ -43,7 +42,7 @@ def find(
     Raises `CheckpointNotFoundError` with the nearest names and the folders that were searched.
     """
     name = os.fspath(source)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file() and not names_only:
         return path
     if path.is_dir() and not names_only:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PictureError
 from ..pictures.formats import WRITTEN_SUFFIXES
-from .options import add_debug
+from .options import add_debug, path
 from .running import means_folder
 
 if TYPE_CHECKING:
@@ -38,17 +38,22 @@ def add_to(commands: Any) -> None:
         usage="%(prog)s PICTURE [options]",
     )
     again.set_defaults(run=paint_again)
-    again.add_argument("source", metavar="PICTURE", help="a picture that carries its parameters (`info` shows them)")
-    again.add_argument("--output", metavar="FILE-OR-FOLDER", help="as for the command that made it (default: outputs/)")
+    again.add_argument(
+        "source", type=path, metavar="PICTURE", help="a picture that carries its parameters (`info` shows them)"
+    )
+    again.add_argument(
+        "--output", type=path, metavar="FILE-OR-FOLDER", help="as for the command that made it (default: outputs/)"
+    )
     again.add_argument("--show", action="store_true", help="print the command, and generate nothing")
-    again.add_argument("--picture", metavar="FILE", help="its input picture")
-    again.add_argument("--mask", metavar="FILE", help="its mask")
+    again.add_argument("--picture", type=path, metavar="FILE", help="its input picture")
+    again.add_argument("--mask", type=path, metavar="FILE", help="its mask")
     again.add_argument("--model", metavar="NAME", help="use this model instead of the recorded one")
-    again.add_argument("--vae", metavar="FILE", help="its VAE, if that is not found by name")
+    again.add_argument("--vae", type=path, metavar="FILE", help="its VAE, if that is not found by name")
     again.add_argument(
         "--lora",
         action="append",
         default=[],
+        type=path,
         metavar="FILE",
         help="the file of a recorded LoRA, by its name; repeatable",
     )

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from .. import catalogue
-from .options import add_debug, add_setting
+from .options import add_debug, add_setting, path
 from .running import Report
 
 
@@ -27,7 +27,9 @@ def add_to(commands: Any) -> None:
     conversion.add_argument(
         "source", metavar="SOURCE", help="a name that `models` lists, a folder, a single file, or an id of the hub"
     )
-    conversion.add_argument("destination", metavar="DEST", help="a new folder, or a new file that ends in .safetensors")
+    conversion.add_argument(
+        "destination", type=path, metavar="DEST", help="a new folder, or a new file that ends in .safetensors"
+    )
     conversion.add_argument("--mlx", action="store_true", help="a folder in this program's own form")
     add_setting(conversion, "bits")
     conversion.add_argument(

@@ -9,7 +9,7 @@ from typing import Any
 from ..request import Request
 from ..setting import MASK, SEVERAL, SIDES, WHITE
 from .generation import carried, load, request_of
-from .options import WHERE, add_embed_inputs, add_generation_options, add_setting
+from .options import WHERE, add_embed_inputs, add_generation_options, add_setting, path
 from .running import Output, Painter
 
 # Inside, noise becomes what the text says; beyond an edge, the smeared colours show where the horizon is.
@@ -29,6 +29,7 @@ def add_to(commands: Any) -> None:
     _add_picture(inside)
     inside.add_argument(
         "mask",
+        type=path,
         metavar="MASK",
         help="a picture, white where to repaint, black or transparent elsewhere; stretched to PICTURE's size",
     )
@@ -47,7 +48,7 @@ def add_to(commands: Any) -> None:
 
 
 def _add_picture(command: argparse.ArgumentParser) -> None:
-    command.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file")
+    command.add_argument("picture", type=path, metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file")
 
 
 def _add_options(command: argparse.ArgumentParser, strength: float, *groups: str) -> None:

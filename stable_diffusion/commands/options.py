@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from .. import catalogue
-from ..checks import Check, Choice, Flag, Number, Whole
+from ..checks import Check, Choice, FilePath, Flag, Number, Whole
 from ..errors import InputError
 from ..record.keys import plain
 from ..request import DEFAULTS, SETTINGS, option_of
@@ -96,6 +96,7 @@ def _add_model(how: argparse._ArgumentGroup) -> None:
 def _add_where(where: argparse._ArgumentGroup, several: bool) -> None:
     where.add_argument(
         "--output",
+        type=path,
         metavar="FILE-OR-FOLDER",
         help="a file (.png, .jpg, .webp), overwritten if it exists, or with several pictures FILE-1, FILE-2, and so "
         "on; or a folder, where every picture gets a new name (default: outputs/ and today's date)",
@@ -136,6 +137,11 @@ def lora(text: str) -> tuple[str, float]:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} should be like watercolour:0.8")
     return name or text, value
+
+
+def path(text: str) -> str:
+    """The type of a path."""
+    return FilePath().read(text)
 
 
 def whole(low: int, high: int, multiple: int = 1) -> Callable[[str], int]:

@@ -15,7 +15,7 @@ from typing import Any
 from ..catalogue import FOLDERS_VARIABLE
 from ..errors import InputError, StableDiffusionError
 from ..places import packaged
-from .options import add_debug, whole
+from .options import add_debug, path, whole
 
 NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
@@ -35,6 +35,7 @@ def add_to(commands: Any) -> None:
     page.add_argument(
         "--ckpt-dir",
         action="append",
+        type=path,
         default=[],
         metavar="FOLDER",
         help=f"another folder with models, beside those in ${FOLDERS_VARIABLE}; may be given several times",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..setting import PICTURE, SEVERAL
 from .generation import carried, load, request_of
-from .options import WHERE, add_embed_inputs, add_generation_options
+from .options import WHERE, add_embed_inputs, add_generation_options, path
 from .running import Output, Painter
 
 
@@ -29,7 +29,9 @@ def add_to(commands: Any) -> None:
         description="Repaint a picture to match a text.",
         usage="%(prog)s PICTURE PROMPT [options]",
     )
-    image.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file to start from")
+    image.add_argument(
+        "picture", type=path, metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file to start from"
+    )
     image.set_defaults(run=generate)
     add_embed_inputs(add_generation_options(image, [SEVERAL, PICTURE])[WHERE])
 

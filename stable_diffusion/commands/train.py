@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..training.runs import RUNS, Run
-from .options import add_debug, number, reading, whole
+from .options import add_debug, number, path, reading, whole
 
 
 def add_to(commands: Any) -> None:
@@ -35,7 +35,9 @@ def _add_run(runs: Any, run: Run) -> None:
         help=run.help,
         description=f"Train {run.help}.{needs} Repeat the command to resume it.",
     )
-    command.add_argument("--output", required=True, metavar="DIR", help="folder for the model, its states and sheets")
+    command.add_argument(
+        "--output", type=path, required=True, metavar="DIR", help="folder for the model, its states and sheets"
+    )
     command.add_argument("--minutes", type=number(0, math.inf), metavar="N", help="minutes to train, over all sessions")
     command.add_argument("--steps", type=whole(1, 10**9), metavar="N", help="steps to train, instead of --minutes")
     for option in run.options:

@@ -14,6 +14,7 @@ from .. import atomic
 from ..backend import mx
 from ..errors import InputError
 from ..listing import is_companion, visible
+from ..places import expanded
 from ..text.tokenizer import Tokenizer
 from . import export
 from .checkpoint import Checkpoint
@@ -52,7 +53,7 @@ def convert(
     `CheckpointError` for the source, and OSError for the disk, a full one (ENOSPC) before anything is written.
     """
     check_bits(bits)
-    named = Path(destination).expanduser()
+    named = expanded(destination)
     target = Path(os.path.abspath(named))
     form = _form(target, mlx, bits)
     _check_free(target, form, force)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import atomic
+from ..places import expanded, folders_in
 
 CACHE_VARIABLE = "STABLE_DIFFUSION_CACHE"
 NAME = "hashes.json"
@@ -21,9 +22,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def cache_folder() -> Path:
     """Where hashes are remembered: $STABLE_DIFFUSION_CACHE, or a folder of the user's cache ($XDG_CACHE_HOME)."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stable-diffusion-mlx"
+    if named := folders_in(CACHE_VARIABLE, several=False):
+        return named[0]
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "stable-diffusion-mlx"
 
 
 def short_hash(path: str | os.PathLike) -> str:
