@@ -66,6 +66,7 @@ ORDER = [
     "stable_diffusion/pipeline.py",
     "stable_diffusion/training",
     "stable_diffusion/catalogue.py",
+    "stable_diffusion/recorded.py",
     "stable_diffusion/commands",
     "stable_diffusion/service",
     "stable_diffusion/webui",

@@ -1,15 +1,18 @@
-"""Which files of a folder count: hidden ones, such as macOS's companions, do so nowhere."""
+"""Files by name: hidden ones count nowhere, those that share a name are told apart, and what a name means."""
 
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from stable_diffusion import StableDiffusion, catalogue, listing
 from stable_diffusion.adapters import files
+from stable_diffusion.errors import CheckpointNotFoundError
 from stable_diffusion.model_io.convert import convert
 from stable_diffusion.model_io.load_vae import load_vae
 from stable_diffusion.training.data import PictureFolder
@@ -85,3 +88,123 @@ def test_training_pictures_are_not_hidden(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # one would say what is skipped
         assert PictureFolder(tmp_path, 8).names == ["a.png"]
+
+
+# --- Names
+
+
+def named(*paths, taken=()):
+    """The names of paths below /r, whose usual ones are those of LoRAs: without their endings."""
+    return list(listing.named(((Path(path).stem, Path("/r", path)) for path in paths), taken))
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("a/ink.pt", "b/wash.pt"), ["ink", "wash"]),
+        (("a/ink.pt", "b/ink.pt"), ["a/ink", "b/ink"]),
+        (("ink.pt", "b/ink.pt", "b/wash.pt"), ["r/ink", "b/ink", "wash"]),
+        (("a/x/ink.pt", "b/x/ink.pt", "b/y/ink.pt"), ["a/x/ink", "b/x/ink", "b/y/ink"]),
+        (("a/ink.pt", "a/ink.ckpt"), ["ink.pt", "ink.ckpt"]),
+        (("a/ink.pt", "a/ink.ckpt", "b/ink.pt"), ["a/ink.pt", "a/ink.ckpt", "b/ink.pt"]),
+        (("a/ink.pt", "a/ink.pt"), ["ink"]),
+    ],
+)
+def test_files_of_one_name_have_their_folder_in_front(paths, names):
+    assert named(*paths) == names
+
+
+def test_names_are_not_those_that_are_taken():
+    assert named("a/ink.pt", "b/wash.pt", taken=["ink"]) == ["a/ink", "wash"]
+
+
+def test_one_file_under_two_names_stays_so_and_counts_once_under_one(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    file, link = tmp_path / "a" / "ink.pt", tmp_path / "b" / "ink.pt"
+    file.touch()
+    link.symlink_to(file)
+    assert listing.named([("ink", file), ("ink", link)]) == {"ink": file}
+    assert listing.matches("ink.pt", {"x": file, "y": link}) == ["x"]  # either is the one that is meant
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("people/face.safetensors", ["people/face.safetensors"]),
+        ("people/face", ["people/face.safetensors"]),
+        ("PEOPLE/Face", ["people/face.safetensors"]),
+        ("photon_v1", ["realistic/photon_v1.safetensors"]),
+        ("photon_v1.safetensors", ["realistic/photon_v1.safetensors"]),
+        ("realistic_photon_v1", ["realistic/photon_v1.safetensors"]),  # as A1111 had it
+        ("models/realistic/photon_v1", ["realistic/photon_v1.safetensors"]),
+        ("face", ["people/face.safetensors", "things/face.safetensors"]),
+        ("Face", ["Face.ckpt"]),
+        ("v1", []),
+        ("/r/models/people/face", []),
+        ("../people/face", []),
+        ("people/", []),
+        ("", []),
+        (".", []),
+        ("..", []),
+        ("\0", []),
+    ],
+)
+def test_a_name_means_the_end_of_a_path(name, found):
+    listed = (
+        "people/face.safetensors", "things/face.safetensors", "x/Face.ckpt", "realistic/photon_v1.safetensors"
+    )  # fmt: skip
+    known = {each.removeprefix("x/"): Path("/r/models", each) for each in listed}
+    assert listing.matches(name, known) == found
+
+
+# --- LoRAs and embeddings
+
+
+def test_loras_of_one_name_are_all_listed(places):
+    for name in ("people/face.safetensors", "things/face.pt", "ink.safetensors", "sub/.hidden/ink.safetensors"):
+        (places / "loras" / name).parent.mkdir(parents=True, exist_ok=True)
+        (places / "loras" / name).write_bytes(name.encode())
+    for name in ("style", "other"):
+        (places / "loras" / "peft" / name).mkdir(parents=True)
+        (places / "loras" / "peft" / name / "adapter_model.safetensors").write_bytes(name.encode())
+    listed = files.listed(files.LORAS)
+    assert sorted(listed) == ["ink", "other", "people/face", "style", "things/face"]
+    assert listed["style"].parent.name == "style"
+    assert files.shared(files.LORAS) == {"face": ["people/face", "things/face"]}
+    for name in listed:
+        assert files.find(files.LORAS, name, names_only=True) == listed[name]
+        assert files.name_of(files.LORAS, listed[name]) == name
+    for name, same in (("peft/style", "style"), ("things/face.pt", "things/face"), ("Things/Face", "things/face")):
+        assert files.find(files.LORAS, name, names_only=True) == listed[same]
+    with pytest.raises(CheckpointNotFoundError, match="'face' may be any of people/face, things/face"):
+        files.find(files.LORAS, "face")
+    thing = files.find(files.LORAS, "things/face")
+    assert files.find(files.LORAS, "face", digits=files.short_hash(thing)) == thing
+    assert files.find_hash(files.LORAS, files.short_hash(thing)) == thing
+    assert files.find_hash(files.LORAS, "") is files.find_hash(files.LORAS, "0" * 12) is None
+
+
+def test_a_folder_in_the_way_does_not_hide_a_lora(places, monkeypatch):
+    (places / "loras" / "ink.safetensors").touch()
+    (places / "ink").mkdir()
+    monkeypatch.chdir(places)
+    assert files.find(files.LORAS, "ink").name == "ink.safetensors"
+    with pytest.raises(CheckpointNotFoundError, match="holds none of"):
+        files.find(files.LORAS, "embeddings")
+
+
+def test_a_word_that_two_embeddings_have_is_refused_and_a_folder_chooses(places):
+    width = StableDiffusion().encode_text("x").shape[-1]
+    for i, folder in enumerate(("people", "things")):
+        (places / "embeddings" / folder).mkdir()
+        vectors = np.full((1, width), i + 1, np.float32)
+        save_file({"emb_params": vectors}, places / "embeddings" / folder / "smile.safetensors")
+    sd = StableDiffusion()
+    with pytest.raises(CheckpointNotFoundError, match="'smile' may be any of people/smile, things/smile"):
+        sd.generate_latents("a house with a smile")
+    sd.generate_latents("a house with smiles")  # another word
+    one, two = (np.array(sd.encode_text(f"a house, {folder}/smile")) for folder in ("people", "things"))
+    assert not np.array_equal(one, two)
+    used = sd.generate_latents("a house, things/smile", num_steps=1).used
+    assert list(used.embedding_hashes) == ["things/smile"]

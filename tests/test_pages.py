@@ -13,7 +13,7 @@ from stable_diffusion.record import picture_files  # noqa: E402
 from stable_diffusion.record.parameters import Parameters  # noqa: E402
 from stable_diffusion.service import gallery as gallery_module  # noqa: E402
 from stable_diffusion.service import shared  # noqa: E402
-from stable_diffusion.webui.components import browse, details, handover, session  # noqa: E402
+from stable_diffusion.webui.components import browse, details, session  # noqa: E402
 from tests.pretend import PretendEngine, over  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,7 +268,7 @@ def test_reuse_says_what_is_not_here_or_not_understood(outputs):
     (note,) = page.info
     assert note.value.split("  \n") == [
         session.plain("Bits '3' was not understood, and was left as it is."),
-        session.plain("The VAE 'gone.safetensors' is not here, and was left out."),
+        session.plain("The VAE 'gone.safetensors' is not here. It was left out."),
     ]
 
 
@@ -370,20 +370,6 @@ def test_hostile_parameters_only_show(outputs, tmp_path):
     assert page.session_state["model"] == before["model"]
     for word in ("passwd", "sampler", "Seed", "CFG", "Width", "Height"):
         assert word in page.info[0].value, word
-
-
-@pytest.mark.parametrize(
-    ("wanted", "name"),
-    [
-        ("postcards-tiny", "postcards-tiny"),
-        ("DreamShaper-8", "Lykon/dreamshaper-8"),
-        ("/etc/passwd", None),
-        ("someone/else", None),
-        ("", None),
-    ],
-)
-def test_a_picture_names_a_model_of_the_catalogue_or_none(wanted, name):
-    assert handover.model_named(wanted) == name
 
 
 def test_facts_leave_out_what_is_not_known_and_keep_zeros():

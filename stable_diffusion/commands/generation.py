@@ -35,7 +35,10 @@ def load(request: Request, quiet: bool) -> Any:
 
     report = Report(quiet)
     try:
-        sd = StableDiffusion(catalogue.find(request.model).source, progress=report, **request.to_load())
+        options = request.to_load()
+        if request.vae is not None:
+            options["vae"] = catalogue.vae_source(request.vae)
+        sd = StableDiffusion(catalogue.find(request.model).source, progress=report, **options)
     finally:
         report.end()
     if request.loras:

@@ -165,14 +165,12 @@ def _add_engine(plan: Plan, asked: argparse.Namespace, parameters: Parameters) -
     elif vae := extra.get(keys.VAE):
         plan.add("--vae", needs.vae(vae, extra.get(keys.VAE_HASH), asked.source))
     recorded, hashes = extra.get(keys.LORA, ""), extra.get(keys.LORA_HASHES, "")
-    for lora in needs.loras(recorded, {} if asked.force else dict(needs.pairs(hashes)), asked.lora):
+    for lora in needs.loras(recorded, {} if asked.force else dict(keys.pairs(hashes)), asked.lora):
         plan.add("--lora", lora)
     if not asked.force:
-        laid_over = {name for name, _ in needs.pairs(recorded)}
-        needs.check_named(
-            files.LORAS, [(name, digits) for name, digits in needs.pairs(hashes) if name not in laid_over]
-        )
-        needs.check_named(files.EMBEDDINGS, needs.pairs(extra.get(keys.EMBEDDING_HASHES, "")))
+        laid_over = {name for name, _ in keys.pairs(recorded)}
+        needs.check_named(files.LORAS, [(name, digits) for name, digits in keys.pairs(hashes) if name not in laid_over])
+        needs.check_named(files.EMBEDDINGS, keys.pairs(extra.get(keys.EMBEDDING_HASHES, "")))
     precision = extra.get(keys.PRECISION)
     plan.add("--float16", precision == "float16")
     plan.add("--no-float16", precision == "float32")
