@@ -46,8 +46,8 @@ def main() -> None:
             makers = (ours_vae, torch_vae) if part == "vae" else (ours_diffusion, torch_diffusion)
             times = measured([make(batch) for make in makers], args.repeats)
         (wall, cpu), (torch_wall, torch_cpu) = ([statistics.median(each) for each in side] for side in times)
-        told = [wall, torch_wall, wall / torch_wall, cpu, torch_cpu, cpu / torch_cpu, batch / wall]
-        print(f"| {part}, batch {batch} | " + " | ".join(f"{value:.2f}" for value in told) + " |", flush=True)
+        figures = [wall, torch_wall, wall / torch_wall, cpu, torch_cpu, cpu / torch_cpu, batch / wall]
+        print(f"| {part}, batch {batch} | " + " | ".join(f"{value:.2f}" for value in figures) + " |", flush=True)
 
 
 def measured(steps: list[Step], repeats: int) -> list[tuple[list[float], list[float]]]:

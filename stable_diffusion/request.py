@@ -100,7 +100,8 @@ class Request:
     model: str = "postcards-tiny"
     loras: tuple[tuple[str, float], ...] = ()
     vae: str | None = setting(
-        None, FilePath(), "a VAE in place of the model's own: a file, a folder in diffusers' form, or a hub id",
+        None, FilePath(),
+        "a VAE in place of the model's own: a name in models/VAE, a file, a folder in diffusers' form, or a hub id",
         title="VAE", group=HOW, metavar="FILE", load="vae", usual="the model's", unset="",
     )  # fmt: skip
     prediction_type: str | None = setting(

@@ -316,6 +316,8 @@ def test_the_vae_is_found_and_compared(capsys, folder):
     os.makedirs("models/VAE")
     shutil.move("my-vae", "models/VAE/my-vae")
     assert again(capsys, "a.png") == SAME
+    assert run("txt2img", PROMPT, *FEW, "--vae", "my-vae", "--output", "named.png") == 0
+    assert picture_files.read_parameters("named.png") == picture_files.read_parameters("a.png")
     shutil.move("models/VAE/my-vae", "other")
     assert run("again", "a.png") == 1
     assert "'my-vae'" in capsys.readouterr().err
@@ -340,6 +342,29 @@ def test_loras_are_found_and_compared(capsys, folder, monkeypatch):
     error = capsys.readouterr().err
     assert "its hash is" in error and "--force" in error
     assert run("again", "a.png", "--force", "--output", "again.png") == 0
+
+
+def test_loras_of_one_name_are_told_apart(capsys, folder, monkeypatch):
+    from .test_lora import CONV, LINEAR, lora
+
+    monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(folder))
+    for name, layer in (("people", LINEAR), ("things", CONV)):
+        os.mkdir(name)
+        lora(folder / name / "face.safetensors", (layer,), sd=loaded(float16=False))
+    assert run("txt2img", f"{PROMPT} <lora:face>", *FEW, "--output", "a.png") == 1
+    assert "'face' may be any of people/face, things/face" in capsys.readouterr().err
+    run("txt2img", f"{PROMPT} <lora:people/face:0.8>", "--lora", "things/face:0.5", *FEW, "--output", "a.png")
+    said = picture_files.read_parameters("a.png").extra
+    assert said["LoRA"] == "things/face:0.5"
+    assert [pair.split(": ")[0] for pair in said["Lora hashes"].split(", ")] == ["things/face", "people/face"]
+    assert again(capsys, "a.png") == SAME
+    run("txt2img", PROMPT, "--lora", "people/face:0.8", *FEW, "--output", "b.png")
+    assert again(capsys, "b.png", output="b-again.png") == SAME
+    assert differs("a.png", "b.png")
+    shutil.rmtree("things")
+    assert run("again", "b.png", "--output", "c.png") == 0
+    assert capsys.readouterr().err.splitlines()[-1] == SAME
+    assert picture_files.read_parameters("c.png").extra["LoRA"] == "face:0.8"  # now alone of its name
 
 
 def test_what_a_prompt_names_is_compared(capsys, folder, monkeypatch):

@@ -260,6 +260,36 @@ def test_reuse_takes_every_setting(outputs, tmp_path, monkeypatch):
     assert [state[key] for key in ("clip_skip", "variation_seed", "variation_strength")] == [2, 5, 0.25]
 
 
+def test_reuse_finds_files_in_folders_and_with_commas_in_their_names(outputs, tmp_path, monkeypatch):
+    """As `again` does: by hash, by the name alone, with a folder where two share it."""
+    from stable_diffusion import catalogue
+
+    from .test_catalogue import make_file
+
+    monkeypatch.setenv("STABLE_DIFFUSION_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path / "loras"))
+    photon = make_file(tmp_path / "models" / "realistic" / "photon_v1.safetensors")
+    make_file(tmp_path / "models" / "other" / "photon_v1.safetensors", "sdxl")
+    for name in ("a, deep: one", "people/face", "things/face"):
+        (tmp_path / "loras" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "loras" / f"{name}.safetensors").write_bytes(name.encode())
+    said = {"LoRA": "a, deep: one:0.25, people/face:0.5, face:1", "Version": "x"}
+    save(outputs, model="photon_v1", model_hash=catalogue.short_hash(photon), extra=said)
+    save(outputs, seed=2, model="photon_v1", extra={"Version": "x"})
+    page = open_page(GALLERY)
+    open_card(page, 1)
+    press(page, "Reuse all settings")
+    assert page.session_state["model"] == "realistic/photon_v1.safetensors"
+    assert page.session_state["loras"] == [("a, deep: one", 0.25), ("people/face", 0.5)]
+    (note,) = page.info
+    assert session.plain("'face' may be any of people/face, things/face") in note.value
+    page = open_page(GALLERY)
+    before = page.session_state["model"]
+    open_card(page, 0)
+    press(page, "Reuse all settings")
+    assert page.session_state["model"] == before and session.plain("realistic/photon_v1") in page.info[0].value
+
+
 def test_reuse_says_what_is_not_here_or_not_understood(outputs):
     save(outputs, extra={"VAE": "gone.safetensors", "Bits": "3", "Version": "x"})
     page = open_page(GALLERY)

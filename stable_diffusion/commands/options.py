@@ -89,7 +89,8 @@ def _add_model(how: argparse._ArgumentGroup) -> None:
         dest="loras",
         metavar="NAME[:STRENGTH]",
         help="a LoRA (LoCon, LoHa, LoKr, DoRA): the name of a file in loras/ or in one of $STABLE_DIFFUSION_LORAS, "
-        "or a file; repeatable. <lora:NAME:STRENGTH> in PROMPT does the same (default strength: 1)",
+        "with its folder if two share it (people/face), or a file; repeatable. "
+        "<lora:NAME:STRENGTH> in PROMPT does the same (default strength: 1)",
     )
 
 

@@ -124,13 +124,13 @@ def _captioned(folder: Path) -> list[tuple[str, str, str]]:
     found = {path.relative_to(folder).as_posix() for path in walk(folder) if path.suffix.lower() in SUFFIXES}
     rows = []
     for name in sorted(found | written.keys()):
-        beside = (folder / name).with_suffix(".txt")
+        caption_file = (folder / name).with_suffix(".txt")
         text, reason = written.get(name, ""), ""
-        if not text and beside.is_file():
+        if not text and caption_file.is_file():
             try:
-                text = " ".join(beside.read_text(encoding="utf-8-sig").split())
+                text = " ".join(caption_file.read_text(encoding="utf-8-sig").split())
             except (OSError, UnicodeDecodeError):
-                reason = f"{beside.name} is not UTF-8 text"
+                reason = f"{caption_file.name} is not UTF-8 text"
         rows.append((name, text, reason or ("" if text else "no caption")))
     return rows
 
