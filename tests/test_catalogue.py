@@ -281,7 +281,7 @@ def test_files_tell_family_precision_and_prediction(only_here):
         "a-lora.safetensors", "cut.safetensors", "empty.ckpt", "no-vae.safetensors",
     ]  # fmt: skip
     assert problems["a-lora.safetensors"] == "it is a LoRA" and problems["no-vae.safetensors"] == "it lacks its vae"
-    assert "cut short" in problems["cut.safetensors"] or "no intact" in problems["cut.safetensors"]
+    assert "cut short" in problems["cut.safetensors"] or "not an intact" in problems["cut.safetensors"]
     assert "empty" in problems["empty.ckpt"]
 
 
@@ -306,7 +306,7 @@ def test_links_and_what_cannot_be_read_do_not_break_the_listing(only_here, monke
     monkeypatch.setattr(describe, "describe", described)
     found = {model.name: model.problem for model in catalogue.local()}
     assert [name for name, problem in found.items() if not problem] == ["a/one.safetensors", "linked/far.safetensors"]
-    assert found["locked.safetensors"] == "Permission denied" and "no ordinary file" in found["pipe.ckpt"]
+    assert found["locked.safetensors"] == "Permission denied" and "not a regular file" in found["pipe.ckpt"]
     assert found["gone.safetensors"] and found["loop.safetensors"] and len(found) == 6
 
 

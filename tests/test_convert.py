@@ -139,7 +139,7 @@ def test_a_single_file_says_what_it_can_say():
         ("unet", {"only_cross_attention": (True, False, False)}, "only_cross_attention"),
         ("unet", {"downsample_padding": 0}, "downsample_padding"),
         ("unet", {"mid_block_type": None}, "mid_block"),
-        ("unet", {"layers_per_block": (1, 2, 2)}, "name a folder"),
+        ("unet", {"layers_per_block": (1, 2, 2)}, "write a folder"),
         ("vae", {"scaling_factor": 0.5}, "scaling_factor = 0.5"),
         ("vae", {"norm_num_groups": 16}, "norm_num_groups"),
         ("vae", {"latents_mean": (0.0, 0.0, 0.0, 1.0)}, "latents_mean"),
@@ -274,10 +274,10 @@ def test_nothing_is_overwritten_but_a_checkpoint_and_that_only_by_force(tmp_path
     with pytest.raises(InputError, match=r"thesis\.txt"):
         convert("postcards-tiny", tmp_path / "empty", force=True)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="not a folder"):
         convert("postcards-tiny", tmp_path / "file", force=True)
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="not a file"):
         convert("postcards-tiny", tmp_path / "folder.safetensors", force=True)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="already"):
@@ -332,7 +332,7 @@ def test_an_interrupted_conversion_leaves_everything_as_it_was(existing, error, 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
     monkeypatch.setattr(conversion, "write_safetensors", None)
-    with pytest.raises(OSError, match=r"too little room: 0\.0\d GB are to be written, 0\.00 GB are free") as caught:
+    with pytest.raises(OSError, match=r"too little room: 0\.0\d GB to write, 0\.00 GB free") as caught:
         convert("postcards-tiny", tmp_path / "out")
     assert caught.value.errno == errno.ENOSPC and listed(tmp_path) == []
 

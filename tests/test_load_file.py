@@ -547,7 +547,7 @@ class TestPlaces:
 
     def test_a_pipe(self, tmp_path):
         os.mkfifo(tmp_path / "model.ckpt")
-        with pytest.raises(UnsupportedCheckpointError, match="no ordinary file"):
+        with pytest.raises(UnsupportedCheckpointError, match="not a regular file"):
             StableDiffusion(tmp_path / "model.ckpt")
 
     def test_a_folder_is_no_file(self, tmp_path):

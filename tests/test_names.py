@@ -140,7 +140,7 @@ def test_keys_that_hold_no_weights():
 
 @pytest.mark.parametrize("line", ["a b c", "a.{n} b", "a b.{n}", "a.{n} b_{q,k}.{n}.{n} fused"])
 def test_a_row_that_makes_no_sense(line):
-    with pytest.raises(ValueError, match="no row"):
+    with pytest.raises(ValueError, match="not a row"):
         Row.parse(line)
 
 

@@ -1,6 +1,6 @@
-"""Textual inversion (Gal et al. 2022): vectors that stand in the place of a word's, used by their file's name.
+"""Textual inversion (Gal et al. 2022): vectors in place of a word's, used in prompts by their file's name.
 
-The reference is diffusers' loaders/textual_inversion.py; the forms of the files are A1111's and diffusers'.
+The reference is diffusers' loaders/textual_inversion.py; the file formats are A1111's and diffusers'.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ..text.tokenizer import Tokenizer, normalize
 from . import files
 from .lora import NUMBERS, read_tensors
 
-# The keys of the vectors for several encoders in one file -> the family that they are for.
+# Keys of the vectors in a file for several encoders -> the family.
 KEYS = {keys: family.title for family in FAMILIES.values() for keys in family.embedding_keys}
-# The family that a lone vector is for, by its width: the first one that has an encoder of it.
+# The family of a single vector, by its width: the first one with such an encoder.
 WIDTHS = {encoder.width: family.title for family in reversed(FAMILIES.values()) for encoder in family.text_encoders}
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """One file's vectors for each of a checkpoint's text encoders, (N, D) each, with one N."""
+    """A file's vectors for each of a checkpoint's text encoders: (N, D) each, with the same N."""
 
     name: str
     vectors: tuple[mx.array, ...]
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding table that knows further ids: from `first` on, the rows of `extra` (N, D)."""
+    """An embedding table with additional ids: from `first` on, the rows of `extra` (N, D)."""
 
     def __init__(self, known: nn.Module, extra: mx.array, first: int):
         super().__init__()
@@ -50,7 +50,7 @@ class ExtendedEmbedding(nn.Module):
 
 
 class Embeddings:
-    """The embeddings in some folders, for a checkpoint's tokenizers and text encoders."""
+    """The embeddings in some folders, for one checkpoint's tokenizers and text encoders."""
 
     def __init__(self, family: str):
         self.folders = files.folders(files.EMBEDDINGS)
@@ -59,13 +59,13 @@ class Embeddings:
     def used_in(
         self, pieces: Sequence[str], tokenizer: Tokenizer, encoders: Sequence[CLIPTextModel]
     ) -> tuple[Embedding, ...]:
-        """Those that pieces of text name, read. Raises `UnsupportedCheckpointError` for one of another family."""
+        """Read the embeddings that the text names. Raises `UnsupportedCheckpointError` for one of another family."""
         widths = [encoder.config.hidden_size for encoder in encoders]
         named = self.named_in(pieces, tokenizer)
         return tuple(read_embedding(path, name, widths, self._family) for name, path in named.items())
 
     def named_in(self, pieces: Sequence[str], tokenizer: Tokenizer) -> dict[str, Path]:
-        """The files of those that are named in pieces of text, by name."""
+        """The files of the embeddings that the text names, by name."""
         lowered = [normalize(piece) for piece in pieces]
         paths = {
             name: path
@@ -91,7 +91,7 @@ def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) ->
     found = [tensors[key] for key in keys] if keys else [t for key, t in tensors.items() if not key.endswith(NUMBERS)]
     if not keys and len(found) != 1:
         raise WeightsError(
-            f"{os.fspath(path)!r} is no textual-inversion embedding: it holds {len(found)} tensors that are not "
+            f"{os.fspath(path)!r} is not a textual-inversion embedding: it holds {len(found)} tensors that are not "
             f"{' and '.join(next(iter(KEYS)))}."
         )
     vectors = [tensor.reshape(1, -1) if tensor.ndim == 1 else tensor for tensor in found]
@@ -111,13 +111,13 @@ def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) ->
 def with_embeddings(
     tokenizers: Sequence[Tokenizer], encoders: Sequence[CLIPTextModel], embeddings: Sequence[Embedding]
 ) -> tuple[list[Tokenizer], list[CLIPTextModel]]:
-    """Tokenizers that know the embeddings' names, and encoders that know their vectors; copies, both."""
+    """Copies of the tokenizers that know the embeddings' names, and of the encoders that know their vectors."""
     words: Mapping[str, int] = {each.name: each.vectors[0].shape[0] for each in embeddings}
     knowing, extended = [], []
     for i, (tokenizer, encoder) in enumerate(zip(tokenizers, encoders, strict=True)):
         first = max(tokenizer.vocab_size, encoder.config.vocab_size)
         knowing.append(tokenizer.with_words(words, first))
-        encoder = copy.copy(encoder)  # its layers are shared
+        encoder = copy.copy(encoder)  # shares its layers
         extra = mx.concatenate([each.vectors[i].astype(mx.float32) for each in embeddings])
         encoder["token_embedding"] = ExtendedEmbedding(encoder.token_embedding, extra, first)
         extended.append(encoder)

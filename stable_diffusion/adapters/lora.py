@@ -1,7 +1,7 @@
-"""LoRA and its kin: a file -> the layers of the loaded networks that it changes -> networks with it laid over.
+"""LoRA and its relatives: a file -> the layers that it changes -> copies of the networks with it applied.
 
-Nothing is changed in place. Networks with adapters are copies that share all arrays with the checkpoint's, but for the
-weights that are changed: taking an adapter off is letting go of the copy, and two generations can have different ones.
+Nothing is changed in place. Networks with adapters are copies that share every array with the checkpoint's except the
+changed weights: removing an adapter means dropping the copy, and two generations can use different ones.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .forms import FORMS, Layer
 # What attn2 reads.
 TEXT_WIDTHS = {**{family.text_width: family.title for family in FAMILIES.values()}, 1280: "SDXL's refiner"}
 WITH_WIDTH = FORMS[:7]
-UNFIT = (ValueError, IndexError, KeyError, OverflowError, RuntimeError)  # of tensors that do not go together
-NUMBERS = ("string_to_token.*",)  # an embedding's word, which its file's name replaces
-# Tell-tale keys of other architectures; the first that fits.
+UNFIT = (ValueError, IndexError, KeyError, OverflowError, RuntimeError)  # from tensors whose shapes do not fit
+NUMBERS = ("string_to_token.*",)  # an embedding's own word; the file's name is used instead
+# Tell-tale keys of other architectures; the first match counts.
 ARCHITECTURES = (
     (r"double_blocks|single_blocks|single_transformer_blocks", "FLUX"),
     (r"joint_blocks|^(lora_te3_|text_encoder_3\.)|^(lora_)?transformer[._]transformer_blocks", "Stable Diffusion 3"),
@@ -46,7 +46,7 @@ ARCHITECTURES = (
     (r"^lora_prior_|^lora_(stage_[bc]|prior)_", "Stable Cascade or Kandinsky"),
     (r"^(lora_te2_|text_encoder_2\.)", families.SDXL.title),
 )
-# What trainers write into metadata, by its beginning.
+# Base models in trainers' metadata, by prefix.
 BASE_MODELS = {
     **{base: family.title for family in FAMILIES.values() for base in family.lora_bases},
     "stable-diffusion-v3": "Stable Diffusion 3",
@@ -56,18 +56,18 @@ BASE_MODELS = {
 
 
 class AdapterWarning(UserWarning):
-    """Some of an adapter's tensors match nothing in the checkpoint, and are left out."""
+    """Something in an adapter file is not used."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What an adapter can change."""
+    """The networks that an adapter can change."""
 
     unet: UNet
     text_encoders: tuple[CLIPTextModel, ...]
 
     def components(self) -> dict[str, nn.Module]:
-        """The networks by the names that adapter files have for them."""
+        """The networks by their names in adapter files."""
         return {
             file_keys.UNET: self.unet,
             **dict(zip((file_keys.TEXT, file_keys.TEXT_2), self.text_encoders, strict=False)),
@@ -76,7 +76,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Lora:
-    """A file's layers by component and path; its tensors are read when they are first needed."""
+    """A file's layers by component and path; tensors are read when first needed."""
 
     name: str
     layers: Mapping[tuple[str, str], Layer]
@@ -86,7 +86,7 @@ def load_lora(path: Path, networks: Networks, family: str) -> Lora:
     """Read a file's header and match it with the networks of a checkpoint of `family`, a key of families.FAMILIES.
 
     Warns with `AdapterWarning` of tensors that match nothing. Raises `UnsupportedCheckpointError` for a file of another
-    family, of a form that is not built here, or that matches nothing at all, and `WeightsError` for a damaged one.
+    family or an unsupported form, or that matches nothing at all, and `WeightsError` for a damaged one.
     """
     name = path.stem
     tensors, metadata = read_tensors(path)
@@ -115,10 +115,10 @@ def load_lora(path: Path, networks: Networks, family: str) -> Lora:
 
 
 def lay_over(networks: Networks, loras: Sequence[tuple[Lora, Strength]]) -> Networks:
-    """Networks with adapters added: W + sum of strength * change. Arrays are lazy, and the given networks untouched.
+    """Networks with adapters added: W + sum of strength * change. Arrays are lazy; the given networks stay unchanged.
 
-    Strengths other than 1 of a DoRA go straight from the weight to the one that was learnt. A quantised layer that is
-    changed becomes a plain one.
+    Strengths other than 1 of a DoRA interpolate between the weight and the learnt one. A changed quantised layer
+    becomes a plain one.
     """
     changed = {}
     for component, model in networks.components().items():
@@ -134,7 +134,7 @@ def lay_over(networks: Networks, loras: Sequence[tuple[Lora, Strength]]) -> Netw
 
 
 def shared_copy(node: Any) -> Any:
-    """A module's structure copied, its arrays shared."""
+    """A copy of a module's structure that shares its arrays."""
     if isinstance(node, nn.Module):
         node = copy.copy(node)
         for key, child in node.items():
@@ -148,9 +148,9 @@ def shared_copy(node: Any) -> Any:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The tensors and metadata of a safetensors file (lazy), or of one of torch's (read without running anything).
+    """The tensors and metadata of a safetensors file (lazy), or the tensors of one of torch's (nothing is executed).
 
-    Raises `WeightsError` for a file that is not intact, and `UnsupportedCheckpointError` for what is none of the two.
+    Raises `WeightsError` for a file that is not intact, and `UnsupportedCheckpointError` for other kinds of file.
     """
     with open_tensors(path) as file:
         for tensor in file.tensors.values():
@@ -175,7 +175,7 @@ def _to_mlx(numbers: np.ndarray, dtype: str) -> mx.array:
 
 
 def _tables(networks: Networks) -> dict[str, dict[str, str]]:
-    """Component -> every name of each of its layers -> the layer's path."""
+    """Component -> {every name of each of its layers: the layer's path}."""
     return {component: file_keys.modules(component, model) for component, model in networks.components().items()}
 
 
@@ -189,7 +189,7 @@ def _refuse_other_families(
 ) -> None:
     form = file_keys.other_form(keys)
     if form:
-        raise UnsupportedCheckpointError(f"The LoRA {name!r} is of the form {form}, which this engine does not build.")
+        raise UnsupportedCheckpointError(f"The LoRA {name!r} has the form {form}, which is not supported.")
     found = _family(keys, groups, metadata, networks)
     own = families.get(family).title
     if found and found != own:
@@ -201,7 +201,7 @@ def _refuse_other_families(
 def _family(
     keys: Iterable[str], groups: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], networks: Networks
 ) -> str | None:
-    """What a file was made for, by its keys, then by the width of the text that it reads, then by its metadata."""
+    """The family that a file was made for: by its keys, then the width of text that it reads, then its metadata."""
     keys = list(keys)
     for pattern, architecture in ARCHITECTURES:
         if any(re.search(pattern, key) for key in keys):
@@ -227,15 +227,15 @@ def _report(name: str, unmatched: list[str], layers: Mapping, family: str) -> No
         raise UnsupportedCheckpointError(f"The LoRA {name!r} cannot be used: {what}.")
     if unmatched:
         warnings.warn(
-            f"The LoRA {name!r} holds {len(unmatched)} tensors that match nothing in this checkpoint; they are left "
-            f"out: {shown}",
+            f"The LoRA {name!r} holds {len(unmatched)} tensors that match nothing in this checkpoint and are not "
+            f"used: {shown}",
             AdapterWarning,
             stacklevel=5,
         )
 
 
 def _set_alphas(layers: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], path: Path) -> None:
-    """Read alpha from where peft keeps it: the file's metadata, as diffusers writes them, or adapter_config.json."""
+    """Read alpha from where peft keeps it: the file's metadata (diffusers), or adapter_config.json."""
     config = _json(metadata.get("lora_adapter_metadata"))
     bare = _json(path.with_name("adapter_config.json"))
     for (component, _), layer in layers.items():
@@ -247,7 +247,7 @@ def _set_alphas(layers: Mapping[tuple[str, str], Layer], metadata: Mapping[str, 
         layer.alpha = next(fits, own.get("lora_alpha", own.get("alpha")))
         layer.root = bool(own.get("use_rslora"))
         if layer.alpha is not None and type(layer.alpha) not in (int, float):
-            raise WeightsError(f"{path}: its metadata say that alpha is {layer.alpha!r}, which is no number.")
+            raise WeightsError(f"{path}: alpha is {layer.alpha!r} in its metadata, which is not a number.")
 
 
 def _json(source: str | Path | None) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def _json(source: str | Path | None) -> dict[str, Any]:
 
 
 def _check_shapes(name: str, layers: Mapping[tuple[str, str], Layer], networks: Networks) -> None:
-    """Build every change, which computes nothing, so that what does not fit is known now."""
+    """Build every change lazily, so that shapes that do not fit are found now."""
     modules = {component: dict(model.named_modules()) for component, model in networks.components().items()}
     for (component, path), layer in layers.items():
         module = modules[component][path]
@@ -276,7 +276,7 @@ def _check_shapes(name: str, layers: Mapping[tuple[str, str], Layer], networks: 
             ) from None
 
 
-# --- Laying over
+# --- Applying
 
 
 def _with_changes(model: nn.Module, changes: Mapping[str, list[tuple[Layer, float]]]) -> nn.Module:
@@ -293,7 +293,7 @@ def _with_changes(model: nn.Module, changes: Mapping[str, list[tuple[Layer, floa
 
 
 def _change(module: nn.Module, layers: Sequence[tuple[Layer, float]]) -> None:
-    """Give a module, a copy, its changed weight and bias: float32 arithmetic, the weight's own type and layout."""
+    """Set a copied module's changed weight and bias, computed in float32, in their own type and layout."""
     weight = _torch_weight(module)
     total = weight
     for layer, amount in layers:

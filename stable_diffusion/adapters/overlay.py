@@ -1,4 +1,4 @@
-"""Which LoRAs lie over a checkpoint: for good, as `set_loras` says, or for one generation, as a prompt's tags say."""
+"""Which LoRAs are applied to a checkpoint: until further notice (`set_loras`), or for one generation (prompt tags)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from . import files
 from .lora import Networks, lay_over, load_lora
 
 Source = str | os.PathLike
-# {"name or file": 0.8}, or ("name or file", 0.8) one after another; (0.8, 0.5): U-Net, text encoders.
+# {"name or file": 0.8}, or a sequence of ("name or file", 0.8); (0.8, 0.5): U-Net, text encoders.
 Loras = Mapping[Any, Any] | Iterable[Any]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A LoRA's file, as it is now, and how much of it is wanted."""
+    """A LoRA's file in its present version, and the strength to apply it with."""
 
     path: Path
     strength: Strength
-    stamp: tuple[int, int] = (0, 0)  # of the file: when it was changed, and its size
+    stamp: tuple[int, int] = (0, 0)  # of the file: modification time, size
 
     @property
     def name(self) -> str:
@@ -34,7 +34,7 @@ class Choice:
 
 
 class Overlay:
-    """A checkpoint's networks, and the same with LoRAs laid over; the last overlay is kept for the next generation."""
+    """A checkpoint's networks, and the same with LoRAs applied; the last ones are kept for the next generation."""
 
     def __init__(self, networks: Networks, family: str):
         self.folders = files.folders(files.LORAS)
@@ -43,7 +43,7 @@ class Overlay:
         self._last: tuple[tuple[Choice, ...], Networks] = ((), networks)
 
     def choose(self, loras: Loras, names_only: bool = False) -> tuple[Choice, ...]:
-        """Find the files; `names_only` takes no paths, which a prompt should not reach.
+        """Find the files; `names_only` refuses paths, which a prompt must not reach.
 
         Raises `InputError` for a strength that is not a number, `CheckpointNotFoundError` for a name without a file.
         """
@@ -57,17 +57,17 @@ class Overlay:
         return tuple(chosen)
 
     def networks(self, choices: tuple[Choice, ...]) -> Networks:
-        """The networks with these LoRAs over them; raises what `load_lora` raises."""
+        """The networks with these LoRAs applied; raises what `load_lora` raises."""
         if choices and not isinstance(self.bare.unet, UNet):
             raise UnsupportedCheckpointError(f"LoRAs are for U-Nets, and {self._family!r} has another network.")
         if self._last[0] != choices:
-            self.forget()  # the last one's weights go before the next one's come
+            self.forget()  # frees the last one's weights before the next one's are made
             loras = [(load_lora(choice.path, self.bare, self._family), choice.strength) for choice in choices]
             self._last = (choices, lay_over(self.bare, loras))
         return self._last[1]
 
     def forget(self) -> None:
-        """Keep no overlay: the memory of its weights is free as soon as nobody else has it."""
+        """Drop the cached networks, so that the memory of their weights can be freed."""
         self._last = ((), self.bare)
 
 

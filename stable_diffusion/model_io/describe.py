@@ -1,4 +1,4 @@
-"""What a single file holds, told from its header alone: keys, shapes and marks. Loads no MLX and reads no weights."""
+"""What a single file holds, from its header alone: keys, shapes and marks. Loads no MLX and reads no weights."""
 
 from __future__ import annotations
 
@@ -84,20 +84,20 @@ FOREIGN = (
 
 @dataclass(frozen=True)
 class Description:
-    """What a listing shows of a file. `family` is "" for what this engine does not load; `kind` names it in words."""
+    """What a listing shows of a file. `family` is "" for files that this engine does not load; `kind` is in words."""
 
     family: str  # a key of families.FAMILIES, or ""
     kind: str  # "Stable Diffusion XL, inpainting", "a LoRA", ...
     precision: str  # of the U-Net, or of the first tensor: "float16", ...
-    prediction_type: str  # "epsilon", "v_prediction" or "sample"; "" where family is
+    prediction_type: str  # "epsilon", "v_prediction" or "sample"; "" if family is
     zero_terminal_snr: bool
-    size: int | None  # pixels along a side, where the file says so
+    size: int | None  # pixels along a side, if the file says so
     missing: tuple[str, ...]  # of "vae", "text_encoder" and "text_encoder_2"
     size_bytes: int
 
 
 def describe(path: str | os.PathLike) -> Description:
-    """Tell a file's kind from its header. Raises an error below `CheckpointError` for a file that has none."""
+    """A file's kind, from its header. Raises a subclass of `CheckpointError` for a file without one."""
     path = Path(path)
     with open_tensors(path, check=False) as file:
         try:
@@ -108,7 +108,7 @@ def describe(path: str | os.PathLike) -> Description:
 
 
 def take_averages(file: TensorFile) -> None:
-    """Where an open file has averages of the U-Net alone, have them called the U-Net."""
+    """In an open file that has only averages of the U-Net, rename them to the U-Net's own names."""
     if has_averages_alone(file.tensors):
         file.tensors = {averaged_name(key): tensor for key, tensor in file.tensors.items()}
 
@@ -135,7 +135,7 @@ def describe_open(file: TensorFile) -> Description:
 
 
 def _foreign(tensors: Mapping[str, StoredTensor]) -> str:
-    """What a file holds in place of a checkpoint of this engine's, in words; "" where it is one."""
+    """What a file holds other than a checkpoint for this engine, in words; "" for such a checkpoint."""
     if CONV_IN in tensors:
         found = [kind for root, kind in FOREIGN_ROOTS.items() if _has(tensors, root)]
         found += [kind for key, kind in FOREIGN_KEYS.items() if key in tensors]
@@ -180,7 +180,7 @@ def _has(tensors: Mapping[str, StoredTensor], prefix: str) -> bool:
 
 # What the U-Net predicts
 
-# Of SD 2.x, models that predict v have larger values here than those that predict eps; ComfyUI tells so, too.
+# SD 2.x models that predict v have larger values here than those that predict eps; ComfyUI uses it, too.
 TELLING_BIAS = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 TELLING_DEVIATION = 0.09
 GLOBAL_STEP_OF_EPS = 875000  # of SD 2.0's base model, by which the reference knows it
@@ -214,12 +214,12 @@ def _pixels(file: TensorFile) -> int | None:
     return side if side and side % 64 == 0 else None
 
 
-# The .yaml beside a file
+# The .yaml next to a file
 
 
 @dataclass(frozen=True)
 class OriginalConfig:
-    """What of LDM's and SGM's own configuration changes a result; None is what the file does not say."""
+    """The entries of LDM's and SGM's own configuration that change a result; None where the file has none."""
 
     prediction_type: str | None = None
     num_heads: int | None = None
@@ -230,9 +230,9 @@ class OriginalConfig:
 
 
 def read_original_config(path: Path) -> OriginalConfig:
-    """The configuration `model.yaml` that lies beside `model.safetensors`, empty where there is none.
+    """The configuration `model.yaml` next to `model.safetensors`; empty if there is no such file.
 
-    Raises `ConfigError` where it is not such a file.
+    Raises `ConfigError` for a file of another kind.
     """
     file = path.with_suffix(".yaml")
     if not file.is_file():
@@ -254,7 +254,9 @@ def read_original_config(path: Path) -> OriginalConfig:
         }
     except (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{file} is no configuration of the original layout ({reason}); mend or remove it.") from None
+        raise ConfigError(
+            f"{file} is not a configuration of the original layout ({reason}); fix or remove it."
+        ) from None
     return OriginalConfig(**values)
 
 
@@ -272,7 +274,7 @@ def _parameterization(params: dict) -> str | None:
 
 
 def _number(values: dict, key: str, kind: type) -> Any:
-    """A positive number, or None: LDM's files say -1 for what is told by another key."""
+    """A positive number, or None; LDM writes -1 where another key decides."""
     value = values.get(key)
     if value is None or value == -1:
         return None

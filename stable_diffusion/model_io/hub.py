@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face hub: which files are needed, and fetching those and no others."""
+"""Checkpoints on the Hugging Face hub: which files are needed, and fetching only those."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import CheckpointNotFoundError, DownloadError
 
-Progress = Callable[[str, float | None], None]  # a message, and the fraction done where it is known
+Progress = Callable[[str, float | None], None]  # a message, and the fraction done if known
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -17,7 +17,7 @@ WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 
 
 def cached_folder(repository: str) -> Path | None:
-    """The folder of a repository's newest downloaded version, complete or not; asks no network."""
+    """The folder of a repository's newest downloaded version, complete or not; makes no request."""
     from huggingface_hub import try_to_load_from_cache
 
     index = try_to_load_from_cache(repository, "model_index.json")
@@ -25,7 +25,7 @@ def cached_folder(repository: str) -> Path | None:
 
 
 def cached_vae(repository: str) -> Path | None:
-    """The folder of a repository that is or holds a VAE, where that has been downloaded; asks no network."""
+    """The folder of a repository that is or holds a VAE, if it has been downloaded; makes no request."""
     from huggingface_hub import try_to_load_from_cache
 
     for part in ("vae/", ""):
@@ -37,16 +37,16 @@ def cached_vae(repository: str) -> Path | None:
 
 
 def download_vae(repository: str, float16: bool, progress: Progress | None = None) -> Path:
-    """Fetch the VAE of a repository that is one, or that is a whole checkpoint; as `download`."""
+    """Fetch the VAE from a repository that is one or that holds a whole checkpoint; see `download`."""
     return _download(repository, lambda names: needed_for_vae(names, float16), "config.json", progress)
 
 
 def download(repository: str, float16: bool, progress: Progress | None = None) -> Path:
     """Fetch what a checkpoint needs, and return its folder in huggingface_hub's cache (HF_HOME).
 
-    Of a download that was cut off, complete files stay. `progress` may raise to cancel. Raises
-    `CheckpointNotFoundError` for a repository that does not exist or is not to be had offline, and `DownloadError`
-    where the hub refuses or cannot be reached.
+    After an interruption, complete files stay and partial ones are resumed. `progress` may raise to cancel. Raises
+    `CheckpointNotFoundError` for a repository that does not exist or is not available offline, and `DownloadError`
+    if the hub refuses or cannot be reached.
     """
     return _download(repository, lambda names: needed_files(names, float16), "model_index.json", progress)
 
@@ -72,7 +72,7 @@ def _download(
         return Path(path).parents[name.count("/")]
     except errors.GatedRepoError:
         raise DownloadError(
-            f"{repository!r} asks for its licence to be accepted: do so on its page on the hub, then run "
+            f"{repository!r} requires its licence to be accepted: do so on its page on the hub, then run "
             f"`hf auth login`."
         ) from None
     except errors.RepositoryNotFoundError:
@@ -83,7 +83,7 @@ def _download(
     except errors.OfflineModeIsEnabled:
         raise CheckpointNotFoundError(
             f"{repository!r} is not downloaded, and HF_HUB_OFFLINE forbids fetching it. Unset HF_HUB_OFFLINE and try "
-            f"again with a network, or give the folder of a checkpoint that is on this disk."
+            f"again online, or give the folder of a checkpoint on this disk."
         ) from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise DownloadError(
@@ -97,7 +97,7 @@ def _download(
 
 
 def needed_files(names: Iterable[str], float16: bool) -> list[str]:
-    """Of a repository's files, those that loading reads: configurations, tokenizers, and one set of weights each."""
+    """The files of a repository that loading reads: configurations, tokenizers, and one set of weights per part."""
     names = set(names)
     wanted = ["model_index.json"] if "model_index.json" in names else []
     for component in COMPONENTS:
@@ -109,7 +109,7 @@ def needed_files(names: Iterable[str], float16: bool) -> list[str]:
 
 
 def needed_for_vae(names: Iterable[str], float16: bool) -> list[str]:
-    """Of a repository's files, the configuration and the weights of the VAE that it holds or is."""
+    """The configuration and weights of the VAE that a repository holds or is."""
     names = set(names)
     part = "vae/" if "vae/config.json" in names else ""
     own = [name.removeprefix(part) for name in names if name.rpartition("/")[0] == part.rstrip("/")]
@@ -117,9 +117,9 @@ def needed_for_vae(names: Iterable[str], float16: bool) -> list[str]:
 
 
 def weight_files(names: Iterable[str], float16: bool) -> list[str]:
-    """Of a component's files, one complete set of safetensors weights, shards and their index included.
+    """One complete set of safetensors weights among a component's files, shards and their index included.
 
-    The fp16 variant is preferred for float16, the plain one otherwise; where only the other is there, it serves.
+    The fp16 variant is preferred for float16, the plain one otherwise; either serves if it is the only one.
     """
     names = set(names)
     for stem in WEIGHT_STEMS:

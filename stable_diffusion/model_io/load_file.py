@@ -1,4 +1,4 @@
-"""A single file in the original layout -> modules, tokenizers and configurations; nothing is converted on the disk."""
+"""A single file in the original layout -> modules, tokenizers and configurations, without conversion on disk."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ def load_single_file(
 ) -> Checkpoint:
     """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL.
 
-    Tensors are read a few at a time, one on each core, and each is in its module's form before the next. Where a file
-    holds averaged weights (model_ema.) beside the others, the others are taken, as diffusers does; where it holds no
-    others, the averaged ones. `prediction_type` overrides what the file says; `half_unet` leaves those weights
-    of the U-Net in float16 that are so in the file, whatever the `dtype`. Raises the errors below `CheckpointError`:
-    what is cut short, of another kind, or does not fit.
+    Tensors are read one per core at a time, and each takes its module's form before the next is read. Averaged weights
+    (model_ema.) are ignored, as in diffusers, unless the file holds no others. `prediction_type` overrides the file;
+    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`. Raises
+    subclasses of `CheckpointError` for a file that is cut short, of another kind, or does not fit.
     """
     report = progress or (lambda message, fraction: None)
     with open_tensors(path) as file:
@@ -77,7 +76,7 @@ def _refuse(path: Path, found: Description) -> None:
 
 
 class _Loader:
-    """Loads one part after another of an open file, and reports how far it is."""
+    """Loads the parts of an open file one by one, reporting progress."""
 
     def __init__(
         self,
@@ -107,7 +106,7 @@ class _Loader:
         self.text_sources = {part: self._text_sources(part) for part in self.text_parts}
 
     def unet(self, keep_half: bool) -> UNet:
-        """The U-Net, its sizes told from its tensors."""
+        """The U-Net, with sizes from its tensors."""
         found = self._shapes("unet")
         table = names.original_unet_of(self._checked(names.unet_layout, found))
         shapes = ldm.Shapes.read(found, table)
@@ -176,7 +175,7 @@ class _Loader:
         return sources
 
     def _checked(self, function: Callable, *arguments: Any) -> Any:
-        """Call a function that knows no file, and let its errors name this one."""
+        """Call a function, adding this file's name to its errors."""
         try:
             return function(*arguments)
         except (WeightsError, UnsupportedCheckpointError) as error:
@@ -195,7 +194,7 @@ def source_of(file: TensorFile, stored: StoredTensor, transposed: bool = False) 
 
 
 def _formed(numbers: np.ndarray, dtype: str, form: Form, scratch: Scratch) -> mx.array:
-    """Axes moved and type changed by numpy, in one pass: MLX takes several times as long for it on a CPU."""
+    """Axes and type changed by numpy in one pass; MLX takes several times as long on a CPU."""
     numbers = numbers.transpose(0, 2, 3, 1) if form.channels_last else numbers.reshape(form.shape)
     if dtype == "BF16":  # the upper half of a float32
         bits = scratch.array("bits", form.shape, np.uint32)
@@ -203,7 +202,7 @@ def _formed(numbers: np.ndarray, dtype: str, form: Form, scratch: Scratch) -> mx
         numbers = np.left_shift(bits, 16, out=bits).view(np.float32)
     if numbers.dtype != NUMPY_TYPES[form.dtype] or not numbers.flags.c_contiguous:
         result = scratch.array("formed", form.shape, NUMPY_TYPES[form.dtype])
-        with np.errstate(over="ignore"):  # `check_values` is for those who want to know
+        with np.errstate(over="ignore"):  # `check_values` finds infinities on request
             np.copyto(result, numbers, casting="unsafe")
         numbers = result
     return mx.array(numbers)

@@ -25,7 +25,7 @@ from .name_table import Names
 from .native import QUANTIZATION, is_own_form, load_own_form
 from .strict import load_weights
 
-# Beginnings of other architectures' pipeline class names, as a folder's model_index.json has them.
+# Prefixes of other architectures' pipeline classes in model_index.json.
 OTHER_ARCHITECTURES = {
     "Flux": "FLUX",
     "StableDiffusion3": "Stable Diffusion 3",
@@ -53,7 +53,7 @@ OTHER_ARCHITECTURES = {
     "StableUnCLIP": "Stable unCLIP",
     "StableDiffusionImageVariation": "Stable Diffusion Image Variations",
 }
-# Beginnings of those that are built here; what else is different about the last, its parts say.
+# Prefixes of those that are built here; AltDiffusion's text encoder is refused by its configuration.
 PIPELINES = (*{each.pipeline for each in FAMILIES.values()}, "LatentConsistencyModel", "AltDiffusion")
 
 
@@ -64,10 +64,10 @@ def load_folder(
     check_values: bool = False,
     half_unet: bool = False,
 ) -> Checkpoint:
-    """Load a checkpoint's parts from a folder in diffusers' form; weights stay on the disk until they are needed.
+    """Load a checkpoint's parts from a folder in diffusers' form; weights stay on disk until needed.
 
-    `half_unet` leaves those of the U-Net in float16 that are so in the file, whatever the `dtype`.
-    Raises the errors below `CheckpointError`: what is absent, cut short, of another architecture, or does not fit.
+    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`. Raises
+    subclasses of `CheckpointError` for parts that are missing, cut short, of another architecture, or do not fit.
     """
     report = progress or (lambda message, fraction: None)
     index = read_index(folder)
@@ -92,15 +92,15 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
         if not any(folder.iterdir()):
-            raise CheckpointNotFoundError(f"The folder {str(folder)!r} is empty; a checkpoint should be in it.")
+            raise CheckpointNotFoundError(f"The folder {str(folder)!r} is empty; it should hold a checkpoint.")
         raise CheckpointNotFoundError(
-            f"The folder {str(folder)!r} holds no model_index.json, so it is no checkpoint in diffusers' form."
+            f"The folder {str(folder)!r} holds no model_index.json, so it is not a checkpoint in diffusers' form."
         )
     index = read_json(path)
     if not isinstance(index, dict):
         raise ConfigError(f"{path} should hold a JSON object.")
     pipeline = str(index.get("_class_name"))
-    # The longest beginning that fits: StableDiffusion3Pipeline is no StableDiffusionPipeline.
+    # The longest prefix counts: StableDiffusion3Pipeline is not a StableDiffusionPipeline.
     foreign = max((name for name in OTHER_ARCHITECTURES if pipeline.startswith(name)), key=len, default=None)
     if foreign or not pipeline.startswith(PIPELINES):
         kind = f"{OTHER_ARCHITECTURES[foreign]} ({pipeline})" if foreign else pipeline
@@ -119,7 +119,7 @@ def _has(index: dict[str, Any], name: str) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """A configuration file's content; raises `ConfigError` where it is absent or not JSON."""
+    """A configuration file's content. Raises `ConfigError` if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -144,7 +144,7 @@ def is_complete(folder: Path) -> bool:
 
 
 class _Loader:
-    """Loads one component after another, and reports how far it is."""
+    """Loads components one by one, reporting progress."""
 
     def __init__(self, folder: Path, dtype: mx.Dtype, check_values: bool, report: Progress):
         self.folder = folder

@@ -28,11 +28,11 @@ def load(
     prediction_type: str | None = None,
     half_unet: bool = False,
 ) -> Checkpoint:
-    """Load a folder or a single file; `prediction_type` overrides what it says of itself.
+    """Load a folder or a single file; `prediction_type` overrides the file's.
 
-    `half_unet` leaves those weights of the U-Net in float16 that are so in the file, whatever the `dtype`.
+    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`.
 
-    Raises `InputError` for another prediction type, and the errors below `CheckpointError`.
+    Raises `InputError` for an unknown prediction type, and subclasses of `CheckpointError`.
     """
     if prediction_type not in (None, *UNET_PREDICTIONS):
         raise InputError(
@@ -49,12 +49,12 @@ def load(
 
 
 def embedded_models() -> list[str]:
-    """The names of the checkpoints that travel with this package."""
+    """The names of the checkpoints that come with this package."""
     return sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json"))
 
 
 def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | None = None) -> tuple[str, Path]:
-    """A checkpoint's name and its folder or file on this disk, fetched from the hub first where it is not here yet.
+    """A checkpoint's name and its folder or file on this disk, fetched from the hub if necessary.
 
     `model` is an embedded model's name, a folder, a single file, or a hub id "organisation/name". Raises
     `CheckpointNotFoundError`, `UnsupportedCheckpointError` or `DownloadError`.
@@ -71,7 +71,7 @@ def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | Non
         return path.stem, path
     if name and path.exists():
         raise UnsupportedCheckpointError(
-            f"{name!r} is no checkpoint: give a folder in diffusers' form, a file ending in "
+            f"{name!r} is not a checkpoint: give a folder in diffusers' form, a file ending in "
             f"{', '.join(SINGLE_FILES)}, or a hub id."
         )
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
@@ -80,6 +80,6 @@ def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | Non
             folder = hub.download(name, float16, progress)
         return name, folder
     raise CheckpointNotFoundError(
-        f"No checkpoint {name!r}: it is no folder on this disk, no hub id (organisation/name), and not one of the "
-        f"embedded models ({', '.join(embedded_models())})."
+        f"No checkpoint {name!r}: it is neither a folder on this disk, nor a hub id (organisation/name), nor one of "
+        f"the embedded models ({', '.join(embedded_models())})."
     )

@@ -33,7 +33,7 @@ _KERNELS = """
     quant_conv.weight         quant_conv.weight         kernel
     post_quant_conv.weight    post_quant_conv.weight    kernel
 """
-# Of U-Nets without use_linear_projection.
+# In U-Nets without use_linear_projection.
 _PROJECTIONS = """
     attentions.{n}.proj_in.weight     attentions.{n}.proj_in.weight     kernel
     attentions.{n}.proj_out.weight    attentions.{n}.proj_out.weight    kernel
@@ -147,10 +147,10 @@ _STRAY = "|".join((
     r"^(cond_stage_model|conditioner\.embedders\.0)\.text_projection$|^embedding_manager\.",
     r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_projection\.weight|logit_scale)$",
     r"^(cond_stage_model|conditioner\.embedders\.\d+)\.(model\.visual|transformer\.vision_model)\.",
-    r"^cond_stage_model\.model\.(text_projection(\.weight)?|transformer\.resblocks\.23\..*)$",  # SD 2.x leaves them out
+    r"^cond_stage_model\.model\.(text_projection(\.weight)?|transformer\.resblocks\.23\..*)$",  # unused by SD 2.x
     r"\.position_ids$",  # 0, 1, 2, ...
 ))  # fmt: skip
-# The same for a file that holds an autoencoder alone.
+# The same for a file that holds only an autoencoder.
 _STRAY_BESIDE_VAE = r"^(loss|model_ema|discriminator|epoch|global_step|optimizer|lr_schedulers|callbacks)(\.|$)"
 _VAE_PREFIXES = (VAE_PREFIX, "vae.", "")
 
@@ -158,7 +158,7 @@ _VAE_PREFIXES = (VAE_PREFIX, "vae.", "")
 def unet_layout(keys: Collection[str]) -> list[list[bool]]:
     """For each level of an original U-Net's way down, for each of its layers: whether it attends to the text.
 
-    Raises `WeightsError` where levels have no layers, or one more than another.
+    Raises `WeightsError` unless all levels have the same number of layers, at least one.
     """
     levels: list[list[bool]] = [[]]
     attending = {key.partition(".transformer_blocks.")[0] for key in keys if ".transformer_blocks." in key}
@@ -171,8 +171,8 @@ def unet_layout(keys: Collection[str]) -> list[list[bool]]:
             break
     if not all(levels) or len({len(level) for level in levels}) != 1:
         raise WeightsError(
-            f"The U-Net's levels have {', '.join(str(len(level)) for level in levels)} layers; all should have as "
-            f"many. The file is damaged, or of a kind that is not known here."
+            f"The U-Net's levels have {', '.join(str(len(level)) for level in levels)} layers; all should have the "
+            f"same number. The file is damaged, or of an unknown kind."
         )
     return levels
 
@@ -187,14 +187,14 @@ def original_unet(config: UNetConfig) -> Names:
 
 
 def original_unet_of(layout: Sequence[Sequence[bool]]) -> Names:
-    """The same for a file of which only the `unet_layout` is known; for reading, not for writing."""
+    """The same, for reading a file of which only the `unet_layout` is known."""
     attends = [any(level) for level in layout]
     blocks = _blocks([len(level) for level in layout], attends, attends[::-1])
     return table("\n".join(blocks), _ENDS, _RESNETS, _FEED_FORWARD, _OUTPUT)
 
 
 def _blocks(layers: Sequence[int], down: Sequence[bool], up: Sequence[bool]) -> Iterator[str]:
-    """Rows for the blocks: the original numbers them through, the modules here within their level.
+    """Rows for the blocks, which the original numbers consecutively and the modules here within their level.
 
     `layers` per level on the way down; `down` and `up` say which levels attend to the text.
     """
@@ -226,7 +226,7 @@ def vae_levels(keys: Collection[str]) -> int:
 
 
 def original_vae(levels: int) -> Names:
-    """The original numbers the decoder's levels from the highest resolution; here level 0 runs first."""
+    """The original numbers the decoder's levels from the highest resolution down; here level 0 runs first."""
     ups = [f"decoder.up.{level}  decoder.up_blocks.{levels - 1 - level}" for level in range(levels)]
     return table("\n".join(ups), _ORIGINAL_VAE, _ORIGINAL_VAE_KERNELS, _KERNELS)
 
@@ -237,7 +237,7 @@ def text_encoder(encoder: TextEncoder) -> Names:
 
 
 def split_by_part(keys: Iterable[str], family: Family) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """For each part, key without prefix -> the file's key; and the keys that belong to no part."""
+    """For each part, {key without prefix: the file's key}; and the keys that belong to no part."""
     prefixes = {"unet": UNET_PREFIX, "vae": VAE_PREFIX}
     prefixes |= {part: encoder.prefix for part, encoder in family.encoders.items()}
     parts: dict[str, dict[str, str]] = {part: {} for part in prefixes}
@@ -256,7 +256,7 @@ def split_by_part(keys: Iterable[str], family: Family) -> tuple[dict[str, dict[s
 
 
 def vae_keys(keys: Collection[str]) -> dict[str, str]:
-    """An autoencoder's keys, without prefix -> the file's key, in its own file or a checkpoint; {} if there is none."""
+    """An autoencoder's {key without prefix: the file's key}, in its own file or a checkpoint; {} if there is no VAE."""
     for prefix in _VAE_PREFIXES:
         found = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
         if "decoder.conv_in.weight" in found:
@@ -288,7 +288,7 @@ def has_averages_alone(keys: Container[str]) -> bool:
     return UNET_PREFIX + first not in keys and _AVERAGES + first.replace(".", "") in keys
 
 
-# --- Adapters: LoRA and its kin
+# --- Adapters: LoRA and its relatives
 
 # Before peft, diffusers named a text encoder's attention like the U-Net's.
 _OLD_ATTENTION = """
