@@ -355,14 +355,10 @@ def _size(path: Path) -> int:
 
 
 def _is_downloaded(hub_id: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache  # here, since nobody else needs it, and it takes its time
+    from .model_io import hub  # here, since it imports huggingface_hub, which takes its time
 
-    index = try_to_load_from_cache(hub_id, "model_index.json")
-    if not isinstance(index, str):
-        return False
-    named = _json(Path(index))
-    folders = [Path(index).parent / part for part in PARTS if any(named.get(part) or ())]
-    return bool(folders) and min(any(folder.glob("*.safetensors")) for folder in folders)
+    folder = hub.cached_folder(hub_id)
+    return folder is not None and hub.is_complete(folder)
 
 
 def _json(path: Path) -> dict:

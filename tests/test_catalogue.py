@@ -74,8 +74,11 @@ def make_cached(cache, hub_id, complete=True):
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text(commit)
     folder = make_folder(home / "snapshots" / commit)
+    (folder / "scheduler").mkdir()
+    for file in ("vae/config.json", "scheduler/scheduler_config.json"):
+        (folder / file).write_text("{}")
     if not complete:
-        (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+        (folder / "scheduler" / "scheduler_config.json").unlink()
 
 
 def test_the_default_is_embedded_and_first():

@@ -20,7 +20,7 @@ from ..unet import UNet
 from ..vae import Autoencoder
 from . import names
 from .checkpoint import Checkpoint, assemble, family_of, vae_dtype
-from .hub import Progress, weight_files
+from .hub import Progress, names_part, weight_files
 from .name_table import Names
 from .native import QUANTIZATION, is_own_form, load_own_form
 from .strict import load_weights
@@ -71,7 +71,7 @@ def load_folder(
     """
     report = progress or (lambda message, fraction: None)
     index = read_index(folder)
-    parts = ["text_encoder", "text_encoder_2"] if _has(index, "text_encoder_2") else ["text_encoder"]
+    parts = ["text_encoder", "text_encoder_2"] if names_part(index, "text_encoder_2") else ["text_encoder"]
     tokenizer_names = [part.replace("text_encoder", "tokenizer") for part in parts]
     load = _Loader(folder, dtype, check_values, report)
     unet = load("unet", UNetConfig, UNet, names.UNET, keep_half=half_unet)
@@ -105,17 +105,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     if foreign or not pipeline.startswith(PIPELINES):
         kind = f"{OTHER_ARCHITECTURES[foreign]} ({pipeline})" if foreign else pipeline
         raise UnsupportedCheckpointError(f"{str(folder)!r} holds {kind}; this engine loads {families.IN_WORDS}.")
-    if not _has(index, "text_encoder"):
+    if not names_part(index, "text_encoder"):
         raise UnsupportedCheckpointError(
             f"{str(folder)!r} has no text_encoder; SDXL's refiner and other second stages are not supported."
         )
     return index
-
-
-def _has(index: dict[str, Any], name: str) -> bool:
-    """Whether model_index.json names a class for a component: ["diffusers", "..."], not [null, null]."""
-    value = index.get(name)
-    return isinstance(value, list) and bool(value) and bool(value[0])
 
 
 def read_json(path: Path) -> Any:
@@ -126,21 +120,6 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path} is missing; download or copy the checkpoint again.") from None
     except (ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
-
-
-def is_complete(folder: Path) -> bool:
-    """True where every component that model_index.json names has its configuration and weights in place."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    if not isinstance(index, dict):
-        return False
-    modules = [name for name in ("unet", "vae", "text_encoder", "text_encoder_2") if _has(index, name)]
-    return "unet" in modules and all(
-        (folder / name / "config.json").is_file() and weight_files(_names(folder / name), float16=False)
-        for name in modules
-    )
 
 
 class _Loader:
@@ -176,7 +155,7 @@ class _Loader:
         if not files:
             raise WeightsError(
                 f"{folder} holds no safetensors weights (such as diffusion_pytorch_model.safetensors or "
-                f"model.safetensors); it holds {', '.join(_names(folder)) or 'nothing'}."
+                f"model.safetensors, with all shards); it holds {', '.join(_names(folder)) or 'nothing'}."
             )
         dtype = dtype or self.dtype
         if is_own_form(files[0]):

@@ -14,10 +14,9 @@ from ..places import packaged
 from . import hub
 from .checkpoint import Checkpoint
 from .load_file import load_single_file
-from .load_folder import is_complete, load_folder
+from .load_folder import load_folder, read_index
 
 EMBEDDED = packaged("checkpoints")
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def load(
@@ -65,19 +64,19 @@ def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | Non
         return name, EMBEDDED / name
     if name and path.is_dir():
         return path.resolve().name, path
-    if path.suffix in SINGLE_FILES:
+    if path.suffix in hub.SINGLE_FILES:
         if not path.exists():
             raise CheckpointNotFoundError(f"No checkpoint file at {name!r}.")
         return path.stem, path
     if name and path.exists():
         raise UnsupportedCheckpointError(
             f"{name!r} is not a checkpoint: give a folder in diffusers' form, a file ending in "
-            f"{', '.join(SINGLE_FILES)}, or a hub id."
+            f"{', '.join(hub.SINGLE_FILES)}, or a hub id."
         )
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
         folder = hub.cached_folder(name)
-        if folder is None or not is_complete(folder):
-            folder = hub.download(name, float16, progress)
+        if folder is None or not hub.is_complete(folder):
+            folder = hub.download(name, float16, progress, read_index)
         return name, folder
     raise CheckpointNotFoundError(
         f"No checkpoint {name!r}: it is neither a folder on this disk, nor a hub id (organisation/name), nor one of "
