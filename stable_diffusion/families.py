@@ -22,7 +22,7 @@ class TextEncoder:
 
     prefix: str  # of its keys in a single file
     width: int  # of its hidden states, and of an embedding's vectors
-    kind: str = CLIP
+    kind: str = CLIP  # the network, and its names in the files that are written
     pad_token: str = "<|endoftext|>"
 
 
@@ -184,6 +184,11 @@ def get(key: str) -> Family:
 def of_width(text_width: int) -> Family | None:
     """The family whose U-Net attends to text of this width."""
     return next((family for family in FAMILIES.values() if family.text_width == text_width), None)
+
+
+def of_text_encoder(kind: str, pooled: bool) -> Family | None:
+    """The family whose first text encoder is of a kind, for text widths that are no family's."""
+    return next((row for row in FAMILIES.values() if (row.text_encoders[0].kind, row.pooled) == (kind, pooled)), None)
 
 
 def of_network(text_width: Any, pooled: bool) -> Family:

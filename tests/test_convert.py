@@ -103,7 +103,7 @@ def test_the_text_encoders_names_are_those_that_loading_reads(projection):
     model = CLIPTextModel(CLIPTextConfig.from_dict({**TEXTS["gelu"], "architectures": architecture}))
     expected = list(parameters(model))
     assert read(names.TEXT_ENCODER, export.to_folder("text_encoder", model)) == expected
-    assert sorted(read(names.OPEN_CLIP, export.renamed(model, names.OPEN_CLIP))) == sorted(expected)
+    assert sorted(read(names.OPEN_CLIP_TEXT, export.renamed(model, names.OPEN_CLIP_TEXT))) == sorted(expected)
 
 
 def small(**changes) -> Checkpoint:

@@ -60,7 +60,7 @@ def original_unet(model: UNet) -> Names:
 CASES = [
     *((f"U-Net {name}", lambda name=name: (model := unet(name), original_unet(model))) for name in ORIGINALS),
     *((f"VAE {name}", lambda name=name: (vae(name), names.original_vae(4))) for name in VAES),
-    *((f"text {p}", lambda p=p: (text(p), names.OPEN_CLIP)) for p in (False, True)),
+    *((f"text {p}", lambda p=p: (text(p), names.OPEN_CLIP_TEXT)) for p in (False, True)),
 ]
 
 
@@ -113,8 +113,8 @@ def test_forms():
     assert unet_places["sdxl"].write("mid_block.attentions.0.transformer_blocks.0.ff.proj_in.weight").form == ""
     attention = "encoder.mid_block.attentions.0.attention.to_q.weight"
     assert (names.VAE.write(attention).form, names.original_vae(4).write(attention).form) == ("", "kernel")
-    assert names.OPEN_CLIP.write("text_projection.weight").form == "transposed"
-    key = names.OPEN_CLIP.write("layers.2.self_attn.k_proj.bias")
+    assert names.OPEN_CLIP_TEXT.write("text_projection.weight").form == "transposed"
+    key = names.OPEN_CLIP_TEXT.write("layers.2.self_attn.k_proj.bias")
     assert (key.theirs, key.part) == ("transformer.resblocks.2.attn.in_proj_bias", (1, 3))
 
 

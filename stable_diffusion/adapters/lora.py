@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
 from ..model_io.quantised import dequantised
-from ..model_io.strict import FLOATS
+from ..model_io.strict import FLOATS, as_array, load_tensors
 from ..model_io.tensor_file import open_tensors
 from ..text.tags import Strength
 from ..unet import UNet
@@ -157,18 +155,9 @@ def read_tensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
             if tensor.dtype not in FLOATS and not tensor.key.endswith((".alpha", *NUMBERS)):
                 raise WeightsError(f"{path}: the tensor {tensor.key} is of type {tensor.dtype}, not floating point.")
         if file.form != "safetensors":
-            return {key: _to_mlx(file.read(stored), stored.dtype) for key, stored in file.tensors.items()}, {}
-        metadata = file.metadata
-    try:
-        return mx.load(str(path), format="safetensors"), metadata  # type: ignore[return-value]
-    except (RuntimeError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from None
-
-
-def _to_mlx(numbers: np.ndarray, dtype: str) -> mx.array:
-    if dtype == "BF16":
-        return mx.array(numbers).view(mx.bfloat16)
-    return mx.array(numbers.astype(np.float32) if dtype == "F64" else numbers)
+            return {key: as_array(file.read(stored), stored.dtype) for key, stored in file.tensors.items()}, {}
+        metadata, dtypes = file.metadata, {stored.dtype for stored in file.tensors.values()}
+    return load_tensors(path, dtypes), metadata
 
 
 # --- Matching

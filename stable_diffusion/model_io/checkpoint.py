@@ -17,6 +17,10 @@ from ..unet import UNet
 from ..vae import Autoencoder
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint's marks contradict each other; the message says what was assumed, and which option changes it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others one.

@@ -22,7 +22,7 @@ from .locate import load, locate
 from .quantised import check_bits, quantise
 from .safetensors_file import write_safetensors
 from .single_file_terms import check_terms
-from .strict import read_header
+from .strict import HALVES, read_header
 
 SINGLE_FILE, FOLDER, OWN = "single file", "diffusers", "mlx"
 SUFFIX = ".safetensors"
@@ -97,12 +97,12 @@ def _check_free(target: Path, form: str, force: bool) -> None:
 
 
 def _is_half(path: Path) -> bool:
-    """True if a checkpoint's U-Net is float16; bfloat16 becomes float32, which holds all its values."""
+    """True if float16 holds all values of a checkpoint's U-Net; bfloat16 becomes float32."""
     if path.is_file():
-        return describe(path).precision == "float16"
+        return describe(path).precision in ("float16", "float8")
     files = sorted((path / "unet").glob("*.safetensors"))
     plain = [file for file in files if ".fp16." not in file.name] or files
-    return bool(plain) and any(dtype == "F16" for _, dtype in list(read_header(plain[0]).values())[:3])
+    return bool(plain) and any(dtype in HALVES for _, dtype in list(read_header(plain[0]).values())[:3])
 
 
 def _contents(

@@ -110,7 +110,7 @@ def to_single_file(checkpoint: Checkpoint) -> Tensors:
     tensors |= renamed(vae, names.original_vae(len(vae.config.block_out_channels)), names.VAE_PREFIX)
     known = families.get(checkpoint.family).text_encoders
     for each, encoder in zip(known, checkpoint.text_encoders, strict=True):
-        tensors |= renamed(encoder, names.text_encoder(each), each.prefix)
+        tensors |= renamed(encoder, names.text_encoder(each.kind), each.prefix)
     return tensors
 
 

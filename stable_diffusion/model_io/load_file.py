@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,12 @@ from ..text.tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import Autoencoder
 from . import ldm, names
-from .checkpoint import Checkpoint, assemble, vae_dtype
-from .describe import Description, describe_open, read_original_config, take_averages
+from .checkpoint import Checkpoint, CheckpointWarning, assemble, vae_dtype
+from .describe import Description, describe_open, has_prefix, read_original_config, take_averages
 from .hub import Progress
 from .name_table import TRANSPOSED, Names
 from .strict import Form, Source, add_source, give
-from .tensor_file import Scratch, StoredTensor, TensorFile, open_tensors
+from .tensor_file import FLOAT8, Scratch, StoredTensor, TensorFile, float8_values, open_tensors
 
 NUMPY_TYPES = {mx.float32: np.float32, mx.float16: np.float16}
 
@@ -47,6 +49,8 @@ def load_single_file(
         take_averages(file)
         found = describe_open(file)
         _refuse(path, found)
+        for doubt in () if prediction_type else found.doubts:
+            warnings.warn(f"{str(path)!r}: {doubt}", CheckpointWarning, stacklevel=2)
         load = _Loader(file, found, dtype, check_values, report, prediction_type or found.prediction_type)
         unet = load.unet(half_unet)
         vae = load.vae()
@@ -96,7 +100,8 @@ class _Loader:
         self.original = read_original_config(file.path)
         self.family = families.get(found.family)
         self.sample_size = ldm.sample_size(self.family, prediction_type, found.size)
-        self.parts, unknown = names.split_by_part(file.tensors, self.family)
+        self.text_places = names.text_places(self.family, partial(has_prefix, file.tensors))
+        self.parts, unknown = names.split_by_part(file.tensors, self.text_places)
         if unknown:
             more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
             raise WeightsError(
@@ -154,7 +159,7 @@ class _Loader:
         return self._sources(part, self._text_names(part))
 
     def _text_names(self, part: str) -> Names:
-        return names.text_encoder(self.family.encoders[part])
+        return names.text_encoder(self.text_places[part][1])
 
     def _text_shapes(self, part: str) -> ldm.Shapes:
         shapes = {target: source.shape for target, source in self.text_sources[part].items()}
@@ -196,7 +201,9 @@ def source_of(file: TensorFile, stored: StoredTensor, transposed: bool = False) 
 def _formed(numbers: np.ndarray, dtype: str, form: Form, scratch: Scratch) -> mx.array:
     """Axes and type changed by numpy in one pass; MLX takes several times as long on a CPU."""
     numbers = numbers.transpose(0, 2, 3, 1) if form.channels_last else numbers.reshape(form.shape)
-    if dtype == "BF16":  # the upper half of a float32
+    if dtype in FLOAT8:
+        numbers = float8_values(dtype)[numbers]
+    elif dtype == "BF16":  # the upper half of a float32
         bits = scratch.array("bits", form.shape, np.uint32)
         np.copyto(bits, numbers)
         numbers = np.left_shift(bits, 16, out=bits).view(np.float32)

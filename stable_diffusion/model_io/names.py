@@ -7,12 +7,11 @@ either direction. No other file knows foreign names, except describe.py for the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 
-from .. import families
 from ..config import UNetConfig
 from ..errors import WeightsError
-from ..families import Family, TextEncoder
+from ..families import CLIP, OPEN_CLIP, Family
 from .name_table import ALIAS, Names, table
 
 # --- Folders of diffusers and transformers
@@ -79,6 +78,16 @@ def unet(config: UNetConfig) -> Names:
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
+# Where the first and the second text encoder may lie, and whose names follow: LDM's places, then SGM's.
+TEXT_PLACES = (
+    (
+        ("cond_stage_model.transformer.", CLIP),
+        ("cond_stage_model.model.", OPEN_CLIP),
+        ("conditioner.embedders.0.transformer.", CLIP),
+        ("conditioner.embedders.0.model.", OPEN_CLIP),
+    ),
+    (("conditioner.embedders.1.model.", OPEN_CLIP), ("conditioner.embedders.1.transformer.", CLIP)),
+)
 
 _ENDS = """
     input_blocks.0.0        conv_in
@@ -120,7 +129,7 @@ _ORIGINAL_VAE_KERNELS = """
     attention.to_v.weight      attention.to_v.weight      kernel
     attention.to_out.weight    attention.to_out.weight    kernel
 """
-OPEN_CLIP = table("""
+OPEN_CLIP_TEXT = table("""
     positional_embedding     position_embedding.weight
     text_projection          text_projection.weight              transposed
     ln_final                 final_layer_norm
@@ -147,7 +156,9 @@ _STRAY = "|".join((
     r"^(cond_stage_model|conditioner\.embedders\.0)\.text_projection$|^embedding_manager\.",
     r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_projection\.weight|logit_scale)$",
     r"^(cond_stage_model|conditioner\.embedders\.\d+)\.(model\.visual|transformer\.vision_model)\.",
-    r"^cond_stage_model\.model\.(text_projection(\.weight)?|transformer\.resblocks\.23\..*)$",  # unused by SD 2.x
+    # SD 2.x uses neither the projection nor the last layer of 24; CLIP's own text encoder has 12.
+    r"^(cond_stage_model|conditioner\.embedders\.0)\.model\.(text_projection(\.weight)?|transformer\.resblocks\.23\..*)$",
+    r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_model\.)?encoder\.layers\.23\.",
     r"\.position_ids$",  # 0, 1, 2, ...
 ))  # fmt: skip
 # The same for a file that holds only an autoencoder.
@@ -231,15 +242,31 @@ def original_vae(levels: int) -> Names:
     return table("\n".join(ups), _ORIGINAL_VAE, _ORIGINAL_VAE_KERNELS, _KERNELS)
 
 
-def text_encoder(encoder: TextEncoder) -> Names:
+def text_encoder(kind: str) -> Names:
     """The names of a text encoder in a single file."""
-    return OPEN_CLIP if encoder.kind == families.OPEN_CLIP else TEXT_ENCODER
+    return OPEN_CLIP_TEXT if kind == OPEN_CLIP else TEXT_ENCODER
 
 
-def split_by_part(keys: Iterable[str], family: Family) -> tuple[dict[str, dict[str, str]], list[str]]:
+def text_place(index: int, has: Callable[[str], bool]) -> tuple[str, str] | None:
+    """The prefix of a file's first (0) or second (1) text encoder, and whose names follow: CLIP or OPEN_CLIP.
+
+    `has(prefix)` says whether any key starts so.
+    """
+    return next((place for place in TEXT_PLACES[index] if has(place[0])), None)
+
+
+def text_places(family: Family, has: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
+    """The same of each of a family's text encoders that is in the file, by the names of their folders."""
+    found = {part: text_place(i, has) for i, part in enumerate(family.encoders)}
+    return {part: place for part, place in found.items() if place}
+
+
+def split_by_part(
+    keys: Iterable[str], text_places: Mapping[str, tuple[str, str]]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
     """For each part, {key without prefix: the file's key}; and the keys that belong to no part."""
     prefixes = {"unet": UNET_PREFIX, "vae": VAE_PREFIX}
-    prefixes |= {part: encoder.prefix for part, encoder in family.encoders.items()}
+    prefixes |= {part: prefix for part, (prefix, _) in text_places.items()}
     parts: dict[str, dict[str, str]] = {part: {} for part in prefixes}
     unknown = []
     stray = re.compile(_STRAY)

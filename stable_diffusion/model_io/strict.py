@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 from mlx.utils import tree_flatten
 from safetensors import SafetensorError, safe_open
 
 from ..backend import mx, nn
 from ..errors import WeightsError
 from .name_table import Names
+from .tensor_file import FLOAT8, as_floats, open_tensors
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+HALVES = ("F16", *FLOAT8)  # what float16 holds exactly
+FLOATS = ("F64", "F32", "BF16", *HALVES)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def give(
     expected = dict(tree_flatten(model.parameters()))
     _check_names(sources, expected, where)
     forms = {
-        target: _form(source, expected[target].shape, mx.float16 if keep_half and source.dtype == "F16" else dtype)
+        target: _form(source, expected[target].shape, mx.float16 if keep_half and source.dtype in HALVES else dtype)
         for target, source in sources.items()
     }
     with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
@@ -104,7 +107,7 @@ def _sources(files: Sequence[Path], names: Names) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for path in files:
         header = read_header(path)
-        tensors = _load(path)
+        tensors = load_tensors(path, {dtype for _, dtype in header.values()})
         for key, (shape, dtype) in header.items():
             for place in names.read(key):
                 read = functools.partial(_formed, tensors[key])
@@ -144,11 +147,27 @@ def _formed(tensor: mx.array, form: Form) -> mx.array:
     return mx.contiguous(tensor).astype(form.dtype)
 
 
-def _load(path: Path) -> dict[str, mx.array]:
+def load_tensors(path: Path, dtypes: Collection[str]) -> dict[str, mx.array]:
+    """The tensors of a safetensors file whose types are `dtypes`: lazy, but read at once if some are float8.
+
+    Raises `WeightsError` for a file that cannot be read.
+    """
+    if any(dtype in FLOAT8 for dtype in dtypes):  # MLX reads one of the two, as whole numbers
+        with open_tensors(path) as file:
+            return {key: as_array(file.read(stored), stored.dtype) for key, stored in file.tensors.items()}
     try:
         return cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from None
+
+
+def as_array(numbers: np.ndarray, dtype: str) -> mx.array:
+    """Numbers as `TensorFile.read` gives them: float8 becomes float16, which holds all its values, float64 float32."""
+    if dtype == "BF16":
+        return mx.array(numbers).view(mx.bfloat16)
+    if dtype in FLOAT8:
+        return mx.array(as_floats(numbers, dtype).astype(np.float16))
+    return mx.array(numbers.astype(np.float32) if dtype == "F64" else numbers)
 
 
 def _check_values(loaded: list[tuple[str, mx.array]], where: str) -> None:

@@ -6,6 +6,7 @@ read by positioned reads rather than a memory map, in which a change by another 
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -31,7 +32,9 @@ DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "BOOL": "u1",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
 }  # fmt: skip
+FLOAT8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15)}  # bits of exponent and mantissa, the exponent's bias
 ITEM_SIZES = {name: np.dtype(form).itemsize for name, form in DTYPES.items()}
+STATE_DICTS = ("state_dict", "model")  # a pickle's keys below which tensors lie
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # a pickle of torch's magic number
 AGAIN = "Download or copy it again."
 
@@ -87,6 +90,12 @@ class HeaderText(Mapping[str, StoredTensor]):
         """True if any tensor's name starts with `prefix`."""
         return self._find(b'"' + prefix.encode()) >= 0
 
+    def ending_with(self, suffix: str) -> StoredTensor | None:
+        """The first tensor whose name ends with `suffix`."""
+        at = self._find(suffix.encode() + b'":')
+        start = self._text.rfind(b'"', 0, at) + 1
+        return self.get(self._text[start : at + len(suffix)].decode("utf-8", "replace")) if at >= 0 else None
+
     def value(self, key: str) -> Any:
         """The value of a key, or None."""
         name = json.dumps(key).encode() + b":"
@@ -109,6 +118,32 @@ class HeaderText(Mapping[str, StoredTensor]):
         if not isinstance(header, dict):
             raise ValueError("its header is not a JSON object")
         return header
+
+
+@functools.cache
+def float8_values(dtype: str) -> np.ndarray:
+    """The float32 value of each of the 256 codes of an 8-bit type, "F8_E4M3" (without infinities) or "F8_E5M2".
+
+    Micikevicius et al. 2022, "FP8 formats for deep learning", table 1.
+    """
+    exponent_bits, mantissa_bits, bias = FLOAT8[dtype]
+    codes = np.arange(256)
+    exponent = codes >> mantissa_bits & (1 << exponent_bits) - 1
+    mantissa = (codes & (1 << mantissa_bits) - 1) / (1 << mantissa_bits)
+    values = np.where(exponent > 0, np.ldexp(1 + mantissa, exponent - bias), np.ldexp(mantissa, 1 - bias))
+    top = exponent == (1 << exponent_bits) - 1
+    if dtype == "F8_E4M3":
+        values[top & (codes & 7 == 7)] = np.nan
+    else:
+        values[top] = np.where(mantissa[top] == 0, np.inf, np.nan)
+    return np.where(codes < 128, values, -values).astype(np.float32)
+
+
+def as_floats(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """Numbers as `TensorFile.read` gives them, of a type that may be one that numpy lacks, as float32."""
+    if dtype == "BF16":  # the upper half of a float32
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return float8_values(dtype)[numbers] if dtype in FLOAT8 else numbers.astype(np.float32)
 
 
 class Scratch(threading.local):
@@ -403,10 +438,13 @@ def _read_legacy(file: TensorFile) -> None:
 def _collect(file: TensorFile, content: Any, place: Callable[[safe_pickle.Storage], tuple[int, int]]) -> None:
     """Set the file's tensors from its pickle's state dict, and the plain values next to them."""
     for _ in range(8):  # "state_dict" may lie in "state_dict"
-        if type(content) is not dict or type(content.get("state_dict")) is not dict:
+        if type(content) is not dict:
+            break
+        inner = next((content[key] for key in STATE_DICTS if type(content.get(key)) is dict), None)
+        if inner is None:
             break
         file.values |= _plain(content)
-        content = content["state_dict"]
+        content = inner
     if type(content) is not dict:
         raise UnsupportedCheckpointError(f"{file.path} holds no state dict, so it is not a checkpoint.")
     file.values |= _plain(content)
