@@ -56,7 +56,8 @@ class Model:
     `name` is what a user picks it by and `source` what `StableDiffusion` is given. `size_bytes` is what lies on disk,
     or what a hub model downloads in float32 (`size_float16`: in float16, where the hub has such files). None: unknown.
     `family` is a key of families.FAMILIES, or "" where it is not known without reading the weights. `precision`
-    ("float16") and `prediction_type` ("epsilon") are told for local models; `problem` says why one cannot be used.
+    ("float16") and `prediction_type` ("epsilon") are told for local models; `problem` says why one cannot be used, or
+    with what it can be.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Model:
     precision: str = ""
     prediction_type: str = ""
     problem: str = ""
+    lacks_vae: bool = False  # and nothing else
 
     @property
     def family_title(self) -> str:
@@ -198,11 +200,25 @@ def from_file(path: str | os.PathLike, name: str | None = None) -> Model:
     try:
         stat, beside = path.stat(), path.with_suffix(".yaml")
         told_beside = beside.stat().st_mtime_ns if beside.is_file() else 0
-        family, precision, prediction, defaults, problem = _told(path, stat.st_size, stat.st_mtime_ns, told_beside)
+        family, precision, prediction, defaults, problem, lacks_vae = _told(
+            path, stat.st_size, stat.st_mtime_ns, told_beside
+        )
     except OSError as error:
         return Model(name, LOCAL, str(path), title, problem=error.strerror or str(error))
     return Model(
-        name, LOCAL, str(path), title, family, "", stat.st_size, None, defaults, precision, prediction, problem
+        name,
+        LOCAL,
+        str(path),
+        title,
+        family,
+        "",
+        stat.st_size,
+        None,
+        defaults,
+        precision,
+        prediction,
+        problem,
+        lacks_vae,
     )
 
 
@@ -282,21 +298,23 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _told(path: Path, size: int, mtime_ns: int, told_beside: int) -> tuple[str, str, str, Defaults, str]:
+def _told(path: Path, size: int, mtime_ns: int, told_beside: int) -> tuple[str, str, str, Defaults, str, bool]:
     """Family, precision, prediction type, defaults and problem of a file; looked at again only when it has changed."""
     from .model_io import describe, ldm  # here, since they take numpy, which nobody else needs
 
     try:
         told = describe.describe(path)
     except CheckpointError as error:
-        return "", "", "", Defaults(), _shortly(error, path)
+        return "", "", "", Defaults(), _shortly(error, path), False
     if not told.family:
-        return "", told.precision, "", Defaults(), f"it is {told.kind}"
+        return "", told.precision, "", Defaults(), f"it is {told.kind}", False
     family = families.get(told.family)
     side = family.downscale * ldm.sample_size(family, told.prediction_type, told.size)
     lcm = "latent consistency" in told.kind
     problem = f"it lacks its {' and '.join(told.missing)}" if told.missing else ""
-    return told.family, told.precision, told.prediction_type, _usual(told.family, lcm, side), problem
+    lacks_vae = told.missing == ("vae",)
+    problem += ": give one with --vae (on the page, choose a VAE)" if lacks_vae else ""
+    return told.family, told.precision, told.prediction_type, _usual(told.family, lcm, side), problem, lacks_vae
 
 
 def _shortly(error: Exception, path: Path) -> str:

@@ -62,7 +62,7 @@ class LoadedModel:
         dtype = mx.float16 if float16 else mx.float32
         name, path = locate(model, float16, progress)
         half_unet = low_memory and not backend.has_gpu()
-        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet)
+        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet, vae is not None)
         if bits is not None:
             quantise(checkpoint.unet, checkpoint.text_encoders, bits, progress)
         other = None if vae is None else load_vae(vae, checkpoint.vae.config, checkpoint.family, dtype, progress)

@@ -283,7 +283,11 @@ def test_files_tell_family_precision_and_prediction(only_here):
     assert list(found)[-4:] == list(problems) == [
         "a-lora.safetensors", "cut.safetensors", "empty.ckpt", "no-vae.safetensors",
     ]  # fmt: skip
-    assert problems["a-lora.safetensors"] == "it is a LoRA" and problems["no-vae.safetensors"] == "it lacks its vae"
+    assert (
+        problems["a-lora.safetensors"] == "it is a LoRA"
+        and "lacks its vae: give one with --vae" in problems["no-vae.safetensors"]
+    )
+    assert [name for name, model in found.items() if model.lacks_vae] == ["no-vae.safetensors"]
     assert "cut short" in problems["cut.safetensors"] or "not an intact" in problems["cut.safetensors"]
     assert "empty" in problems["empty.ckpt"]
 

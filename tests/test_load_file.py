@@ -692,6 +692,35 @@ class TestDamage:
         with pytest.raises(WeightsError, match=f"without its {part}"):
             loaded(path)
 
+    def test_an_absent_vae_is_supplied(self, sd1, tmp_path):
+        """The picture is that of a file which holds the same VAE; without one the error names the option."""
+        whole = single_files.write(tmp_path / "whole.safetensors", sd1)
+        parts = [{k: v for k, v in sd1.items() if k.startswith(VAE) == is_vae} for is_vae in (False, True)]
+        bare, vae = (single_files.write(tmp_path / f"{i}.safetensors", part) for i, part in enumerate(parts))
+        with pytest.raises(WeightsError, match="--vae"):
+            StableDiffusion(bare)
+        sds = [StableDiffusion(whole, float16=False), StableDiffusion(bare, float16=False, vae=vae)]
+        pictures = []
+        for sd in sds:
+            *_, last = sd.generate_latents("a house", num_steps=2, width=32, height=32, seed=1)
+            pictures.append(np.array(mx.contiguous(sd.decode(last.latents))))
+        assert np.array_equal(*pictures)
+
+    def test_a_supplied_vae_comes_before_a_damaged_one(self, sd1, tmp_path):
+        vae = single_files.write(tmp_path / "v.safetensors", {k: v for k, v in sd1.items() if k.startswith(VAE)})
+        del sd1[VAE + "decoder.conv_out.bias"]
+        path = single_files.write(tmp_path / "x.safetensors", sd1)
+        with pytest.raises(WeightsError, match="missing"):
+            StableDiffusion(path)
+        assert StableDiffusion(path, vae=vae).family == "sd1"
+
+    def test_a_folder_without_a_vae(self, checkpoint):
+        vae = checkpoint.parent / "vae"
+        (checkpoint / "vae").rename(vae)
+        with pytest.raises(ConfigError, match=r"vae/config\.json"):
+            StableDiffusion(checkpoint)
+        assert StableDiffusion(checkpoint, vae=vae)._vae.config.latent_channels == 4
+
     @pytest.mark.parametrize(
         "key", [UNET + "middle_block.1.norm.bias", VAE + "quant_conv.bias", TEXT + "final_layer_norm.weight"]
     )

@@ -55,7 +55,14 @@ def list_models(args: argparse.Namespace) -> None:
         )
         told = (model.name, model.family_title or "?", model.precision, model.prediction_type, size)
         hash_ = catalogue.known_hash(model.source) if model.kind == catalogue.LOCAL else None
-        rows.append((*told, hash_ or "", model.licence or "?", "unusable" if model.problem else here))
+        rows.append(
+            (
+                *told,
+                hash_ or "",
+                model.licence or "?",
+                "needs a VAE" if model.lacks_vae else "unusable" if model.problem else here,
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -31,7 +31,7 @@ class Checkpoint:
 
     family: str  # a key of families.FAMILIES
     unet: UNet
-    vae: Autoencoder
+    vae: Autoencoder  # without weights if another one is going to replace it
     text_encoders: tuple[CLIPTextModel, ...]
     tokenizers: tuple[Tokenizer, ...]
     scheduler: SchedulerConfig

@@ -126,6 +126,22 @@ def vae_config(shapes: Shapes, family: Family, original: OriginalConfig, sample_
     }
 
 
+def usual_vae_config(family: Family) -> dict[str, Any]:
+    """vae/config.json of the family's original checkpoint."""
+    channels = [128, 256, 512, 512]
+    return {
+        "block_out_channels": channels,
+        "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "latent_channels": family.latent_channels,
+        "norm_num_groups": NORM_GROUPS,
+        "sample_size": family.latent_side * family.downscale,
+        "scaling_factor": family.scaling_factor,
+        "force_upcast": True,
+    }
+
+
 def vae_sizes(shapes: Shapes) -> dict[str, Any]:
     """The part of an autoencoder's configuration that its tensors determine."""
     levels = shapes.count("encoder.down_blocks.{}.resnets.0.conv1.weight")

@@ -36,24 +36,26 @@ def load_single_file(
     check_values: bool = False,
     prediction_type: str | None = None,
     half_unet: bool = False,
+    other_vae: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL.
 
     Tensors are read one per core at a time, and each takes its module's form before the next is read. Averaged weights
     (model_ema.) are ignored, as in diffusers, unless the file holds no others. `prediction_type` overrides the file;
-    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`. Raises
-    subclasses of `CheckpointError` for a file that is cut short, of another kind, or does not fit.
+    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`;
+    `other_vae` reads no VAE's weights, and needs no VAE. Raises subclasses of `CheckpointError` for a file that is cut
+    short, of another kind, or does not fit.
     """
     report = progress or (lambda message, fraction: None)
     with open_tensors(path) as file:
         take_averages(file)
         found = describe_open(file)
-        _refuse(path, found)
+        _refuse(path, found, other_vae)
         for doubt in () if prediction_type else found.doubts:
             warnings.warn(f"{str(path)!r}: {doubt}", CheckpointWarning, stacklevel=2)
         load = _Loader(file, found, dtype, check_values, report, prediction_type or found.prediction_type)
         unet = load.unet(half_unet)
-        vae = load.vae()
+        vae = load.vae(other_vae)
         text_encoders = [load.text_encoder(part) for part in load.text_parts]
         file.check_unchanged()
     tokenizers = [Tokenizer.clip(encoder.pad_token) for encoder in load.family.text_encoders]
@@ -67,15 +69,16 @@ def load_single_file(
     return assemble(repr(str(path)), found.family, unet, vae, text_encoders, tokenizers, load.scheduler(), zeros)
 
 
-def _refuse(path: Path, found: Description) -> None:
+def _refuse(path: Path, found: Description, other_vae: bool) -> None:
     if not found.family:
         raise UnsupportedCheckpointError(
             f"{str(path)!r} holds {found.kind}; as a model, this engine loads whole checkpoints of {families.IN_WORDS}."
         )
-    if found.missing:
+    missing = [part for part in found.missing if not (part == "vae" and other_vae)]
+    if missing:
+        mend = "give one with --vae FILE (vae=...)" if missing == ["vae"] else "take a file that holds all parts"
         raise WeightsError(
-            f"{str(path)!r} is a checkpoint of {found.kind} without its {' and '.join(found.missing)}; take a file "
-            f"that holds all parts."
+            f"{str(path)!r} is a checkpoint of {found.kind} without its {' and '.join(missing)}; {mend}."
         )
 
 
@@ -119,14 +122,18 @@ class _Loader:
         values = self._checked(ldm.unet_config, shapes, self.family, self.original, self.sample_size, pooled)
         return self._load("unet", UNet, UNetConfig, values, self._sources("unet", table), self.dtype, keep_half)
 
-    def vae(self) -> Autoencoder:
-        """The autoencoder."""
+    def vae(self, without_weights: bool) -> Autoencoder:
+        """The autoencoder; `without_weights` only its configuration, the family's usual one if the file has none."""
+        if without_weights and "vae" in self.found.missing:
+            return Autoencoder(AutoencoderConfig.from_dict(ldm.usual_vae_config(self.family), str(self.file.path)))
         found = self._shapes("vae")
         table = names.original_vae(names.vae_levels(found))
         shapes = ldm.Shapes.read(found, table)
         values = self._checked(ldm.vae_config, shapes, self.family, self.original, self.sample_size)
         sources = self._sources("vae", table)
         config = AutoencoderConfig.from_dict(values, str(self.file.path))
+        if without_weights:
+            return Autoencoder(config)
         dtype = vae_dtype(self.family.key, config, self.dtype)
         return self._load("vae", Autoencoder, AutoencoderConfig, values, sources, dtype)
 

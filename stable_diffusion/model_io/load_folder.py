@@ -18,7 +18,7 @@ from ..families import FAMILIES
 from ..text.tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import Autoencoder
-from . import names
+from . import ldm, names
 from .checkpoint import Checkpoint, assemble, family_of, vae_dtype
 from .hub import Progress, names_part, weight_files
 from .name_table import Names
@@ -63,11 +63,13 @@ def load_folder(
     progress: Progress | None = None,
     check_values: bool = False,
     half_unet: bool = False,
+    other_vae: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint's parts from a folder in diffusers' form; weights stay on disk until needed.
 
-    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`. Raises
-    subclasses of `CheckpointError` for parts that are missing, cut short, of another architecture, or do not fit.
+    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`;
+    `other_vae` reads no VAE's weights, and needs no VAE. Raises subclasses of `CheckpointError` for parts that are
+    missing, cut short, of another architecture, or do not fit.
     """
     report = progress or (lambda message, fraction: None)
     index = read_index(folder)
@@ -76,8 +78,15 @@ def load_folder(
     load = _Loader(folder, dtype, check_values, report)
     unet = load("unet", UNetConfig, UNet, names.UNET, keep_half=half_unet)
     family = family_of(unet.config, len(parts))
-    vae_config = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"), f"{folder}/vae/config.json")
-    vae = load("vae", AutoencoderConfig, Autoencoder, names.VAE, vae_dtype(family, vae_config, dtype))
+    vae_file = folder / "vae" / "config.json"
+    usual = other_vae and not vae_file.is_file()
+    values = ldm.usual_vae_config(families.get(family)) if usual else read_json(vae_file)
+    vae_config = AutoencoderConfig.from_dict(values, str(vae_file))
+    vae = (
+        Autoencoder(vae_config)
+        if other_vae
+        else load("vae", AutoencoderConfig, Autoencoder, names.VAE, vae_dtype(family, vae_config, dtype))
+    )
     text_encoders = [load(part, CLIPTextConfig, CLIPTextModel, names.TEXT_ENCODER) for part in parts]
     tokenizers = [Tokenizer.from_files(folder / name) for name in tokenizer_names]
     scheduler_file = folder / "scheduler" / "scheduler_config.json"

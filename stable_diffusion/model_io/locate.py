@@ -26,10 +26,12 @@ def load(
     check_values: bool = False,
     prediction_type: str | None = None,
     half_unet: bool = False,
+    other_vae: bool = False,
 ) -> Checkpoint:
     """Load a folder or a single file; `prediction_type` overrides the file's.
 
-    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`.
+    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`. With
+    `other_vae` the caller has another VAE: the checkpoint's own gets no weights, and may be missing.
 
     Raises `InputError` for an unknown prediction type, and subclasses of `CheckpointError`.
     """
@@ -39,8 +41,8 @@ def load(
         )
     backend.prepare()
     if not path.is_dir():
-        return load_single_file(path, dtype, progress, check_values, prediction_type, half_unet)
-    checkpoint = load_folder(path, dtype, progress, check_values, half_unet)
+        return load_single_file(path, dtype, progress, check_values, prediction_type, half_unet, other_vae)
+    checkpoint = load_folder(path, dtype, progress, check_values, half_unet, other_vae)
     if prediction_type:
         scheduler = dataclasses.replace(checkpoint.scheduler, prediction_type=prediction_type)
         checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
