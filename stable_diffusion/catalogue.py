@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from . import families
+from .config import edm_kind
 from .errors import CheckpointError, CheckpointNotFoundError
 from .families import SD1, SD2, SDXL
 from .model_io import hashes
@@ -178,6 +179,8 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
         return Model(title, LOCAL, str(folder), title, problem="its model_index.json cannot be read")
     family = _family(folder, kind)
     weights = _one_precision(folder)
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
+    edm = edm_kind(scheduler.get("_class_name"))
     return Model(
         title,
         LOCAL,
@@ -187,8 +190,8 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
         size_bytes=sum(map(_size, weights)) or None,
         defaults=_folder_defaults(folder, kind, family),
         precision=_folder_precision(folder, weights),
-        prediction_type=_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"),
-        problem="" if family else f"it holds {kind}",
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        problem=f"it is {edm}" if edm else "" if family else f"it holds {kind}",
     )
 
 

@@ -18,6 +18,9 @@ from .errors import ConfigError, UnsupportedCheckpointError
 C = TypeVar("C", bound="Config")
 
 ACTIVATIONS = ("silu", "swish", "gelu", "mish", "relu")
+ONE_RESNET, NO_MIDDLE = "UNetMidBlock2D", None
+MIDDLES = ("UNetMidBlock2DCrossAttn", ONE_RESNET, NO_MIDDLE)
+EDM = "EDM"  # how the reference's scheduler classes for such models begin (Karras et al. 2022)
 UNET_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PREDICTION_TYPES = (*UNET_PREDICTIONS, "flow")  # what a denoising network may predict
 
@@ -42,7 +45,7 @@ class Config:
         known = {}
         for key, value in values.items():
             if key in fields:
-                known[key] = tuple(value) if isinstance(value, list) else value
+                known[key] = _as_tuple(value)
             elif key in cls.FIXED:
                 if value not in cls.FIXED[key]:
                     accepted = " or ".join(repr(v) for v in cls.FIXED[key])
@@ -73,6 +76,10 @@ class Config:
         for item in value if isinstance(value, tuple) else (value,):
             if item not in choices:
                 raise ValueError(f"{name} = {item!r} should be one of {', '.join(map(repr, choices))}.")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ class UNetConfig(Config):
         )  # fmt: skip
         self._check_choice("down_block_types", ("CrossAttnDownBlock2D", "DownBlock2D"))
         self._check_choice("up_block_types", ("CrossAttnUpBlock2D", "UpBlock2D"))
-        self._check_choice("mid_block_type", ("UNetMidBlock2DCrossAttn", None))
+        self._check_choice("mid_block_type", MIDDLES)
         self._check_choice("act_fn", ACTIVATIONS)
         self._check_choice("addition_embed_type", (None, "text_time"))
         blocks = len(self.down_block_types)
@@ -327,6 +334,12 @@ class AutoencoderTinyConfig(Config):
         return self.decoder_block_out_channels[::-1]
 
 
+def edm_kind(scheduler: Any) -> str:
+    """What a checkpoint with a scheduler of this class is, in words, if it is an EDM model; else ""."""
+    is_edm = isinstance(scheduler, str) and scheduler.startswith(EDM)
+    return f"an EDM model ({scheduler}), such as Playground 2.5 or CosXL" if is_edm else ""
+
+
 @dataclass(frozen=True)
 class SchedulerConfig(Config):
     """scheduler/scheduler_config.json of any of diffusers' schedulers.
@@ -391,6 +404,8 @@ class SchedulerConfig(Config):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> SchedulerConfig:
         """As for other configurations; the scheduler's class name marks flow matching."""
+        if isinstance(values, Mapping) and (kind := edm_kind(values.get("_class_name"))):
+            raise UnsupportedCheckpointError(f"{source}: the checkpoint is {kind}, which is not supported.")
         if isinstance(values, Mapping) and values.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
             values = {"timestep_spacing": "linspace", **values, "prediction_type": "flow"}
         return super().from_dict(values, source)

@@ -125,8 +125,14 @@ def small(**changes) -> Checkpoint:
 def test_a_single_file_says_what_it_can_say():
     checkpoint = small()
     check_terms(checkpoint, export.to_single_file(checkpoint))
-    checkpoint = small(unet={"in_channels": 9, "attention_head_dim": (8, 8, 8), "time_cond_proj_dim": 32})
-    check_terms(checkpoint, export.to_single_file(checkpoint))
+    for unet in (
+        {"in_channels": 9, "attention_head_dim": (8, 8, 8), "time_cond_proj_dim": 32},
+        {"mid_block_type": None},
+        {"mid_block_type": "UNetMidBlock2D"},
+        {"transformer_layers_per_block": [2, [1, 2], 1], "reverse_transformer_layers_per_block": [1, [3, 1, 1], 2]},
+    ):
+        checkpoint = small(unet=unet)
+        check_terms(checkpoint, export.to_single_file(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +144,7 @@ def test_a_single_file_says_what_it_can_say():
         ("unet", {"act_fn": "gelu"}, "act_fn = 'gelu'"),
         ("unet", {"only_cross_attention": (True, False, False)}, "only_cross_attention"),
         ("unet", {"downsample_padding": 0}, "downsample_padding"),
-        ("unet", {"mid_block_type": None}, "mid_block"),
+        ("unet", {"mid_block_scale_factor": 1.5}, "mid_block_scale_factor"),
         ("unet", {"layers_per_block": (1, 2, 2)}, "write a folder"),
         ("vae", {"scaling_factor": 0.5}, "scaling_factor = 0.5"),
         ("vae", {"norm_num_groups": 16}, "norm_num_groups"),

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from stable_diffusion.backend import mx
+from stable_diffusion.catalogue import from_folder
 from stable_diffusion.clip import CLIPTextModel
 from stable_diffusion.config import CLIPTextConfig
 from stable_diffusion.errors import (
@@ -24,7 +25,7 @@ from stable_diffusion.errors import (
 )
 from stable_diffusion.model_io import names
 from stable_diffusion.model_io.hub import is_complete, missing_files
-from stable_diffusion.model_io.load_folder import load_folder
+from stable_diffusion.model_io.load_folder import load_folder, read_index
 from stable_diffusion.model_io.locate import embedded_models, locate
 from stable_diffusion.model_io.strict import load_weights, read_header
 
@@ -134,6 +135,17 @@ class TestFolders:
         change_json(checkpoint / "model_index.json", _class_name=pipeline)
         with pytest.raises(UnsupportedCheckpointError, match=name):
             load_folder(checkpoint, mx.float32)
+
+    @pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+    def test_edm_models_are_named(self, scheduler, checkpoint):
+        file = checkpoint / "scheduler" / "scheduler_config.json"
+        change_json(file, _class_name=scheduler, sigma_data=0.5)
+        assert from_folder(checkpoint).problem.startswith(f"it is an EDM model ({scheduler})")
+        with pytest.raises(UnsupportedCheckpointError, match=f"EDM model .{scheduler}"):
+            load_folder(checkpoint, mx.float32)
+        change_json(checkpoint / "model_index.json", scheduler=["diffusers", scheduler])
+        with pytest.raises(UnsupportedCheckpointError, match="EDM"):
+            read_index(checkpoint)  # before anything else is downloaded
 
     def test_a_refiner(self, checkpoint):
         change_json(

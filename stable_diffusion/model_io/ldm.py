@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..config import NO_MIDDLE, ONE_RESNET
 from ..errors import UnsupportedCheckpointError, WeightsError
 from ..families import OPEN_CLIP, Family
 from .describe import OriginalConfig
@@ -59,9 +60,13 @@ def unet_config(
     levels = shapes.count("down_blocks.{}.resnets.0.conv1.weight")
     layers = shapes.count("down_blocks.0.resnets.{}.conv1.weight")
     found = _transformer_depths(shapes)
-    depths = [tuple(found.get(f"down_blocks.{i}.attentions.{j}", 0) for j in range(layers)) for i in range(levels)]
+    depths, up_depths = (
+        [tuple(found.get(f"{way}_blocks.{i}.attentions.{j}", 0) for j in range(n)) for i in range(levels)]
+        for way, n in (("down", layers), ("up", layers + 1))
+    )
     attends = [any(level) for level in depths]
-    depths = [tuple(max(depth, 1) for depth in level) for level in depths]
+    mirrored = all(len({*up, *down}) == 1 for up, down in zip(up_depths[::-1], depths, strict=True) if any(down))
+    depths, up_depths = ([tuple(max(n, 1) for n in level) for level in each] for each in (depths, up_depths))
     if not attends[-1]:  # this level then holds the middle's depth
         depths[-1] = (found.get("mid_block.attentions.0", 1),) * layers
     channels = [shapes.side(f"down_blocks.{i}.resnets.0.conv1.weight", 0) for i in range(levels)]
@@ -76,7 +81,7 @@ def unet_config(
         "layers_per_block": layers,
         "down_block_types": ["CrossAttnDownBlock2D" if attending else "DownBlock2D" for attending in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if attending else "UpBlock2D" for attending in attends[::-1]],
-        "transformer_layers_per_block": [each[0] if len(set(each)) == 1 else each for each in depths],
+        "transformer_layers_per_block": _as_short(depths),
         "cross_attention_dim": shapes.side(keys[0], 1),
         "attention_head_dim": _heads(channels, family, original),
         "norm_num_groups": NORM_GROUPS,
@@ -84,6 +89,11 @@ def unet_config(
         "upcast_attention": family.upcast_attention,
         "time_embedding_dim": shapes.side("time_embedding.linear_1.weight", 0),
     }
+    if not mirrored:
+        config["reverse_transformer_layers_per_block"] = _as_short(up_depths)
+    if "mid_block.attentions.0.norm.weight" not in shapes:
+        has_resnet = "mid_block.resnets.0.conv1.weight" in shapes
+        config["mid_block_type"] = ONE_RESNET if has_resnet else NO_MIDDLE
     if "time_embedding.cond_proj.weight" in shapes:
         config["time_cond_proj_dim"] = shapes.side("time_embedding.cond_proj.weight", 1)
     if family.pooled:
@@ -92,6 +102,11 @@ def unet_config(
         config["projection_class_embeddings_input_dim"] = inputs
         config["addition_time_embed_dim"] = max((inputs - (pooled or 0)) // 6, 1)  # of each of six numbers
     return config
+
+
+def _as_short(depths: list[tuple[int, ...]]) -> list[Any]:
+    """One number for each level whose layers are alike."""
+    return [each[0] if len(set(each)) == 1 else list(each) for each in depths]
 
 
 def _heads(channels: list[int], family: Family, original: OriginalConfig) -> list[int]:

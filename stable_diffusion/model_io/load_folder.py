@@ -12,7 +12,7 @@ from typing import Any
 from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
-from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
+from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig, edm_kind
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
 from ..text.tokenizer import Tokenizer
@@ -114,6 +114,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     if foreign or not pipeline.startswith(PIPELINES):
         kind = f"{OTHER_ARCHITECTURES[foreign]} ({pipeline})" if foreign else pipeline
         raise UnsupportedCheckpointError(f"{str(folder)!r} holds {kind}; this engine loads {families.IN_WORDS}.")
+    scheduler = index.get("scheduler")
+    if isinstance(scheduler, list) and (kind := edm_kind(scheduler[-1] if scheduler else None)):
+        raise UnsupportedCheckpointError(f"{str(folder)!r} is {kind}, which is not supported.")
     if not names_part(index, "text_encoder"):
         raise UnsupportedCheckpointError(
             f"{str(folder)!r} has no text_encoder; SDXL's refiner and other second stages are not supported."

@@ -79,6 +79,9 @@ def _unet(config: UNetConfig) -> dict[str, Any]:
         each if isinstance(each, tuple) else (each,) * n
         for each, n in zip(config.per_block("transformer_layers_per_block"), layers, strict=True)
     ]
+    up = zip(config.reverse_transformer_layers_per_block or depths[::-1], layers[::-1], attends[::-1], strict=True)
+    whole = [(each if isinstance(each, tuple) else (each,) * (n + 1), used) for each, n, used in up]
+    values["up_depths"] = [each if len(set(each)) > 1 else each[:1] for each, used in whole if used]
     values |= {key: config.per_block(key) for key in ("cross_attention_dim", "only_cross_attention")}
     values["layers_per_block"] = layers
     values["transformer_layers_per_block"] = [each for each, used in zip(depths, attends, strict=True) if used]
