@@ -211,7 +211,6 @@ EXCEPTIONS = {
     "model_io/names.py",
     "model_io/describe.py",  # the marks by which files are told apart, most of them of models that are not built here
     "adapters/file_keys.py",  # how an adapter's keys begin and end: whose they are, and which part of an adapter
-    "service/loras.py",  # the one tensor whose width tells a LoRA's family
 }
 
 

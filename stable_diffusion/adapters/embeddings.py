@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from ..families import FAMILIES
 from ..text.tokenizer import Tokenizer, normalize
 from . import files
 from .lora import NUMBERS, read_tensors
+
+Tensors = Mapping[str, mx.array]
 
 # Keys of the vectors in a file for several encoders -> the family.
 KEYS = {keys: family.title for family in FAMILIES.values() for keys in family.embedding_keys}
@@ -57,21 +59,31 @@ class Embeddings:
         self._family = family
 
     def used_in(
-        self, pieces: Sequence[str], tokenizer: Tokenizer, encoders: Sequence[CLIPTextModel]
+        self,
+        pieces: Sequence[str],
+        tokenizer: Tokenizer,
+        encoders: Sequence[CLIPTextModel],
+        bundled: Mapping[str, Tensors] | None = None,
     ) -> tuple[Embedding, ...]:
-        """Read the embeddings that the text names. Raises `UnsupportedCheckpointError` for one of another family."""
-        widths = [encoder.config.hidden_size for encoder in encoders]
-        named = self.named_in(pieces, tokenizer)
-        return tuple(read_embedding(path, name, widths, self._family) for name, path in named.items())
+        """Read the embeddings that the text names; `bundled` are those in LoRAs' files, after those in the folders.
 
-    def named_in(self, pieces: Sequence[str], tokenizer: Tokenizer) -> dict[str, Path]:
-        """The files of the embeddings that the text names, by name."""
+        Raises `UnsupportedCheckpointError` for one of another family.
+        """
+        widths = [encoder.config.hidden_size for encoder in encoders]
+        bundled = bundled or {}
+        found = []
+        for name, path in self.named_in(pieces, tokenizer, bundled).items():
+            tensors = bundled[name] if path is None else read_tensors(path)[0]
+            found.append(embedding_of(tensors, str(path or f"a LoRA's {name}"), name, widths, self._family))
+        return tuple(found)
+
+    def named_in(
+        self, pieces: Sequence[str], tokenizer: Tokenizer, bundled: Iterable[str] = ()
+    ) -> dict[str, Path | None]:
+        """The files of the embeddings that the text names, by name; None for a `bundled` one."""
         lowered = [normalize(piece) for piece in pieces]
-        paths = {
-            name: path
-            for name, path in files.listed(files.EMBEDDINGS, self.folders).items()
-            if any(normalize(name) in piece for piece in lowered)
-        }
+        known = {**dict.fromkeys(bundled), **files.listed(files.EMBEDDINGS, self.folders)}
+        paths = {name: path for name, path in known.items() if any(normalize(name) in piece for piece in lowered)}
         if not paths:
             return {}
         first = tokenizer.vocab_size
@@ -81,22 +93,26 @@ class Embeddings:
 
 
 def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) -> Embedding:
-    """Read a file for text encoders of these widths.
+    """Read a file for text encoders of these widths; raises what `embedding_of` raises."""
+    return embedding_of(read_tensors(path)[0], os.fspath(path), name, widths, family)
+
+
+def embedding_of(tensors: Tensors, source: str, name: str, widths: Sequence[int], family: str) -> Embedding:
+    """The tensors of one embedding, for text encoders of these widths; `source` names them in errors.
 
     Raises `UnsupportedCheckpointError` for vectors of another width, and `WeightsError` for a file that is damaged or
     holds something else.
     """
-    tensors, _ = read_tensors(path)
     keys = next((keys for keys in KEYS if set(keys) <= tensors.keys()), ())
     found = [tensors[key] for key in keys] if keys else [t for key, t in tensors.items() if not key.endswith(NUMBERS)]
     if not keys and len(found) != 1:
         raise WeightsError(
-            f"{os.fspath(path)!r} is not a textual-inversion embedding: it holds {len(found)} tensors that are not "
+            f"{source!r} is not a textual-inversion embedding: it holds {len(found)} tensors that are not "
             f"{' and '.join(next(iter(KEYS)))}."
         )
     vectors = [tensor.reshape(1, -1) if tensor.ndim == 1 else tensor for tensor in found]
     if any(vector.ndim != 2 or vector.shape[0] != vectors[0].shape[0] or not vector.size for vector in vectors):
-        raise WeightsError(f"{os.fspath(path)!r} holds tensors of the shapes {[v.shape for v in found]}, not vectors.")
+        raise WeightsError(f"{source!r} holds tensors of the shapes {[v.shape for v in found]}, not vectors.")
     given = [vector.shape[1] for vector in vectors]
     if given != list(widths):
         own = families.get(family).title

@@ -42,6 +42,7 @@ class Layer:
     parts: dict[str, mx.array] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)  # part -> the file's key, for messages
     alpha: float | None = None
+    given_rank: float | None = None  # in metadata; peft's LoKr has it where the tensors show none
     root: bool = False
 
     def form(self) -> tuple[str, ...] | None:
@@ -64,9 +65,12 @@ class Layer:
     def scale(self) -> mx.array | float:
         """alpha / r; 1 without an alpha or a rank."""
         alpha = self.parts["alpha"].astype(mx.float32).reshape(()) if "alpha" in self.parts else self.alpha
-        if alpha is None or self.rank is None:
+        rank: float | None = self.rank
+        if rank is None and "alpha" not in self.parts:
+            rank = self.given_rank
+        if alpha is None or rank is None:
             return 1.0
-        return alpha / (self.rank**0.5 if self.root else self.rank)
+        return alpha / (rank**0.5 if self.root else rank)
 
     def weight_change(self, weight: mx.array) -> mx.array | None:
         """What to add to `weight` (O, I) or (O, I, kH, kW) at strength 1, in its shape.

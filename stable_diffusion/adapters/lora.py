@@ -7,10 +7,8 @@ changed weights: removing an adapter means dropping the copy, and two generation
 from __future__ import annotations
 
 import copy
-import json
-import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,38 +17,18 @@ from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
-from ..families import FAMILIES
 from ..model_io.quantised import dequantised
 from ..model_io.strict import FLOATS, as_array, load_tensors
 from ..model_io.tensor_file import open_tensors
 from ..text.tags import Strength
 from ..unet import UNet
-from . import file_keys
-from .forms import FORMS, Layer
+from . import file_keys, lora_family
+from .forms import Layer
+from .peft_config import read_configs
 
-# What attn2 reads.
-TEXT_WIDTHS = {**{family.text_width: family.title for family in FAMILIES.values()}, 1280: "SDXL's refiner"}
-WITH_WIDTH = FORMS[:7]
 UNFIT = (ValueError, IndexError, KeyError, OverflowError, RuntimeError)  # from tensors whose shapes do not fit
+BUNDLED = "bundle_emb."  # of an embedding in a LoRA's file: then its name, and its own key
 NUMBERS = ("string_to_token.*",)  # an embedding's own word; the file's name is used instead
-# Tell-tale keys of other architectures; the first match counts.
-ARCHITECTURES = (
-    (r"double_blocks|single_blocks|single_transformer_blocks", "FLUX"),
-    (r"joint_blocks|^(lora_te3_|text_encoder_3\.)|^(lora_)?transformer[._]transformer_blocks", "Stable Diffusion 3"),
-    (
-        r"^(lora_)?transformer[._]|^diffusion_model\.(blocks|layers)\.|^lora_unet_(blocks|layers)_\d",
-        "another architecture",
-    ),
-    (r"^lora_prior_|^lora_(stage_[bc]|prior)_", "Stable Cascade or Kandinsky"),
-    (r"^(lora_te2_|text_encoder_2\.)", families.SDXL.title),
-)
-# Base models in trainers' metadata, by prefix.
-BASE_MODELS = {
-    **{base: family.title for family in FAMILIES.values() for base in family.lora_bases},
-    "stable-diffusion-v3": "Stable Diffusion 3",
-    "sd3": "Stable Diffusion 3",
-    "flux": "FLUX",
-}
 
 
 class AdapterWarning(UserWarning):
@@ -88,6 +66,7 @@ def load_lora(path: Path, networks: Networks, family: str) -> Lora:
     """
     name = path.stem
     tensors, metadata = read_tensors(path)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(BUNDLED)}
     parts = {key: file_keys.parse(key) for key in tensors}
     groups: dict[tuple[str, str], Layer] = {}
     for key, part in parts.items():
@@ -95,7 +74,7 @@ def load_lora(path: Path, networks: Networks, family: str) -> Lora:
             layer = groups.setdefault((part.component, part.flat), Layer(part.module))
             layer.parts[part.part] = tensors[key]
             layer.keys[part.part] = key
-    _refuse_other_families(name, tensors, groups, metadata, networks, family)
+    _refuse_other_families(name, tensors, metadata, networks, family)
     tables = _tables(networks)
     layers: dict[tuple[str, str], Layer] = {}
     unmatched = [key for key, part in parts.items() if part is None]
@@ -107,9 +86,22 @@ def load_lora(path: Path, networks: Networks, family: str) -> Lora:
         unmatched += layer.left_over()
         layers[owner, tables[owner][module]] = layer
     _report(name, unmatched, layers, family)
-    _set_alphas(layers, metadata, path)
+    _set_alphas(name, layers, metadata, path)
     _check_shapes(name, layers, networks)
     return Lora(name, layers)
+
+
+def bundled_embeddings(path: Path) -> dict[str, Mapping[str, mx.array]]:
+    """The textual-inversion embeddings in a LoRA's file: name -> tensors, as in a file of its own."""
+    with open_tensors(path, check=False) as file:
+        if not any(key.startswith(BUNDLED) for key in file.tensors):
+            return {}
+    found: dict[str, dict[str, mx.array]] = {}
+    for key, tensor in read_tensors(path)[0].items():
+        name, _, own = key.removeprefix(BUNDLED).partition(".")
+        if key.startswith(BUNDLED) and name.strip() and own:
+            found.setdefault(name, {})[own] = tensor
+    return dict(found)
 
 
 def lay_over(networks: Networks, loras: Sequence[tuple[Lora, Strength]]) -> Networks:
@@ -169,17 +161,12 @@ def _tables(networks: Networks) -> dict[str, dict[str, str]]:
 
 
 def _refuse_other_families(
-    name: str,
-    keys: Iterable[str],
-    groups: Mapping[tuple[str, str], Layer],
-    metadata: Mapping[str, str],
-    networks: Networks,
-    family: str,
+    name: str, tensors: Mapping[str, mx.array], metadata: Mapping[str, str], networks: Networks, family: str
 ) -> None:
-    form = file_keys.other_form(keys)
+    form = file_keys.other_form(tensors)
     if form:
         raise UnsupportedCheckpointError(f"The LoRA {name!r} has the form {form}, which is not supported.")
-    found = _family(keys, groups, metadata, networks)
+    found = _family(tensors, metadata, networks)
     own = families.get(family).title
     if found and found != own:
         raise UnsupportedCheckpointError(
@@ -187,25 +174,18 @@ def _refuse_other_families(
         )
 
 
-def _family(
-    keys: Iterable[str], groups: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], networks: Networks
-) -> str | None:
-    """The family that a file was made for: by its keys, then the width of text that it reads, then its metadata."""
-    keys = list(keys)
-    for pattern, architecture in ARCHITECTURES:
-        if any(re.search(pattern, key) for key in keys):
-            return architecture
-    for (_, module), layer in groups.items():
-        if module.endswith("attn2_to_k") and layer.form() in WITH_WIDTH:
-            try:
-                width = layer.product().shape[1]
-            except UNFIT:
-                continue
-            if width == networks.unet.config.per_block("cross_attention_dim")[0]:
-                return None
-            return TEXT_WIDTHS.get(width, f"a model whose text is {width} wide")
-    told = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
-    return next((title for start, title in BASE_MODELS.items() if told.startswith(start)), None)
+def _family(tensors: Mapping[str, mx.array], metadata: Mapping[str, str], networks: Networks) -> str | None:
+    """The family that a file was made for, None for that of the networks or an unknown one."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    architecture = lora_family.by_keys(shapes)
+    if architecture:
+        return architecture
+    width = lora_family.text_width(shapes)
+    if width is None:
+        return lora_family.by_metadata(metadata) or None
+    if width == networks.unet.config.per_block("cross_attention_dim")[0]:
+        return None
+    return lora_family.TEXT_WIDTHS.get(width, f"a model whose text is {width} wide")
 
 
 def _report(name: str, unmatched: list[str], layers: Mapping, family: str) -> None:
@@ -223,28 +203,20 @@ def _report(name: str, unmatched: list[str], layers: Mapping, family: str) -> No
         )
 
 
-def _set_alphas(layers: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], path: Path) -> None:
-    """Read alpha from where peft keeps it: the file's metadata (diffusers), or adapter_config.json."""
-    config = _json(metadata.get("lora_adapter_metadata"))
-    bare = _json(path.with_name("adapter_config.json"))
+def _set_alphas(name: str, layers: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], path: Path) -> None:
+    """Set alpha and rank as peft's settings have them."""
+    configs = read_configs(path, metadata, (file_keys.UNET, file_keys.TEXT, file_keys.TEXT_2))
     for (component, _), layer in layers.items():
-        start = component + "."
-        own = {key.removeprefix(start): value for key, value in config.items() if key.startswith(start)} or bare
-        patterns = own.get("alpha_pattern")
-        special = patterns.items() if isinstance(patterns, dict) else ()
-        fits = (value for key, value in special if f".{layer.module}".endswith(f".{key}"))
-        layer.alpha = next(fits, own.get("lora_alpha", own.get("alpha")))
-        layer.root = bool(own.get("use_rslora"))
-        if layer.alpha is not None and type(layer.alpha) not in (int, float):
-            raise WeightsError(f"{path}: alpha is {layer.alpha!r} in its metadata, which is not a number.")
-
-
-def _json(source: str | Path | None) -> dict[str, Any]:
-    try:
-        values = json.loads(source.read_text(encoding="utf-8") if isinstance(source, Path) else source or "{}")
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        config = configs[component]
+        layer.alpha, layer.given_rank, layer.root = config.alpha(layer.module), config.rank(layer.module), config.root
+    ignored = dict.fromkeys(what for component, _ in layers for what in configs[component].not_honoured())
+    if ignored:
+        warnings.warn(
+            f"The LoRA {name!r} was trained with {', '.join(ignored)}, which is not supported: it may not look as it "
+            f"was meant to.",
+            AdapterWarning,
+            stacklevel=5,
+        )
 
 
 def _check_shapes(name: str, layers: Mapping[tuple[str, str], Layer], networks: Networks) -> None:

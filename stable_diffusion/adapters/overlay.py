@@ -13,7 +13,8 @@ from ..errors import InputError, UnsupportedCheckpointError
 from ..text.tags import Strength
 from ..unet import UNet
 from . import files
-from .lora import Networks, lay_over, load_lora
+from .embeddings import Tensors
+from .lora import Networks, bundled_embeddings, lay_over, load_lora
 
 Source = str | os.PathLike
 # {"name or file": 0.8}, or a sequence of ("name or file", 0.8); (0.8, 0.5): U-Net, text encoders.
@@ -41,6 +42,7 @@ class Overlay:
         self.bare = networks
         self._family = family
         self._last: tuple[tuple[Choice, ...], Networks] = ((), networks)
+        self._bundles: dict[Choice, dict[str, Tensors]] = {}
 
     def choose(self, loras: Loras, names_only: bool = False) -> tuple[Choice, ...]:
         """Find the files; `names_only` refuses paths, which a prompt must not reach.
@@ -65,6 +67,15 @@ class Overlay:
             loras = [(load_lora(choice.path, self.bare, self._family), choice.strength) for choice in choices]
             self._last = (choices, lay_over(self.bare, loras))
         return self._last[1]
+
+    def embeddings(self, choices: tuple[Choice, ...]) -> dict[str, Tensors]:
+        """The embeddings that these LoRAs bring along, by name; of two alike the first counts."""
+        found: dict[str, Tensors] = {}
+        for choice in choices:
+            if choice not in self._bundles:
+                self._bundles[choice] = bundled_embeddings(choice.path)
+            found = {**self._bundles[choice], **found}
+        return found
 
     def forget(self) -> None:
         """Drop the cached networks, so that the memory of their weights can be freed."""
