@@ -202,6 +202,8 @@ class LoadedModel:
         if self._spares:
             mx.eval(latents)
             self._unloader.drop(*([self._unet] if self.low_memory and not self._painting else []))
+        if not self._painting:
+            backend.end_phase()
         decode = self._vae.decode
         if self._needs.in_tiles(width, height):
             decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stable_diffusion import catalogue
+from stable_diffusion import catalogue, places
 from stable_diffusion.errors import CheckpointNotFoundError
 from stable_diffusion.model_io import describe, hashes, tensor_file
 
@@ -259,7 +259,7 @@ def test_hashes_need_no_cache(only_here, monkeypatch):
     assert catalogue.short_hash(path) == hashlib.sha256(b"one").hexdigest()[:10]
     monkeypatch.delenv("STABLE_DIFFUSION_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert hashes.cache_folder() == Path("/somewhere/stable-diffusion-mlx")
+    assert places.cache_folder() == Path("/somewhere/stable-diffusion-mlx")
 
 
 def test_files_tell_family_precision_and_prediction(only_here):
