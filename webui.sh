@@ -24,6 +24,7 @@ Commands:
   info        show how a picture was made
   train       train a small model
   page        start the page (the default)
+  selftest    check that this machine computes correctly, and how fast
 
 Options of the page:
   --port N                          its port (default: 8501)

@@ -25,7 +25,7 @@ from ..service.addresses import (
     is_loopback,
     own_names,
 )
-from .options import add_debug, whole
+from .options import add_debug, path, whole
 
 NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
@@ -44,6 +44,7 @@ def add_to(commands: Any) -> None:
     page.add_argument(
         "--ckpt-dir",
         action="append",
+        type=path,
         default=[],
         metavar="FOLDER",
         help=f"a folder with models, in addition to those of ${FOLDERS_VARIABLE}; may be given several times",
