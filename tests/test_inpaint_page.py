@@ -398,7 +398,7 @@ def test_the_canvas_can_be_extended(inpaint):
     assert inpaint.session_state["painting"].mask.getbbox() == (10, 0, 128, 60)
     assert labelled(inpaint.number_input, "Right").value == 0
     button(inpaint, "Extend").click().run()
-    assert "on which side" in errors(inpaint)[0]
+    assert "number of pixels to add" in errors(inpaint)[0]
 
 
 def test_width_and_height_take_the_shape_of_the_picture(inpaint):

@@ -16,7 +16,7 @@ def add_to(commands: Any) -> None:
     info = commands.add_parser(
         "info",
         help="show how a picture was made",
-        description="Print the parameters that a picture carries: ours, or those of other programs in A1111's form.",
+        description="Print the parameters that a picture carries, ours or another program's.",
     )
     info.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, GIF or MP4 file")
     info.add_argument("--json", action="store_true", help="print them as JSON")

@@ -1,4 +1,4 @@
-"""Pictures as they come: any file or PIL image -> RGB of the right size -> an array in [-1, 1]."""
+"""Reading pictures: any file or PIL image -> RGB of the right size -> an array in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..errors import PictureError
 from . import FITS
 from .formats import FORMATS, titles
 
-MAX_PIXELS = 64_000_000  # above the largest phone cameras, far below what a forged header can claim
+MAX_PIXELS = 64_000_000  # more than phone cameras take, far less than a forged header can claim
 
 
 def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "white") -> Image.Image:
-    """Open a picture file as upright RGB, alpha over the colour `under` (a mask's is black).
+    """Open a picture file as upright RGB, alpha over the colour `under` (black for masks).
 
-    `source` is a path, the file's bytes, or an open binary file. Raises `PictureError` for what is no picture, is cut
-    short, or has more than `MAX_PIXELS` pixels; the size is judged by the header, before anything is decoded.
+    `source` is a path, the file's bytes, or an open binary file. Raises `PictureError` if it is not a picture, is
+    truncated, or has more than `MAX_PIXELS` pixels; the size is checked in the header, before decoding.
     """
     name = "the picture"
     if isinstance(source, bytes):
@@ -45,7 +45,7 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
         if isinstance(error, PictureError):
             raise
-        raise PictureError(f"{name} cannot be read, it may be cut short or damaged: {error}") from None
+        raise PictureError(f"{name} cannot be read, it may be truncated or damaged: {error}") from None
 
 
 def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
@@ -60,7 +60,7 @@ def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
 
 
 def from_array(array: np.ndarray) -> Image.Image:
-    """An array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), uint8, as RGB; other shapes and types are refused."""
+    """A uint8 array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) as RGB. Raises `PictureError` for anything else."""
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise PictureError(
@@ -75,10 +75,10 @@ def from_array(array: np.ndarray) -> Image.Image:
 def fit(image: Image.Image, width: int, height: int, how: str = "crop") -> Image.Image:
     """Bring an RGB image to (width, height) with Lanczos' filter.
 
-    `how`: "crop" fills the size and cuts what stands over, "pad" shows all of it on white, "stretch" distorts.
+    `how`: "crop" fills the size and crops the rest, "pad" shows all of it on white, "stretch" distorts it.
     """
     if how not in FITS:
-        raise PictureError(f"A picture can be fitted by {', '.join(FITS)}, not {how!r}.")
+        raise PictureError(f"how = {how!r} should be one of {', '.join(FITS)}.")
     if image.size == (width, height):
         return image
     if how == "crop":
@@ -89,7 +89,7 @@ def fit(image: Image.Image, width: int, height: int, how: str = "crop") -> Image
 
 
 def as_picture(image: Any) -> Image.Image:
-    """A PIL image or uint8 array as RGB; raises `PictureError` for anything else."""
+    """A PIL image or uint8 array as RGB. Raises `PictureError` for anything else."""
     if isinstance(image, Image.Image):
         _check_size(image, "the input picture")
         try:
@@ -105,7 +105,7 @@ def as_picture(image: Any) -> Image.Image:
 
 
 def as_input(image: Any, width: int, height: int, how: str = "crop") -> np.ndarray:
-    """A PIL image or uint8 array as what the autoencoder takes: (height, width, 3) float32 in [-1, 1]."""
+    """A PIL image or uint8 array as input for the autoencoder: (height, width, 3) float32 in [-1, 1]."""
     return np.asarray(fit(as_picture(image), width, height, how), np.float32) / 127.5 - 1.0
 
 

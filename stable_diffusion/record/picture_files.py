@@ -1,4 +1,4 @@
-"""Picture files that carry their parameters: written whole or not at all, and read back."""
+"""Picture files that carry their parameters: written atomically, and read back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save_picture(
 ) -> Path:
     """Write a picture (Pillow, or what `to_picture` takes) as PNG, JPEG or WebP, by the path's suffix; return the path.
 
-    The file appears whole or not at all, replaces an earlier one, and carries the parameters: PNG in the text key
+    The file is written atomically and replaces an existing one. PNG carries the parameters in the text key
     `parameters`, JPEG and WebP in EXIF UserComment. A PNG can also carry the files that it was made from. Folders are
     created. Raises `PictureError` for another suffix or if the path is not an ordinary file, and OSError.
     """
@@ -52,7 +52,7 @@ def save_new_picture(
 ) -> Path:
     """`save_picture` into a folder, under the next free name: 00001-SEED.png, then 00002-..., and so on.
 
-    Never replaces a file, even if several processes save at once.
+    Never replaces a file, even if several processes save at the same time.
     """
     seed = parameters.seed if parameters else None
     target = free_path(folder, seed, suffix)
@@ -70,7 +70,7 @@ def save_new_picture(
 def free_path(
     folder: str | os.PathLike, seed: int | None = None, suffix: str = ".png", after: Path | None = None
 ) -> Path:
-    """The next name of a folder, 00001-SEED.png: one more than its highest number (and than that of `after`)."""
+    """The next free name in a folder, 00001-SEED.png: one above its highest number (and above that of `after`)."""
     names = [*(os.listdir(folder) if os.path.isdir(folder) else ()), *([after.name] if after else ())]
     number = max((int(match[1]) for name in names if (match := _NUMBERED.match(name))), default=0) + 1
     return Path(folder) / f"{number:05d}{'' if seed is None else f'-{seed}'}{suffix}"
@@ -106,7 +106,7 @@ def _encoder(
     image = picture if isinstance(picture, Image.Image) else to_picture(picture)
     form = format_of(target)
     if form is None or not form.written:
-        raise PictureError(f"{target.name!r} should end in {', '.join(WRITTEN_SUFFIXES)}, which says the format.")
+        raise PictureError(f"{target.name!r} should end in {', '.join(WRITTEN_SUFFIXES)}, which decides the format.")
     if carry and not form.carries_files:
         raise PictureError(f"{target.name!r} cannot carry other files; give it a name that ends in .png.")
     options = _options(form, parameters, carry)
@@ -122,12 +122,12 @@ def _encoder(
 
 def _options(form: Format, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
     options: dict[str, Any] = {} if form.lossless else {"quality": 95}
-    # A broken text (a lone surrogate from a command line) must not cost the picture.
+    # Broken text (a lone surrogate from a command line) must not lose the picture.
     text = parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""
     if form.record == "text":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
         if text:
-            info.add_text("parameters", text)  # becomes iTXt by itself where Latin-1 does not suffice
+            info.add_text("parameters", text)  # Pillow writes iTXt if Latin-1 is not enough
         for data in dict.fromkeys(file.data for file in carry):
             info.add(CHUNK, data, after_idat=True)
     elif text:
