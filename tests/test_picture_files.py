@@ -55,6 +55,16 @@ def test_exif_user_comment_is_utf_16_big_endian(tmp_path):
     assert b"UNICODE\0" + "猫\nSteps: 1".encode("utf-16-be") in path.read_bytes()
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_the_user_comment_has_the_type_that_exif_asks_for(tmp_path, suffix):
+    path = picture_files.save_picture(A_PICTURE, tmp_path / f"a{suffix}", Parameters("猫", steps=1))
+    comment = b"UNICODE\0" + "猫\nSteps: 1".encode("utf-16-be")
+    undefined = 7
+    assert struct.pack(">HHI", 0x9286, undefined, len(comment)) in path.read_bytes()
+    with Image.open(path) as picture:
+        assert picture.getexif().get_ifd(0x8769) == {0x9286: comment}, "Pillow reads it too"
+
+
 @pytest.mark.parametrize(
     "comment",
     [

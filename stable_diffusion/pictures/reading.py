@@ -12,10 +12,20 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import PictureError
-from . import FITS
+from . import FITS, exif
+from .colour import PROFILE, to_srgb
 from .formats import FORMATS, titles
 
 MAX_PIXELS = 64_000_000  # more than phone cameras take, far less than a forged header can claim
+_TURNS = {  # by EXIF's Orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "white") -> Image.Image:
@@ -42,21 +52,41 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
         raise PictureError(f"{name} is not a picture that can be read: {titles()}.") from None
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        if isinstance(error, PictureError):
-            raise
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen kinds
         raise PictureError(f"{name} cannot be read, it may be truncated or damaged: {error}") from None
 
 
 def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha over `under`, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
+    """Any PIL image as 8-bit sRGB: turned upright, ICC profile and alpha (over `under`) applied, 16 bits scaled to 8.
+
+    It is a new image without metadata.
+    """
+    image.load()  # a PNG may have metadata after its pixels
+    image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
+        profile = image.info.get(PROFILE)
         image = Image.fromarray(_eight_bits(np.asarray(image)))
+        image.info = {} if profile is None else {PROFILE: profile}
+    image = to_srgb(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, under), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image.convert("RGB")  # a copy if it is RGB
+    image.info = {}
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image, turned as its metadata says; how it is turned must not be read twice."""
+    method = _TURNS.get(exif.orientation(image.info))
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    for key in exif.KEYS:
+        turned.info.pop(key, None)
+    return turned
 
 
 def from_array(array: np.ndarray) -> Image.Image:
@@ -94,7 +124,7 @@ def as_picture(image: Any) -> Image.Image:
         _check_size(image, "the input picture")
         try:
             return to_rgb(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:
             raise PictureError(f"The input picture cannot be read: {error}") from None
     if isinstance(image, np.ndarray):
         return from_array(image)

@@ -16,7 +16,7 @@ from .. import atomic
 from ..errors import InputError, PictureError
 from ..pictures import arrays
 from ..pictures.formats import WRITTEN_SUFFIXES
-from . import picture_files
+from . import picture_files, reading
 from .parameters import Parameters
 
 GIF, MP4 = ".gif", ".mp4"
@@ -73,7 +73,7 @@ def read_parameters(path: str | os.PathLike) -> Parameters | None:
             text = file.read(max(0, min(end - start, MAX_COMMENT))).decode("utf-8", "replace")
     except OSError as error:
         raise PictureError(f"{os.fspath(path)!r} cannot be read: {error.strerror or error}") from None
-    return Parameters.from_text(text) if text else None
+    return reading.of_text(text).parameters if text else None
 
 
 def _box(file: IO[bytes], kind: bytes, start: int, end: int) -> tuple[int, int]:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from .. import atomic
 from ..errors import PictureError
+from ..pictures import exif
 from ..pictures.arrays import to_picture
-from ..pictures.formats import FORMATS, WRITTEN_SUFFIXES, Format, format_of, titles
-from ..pictures.reading import MAX_PIXELS
+from ..pictures.colour import to_srgb
+from ..pictures.formats import WRITTEN_SUFFIXES, Format, format_of
+from . import reading
 from .inputs import CHUNK, InputFile
 from .parameters import Parameters
 
-RECORDED = tuple(each for each in FORMATS if each.record)  # formats that can carry parameters
-_EXIF_IFD, _USER_COMMENT, _UNICODE = ExifTags.IFD.Exif, ExifTags.Base.UserComment, b"UNICODE\0"
 _NUMBERED = re.compile(r"(\d{5,})-")
 
 
@@ -77,33 +76,30 @@ def free_path(
 
 
 def read_parameters(path: str | os.PathLike) -> Parameters | None:
-    """The parameters inside a PNG, JPEG, WebP or GIF of ours or of other programs, or None when it carries none.
+    """The parameters inside a PNG, JPEG, WebP or GIF, ours or another program's, or None if there are none.
 
-    Raises `PictureError` when the file is no such picture, or cannot be read.
+    Raises `PictureError` if the file is not such a picture, cannot be read, or has a record that is not understood.
     """
-    text = read_text(path)
-    return Parameters.from_text(text) if text else None
+    record = reading.read(path)
+    if record is not None and record.parameters is None:
+        raise PictureError(
+            f"{os.fspath(path)!r} says how it was made, but it was written by another program and is not understood. "
+            "`info` shows it."
+        )
+    return record.parameters if record else None
 
 
 def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
-    """The text of parameters as it stands in a file (a path or an open one), or None; raises as `read_parameters`."""
-    name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "The picture"
-    try:
-        with Image.open(source, formats=[each.pillow for each in RECORDED]) as picture:
-            return _text(picture)
-    except FileNotFoundError:
-        raise PictureError(f"There is no file {name}.") from None
-    except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a {titles(RECORDED)} picture.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{name} cannot be read as a picture: {error}") from None
+    """The record as it is in a file (a path or an open one), or None. Raises `PictureError` for other files."""
+    record = reading.read(source)
+    return record.text if record else None
 
 
 def _encoder(
     picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]
 ) -> Callable[[Path], None]:
     """A function that writes the picture to a path in the target's format; raises now if that cannot work."""
-    image = picture if isinstance(picture, Image.Image) else to_picture(picture)
+    image = to_srgb(picture) if isinstance(picture, Image.Image) else to_picture(picture)
     form = format_of(target)
     if form is None or not form.written:
         raise PictureError(f"{target.name!r} should end in {', '.join(WRITTEN_SUFFIXES)}, which decides the format.")
@@ -131,29 +127,5 @@ def _options(form: Format, parameters: Parameters | None, carry: Sequence[InputF
         for data in dict.fromkeys(file.data for file in carry):
             info.add(CHUNK, data, after_idat=True)
     elif text:
-        options["exif"] = exif = Image.Exif()
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + text.encode("utf-16-be")
+        options["exif"] = exif.with_comment(reading.UNICODE + text.encode("utf-16-be"))
     return options
-
-
-def _text(picture: Image.Image) -> str | None:
-    text = picture.info.get("parameters")
-    if text is None and isinstance(picture, PngImagePlugin.PngImageFile) and math.prod(picture.size) < MAX_PIXELS:
-        text = picture.text.get("parameters")  # some programs write it after the pixels, which are then read first
-    if text is None and picture.format == "GIF":
-        text = picture.info.get("comment", b"").decode("utf-8", "replace")
-    if text is None:
-        text = _decode(picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT))
-    return str(text) if text else None
-
-
-def _decode(comment: Any) -> str | None:
-    if isinstance(comment, str):
-        return comment
-    if not isinstance(comment, bytes):
-        return None
-    if not comment.startswith(_UNICODE):
-        return comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").strip("\0")
-    # Big-endian by custom; of the programs that write it otherwise, none writes more ASCII that way round.
-    texts = [comment[len(_UNICODE) :].decode(f"utf-16-{order}", "replace") for order in ("be", "le")]
-    return max(texts, key=lambda text: sum(c.isascii() for c in text)).lstrip("\ufeff").strip("\0")

@@ -4,8 +4,8 @@ import streamlit as st
 
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import format_of
+from stable_diffusion.record import reading
 from stable_diffusion.record.inputs import InputFile
-from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.service.gallery import MAX_ZIP_BYTES, Gallery
 from stable_diffusion.service.gallery_index import SHOWN, TRASHED, Entry, Page, Query
 from stable_diffusion.service.words import in_plain_words
@@ -253,7 +253,7 @@ def _actions(gallery: Gallery, entry: Entry) -> None:
         if entry.state == TRASHED:
             st.button("Restore", on_click=_restore, args=([entry.id],))
             return
-        parameters = Parameters.from_text(entry.text) if entry.text else None
+        parameters = reading.of_text(entry.text).parameters if entry.text else None
         st.button(
             "Reuse all settings",
             on_click=handover.send,
