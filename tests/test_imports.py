@@ -38,6 +38,7 @@ ORDER = [
     "stable_diffusion/record/keys.py",
     "stable_diffusion/record/programs",
     "stable_diffusion/record/reading.py",
+    "stable_diffusion/record/long.py",
     "stable_diffusion/record/picture_files.py",
     "stable_diffusion/record/film.py",
     "stable_diffusion/setting.py",

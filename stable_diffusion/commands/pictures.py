@@ -26,13 +26,14 @@ def add_to(commands: Any) -> None:
 
 def show_info(args: argparse.Namespace) -> None:
     """The parameters of a picture, for a person or as JSON."""
-    from ..record import film, reading
+    from ..record import film, picture_files
+    from ..record.reading import Record
 
     if args.picture.lower().endswith(film.MP4):
         found = film.read_parameters(args.picture)
-        record = reading.Record(found.to_text(), found) if found else None
+        record = Record(found.to_text(), found) if found else None
     else:
-        record = reading.read(args.picture)
+        record = picture_files.read_record(args.picture)
     if record is None:
         raise PictureError(f"{args.picture!r} carries no parameters.")
     parameters = record.parameters

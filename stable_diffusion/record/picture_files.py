@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from ..pictures import exif
 from ..pictures.arrays import to_picture
 from ..pictures.colour import to_srgb
 from ..pictures.formats import WRITTEN_SUFFIXES, Format, format_of
-from . import reading
+from . import long, reading
 from .inputs import CHUNK, InputFile
 from .parameters import Parameters
 
@@ -31,7 +32,8 @@ def save_picture(
 
     The file is written atomically and replaces an existing one. PNG carries the parameters in the text key
     `parameters`, JPEG and WebP in EXIF UserComment. A PNG can also carry the files that it was made from. Folders are
-    created. Raises `PictureError` for another suffix or if the path is not an ordinary file, and OSError.
+    created. A record that is too long for a JPEG is shortened there with a warning, and written in full to NAME.txt.
+    Raises `PictureError` for another suffix or if the path is not an ordinary file, and OSError.
     """
     target = Path(os.path.realpath(path))  # writes through a symbolic link, as `cp` does
     if target.exists() and not target.is_file():
@@ -39,6 +41,8 @@ def save_picture(
     write = _encoder(picture, target, parameters, carry)
     with atomic.written(target) as temporary:
         write(temporary)
+    if parameters and long.too_long(target, parameters):
+        long.write_beside(target, parameters)
     return Path(path)
 
 
@@ -62,8 +66,18 @@ def save_new_picture(
         while True:
             with contextlib.suppress(FileExistsError):
                 atomic.take_name(temporary, target)
-                return target
+                break
             target = free_path(folder, seed, suffix, after=target)
+    if parameters and long.too_long(target, parameters):
+        long.write_beside(target, parameters)
+    return target
+
+
+def encoded(picture: Any, suffix: str, parameters: Parameters | None = None) -> bytes:
+    """The bytes of the file that `save_picture` would write; a record that is too long for a JPEG is shortened."""
+    buffer = io.BytesIO()
+    _encoder(picture, Path(f"picture{suffix}"), parameters, ())(buffer)
+    return buffer.getvalue()
 
 
 def free_path(
@@ -75,18 +89,25 @@ def free_path(
     return Path(folder) / f"{number:05d}{'' if seed is None else f'-{seed}'}{suffix}"
 
 
-def read_parameters(path: str | os.PathLike) -> Parameters | None:
+def read_parameters(source: str | os.PathLike | IO[bytes]) -> Parameters | None:
     """The parameters inside a PNG, JPEG, WebP or GIF, ours or another program's, or None if there are none.
 
     Raises `PictureError` if the file is not such a picture, cannot be read, or has a record that is not understood.
     """
-    record = reading.read(path)
+    record = read_record(source)
     if record is not None and record.parameters is None:
+        name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "The picture"
         raise PictureError(
-            f"{os.fspath(path)!r} says how it was made, but it was written by another program and is not understood. "
+            f"{name} says how it was made, but it was written by another program and is not understood. "
             "`info` shows it."
         )
     return record.parameters if record else None
+
+
+def read_record(source: str | os.PathLike | IO[bytes]) -> reading.Record | None:
+    """`reading.read`, with the record from NAME.txt if the file has only a shortened one."""
+    record = reading.read(source)
+    return long.whole(Path(source), record) if record and isinstance(source, (str, os.PathLike)) else record
 
 
 def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
@@ -97,19 +118,21 @@ def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
 
 def _encoder(
     picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]
-) -> Callable[[Path], None]:
-    """A function that writes the picture to a path in the target's format; raises now if that cannot work."""
+) -> Callable[[Path | IO[bytes]], None]:
+    """A function that writes the picture to a path or file in the target's format; raises now if that cannot work."""
     image = to_srgb(picture) if isinstance(picture, Image.Image) else to_picture(picture)
     form = format_of(target)
     if form is None or not form.written:
         raise PictureError(f"{target.name!r} should end in {', '.join(WRITTEN_SUFFIXES)}, which decides the format.")
     if carry and not form.carries_files:
         raise PictureError(f"{target.name!r} cannot carry other files; give it a name that ends in .png.")
+    if parameters and long.too_long(target, parameters):
+        parameters = long.shortened(parameters)
     options = _options(form, parameters, carry)
 
-    def write(path: Path) -> None:
+    def write(to: Path | IO[bytes]) -> None:
         try:
-            (image.convert("RGB") if form.pillow == "JPEG" else image).save(path, form.pillow, **options)
+            (image.convert("RGB") if form.pillow == "JPEG" else image).save(to, form.pillow, **options)
         except ValueError as error:
             raise PictureError(f"{target.name!r} cannot be written as {form.title}: {error}") from None
 

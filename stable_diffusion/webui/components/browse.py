@@ -6,6 +6,7 @@ from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import format_of
 from stable_diffusion.record import reading
 from stable_diffusion.record.inputs import InputFile
+from stable_diffusion.service import shown
 from stable_diffusion.service.gallery import MAX_ZIP_BYTES, Gallery
 from stable_diffusion.service.gallery_index import SHOWN, TRASHED, Entry, Page, Query
 from stable_diffusion.service.words import in_plain_words
@@ -225,10 +226,8 @@ def _one(gallery: Gallery, entry: Entry, query: Query) -> None:
     picture, beside = st.columns(2, gap="large")
     path = gallery.file(entry)
     with picture:
-        png = path.suffix.lower() == ".png"
-        st.image(
-            str(path), width="stretch", output_format="PNG" if png else "JPEG", alt=f"Picture: {_title(entry, 300)}"
-        )
+        source, kind = shown.for_browser(path)
+        st.image(source, width="stretch", output_format=kind, alt=f"Picture: {_title(entry, 300)}")
         made = f"{entry.made:%d %B %Y, %H:%M}"
         st.caption(session.plain(f"{entry.name} · {entry.width} × {entry.height} · {made}"))
     with beside:

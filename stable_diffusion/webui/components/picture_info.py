@@ -9,6 +9,7 @@ from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import open_picture
 from stable_diffusion.record import picture_files, reading
+from stable_diffusion.service import shown
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.webui.components import details, handover, session
 
@@ -28,11 +29,12 @@ def show() -> None:
     except (StableDiffusionError, OSError) as error:
         st.error(session.plain(in_plain_words(error)), icon=":material/error:")
         return
-    shown, beside = st.columns(2, gap="large")
-    with shown:
-        st.image(picture, width="stretch", output_format="JPEG", alt="The picture that was read")
+    left, right = st.columns(2, gap="large")
+    with left:
+        source, kind = shown.for_browser(upload.getvalue())
+        st.image(source, width="stretch", output_format=kind, alt="The picture that was read")
         st.caption(session.plain(f"{details.one_line(upload.name, 80)} · {picture.width} × {picture.height}"))
-    with beside:
+    with right:
         _actions(upload, text)
         if text:
             details.show(text)
