@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .record.inputs import InputFile
     from .sampler import Sampler
 
-EXACT = 2**53 - 1  # the largest integer a browser represents exactly
 GRID = 8  # pixels; widths and heights are multiples of this
 
 
@@ -73,7 +72,7 @@ class Request:
     )  # fmt: skip
     seed: int | None = setting(
         None, Whole(-1, MAX_SEED), "the same seed and settings give the same picture; picture i gets seed + i",
-        title="Seed", group=WHAT, metavar="N", unset=-1, usual="-1, a new one", shown=(-1, EXACT),
+        title="Seed", group=WHAT, metavar="N", unset=-1, usual="-1, a new one",
     )  # fmt: skip
     width: int | None = _dimension("width")
     height: int | None = _dimension("height")
@@ -88,7 +87,7 @@ class Request:
     )  # fmt: skip
     variation_seed: int | None = setting(
         None, Whole(-1, MAX_SEED), "the other seed; picture i gets it + i", group=SEVERAL, metavar="N", unset=-1,
-        title="Variation seed", usual="-1, a new one", key=keys.VARIATION_SEED, shown=(-1, EXACT),
+        title="Variation seed", usual="-1, a new one", key=keys.VARIATION_SEED,
         counts=lambda request: request.variation_strength > 0,
     )  # fmt: skip
     batch_size: int = setting(

@@ -10,6 +10,7 @@ import threading
 import time
 import zipfile
 import zlib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -485,6 +486,18 @@ def test_threads_and_processes_share_one_gallery(outputs):
     entries(gallery)
     assert gallery.page(Query()).total == 30
     assert len(list(outputs.glob("2*/*.png"))) == 30
+
+
+def test_times_are_the_browsers(gallery, outputs):
+    path = save(outputs)
+    moment = datetime(2026, 7, 1, 22, 30, tzinfo=UTC)
+    os.utime(path, (moment.timestamp(),) * 2)
+    gallery.scan()
+    (entry,) = gallery.page(Query()).entries
+    assert entry.made_in("Asia/Tokyo").strftime("%d %H:%M") == "02 07:30"
+    assert entry.made_in("America/New_York").strftime("%d %H:%M") == "01 18:30"
+    for unknown in (None, "", "Nowhere/Land", "../../etc/passwd", "/etc/passwd", "\0", "x" * 10_000):
+        assert entry.made_in(unknown) == datetime.fromtimestamp(moment.timestamp()), unknown
 
 
 def test_ten_thousand_pictures_do_not_slow_it(outputs, gallery):

@@ -223,6 +223,12 @@ def test_info_names_the_program(capsys):
     assert "made with:       ComfyUI" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", [".bmp", ".tif"])
+def test_a_format_without_records_has_none(tmp_path, suffix):
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a{suffix}")
+    assert reading.read(tmp_path / f"a{suffix}") is None
+
+
 @pytest.mark.parametrize("texts", [{"Comment": "Created with GIMP"}, {"Description": "my holiday"}, {"Title": "{}"}])
 def test_other_texts_are_no_record(tmp_path, texts):
     assert reading.read(saved(tmp_path / "a.png", texts)) is None

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import PictureError
 from . import FITS, exif
 from .colour import PROFILE, to_srgb
-from .formats import FORMATS, titles
+from .formats import BY_KEY, FORMATS, titles
 
 MAX_PIXELS = 64_000_000  # more than phone cameras take, far less than a forged header can claim
 _TURNS = {  # by EXIF's Orientation
@@ -44,7 +44,7 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=[each.pillow for each in FORMATS])
+            image = Image.open(source, formats=pillow_formats())
         _check_size(image, name)
         image.load()
         return to_rgb(image, under)
@@ -56,6 +56,15 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
         raise
     except Exception as error:  # Pillow's readers raise a dozen kinds
         raise PictureError(f"{name} cannot be read, it may be truncated or damaged: {error}") from None
+
+
+def pillow_formats() -> list[str]:
+    """Pillow's names of the formats that are read; registers the optional one."""
+    if "heic" in BY_KEY:
+        import pi_heif
+
+        pi_heif.register_heif_opener()
+    return [each.pillow for each in FORMATS]
 
 
 def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:

@@ -15,6 +15,7 @@ LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
 BLEND_PROMPT, BLEND_SEED, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend share"
 BLEND_FRAMES, BLEND_FPS = "Blend frames", "Blend fps"
+STOPPED = "Stopped after"  # of a picture that was not finished: "12 of 20 steps"
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
 
 

@@ -90,9 +90,9 @@ def free_path(
 
 
 def read_parameters(source: str | os.PathLike | IO[bytes]) -> Parameters | None:
-    """The parameters inside a PNG, JPEG, WebP or GIF, ours or another program's, or None if there are none.
+    """The parameters inside a picture, ours or another program's, or None if there are none.
 
-    Raises `PictureError` if the file is not such a picture, cannot be read, or has a record that is not understood.
+    Raises `PictureError` if the file is not a picture, cannot be read, or has a record that is not understood.
     """
     record = read_record(source)
     if record is not None and record.parameters is None:

@@ -15,13 +15,12 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import PictureError
 from ..pictures import exif
-from ..pictures.formats import FORMATS, titles
-from ..pictures.reading import MAX_PIXELS
+from ..pictures.formats import titles
+from ..pictures.reading import MAX_PIXELS, pillow_formats
 from . import programs
 from .parameters import Parameters
 from .programs.values import SINGLE, from_json
 
-RECORDED = tuple(each for each in FORMATS if each.record)  # formats that can carry parameters
 PARAMETERS, USER_COMMENT, COMMENT, DESCRIPTION = "parameters", "UserComment", "Comment", "Description"
 UNICODE, ASCII = b"UNICODE\0", b"ASCII\0\0\0"  # how a user comment begins
 # The texts by which programs say how a picture was made; other ones, such as Title, are not shown as a record.
@@ -45,18 +44,18 @@ class Record:
 
 
 def read(source: str | os.PathLike | IO[bytes]) -> Record | None:
-    """The record in a PNG, JPEG, WebP or GIF (a path or an open file), ours or another program's, or None.
+    """The record in a picture (a path or an open file), ours or another program's; None also for a format without any.
 
-    Raises `PictureError` if the file is not such a picture, or cannot be read.
+    Raises `PictureError` if the file is not a picture, or cannot be read.
     """
     name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "The picture"
     try:
-        with Image.open(source, formats=[each.pillow for each in RECORDED]) as picture:
+        with Image.open(source, formats=pillow_formats()) as picture:
             return of_texts(_texts(picture.info)) or of_texts(_texts(_late_texts(picture)))
     except FileNotFoundError:
         raise PictureError(f"There is no file {name}.") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a {titles(RECORDED)} picture.") from None
+        raise PictureError(f"{name} is not a {titles()} picture.") from None
     except Exception as error:  # Pillow's readers raise a dozen kinds
         raise PictureError(f"{name} cannot be read as a picture: {error}") from None
 

@@ -19,7 +19,7 @@ from ..record import picture_files, reading
 Kind = Literal["PNG", "JPEG", "auto"]
 
 PASSED_WIDTH = 1460  # pixels; what `st.image` passes through unless its width is a number
-BY_BROWSERS = ("PNG", "JPEG", "WEBP")
+BY_BROWSERS = ("PNG", "JPEG", "WEBP", "AVIF")
 MAX_URL = 24 << 20  # bytes of a file in an address; Firefox takes 32 MB
 SMALL_SIDE = 1460  # pixels of what takes the place of a larger file
 

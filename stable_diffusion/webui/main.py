@@ -1,4 +1,4 @@
-"""The page as a whole: the server's guard, the navigation, the sidebar and the live panel."""
+"""The whole page: the server's guard, the navigation, the sidebar and the live panel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import streamlit as st
 from starlette.middleware import Middleware
 
 from stable_diffusion.places import packaged
-from stable_diffusion.webui.components import handover, live, look, session, settings
+from stable_diffusion.webui.components import handover, job_queue, live, look, session, settings
 from stable_diffusion.webui.guard import guards
 
 PAGES = Path(__file__).with_name("pages")
@@ -45,6 +45,8 @@ def draw() -> None:
             page.run()
         with picture, st.container(key="live"):
             live.panel()
+            job_queue.draw()
     else:
         page.run()
         live.strip()
+        job_queue.draw()

@@ -1,11 +1,10 @@
-"""From a picture to the form: what it says about itself, and the picture itself, as the start of the next generation.
+"""From a picture to the form: its parameters, and the picture itself as the next input.
 
 `send` is for a button's `on_click`. The form's keys can be written there only, before the sidebar is drawn; `follow`
-then goes to the page that was meant, and `notes` says there what could not be taken over.
+then switches to the page, and `notes` says there what could not be taken over.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import streamlit as st
 
@@ -30,7 +29,7 @@ def send(
     read: Callable[[], InputFile] | None = None,
     page: str = PICTURE_PAGE,
 ) -> None:
-    """Fill the form, and go to it: to `page` with the picture in a file that is read now, else to text to image."""
+    """Fill the form and go to it: to `page` with the picture of the file that `read` returns, else to text to image."""
     try:
         file = None if read is None else read()
         picture = None if file is None else file.open()
@@ -44,6 +43,25 @@ def send(
     st.session_state["go_to"] = page if picture is not None else TEXT_PAGE
 
 
+def send_buttons(parameters: Parameters | None, read: Callable[[], InputFile]) -> None:
+    """Draw the buttons that send a picture to a form, alone or with its parameters."""
+    whole = False
+    if parameters is not None:
+        whole = st.toggle(
+            "Send with its prompt and settings",
+            value=True,
+            key="send_whole",
+            help="Off: the picture alone is sent, and the form stays as it is.",
+            persist_state="session",
+        )
+    with st.container(horizontal=True, gap="small"):
+        for label, icon, page in (
+            ("Send to image to image", ":material/image:", PICTURE_PAGE),
+            ("Send to inpaint", ":material/brush:", INPAINT_PAGE),
+        ):
+            st.button(label, icon=icon, on_click=send, args=(parameters if whole else None, read, page))
+
+
 def follow() -> None:
     """Go to the page that `send` chose, if it did."""
     if page := st.session_state.pop("go_to", None):
@@ -52,22 +70,22 @@ def follow() -> None:
 
 
 def notes() -> None:
-    """Say once what could not be taken over; a page that was just gone to is shown from its top."""
+    """Say once what could not be taken over; scroll a page that was just opened to its top."""
     if st.session_state.pop("arrived", False):
-        with st.sidebar:  # at whose end it takes no room
+        with st.sidebar:  # where it takes no space
             st.html(TO_THE_TOP, unsafe_allow_javascript=True)
     if left_out := st.session_state.pop("handover_notes", None):
         st.info("  \n".join(session.plain(details.one_line(note, 300)) for note in left_out), icon=":material/info:")
 
 
 def fill(parameters: Parameters) -> list[str]:
-    """Put a picture's parameters into the form; return, in words, what was left as it is and why.
+    """Put a picture's parameters into the form; return, in words, what was left unchanged and why.
 
     A picture may come from anywhere: a model counts only by a name of the catalogue (never as a path or as something to
     download), and numbers only within what the form offers.
     """
     said, left_out = read_record(parameters)
-    # What a picture does not name, it was painted without.
+    # A setting that the picture does not name had its default.
     found = {name: each.to_form(DEFAULTS[name]) for name, each in values.FORM.items() if each.key and not each.always}
     found |= {"loras": [], "vae": ""}
     if parameters.model:
@@ -77,7 +95,7 @@ def fill(parameters: Parameters) -> list[str]:
         else:
             left_out.append(f"The model {parameters.model!r} is not here; the chosen one was left.")
     for name, value in said.items():
-        if _can_be_shown(name, value):
+        if name == "sampler" or name not in values.FORM or values.shows(name, value):
             found[name] = value
         else:
             title = values.FORM[name].title or name.title()
@@ -91,11 +109,6 @@ def fill(parameters: Parameters) -> list[str]:
     left_out += [f"The LoRA {name!r} is not here, and was left out." for name in missing]
     session.put(found)
     return left_out
-
-
-def _can_be_shown(name: str, value: Any) -> bool:
-    """Whether the form has this very value: its bounds are narrower than the engine's."""
-    return name == "sampler" or name not in values.FORM or values.clean({name: value}, []).get(name) == value
 
 
 def model_named(wanted: str) -> str | None:
