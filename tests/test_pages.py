@@ -380,7 +380,7 @@ def test_picture_info_reads_other_programs(outputs):
     assert [code.value for code in page.code][:2] == ["a red mill by a lake", "fog"]
     assert "Made with ComfyUI" in [caption.value for caption in page.caption]
     press(page, "Reuse all settings")
-    assert form_of(page)["seed"] == 4031 and form_of(page)["sampler"] == "dpmpp_2m"
+    assert form_of(page)["seed"] == "4031" and form_of(page)["sampler"] == "dpmpp_2m"
 
 
 def test_picture_info_says_what_is_not_understood(outputs, tmp_path):
