@@ -24,15 +24,21 @@ from .text.prompt import Blend
 
 @dataclass(frozen=True)
 class GenerationStep:
-    """What one denoising step reached. The arrays are lazy; the networks in them are not on a Linux CPU."""
+    """What one denoising step reached.
 
-    index: int  # 1 .. total
+    `index` counts from 1 to `total`. `t` is the time reached, in training steps, and `sigma` its noise level, noise to
+    signal (k-diffusion's sigma). `seed` is the first picture's; picture i has seed + i, or with a variation the same.
+    `latents` are x_t (B, h, w, C), float32, of unit variance at the prior, and `denoised` is the current estimate of
+    x_0, of the same shape. Both arrays are lazy, except for networks on a Linux CPU.
+    """
+
+    index: int
     total: int
-    t: float  # the time reached, in training steps
-    sigma: float  # the noise level reached: noise to signal, k-diffusion's sigma
-    seed: int  # of the first picture; picture i has seed + i, or with a variation the same
-    latents: mx.array  # x_t (B, h, w, C), float32, of unit variance at the prior
-    denoised: mx.array  # the current estimate of x_0, same shape
+    t: float
+    sigma: float
+    seed: int
+    latents: mx.array
+    denoised: mx.array
 
 
 class Generation(Iterator[GenerationStep]):

@@ -30,7 +30,7 @@ MAX_IMAGES = 256
 
 
 class ModelLimits(Protocol):
-    """What a call is checked against, besides the network."""
+    """What a call is checked against, in addition to the network."""
 
     name: str
     default_size: tuple[int, int]
@@ -62,15 +62,15 @@ class Call:
     sampler: Sampler
     plan: Plan
     start: InputPicture | InputLatents | None
-    strength: float | None  # with a start: how much of the noise's levels it goes through again
-    noise: mx.array | None  # (B, h, w, C), in place of the seeds' first
+    strength: float | None  # with a start: the share of the plan's steps that is run
+    noise: mx.array | None  # (B, h, w, C), replaces the seeds' first draw
     clip_skip: int | None
     prompt_language: str
     embeds_guidance: bool
 
     @cached_property
     def script(self) -> Script:
-        """The texts of each step. Raises `InputError` for weights that no text encoder can bear."""
+        """The texts of each step. Raises `InputError` for weights out of range."""
         return write_script(self.prompts, self.negatives, len(self.plan), self.cfg_weight, self.embeds_guidance)
 
     @property
@@ -80,7 +80,7 @@ class Call:
 
     @property
     def num_steps(self) -> int:
-        """The steps of the whole plan, those included that a start passes over."""
+        """Steps of the whole plan, including those that a start skips."""
         return len(self.plan.levels)
 
     def only(self, places: Sequence[int]) -> Call:
@@ -125,11 +125,13 @@ def check_call(
 ) -> Call:
     """Check the arguments of `StableDiffusion.generate_latents` and `generate`, whose docstrings explain them.
 
-    Of each text `n_images` are painted, one text's after the other's. Raises `InputError`, `SamplerError` and
+    `n_images` pictures are painted of each text, in the order of the texts. Raises `InputError`, `SamplerError` and
     `PictureError`.
     """
     if not texts or len(texts) != len(negative_texts):
-        raise InputError(f"{len(texts)} texts with {len(negative_texts)} negative ones: give one or more of both.")
+        raise InputError(
+            f"{len(texts)} texts with {len(negative_texts)} negative texts: give as many of both, and at least one."
+        )
     prompts = [parse(check_text("text", each), prompt_language) for each in texts]
     negatives = [_negative(each, prompt_language) for each in negative_texts]
     if any(each is not None and each.loras for each in negatives):
@@ -141,13 +143,13 @@ def check_call(
     seeds = _seeds(seed, total, variation_seed, variation_strength)
     noise = None if latents is None else _latents("latents", latents, (total, *shape))
     if noise is not None and seeds.strength:
-        raise InputError("latents are the first noise themselves: leave out variation_strength, or the latents.")
+        raise InputError("latents replace the noise that variation_strength would vary: give one of them.")
     start: InputPicture | InputLatents | None = read_input(
         input_image, mask_image, masked_content, *size, model.downscale
     )
     if input_latents is not None:
         if input_image is not None:
-            raise InputError("input_image and input_latents both say what to start from: give one of them.")
+            raise InputError("input_image and input_latents exclude each other: give one of them.")
         start = InputLatents(_latents("input_latents", input_latents, (total, *shape), or_one=True))
     check_task(model.name, network.in_channels, model.latent_channels, start)
     sampler = sampler_by_name(sampler)
@@ -173,7 +175,7 @@ def check_call(
 
 
 def check_size(model: ModelLimits, width: int | None, height: int | None) -> tuple[int, int]:
-    """(width, height) in pixels; None is the model's own. Raises `InputError` for what is not a multiple."""
+    """(width, height) in pixels, None being the model's own; `InputError` unless both are multiples."""
     multiple, sides = model.size_multiple, []
     for name, side, own in zip(("width", "height"), (width, height), model.default_size, strict=True):
         side = own if side is None else checks.whole(name, side, multiple, checks.MAX_SIDE)
@@ -191,7 +193,7 @@ def _negative(text: Any, language: str) -> Prompt | None:
 
 
 def _seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any) -> Seeds:
-    """The seeds of a batch; a seed that is None is drawn."""
+    """The seeds of a batch; a random one if `seed` is None."""
     largest = checks.MAX_SEED - n_images + 1
     seed = secrets.randbelow(2**32) if seed is None else checks.whole("seed", seed, 0, largest)
     strength = checks.number("variation_strength", variation_strength, 0.0, 1.0)
@@ -213,12 +215,12 @@ def _latents(name: str, value: Any, shape: tuple[int, ...], or_one: bool = False
 
 
 def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
-    """The steps of the plan that a denoising strength leaves, as the reference counts them."""
+    """The last int(num_steps * strength) steps of the plan, as the reference counts them."""
     strength = checks.number("denoising_strength", strength, 0.0, 1.0)
     steps = int(num_steps * strength)
     if not steps:
         raise InputError(
             f"denoising_strength = {strength} leaves none of {num_steps} steps; "
-            f"{math.ceil(100 / num_steps) / 100} is the least that leaves one."
+            f"it takes at least {math.ceil(100 / num_steps) / 100} to leave one."
         )
     return plan.tail(steps)

@@ -33,8 +33,8 @@ class Checkpoint:
     scheduler: SchedulerConfig
     force_zeros_for_empty_prompt: bool
     reader: TextReader | None = None  # of the texts, where that is not CLIP's text encoders
-    # Where tensors can be read from their files at any time: by the component's name, what gives it them anew, lazily.
-    again: Mapping[str, Callable[[], None]] = field(default_factory=dict)
+    # By component, a function that reads its weights from the files again, lazily; only for weights that can be.
+    reloads: Mapping[str, Callable[[], None]] = field(default_factory=dict)
 
     @property
     def pooled(self) -> bool:

@@ -20,7 +20,7 @@ from .euler import LINEAR_BETAS
 
 @dataclass(frozen=True)
 class DDIMSampler(Sampler):
-    """Denoising diffusion implicit models: `eta` of 0 adds no noise, 1 as much as DDPM.
+    """Denoising diffusion implicit models; `eta` 0 adds no noise, 1 as much as DDPM.
 
     Equations 12 and 16 of Song et al. 2021, arXiv:2010.02502 (diffusers scheduling_ddim.py).
     """
@@ -46,8 +46,8 @@ class DDIMSampler(Sampler):
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         schedule = NoiseSchedule.from_config(config, final_is_clean=bool(config.set_alpha_to_one))
         times = [int(t) for t in spaced_times(config, num_steps)]
-        # The reference always steps down by num_train_timesteps // num_steps, whatever lies between its times: with
-        # linspace and trailing spacing a step ends a little off the level at which the next one begins.
+        # The reference always steps down by num_train_timesteps // num_steps, whatever the distance of its times: with
+        # linspace and trailing spacing a step may end a little off the level at which the next one begins.
         stride = config.num_train_timesteps // num_steps
         levels = tuple(schedule.level(t) for t in times)
         return Plan(config, schedule, levels, tuple(schedule.level(t - stride) for t in times))
@@ -97,7 +97,7 @@ class DDPMSampler(Sampler):
         for i in range(plan.first, len(plan.levels)):
             level, end = plan.levels[i], plan.ends[i]
             prediction = denoiser(x, level, plan.number(i))
-            # alpha-bar, alpha_t = alpha-bar_t / alpha-bar_{t-1} and beta_t of the paper, over the step's whole way
+            # the paper's alpha_t = alpha-bar_t / alpha-bar_{t-1} and beta_t, over the whole step
             alpha = level.alpha**2 / end.alpha**2
             beta = 1 - alpha
             x = (end.alpha * beta / level.sigma**2) * prediction.x_0 + (
@@ -113,7 +113,7 @@ class DDPMSampler(Sampler):
 class LCMSampler(Sampler):
     """Latent consistency: jump to x_0, add noise for the next level, jump again.
 
-    The times are a selection from the `original_inference_steps` that the network was distilled on. Algorithm 3 of
+    The times are selected from the `original_inference_steps` that the network was distilled on. Algorithm 3 of
     Luo et al. 2023, arXiv:2310.04378 (diffusers scheduling_lcm.py).
 
     A `strength` below 1 spreads all steps over the lower part of those times, as the reference's
