@@ -3,6 +3,13 @@
 Every message quotes the refused value and says how to fix it, so that a caller can show it unchanged.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class StableDiffusionError(Exception):
     """The base class: anything that this package refuses or cannot do."""
@@ -22,6 +29,19 @@ class SamplerError(InputError):
 
 class PictureError(InputError):
     """A file or array is not a picture, or not one that can be used."""
+
+
+class NotFiniteError(StableDiffusionError):
+    """A network gave NaN or infinite numbers, so that there is no picture.
+
+    `part` is "unet", "text" (a text encoder), "lora" or "vae". If some pictures of a batch are whole, `pictures`
+    is the batch, (B, H, W, 3), with NaN in the others.
+    """
+
+    def __init__(self, message: str, part: str, pictures: Any = None):
+        super().__init__(message)
+        self.part = part
+        self.pictures = pictures
 
 
 class CheckpointError(StableDiffusionError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,14 @@ class GenerationStep:
 
 
 class Generation(Iterator[GenerationStep]):
-    """A generation under way: its steps, one after another, and what it paints with. Closing it cancels it."""
+    """A generation under way: an iterator of its steps. Closing it cancels it.
 
-    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None]):
+    `used` are its model and other files; `notes` say what was changed or looks wrong, and are warned of as well.
+    """
+
+    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None], notes: Sequence[str] = ()):
         self.used = used
+        self.notes = tuple(notes)
         self._steps = steps
 
     def __next__(self) -> GenerationStep:

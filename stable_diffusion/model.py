@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+import numpy as np
 
 from . import backend, checks, memory
 from .adapters.embeddings import Embeddings, with_embeddings
@@ -18,13 +22,16 @@ from .config import AutoencoderConfig
 from .diffusion.call import Call, check_size
 from .diffusion.network import DenoisingNetwork, PictureAutoencoder, TextReader
 from .diffusion.noise import NoiseStream
-from .errors import InputError
+from .diffusion.schedule import contradictions, with_zero_terminal_snr
+from .errors import InputError, NotFiniteError
+from .finite import blame_latents, blame_vae, is_finite, one_colour
 from .model_io import hashes
 from .model_io.checkpoint import Checkpoint, vae_dtype
 from .model_io.hub import Progress
 from .model_io.load_vae import cached_tiny_vae, load_vae
 from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
+from .pictures.arrays import ONE_COLOUR
 from .pictures.reading import as_input
 from .text.conditioning import TextConditioner
 from .text.prompt import A1111, Blend, as_text, check_text
@@ -54,8 +61,11 @@ class LoadedModel:
         prediction_type: str | None = None,
         vae: str | os.PathLike | None = None,
         low_memory: bool = False,
+        zero_terminal_snr: bool | None = None,
     ):
         check_bits(bits)
+        if zero_terminal_snr not in (None, True, False):
+            raise InputError(f"zero_terminal_snr = {zero_terminal_snr!r} should be true, false or None.")
         if low_memory:
             backend.keep_little_memory()
         float16 = backend.default_float16() if float16 is None else float16
@@ -63,11 +73,14 @@ class LoadedModel:
         name, path = locate(model, float16, progress)
         half_unet = low_memory and not backend.has_gpu()
         checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet)
+        if zero_terminal_snr is not None:
+            scheduler = with_zero_terminal_snr(checkpoint.scheduler, zero_terminal_snr)
+            checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
         if bits is not None:
             quantise(checkpoint.unet, checkpoint.text_encoders, bits, progress)
         other = None if vae is None else load_vae(vae, checkpoint.vae.config, checkpoint.family, dtype, progress)
         self._set_up(checkpoint, name, float16, low_memory, other, changed=bits is not None)
-        self._asked = {"bits": bits, "prediction_type": prediction_type}
+        self._asked = {"bits": bits, "prediction_type": prediction_type, "zero_terminal_snr": zero_terminal_snr}
         self._other_vae = vae
         if path.is_file():
             self._file = path
@@ -101,6 +114,9 @@ class LoadedModel:
         self._dtype = mx.float16 if float16 else mx.float32
         self.default_size = checkpoint.default_size
         self.scheduler_config = checkpoint.scheduler
+        self.notes = tuple(contradictions(checkpoint.scheduler))
+        for note in self.notes:
+            warnings.warn(note, stacklevel=3)
         self.tokenizer = next(iter(checkpoint.tokenizers), None)
         self._unet: DenoisingNetwork = checkpoint.unet
         self._vae: PictureAutoencoder = checkpoint.vae if vae is None else vae
@@ -189,9 +205,10 @@ class LoadedModel:
         return self._unet.in_channels == 2 * self.latent_channels + 1
 
     def decode(self, latents: mx.array) -> mx.array:
-        """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1]; lazy.
+        """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1], evaluated.
 
-        In blended tiles if a whole picture would not fit into memory. Raises `InputError` for another shape.
+        In blended tiles if a whole picture would not fit into memory. Warns about pictures of a single colour. Raises
+        `InputError` for another shape, and `NotFiniteError` for NaN and infinite numbers.
         """
         if latents.ndim != 4 or latents.shape[-1] != self.latent_channels:
             raise InputError(
@@ -206,11 +223,30 @@ class LoadedModel:
             decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
         # One by one: memory for one picture, whatever the batch.
         pictures = [decode(one) for one in mx.split(latents, latents.shape[0])]
-        result = mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
+        whole = mx.concatenate(pictures).astype(mx.float32)
+        result = mx.clip(whole / 2 + 0.5, 0, 1)
+        self._check_pictures(latents, whole, result)
         if self.low_memory:
-            mx.eval(result)
             self._unloader.drop(self._vae)
         return result
+
+    def _check_pictures(self, latents: mx.array, whole: mx.array, result: mx.array) -> None:
+        """Raise `NotFiniteError`, with the `result` if some pictures are whole; `whole` is before clipping."""
+        finite = mx.isfinite(whole).all(axis=(1, 2, 3))
+        mx.eval(result, finite)
+        if not finite.all().item():
+            error = blame_vae(self.name, self._vae) if is_finite(latents) else self._blame_latents()
+            if finite.any().item():
+                error.pictures = np.where(np.asarray(finite)[:, None, None, None], np.asarray(result), np.nan)
+            raise error
+        if flat := one_colour(result):
+            which = "The picture is" if len(result) == 1 else f"Of {len(result)} pictures {len(flat)} are"
+            warnings.warn(f"{which} a single colour. {ONE_COLOUR}", stacklevel=3)
+
+    def _blame_latents(self) -> NotFiniteError:
+        choices = self._overlay.choices or self._loras
+        encoders = self._overlay.bare.text_encoders or self._conditioner.encoders
+        return blame_latents(self.name, self.float16, self._overlay, choices, encoders, self._vae)
 
     def preview(self, latents: mx.array) -> mx.array:
         """As `decode`, but approximately, by the tiny VAE for these latents (TAESD), if the hub's cache has it."""

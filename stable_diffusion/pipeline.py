@@ -33,7 +33,8 @@ class StableDiffusion(LoadedModel):
     while downloading and loading, and may raise to cancel; `check_weights` refuses NaN and infinite weights (and has to
     read all of them). `bits` 8 or 4 quantises the large layers of the U-Net and the text encoders. `prediction_type`
     ("epsilon", "v_prediction" or "sample") overrides the checkpoint's own. `vae` (a folder, a file or a hub id)
-    replaces the checkpoint's own. `low_memory` trades time for memory; pictures differ by rounding only
+    replaces the checkpoint's own. `zero_terminal_snr` True or False overrides whether its noise schedule ends in pure
+    noise. `low_memory` trades time for memory; pictures differ by rounding only
     (docs/performance.md). Raises the subclasses of `CheckpointError`, and `InputError` for other bits or prediction
     types.
     """
@@ -167,7 +168,7 @@ class StableDiffusion(LoadedModel):
         self._check(call)
         # 2. The LoRAs and embeddings that the texts name are applied and recorded.
         network, reader = self._networks(call)
-        return Generation(self._used(call), self._steps(call, network, reader))
+        return Generation(self._used(call), self._steps(call, network, reader), (*self.notes, *call.notes))
 
     def _steps(
         self, call: Call, network: DenoisingNetwork, reader: TextReader

@@ -66,6 +66,11 @@ class Overlay:
             self._last = (choices, lay_over(self.bare, loras))
         return self._last[1]
 
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The LoRAs of the last overlay."""
+        return self._last[0]
+
     def forget(self) -> None:
         """Keep no overlay: the memory of its weights is free as soon as nobody else has it."""
         self._last = ((), self.bare)

@@ -27,6 +27,9 @@ from .schedule import Plan
 from .start import InputLatents, InputPicture, check_task, read_input
 
 MAX_IMAGES = 256
+# Pure noise is taken for x_t of a plan's first level. A level whose ve_sigma is below this share of the schedule's top
+# (at most that of Stable Diffusion, about 15) has so much of x_0 in it that noise alone leads to no picture.
+FAR_BELOW, TOP = 1 / 3, 14.6
 
 
 class ModelLimits(Protocol):
@@ -67,6 +70,7 @@ class Call:
     clip_skip: int | None
     prompt_language: str
     embeds_guidance: bool
+    notes: tuple[str, ...] = ()  # what was changed or looks wrong, in words; warned of as well
 
     @cached_property
     def script(self) -> Script:
@@ -134,8 +138,9 @@ def check_call(
         )
     prompts = [parse(check_text("text", each), prompt_language) for each in texts]
     negatives = [_negative(each, prompt_language) for each in negative_texts]
+    notes = []
     if any(each is not None and each.loras for each in negatives):
-        warnings.warn("LoRA tags in the negative text have no effect; write them into the text.", stacklevel=3)
+        notes.append("LoRA tags in the negative text have no effect; write them into the text.")
     n_images = checks.whole("n_images", n_images, 1, MAX_IMAGES)
     total = checks.whole("the number of pictures", n_images * len(texts), 1, MAX_IMAGES)
     size = check_size(model, width, height)
@@ -156,6 +161,12 @@ def check_call(
     plan = sampler.plan(model.scheduler_config, num_steps)
     if start is not None:
         plan = _tail(plan, num_steps, denoising_strength)
+    from_noise = start is None or (isinstance(start, InputPicture) and start.mask is not None and not plan.first)
+    if from_noise and _far_below(plan):
+        sampler, plan, note = _from_the_top(sampler, plan, model.scheduler_config)
+        notes.append(note)
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
     return Call(
         prompts=tuple(each for each in prompts for _ in range(n_images)),
         negatives=tuple(each for each in negatives for _ in range(n_images)),
@@ -171,6 +182,7 @@ def check_call(
         clip_skip=clip_skip,
         prompt_language=prompt_language,
         embeds_guidance=network.embeds_guidance,
+        notes=tuple(notes),
     )
 
 
@@ -211,7 +223,10 @@ def _latents(name: str, value: Any, shape: tuple[int, ...], or_one: bool = False
         raise InputError(
             f"{name} of shape {tuple(found.shape)} do not fit: (n_images, height, width, channels) is {shape} here."
         )
-    return mx.array(found).astype(mx.float32)
+    array = mx.array(found).astype(mx.float32)
+    if not mx.isfinite(array).all():
+        raise InputError(f"{name} should be finite numbers; some are NaN or infinite.")
+    return array
 
 
 def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
@@ -224,3 +239,35 @@ def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
             f"it takes at least {math.ceil(100 / num_steps) / 100} to leave one."
         )
     return plan.tail(steps)
+
+
+def _far_below(plan: Plan) -> bool:
+    top = plan.schedule.level(len(plan.schedule) - 1)
+    return plan.levels[0].ve_sigma < FAR_BELOW * min(top.ve_sigma, TOP)
+
+
+def _from_the_top(sampler: Sampler, plan: Plan, config: SchedulerConfig) -> tuple[Sampler, Plan, str]:
+    """The sampler with a schedule from the top, its plan and a note; unchanged if the caller chose its spacing.
+
+    With few steps, spacings begin far below the top: one step of leading or linspace at time 1 or 0, four at 751.
+    """
+    num_steps, named = len(plan.levels), plan.config.use_karras_sigmas or plan.config.use_exponential_sigmas
+    begins = (
+        f"{num_steps} step{'s' * (num_steps > 1)} of {sampler.title} with {plan.config.timestep_spacing} spacing "
+        f"begin{'s' * (num_steps == 1)} at time {plan.levels[0].t:g} of {len(plan.schedule) - 1}, too far below the "
+        "top for pure noise"
+    )
+    others: list[dict[str, str]] = [{"spacing": "linspace"}, {"spacing": "trailing"}]
+    if not named:
+        others = [{"sigma_schedule": "sgm_uniform"}] if "sgm_uniform" in sampler.schedules else others[1:]
+    for options in others if sampler.spacing is None else ():
+        other = dataclasses.replace(sampler, **options)
+        replaced = other.plan(config, num_steps)
+        if not _far_below(replaced):
+            how = "with the schedule SGM Uniform" if "sigma_schedule" in options else f"with {other.spacing} spacing"
+            note = f"{begins}: they are run from the top instead, {how}. A sampler such as euler_sgm_uniform says so."
+            return other, replaced, note
+    note = (
+        f"{begins}: what is painted may be little but noise. Take more steps, or a sampler such as euler_sgm_uniform."
+    )
+    return sampler, plan, note

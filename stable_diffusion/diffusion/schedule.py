@@ -20,6 +20,8 @@ from ..errors import ConfigError, InputError
 
 # The reference's stand-in for an alpha-bar of 0, so that ve_sigma stays finite (4096).
 TERMINAL_ALPHA_BAR = 2.0**-24
+# Schedules by times, under A1111's names (its modules/sd_schedulers.py): all begin at the last training time.
+TIME_SCHEDULES = ("uniform", "sgm_uniform", "simple")
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,14 @@ class NoiseSchedule:
             )
         return NoiseLevel.from_alpha_bar(float(t), float(self.alpha_bars[t])) if t >= 0 else self.final
 
-    def sigma_from_t(self, times: np.ndarray) -> np.ndarray:
-        """ve_sigma of times, interpolated linearly between training times and constant outside, float64."""
-        return np.interp(times, np.arange(len(self)), self.ve_sigmas)
+    def sigma_from_t(self, times: np.ndarray, by_log: bool = False) -> np.ndarray:
+        """ve_sigma of times, interpolated between training times and constant outside, float64.
+
+        Linear in sigma as in the reference, or with `by_log` in log sigma as in k-diffusion (t_to_sigma).
+        """
+        values = np.log(self.ve_sigmas.astype(np.float64)) if by_log else self.ve_sigmas
+        found = np.interp(times, np.arange(len(self)), values)
+        return np.exp(found) if by_log else found
 
     def t_from_sigma(self, ve_sigmas: np.ndarray) -> np.ndarray:
         """Times of ve_sigmas, interpolated in log sigma, float64 (k-diffusion's sigma_to_t)."""
@@ -174,10 +181,14 @@ class Plan:
 def spaced_times(config: SchedulerConfig, num_steps: int, rounded: bool = True, one_more: bool = False) -> np.ndarray:
     """Times of `num_steps` steps, falling, float64; `timestep_spacing` and `steps_offset` of the configuration.
 
-    `rounded` makes linspace give integers. With `one_more`, leading and linspace make room for one more step at the
-    end, which is dropped (DPM-Solver, UniPC). Table 2 of Lin et al. 2023, arXiv:2305.08891.
+    `timestep_spacing` may also be one of TIME_SCHEDULES. `rounded` makes linspace and these give integers. With
+    `one_more`, leading and linspace make room for one more step at the end, which is dropped (DPM-Solver, UniPC).
+    Table 2 of Lin et al. 2023, arXiv:2305.08891.
     """
     train_steps = config.num_train_timesteps
+    if config.timestep_spacing in TIME_SCHEDULES:
+        times = _times_by_name(config.timestep_spacing, train_steps, num_steps)
+        return times.round() if rounded else times
     count = num_steps + one_more
     if config.timestep_spacing == "linspace":
         times = np.linspace(0, train_steps - 1, count)[::-1][:num_steps]
@@ -187,6 +198,39 @@ def spaced_times(config: SchedulerConfig, num_steps: int, rounded: bool = True, 
         return (np.arange(count)[::-1] * stride + offset)[:num_steps].astype(np.float64)
     # For some step counts rounding gives the reference's range one more step, at time -1. It is dropped here.
     return np.arange(train_steps, 0, -train_steps / num_steps).round()[:num_steps] - 1
+
+
+def _times_by_name(name: str, train_steps: int, num_steps: int) -> np.ndarray:
+    last = train_steps - 1
+    if name == "uniform":  # both ends included; A1111's Normal is the same
+        return np.linspace(last, 0, num_steps)
+    if name == "sgm_uniform":
+        return np.linspace(last, 0, num_steps + 1)[:-1]
+    return last - np.floor(np.arange(num_steps) * (train_steps / num_steps))  # simple
+
+
+def with_zero_terminal_snr(config: SchedulerConfig, wanted: bool) -> SchedulerConfig:
+    """The configuration with or without zero terminal SNR, which needs steps from the very last time on."""
+    spacing = "trailing" if wanted else config.timestep_spacing
+    return dataclasses.replace(config, rescale_betas_zero_snr=wanted, timestep_spacing=spacing)
+
+
+def contradictions(config: SchedulerConfig) -> list[str]:
+    """What of a checkpoint's prediction type, zero terminal SNR and spacing does not go together, with the remedy."""
+    found = []
+    if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
+        found.append(
+            "The model is marked with zero terminal SNR and predicts epsilon, which says nothing about a picture where "
+            "all is noise. One is wrong: set prediction_type='v_prediction' (--prediction-type v_prediction) or "
+            "zero_terminal_snr=False (--no-zero-terminal-snr)."
+        )
+    if config.rescale_betas_zero_snr and config.timestep_spacing == "leading":
+        found.append(
+            "The model is marked with zero terminal SNR, but with leading spacing no step begins at pure noise, and "
+            "pictures may be grey: take a sampler such as euler_sgm_uniform, or set zero_terminal_snr=True "
+            "(--zero-terminal-snr), which changes the spacing."
+        )
+    return found
 
 
 def karras_sigmas(sigma_min: float, sigma_max: float, num_steps: int, rho: float = 7.0) -> np.ndarray:

@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import StableDiffusionError
 from ..pictures import arrays
+from ..pictures.arrays import ONE_COLOUR
 from ..pictures.formats import BY_KEY
 from ..record import picture_files
 from ..record.parameters import Parameters
@@ -60,6 +61,8 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     last = None
     with closing(model.generate_latents(**call.arguments | seeds)) as steps:
         used = steps.used
+        for note in steps.notes:
+            _warn(job, note)
         for step in steps:
             frame = _record(step)
             picture.seed = step.seed
@@ -80,6 +83,8 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
                     return
     if last is None:
         raise StableDiffusionError("The model made no step at all: nothing to show.")
+    if arrays.is_one_colour(last):
+        _warn(job, f"The picture is a single colour. {ONE_COLOUR}")
     finished = call.finish(last)
     picture.size = finished.size
     _save(job, picture, finished, request, request.to_record(used, last.size, **seeds), outputs)
@@ -173,6 +178,11 @@ def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said
                 break
     picture.unsaved = _png(image, said)
     job.warning = f"{job.warning} Download it from here to keep it."
+
+
+def _warn(job: Job, note: str) -> None:
+    if note not in job.warning:
+        job.warning = f"{job.warning} {note}".strip()
 
 
 def _png(image: Image.Image, said: Parameters) -> bytes:

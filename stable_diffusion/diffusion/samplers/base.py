@@ -16,13 +16,23 @@ from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import ConfigError, InputError, SamplerError, UnsupportedCheckpointError
 from ..denoiser import Denoiser
-from ..schedule import NoiseLevel, NoiseSchedule, Plan, log_linear_sigmas, named_sigmas, spaced_times, ve_levels
+from ..schedule import (
+    TIME_SCHEDULES,
+    NoiseLevel,
+    NoiseSchedule,
+    Plan,
+    log_linear_sigmas,
+    named_sigmas,
+    spaced_times,
+    ve_levels,
+)
 
 # Each call gives the next unit normal draw, (B, h, w, C) float32.
 Noise = Callable[[], mx.array]
 
 SPACINGS = ("leading", "linspace", "trailing")
 KARRAS_AND_EXPONENTIAL = ("karras", "exponential")
+ALL_SCHEDULES = (*KARRAS_AND_EXPONENTIAL, *TIME_SCHEDULES)
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,9 @@ class Step:
 class Sampler(ABC):
     """A way from noise to x_0. Options that are None come from the checkpoint, or else the reference class's defaults.
 
-    `spacing` is leading, linspace or trailing; `sigma_schedule` is karras, exponential, or "spaced" for neither.
-    Raises `SamplerError` for a value that the sampler does not have.
+    `spacing` is leading, linspace or trailing. `sigma_schedule` is one of `schedules`, or "spaced" for none of them:
+    karras and exponential are sigmas between the ends of the spacing; uniform, sgm_uniform and simple are A1111's, and
+    take the place of the spacing. Raises `SamplerError` for a value that the sampler does not have.
     """
 
     spacing: str | None = None
@@ -70,6 +81,10 @@ class Sampler(ABC):
             offered = ", ".join((*self.schedules, "spaced"))
             raise SamplerError(
                 f"{self.title} has no {self.sigma_schedule!r} sigmas: sigma_schedule should be one of {offered}."
+            )
+        if self.spacing is not None and self.sigma_schedule in TIME_SCHEDULES:
+            raise SamplerError(
+                f"spacing = {self.spacing!r} and sigma_schedule = {self.sigma_schedule!r} exclude each other: give one."
             )
 
     def plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
@@ -107,15 +122,19 @@ class Sampler(ABC):
         keys = {field.name for field in dataclasses.fields(config)}
         values = {key: value for key, value in self.defaults.items() if getattr(config, key) is None}
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        own["timestep_spacing"] = self.spacing
+        own["timestep_spacing"] = self.sigma_schedule if self.sigma_schedule in TIME_SCHEDULES else self.spacing
         values.update({key: value for key, value in own.items() if key in keys and value is not None})
         named = {name: bool(getattr(config, f"use_{name}_sigmas")) for name in KARRAS_AND_EXPONENTIAL}
-        if self.sigma_schedule is not None or not (self.schedules and self.schedule_from_config):
+        if self.sigma_schedule is not None or not (self._has_named_sigmas and self.schedule_from_config):
             named = {name: name == self.sigma_schedule for name in named}
         if all(named.values()):
             raise ConfigError("use_karras_sigmas and use_exponential_sigmas are both true; one of them should be.")
         values.update({f"use_{name}_sigmas": value for name, value in named.items()})
         return dataclasses.replace(config, **values)
+
+    @property
+    def _has_named_sigmas(self) -> bool:
+        return "karras" in self.schedules
 
     def _refuse(self, config: SchedulerConfig) -> None:
         """Raise for keys that would change the result and that the reference's class ignores or fails on."""
@@ -123,8 +142,8 @@ class Sampler(ABC):
             "rescale_betas_zero_snr": config.rescale_betas_zero_snr,
             "interpolation_type": config.interpolation_type != "linear",
             "timestep_type": config.timestep_type != "discrete" and config.prediction_type == "v_prediction",
-            "sigma_min": config.sigma_min is not None and bool(self.schedules),
-            "sigma_max": config.sigma_max is not None and bool(self.schedules),
+            "sigma_min": config.sigma_min is not None and self._has_named_sigmas,
+            "sigma_max": config.sigma_max is not None and self._has_named_sigmas,
             "beta_schedule": config.beta_schedule == "sigmoid" and config.trained_betas is None,
         }
         for key, wished in wishes.items():
@@ -145,7 +164,7 @@ class KDiffusionSampler(Sampler):
     Diffusers scheduling_euler_discrete.py and its kin, set_timesteps.
     """
 
-    schedules = KARRAS_AND_EXPONENTIAL
+    schedules = ALL_SCHEDULES
     time_type: ClassVar[type] = np.float32  # of times in the reference
 
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
@@ -165,8 +184,9 @@ class KDiffusionSampler(Sampler):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Times (num_steps,) and ve_sigmas (num_steps,), or one more if they include the end."""
         times: np.ndarray = spaced_times(config, num_steps, rounded=False).astype(self.time_type)
-        log_linear = config.interpolation_type == "log_linear"
-        sigmas = log_linear_sigmas(schedule, num_steps) if log_linear else schedule.sigma_from_t(times)
+        by_name = config.timestep_spacing in TIME_SCHEDULES
+        log_linear = config.interpolation_type == "log_linear" and not by_name
+        sigmas = log_linear_sigmas(schedule, num_steps) if log_linear else schedule.sigma_from_t(times, by_name)
         named = named_sigmas(config, sigmas, num_steps)
         if named is not None:
             times, sigmas = schedule.t_from_sigma(named).astype(self.time_type), named

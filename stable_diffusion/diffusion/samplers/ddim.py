@@ -13,7 +13,7 @@ from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import ConfigError, InputError, SamplerError, UnsupportedCheckpointError
 from ..denoiser import Denoiser
-from ..schedule import NoiseLevel, NoiseSchedule, Plan, spaced_times
+from ..schedule import TIME_SCHEDULES, NoiseLevel, NoiseSchedule, Plan, spaced_times
 from .base import Noise, Sampler, Step, step_reached
 from .euler import LINEAR_BETAS
 
@@ -30,6 +30,7 @@ class DDIMSampler(Sampler):
 
     key = "ddim"
     title = "DDIM"
+    schedules = TIME_SCHEDULES
     defaults: ClassVar[Mapping[str, Any]] = {
         **LINEAR_BETAS,
         "timestep_spacing": "leading",
@@ -50,6 +51,8 @@ class DDIMSampler(Sampler):
         # linspace and trailing spacing a step may end a little off the level at which the next one begins.
         stride = config.num_train_timesteps // num_steps
         levels = tuple(schedule.level(t) for t in times)
+        if config.timestep_spacing in TIME_SCHEDULES:  # not the reference's
+            return Plan(config, schedule, levels, (*levels[1:], schedule.final))
         return Plan(config, schedule, levels, tuple(schedule.level(t - stride) for t in times))
 
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
@@ -74,6 +77,7 @@ class DDPMSampler(Sampler):
 
     key = "ddpm"
     title = "DDPM"
+    schedules = TIME_SCHEDULES
     defaults: ClassVar[Mapping[str, Any]] = {
         **LINEAR_BETAS,
         "timestep_spacing": "leading",

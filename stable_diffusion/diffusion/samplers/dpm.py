@@ -13,8 +13,8 @@ from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import SamplerError, UnsupportedCheckpointError
 from ..denoiser import Denoiser
-from ..schedule import NoiseLevel, NoiseSchedule, Plan, named_sigmas, spaced_times, ve_levels
-from .base import KARRAS_AND_EXPONENTIAL, Noise, Sampler, Step, step_reached
+from ..schedule import TIME_SCHEDULES, NoiseLevel, NoiseSchedule, Plan, named_sigmas, spaced_times, ve_levels
+from .base import ALL_SCHEDULES, Noise, Sampler, Step, step_reached
 from .euler import LINEAR_BETAS
 
 SOLVER_DEFAULTS = {
@@ -30,21 +30,22 @@ SOLVER_DEFAULTS = {
 class LogSNRSampler(Sampler):
     """What DPM-Solver++ and UniPC share: integer times, and named sigmas over the whole schedule."""
 
-    schedules = KARRAS_AND_EXPONENTIAL
+    schedules = ALL_SCHEDULES
     needs_distinct_levels = True
 
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         schedule = NoiseSchedule.from_config(config, floored=True)
         sigmas = named_sigmas(config, schedule.ve_sigmas[::-1], num_steps)
+        by_name = config.timestep_spacing in TIME_SCHEDULES
         if sigmas is None:
-            times = spaced_times(config, num_steps, one_more=True)
-            sigmas = schedule.sigma_from_t(times)
+            times = spaced_times(config, num_steps, rounded=not by_name, one_more=True)
+            sigmas = schedule.sigma_from_t(times, by_name)
         else:
             times = schedule.t_from_sigma(sigmas)
             if config.use_karras_sigmas and self._rounds_karras_times(config):
                 times = times.round()
         # The reference casts times to integers, which truncates exponential ones instead of rounding them.
-        levels = ve_levels(np.trunc(times), sigmas)
+        levels = ve_levels(times if by_name else np.trunc(times), sigmas)
         last = self._last_sigma(config, schedule, sigmas) if config.final_sigmas_type == "sigma_min" else 0.0
         return Plan(config, schedule, levels, (*levels[1:], NoiseLevel.from_ve_sigma(0.0, float(np.float32(last)))))
 
