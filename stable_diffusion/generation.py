@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,22 +24,32 @@ from .text.prompt import Blend
 
 @dataclass(frozen=True)
 class GenerationStep:
-    """The state after one denoising step. The arrays are lazy, except for networks on a Linux CPU."""
+    """What one denoising step reached.
 
-    index: int  # 1 .. total
+    `index` counts from 1 to `total`. `t` is the time reached, in training steps, and `sigma` its noise level, noise to
+    signal (k-diffusion's sigma). `seed` is the first picture's; picture i has seed + i, or with a variation the same.
+    `latents` are x_t (B, h, w, C), float32, of unit variance at the prior, and `denoised` is the current estimate of
+    x_0, of the same shape. Both arrays are lazy, except for networks on a Linux CPU.
+    """
+
+    index: int
     total: int
-    t: float  # the time reached, in training steps
-    sigma: float  # the noise level reached: noise over signal, k-diffusion's sigma
-    seed: int  # of the first picture; picture i has seed + i, or with a variation the same
-    latents: mx.array  # x_t (B, h, w, C), float32, of unit variance at the prior
-    denoised: mx.array  # the current estimate of x_0, same shape
+    t: float
+    sigma: float
+    seed: int
+    latents: mx.array
+    denoised: mx.array
 
 
 class Generation(Iterator[GenerationStep]):
-    """A running generation: an iterator over its steps, and what it uses. Closing it cancels it."""
+    """A generation under way: an iterator of its steps. Closing it cancels it.
 
-    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None]):
+    `used` are its model and other files; `notes` say what was changed or looks wrong, and are warned of as well.
+    """
+
+    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None], notes: Sequence[str] = ()):
         self.used = used
+        self.notes = tuple(notes)
         self._steps = steps
 
     def __next__(self) -> GenerationStep:

@@ -109,6 +109,13 @@ class Request:
         title="Prediction type", group=HOW, load="prediction_type", key="Prediction type", usual="as the file says",
         unset="",
     )  # fmt: skip
+    zero_terminal_snr: bool | None = setting(
+        None, Flag(),
+        "whether the model's noise schedule ends in pure noise, where its file does not say or says it wrongly; many "
+        "models that predict v do",
+        title="Zero terminal SNR", group=HOW, load="zero_terminal_snr", key="Zero terminal SNR",
+        usual="as the file says", unset="",
+    )  # fmt: skip
     clip_skip: int | None = setting(
         None, Whole(0, 12),
         "read the prompt from the text encoder's N-th layer from the end: 1 is the last, 2 the penultimate; 0 is the "
@@ -412,7 +419,9 @@ def to_options(values: Mapping[str, Any], groups: Collection[str]) -> list[str]:
         each = SETTINGS.get(name)
         if each is None or each.group not in groups or value is None:
             continue
-        if not isinstance(value, bool):
+        if isinstance(value, bool) and not value and DEFAULTS[name] is None:
+            options.append(option_of(name).replace("--", "--no-", 1))
+        elif not isinstance(value, bool):
             options.append(f"{option_of(name)}={value if isinstance(value, str) else keys.plain(value)}")
         elif value:
             options.append(option_of(name))

@@ -246,7 +246,8 @@ def test_reuse_takes_every_setting(outputs, tmp_path, monkeypatch):
     monkeypatch.setenv("STABLE_DIFFUSION_MODELS", str(tmp_path / "models"))
     said = {
         "Prompt language": "plain", "CFG Rescale": "0.7", "Prediction type": "v_prediction", "Bits": "4",
-        "VAE": "sharp.vae.pt", "Clip skip": "2", "Variation seed": "5", "Variation seed strength": "0.25",
+        "VAE": "sharp.vae.pt", "Clip skip": "2", "Zero terminal SNR": "False", "Variation seed": "5",
+        "Variation seed strength": "0.25",
     }  # fmt: skip
     save(outputs, extra=said | {"Version": "x"})
     page = open_page(GALLERY)
@@ -258,6 +259,7 @@ def test_reuse_takes_every_setting(outputs, tmp_path, monkeypatch):
         "plain", 0.7, "v_prediction", 4, "sharp.vae.pt"
     ]  # fmt: skip
     assert [state[key] for key in ("clip_skip", "variation_seed", "variation_strength")] == [2, "5", 0.25]
+    assert state["zero_terminal_snr"] is False
 
 
 def test_reuse_finds_files_in_folders_and_with_commas_in_their_names(outputs, tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ from PIL import Image
 from ..errors import InputError, PictureError
 from ..families import RGB_FACTORS
 
+ONE_COLOUR = "Try another seed, the model's own settings, or another VAE."  # what helps against such a picture
+
 # --- Arrays and pictures
 
 
@@ -30,6 +32,12 @@ def to_picture(array: Any) -> Image.Image:
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] != 3):
         raise PictureError(f"An array of shape {values.shape} is not a picture; (H, W, 3) is expected.")
     return Image.fromarray(values if values.dtype == np.uint8 else to_uint8(values))
+
+
+def is_one_colour(picture: Image.Image) -> bool:
+    """Whether all pixels are the same: what comes out if something went wrong."""
+    pixels = np.asarray(picture)
+    return bool((pixels == pixels[0, 0]).all())
 
 
 def grid(pictures: Iterable[Any], columns: int | None = None, gap: int = 0) -> Image.Image:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..errors import StableDiffusionError
 from ..pictures import arrays
+from ..pictures.arrays import ONE_COLOUR
 from ..pictures.formats import BY_KEY
 from ..record import keys, long, picture_files
 from ..record.parameters import Parameters
@@ -59,6 +60,8 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     last = None
     with closing(model.generate_latents(**call.arguments | seeds)) as steps:
         used = picture.used = steps.used
+        for note in steps.notes:
+            _warn(job, note)
         for step in steps:
             frame = _record(step)
             picture.seed = step.seed
@@ -79,6 +82,8 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
                     return
     if last is None:
         raise StableDiffusionError("The model ran no step, so there is no picture.")
+    if arrays.is_one_colour(last):
+        _warn(job, f"The picture is a single colour. {ONE_COLOUR}")
     finished = call.finish(last)
     picture.size = finished.size
     _save(job, picture, finished, request, request.to_record(used, last.size, **seeds), outputs)
@@ -197,3 +202,8 @@ def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said
                 break
     picture.unsaved = picture_files.encoded(image, BY_KEY["png"].suffix, said)
     job.warning = f"{job.warning} Download it from here to keep it."
+
+
+def _warn(job: Job, note: str) -> None:
+    if note not in job.warning:
+        job.warning = f"{job.warning} {note}".strip()
