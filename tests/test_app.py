@@ -908,6 +908,54 @@ def test_a_lesson_that_fails_says_so_and_can_be_tried_again(engine, lessons):
     assert len(page.error) == 1
 
 
+@pytest.fixture
+def training_page(engine):
+    """The lessons' page at the lesson that asks nothing of a model."""
+    page = open_page()
+    page.session_state["lesson"] = "Training"
+    page.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
+    settle(page)
+    return page
+
+
+@pytest.mark.parametrize(("error", "said"), [(1e-6, "Everything agrees."), (1.0, "this machine may be wrong")])
+def test_the_machine_is_tested_without_a_model(engine, training_page, monkeypatch, error, said):
+    from stable_diffusion.selftest import run, shapes
+    from stable_diffusion.selftest.report import Comparison, Report
+
+    asked = []
+
+    def tested(sizes, progress):
+        progress("Testing: noise", 0.0)
+        asked.append(sizes)
+        return Report({"machine": "a Mac"}, [], [Comparison("noise", "numbers", error, 1e-3)], {"noise": 0.1})
+
+    monkeypatch.setattr(run, "run", tested)
+    page, loads = training_page, len(engine.loads)
+    assert not page.code
+    button(page, "Test this machine").click()
+    page.run()
+    settle(page)
+    assert asked == [shapes.QUICK] and len(engine.loads) == loads
+    assert said in (page.success[0] if error < 1 else page.error[0]).value
+    assert "machine   a Mac" in page.code[0].value
+    button(page, "Test again").click()
+    page.run()
+    settle(page)
+    assert len(asked) == 2
+
+
+def test_a_selftest_that_fails_says_so(training_page, monkeypatch):
+    from stable_diffusion.selftest import run
+
+    monkeypatch.setattr(run, "run", lambda sizes, progress: 1 / 0)
+    page = training_page
+    button(page, "Test this machine").click()
+    page.run()
+    settle(page)
+    assert "ZeroDivisionError" in page.error[0].value and button(page, "Test again")
+
+
 def test_the_live_panel_is_a_strip_beside_a_lesson(engine):
     engine.gate = threading.Semaphore(0)
     page = open_page()

@@ -119,6 +119,21 @@ def test_a_scan_stops_in_time_and_goes_on_with_the_newest_first(outputs, gallery
     assert len(gallery.page(Query()).entries) == 5
 
 
+def test_a_scan_of_many_folders_reads_no_batch_of_each_after_its_time(outputs, gallery, monkeypatch):
+    monkeypatch.setattr(gallery_module, "BATCH", 2)
+    days = [f"2025-01-{day:02d}" for day in range(1, 8)]
+    for day in days:
+        for seed in range(3):
+            save(outputs, day=day, seed=seed)
+    assert gallery.scan(0) == 19
+    assert {entry.day for entry in gallery.page(Query()).entries} == {days[-1]}, "the newest first"
+    calls = 1
+    while left := gallery.scan(0):
+        calls += 1
+        assert left <= 21 - 2 * calls + len(days)
+    assert len(gallery.page(Query()).entries) == 21
+
+
 @pytest.mark.parametrize(
     ("search", "found"),
     [

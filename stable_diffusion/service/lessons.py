@@ -107,13 +107,15 @@ def forward(model: Any, report: Report, picture: Image.Image | None, settings: S
     """A picture's latents with the noise of several times, and each decoded; without a picture the model paints one."""
     import mlx.core as mx
 
+    from ..diffusion.noise import unit_normal
+
     if picture is None:
         x_0 = _paint(model, report, settings, "Painting a picture to begin with").latents
     else:
         report("Encoding the picture", None)
         x_0 = model.encode(picture, seed=settings.seed)
     noise = _noise_schedule(model)
-    eps = mx.random.normal(x_0.shape, key=mx.random.key(settings.seed))
+    eps = unit_normal(x_0.shape, mx.random.key(settings.seed))
     shown = []
     for i, thousandth in enumerate(TIMES):
         report("Adding noise", i / len(TIMES))
