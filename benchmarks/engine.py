@@ -1,4 +1,4 @@
-"""This engine beside diffusers: seconds and peak memory, alternately measured in one run.
+"""This engine compared with diffusers: seconds and peak memory, measured in turns in one run.
 
     python benchmarks/engine.py                      a postcards-tiny picture, cold and warm
     python benchmarks/engine.py unet --size 32       one U-Net call of Stable Diffusion 1.5's shape, random weights
@@ -6,7 +6,7 @@
     python benchmarks/engine.py all --full           all of these, at 64x64 latents (512x512 pixels): minutes
     python benchmarks/engine.py sdxl --size 128      a U-Net call of SDXL's shape: 10 GB of weights, twice
 
-Each engine runs in a process of its own and waits while the other is timed (--only: where there is no room for both).
+Each engine runs in a process of its own and waits while the other is timed (--only: if memory does not hold both).
 Needs requirements-parity.txt.
 """
 

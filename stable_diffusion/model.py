@@ -26,6 +26,7 @@ from .model_io.load_vae import cached_tiny_vae, load_vae
 from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .pictures.reading import as_input
+from .places import expanded
 from .text.conditioning import TextConditioner
 from .text.prompt import A1111, Blend, as_text, check_text
 from .text.tags import Strength
@@ -264,7 +265,7 @@ class LoadedModel:
     @cached_property
     def _files_used(self) -> dict[str, str | None]:
         """For `Used`: the model's hash, and the name and hash of the VAE in place of its own; None for a folder."""
-        vae = None if self._other_vae is None else Path(self._other_vae).expanduser()
+        vae = None if self._other_vae is None else expanded(self._other_vae)
         name = None if self._other_vae is None else os.fspath(self._other_vae)
         if vae is not None and vae.exists():
             name = vae.resolve().name

@@ -10,6 +10,17 @@ HOME_VARIABLE = "STABLE_DIFFUSION_HOME"
 CACHE_VARIABLE = "STABLE_DIFFUSION_CACHE"
 
 
+def expanded(path: str | os.PathLike) -> Path:
+    """A path whose leading `~` or `~user` stands for a home folder; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def folders_in(variable: str, several: bool = True) -> list[Path]:
+    """The folders that an environment variable names, separated as in $PATH where there may be `several`."""
+    named = os.environ.get(variable, "")
+    return [expanded(part) for part in (named.split(os.pathsep) if several else [named]) if part]
+
+
 def packaged(*parts: str) -> Path:
     """A file or folder that comes with the package, such as `packaged("checkpoints", "postcards-tiny")`."""
     return Path(str(resources.files(__package__).joinpath(*parts)))
@@ -17,9 +28,9 @@ def packaged(*parts: str) -> Path:
 
 def cache_folder() -> Path:
     """What may be deleted at any time: $STABLE_DIFFUSION_CACHE, or a folder of the user's cache ($XDG_CACHE_HOME)."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stable-diffusion-mlx"
+    if named := folders_in(CACHE_VARIABLE, several=False):
+        return named[0]
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "stable-diffusion-mlx"
 
 
 def home() -> Path:
@@ -27,7 +38,7 @@ def home() -> Path:
 
     $STABLE_DIFFUSION_HOME, else the checkout that this package is part of, else (installed by pip) the current folder.
     """
-    if named := os.environ.get(HOME_VARIABLE):
-        return Path(named).expanduser()
+    if named := folders_in(HOME_VARIABLE, several=False):
+        return named[0]
     checkout = packaged().parent
     return checkout if (checkout / "pyproject.toml").is_file() and (checkout / "webui.sh").is_file() else Path.cwd()

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checks import MAX_SEED, Choice, Flag, Number, Text, Whole, number, text
+from .checks import MAX_SEED, Choice, FilePath, Flag, Number, Text, Whole, number, text
 from .config import UNET_PREDICTIONS
 from .errors import InputError, SamplerError
 from .pictures import FITS, MASKED_CONTENTS
@@ -99,7 +99,8 @@ class Request:
     model: str = "postcards-tiny"
     loras: tuple[tuple[str, float], ...] = ()
     vae: str | None = setting(
-        None, Text(), "a VAE in place of the model's own: a file, a folder in diffusers' form, or a hub id",
+        None, FilePath(),
+        "a VAE in place of the model's own: a name in models/VAE, a file, a folder in diffusers' form, or a hub id",
         title="VAE", group=HOW, metavar="FILE", load="vae", usual="the model's", unset="",
     )  # fmt: skip
     prediction_type: str | None = setting(

@@ -335,7 +335,7 @@ def test_500_files_are_listed_by_their_headers(only_here, monkeypatch):
     monkeypatch.setattr(
         tensor_file.TensorFile, "_fill", lambda f, buffer, at: (read.append(len(buffer)), fill(f, buffer, at))
     )
-    catalogue._told.cache_clear()
+    catalogue._described.cache_clear()
     assert len(catalogue.local()) == 500
     header = int.from_bytes((home / "0.safetensors").open("rb").read(8), "little")
     assert sum(read) <= 500 * (header + 200)

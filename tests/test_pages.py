@@ -13,7 +13,7 @@ from stable_diffusion.record import picture_files  # noqa: E402
 from stable_diffusion.record.parameters import Parameters  # noqa: E402
 from stable_diffusion.service import gallery as gallery_module  # noqa: E402
 from stable_diffusion.service import shared  # noqa: E402
-from stable_diffusion.webui.components import browse, details, handover, session  # noqa: E402
+from stable_diffusion.webui.components import browse, details, session  # noqa: E402
 from tests.pretend import PretendEngine, over  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,6 +260,36 @@ def test_reuse_takes_every_setting(outputs, tmp_path, monkeypatch):
     assert [state[key] for key in ("clip_skip", "variation_seed", "variation_strength")] == [2, "5", 0.25]
 
 
+def test_reuse_finds_files_in_folders_and_with_commas_in_their_names(outputs, tmp_path, monkeypatch):
+    """As `again` does: by hash, by the name alone, with a folder where two share it."""
+    from stable_diffusion import catalogue
+
+    from .test_catalogue import make_file
+
+    monkeypatch.setenv("STABLE_DIFFUSION_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("STABLE_DIFFUSION_LORAS", str(tmp_path / "loras"))
+    photon = make_file(tmp_path / "models" / "realistic" / "photon_v1.safetensors")
+    make_file(tmp_path / "models" / "other" / "photon_v1.safetensors", "sdxl")
+    for name in ("a, deep: one", "people/face", "things/face"):
+        (tmp_path / "loras" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "loras" / f"{name}.safetensors").write_bytes(name.encode())
+    said = {"LoRA": "a, deep: one:0.25, people/face:0.5, face:1", "Version": "x"}
+    save(outputs, model="photon_v1", model_hash=catalogue.short_hash(photon), extra=said)
+    save(outputs, seed=2, model="photon_v1", extra={"Version": "x"})
+    page = open_page(GALLERY)
+    open_card(page, 1)
+    press(page, "Reuse all settings")
+    assert page.session_state["model"] == "realistic/photon_v1.safetensors"
+    assert page.session_state["loras"] == [("a, deep: one", 0.25), ("people/face", 0.5)]
+    (note,) = page.info
+    assert session.plain("'face' may be any of people/face, things/face") in note.value
+    page = open_page(GALLERY)
+    before = page.session_state["model"]
+    open_card(page, 0)
+    press(page, "Reuse all settings")
+    assert page.session_state["model"] == before and session.plain("realistic/photon_v1") in page.info[0].value
+
+
 def test_reuse_says_what_is_not_here_or_not_understood(outputs):
     save(outputs, extra={"VAE": "gone.safetensors", "Bits": "3", "Version": "x"})
     page = open_page(GALLERY)
@@ -268,7 +298,7 @@ def test_reuse_says_what_is_not_here_or_not_understood(outputs):
     (note,) = page.info
     assert note.value.split("  \n") == [
         session.plain("Bits '3' was not understood, and was left as it is."),
-        session.plain("The VAE 'gone.safetensors' is not here, and was left out."),
+        session.plain("The VAE 'gone.safetensors' is not here. It was left out."),
     ]
 
 
@@ -403,20 +433,6 @@ def test_hostile_parameters_only_show(outputs, tmp_path):
     assert page.session_state["model"] == before["model"]
     for word in ("passwd", "sampler", "Seed", "CFG", "Width", "Height"):
         assert word in page.info[0].value, word
-
-
-@pytest.mark.parametrize(
-    ("wanted", "name"),
-    [
-        ("postcards-tiny", "postcards-tiny"),
-        ("DreamShaper-8", "Lykon/dreamshaper-8"),
-        ("/etc/passwd", None),
-        ("someone/else", None),
-        ("", None),
-    ],
-)
-def test_a_picture_names_a_model_of_the_catalogue_or_none(wanted, name):
-    assert handover.model_named(wanted) == name
 
 
 def test_facts_leave_out_what_is_not_known_and_keep_zeros():

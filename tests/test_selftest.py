@@ -55,6 +55,8 @@ def test_all_parts_run_and_agree(found):
     for word in ("normal numbers", "filled up", "in blocks", "in strips", "U-Net of sdxl", "VAE decoder", "gradients"):
         assert any(word in what for what in whats), word
     assert {each.part for each in found.of(Comparison)} >= {"noise", "attention", "networks", "pictures", "LoRA"}
+    assert all(each.ratio > 0 for each in found.of(Measurement)) and found.of(Measurement)
+    assert "of the plain forms' on the CPU" in found.block()
     assert set(found.peaks) == {"MLX", "the process"} and all(size > 0 for size in found.peaks.values())
 
 

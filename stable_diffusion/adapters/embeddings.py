@@ -14,8 +14,9 @@ from pathlib import Path
 from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
-from ..errors import UnsupportedCheckpointError, WeightsError
+from ..errors import CheckpointNotFoundError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
+from ..listing import ambiguous
 from ..text.tokenizer import Tokenizer, normalize
 from . import files
 from .lora import NUMBERS, read_tensors
@@ -80,16 +81,25 @@ class Embeddings:
     def named_in(
         self, pieces: Sequence[str], tokenizer: Tokenizer, bundled: Iterable[str] = ()
     ) -> dict[str, Path | None]:
-        """The files of the embeddings that the text names, by name; None for a `bundled` one."""
+        """The files of the embeddings that the text names, by name; None for a `bundled` one.
+
+        Raises `CheckpointNotFoundError` for a word that is the name of several files.
+        """
         lowered = [normalize(piece) for piece in pieces]
-        known = {**dict.fromkeys(bundled), **files.listed(files.EMBEDDINGS, self.folders)}
-        paths = {name: path for name, path in known.items() if any(normalize(name) in piece for piece in lowered)}
-        if not paths:
+        listed = files.listed(files.EMBEDDINGS, self.folders)
+        shared = files.shared(files.EMBEDDINGS, self.folders)
+        known = dict.fromkeys((*listed, *shared, *bundled))
+        words = [word for word in known if any(normalize(word) in piece for piece in lowered)]
+        if not words:
             return {}
         first = tokenizer.vocab_size
-        knowing = tokenizer.with_words(dict.fromkeys(paths, 1), first)
+        knowing = tokenizer.with_words(dict.fromkeys(words, 1), first)
         named = {token for piece in pieces for token in knowing.encode(piece) if token >= first}
-        return {name: path for token, (name, path) in enumerate(paths.items(), first) if token in named}
+        found = [word for token, word in enumerate(words, first) if token in named]
+        for word in found:
+            if word in shared:
+                raise CheckpointNotFoundError(ambiguous("embedding", word, shared[word]))
+        return {word: listed.get(word) for word in found}
 
 
 def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) -> Embedding:

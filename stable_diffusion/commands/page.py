@@ -15,7 +15,7 @@ from typing import Any
 from ..catalogue import FOLDERS_VARIABLE
 from ..errors import InputError, StableDiffusionError
 from ..places import packaged
-from .options import add_debug, whole
+from .options import add_debug, path, whole
 from .serving import (
     EVERYWHERE,
     PASSWORD_VARIABLE,
@@ -44,6 +44,7 @@ def add_to(commands: Any) -> None:
     page.add_argument(
         "--ckpt-dir",
         action="append",
+        type=path,
         default=[],
         metavar="FOLDER",
         help=f"a folder with models, in addition to those of ${FOLDERS_VARIABLE}; may be given several times",

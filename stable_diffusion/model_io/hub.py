@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointNotFoundError, DownloadError, UnsupportedCheckpointError
+from ..listing import visible
 
 Progress = Callable[[str, float | None], None]  # a message, and the fraction done if known
 
@@ -82,7 +83,7 @@ def cached_vae(repository: str) -> Path | None:
     for part in ("vae/", ""):
         config = try_to_load_from_cache(repository, f"{part}config.json")
         folder = Path(config).parent if isinstance(config, str) else None
-        if folder and any(weight_files([path.name for path in folder.iterdir()], half) for half in (False, True)):
+        if folder and any(weight_files([path.name for path in visible(folder)], half) for half in (False, True)):
             return folder
     return None
 

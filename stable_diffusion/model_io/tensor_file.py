@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 import struct
 import threading
@@ -95,6 +96,12 @@ class HeaderText(Mapping[str, StoredTensor]):
         at = self._find(suffix.encode() + b'":')
         start = self._text.rfind(b'"', 0, at) + 1
         return self.get(self._text[start : at + len(suffix)].decode("utf-8", "replace")) if at >= 0 else None
+
+    @property
+    def end(self) -> int:
+        """Where the last tensor ends in the file."""
+        ends = re.findall(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]', self._text)
+        return self._data_start + max(map(int, ends), default=0)
 
     def value(self, key: str) -> Any:
         """The value of a key, or None."""
@@ -296,6 +303,8 @@ def _read_safetensors(file: TensorFile, check: bool) -> None:
         metadata = text.value("__metadata__")
         texts = metadata.items() if isinstance(metadata, dict) else ()
         file.metadata = {key: value for key, value in texts if isinstance(value, str)}
+        if text.end > file.size:
+            raise ValueError(f"it is cut short: its tensors end at {text.end} bytes, the file at {file.size}")
         file.tensors = text if not check else _checked_tensors(file, text, 8 + size)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = error if type(error) is ValueError else "its header is damaged"

@@ -244,17 +244,29 @@ def _stored_noise(seed: int) -> np.ndarray:
 
 def _compared(
     what: str, network: nn.Module, call: Callable[[Any, Way], mx.array], random: bool = True
-) -> Iterator[Comparison]:
-    """A network in each way of this machine against the reference; weights stay in the last way's precision."""
+) -> Iterator[Finding]:
+    """A network in each way of this machine against the reference; its weights end as float32."""
     if random:
         fill(network)
-    with reference().active():
-        expected = np.asarray(call(network, reference()).astype(mx.float32))
+    result, usual = _timed_in(reference(), network, call)
+    expected = np.asarray(result.astype(mx.float32))
     for way in ways():
         cast(network, way.dtype)
-        with way.active():
-            yield Comparison("networks", f"{what}, {way.title}", difference(call(network, way), expected), way.allowed)
+        result, seconds = _timed_in(way, network, call)
+        yield Comparison("networks", f"{what}, {way.title}", difference(result, expected), way.allowed)
+        yield Measurement("networks", f"{what}, {way.title}", seconds, seconds / usual)
     cast(network, mx.float32)
+
+
+def _timed_in(way: Way, network: nn.Module, call: Callable[[Any, Way], mx.array]) -> tuple[mx.array, float]:
+    """A call's result, and its seconds; on a GPU those of a second call, since the first one compiles kernels."""
+    with way.active():
+        for _ in range(2 if way.device == mx.gpu else 1):
+            start = time.perf_counter()
+            result = call(network, way)
+            mx.eval(result)
+            seconds = time.perf_counter() - start
+    return result, seconds
 
 
 def _text_width(unet: UNet) -> int:

@@ -30,11 +30,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A speed."""
+    """A speed; `ratio` is the seconds relative to those of plain forms on the CPU."""
 
     part: str
     what: str
     seconds: float
+    ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Report:
             verdict = "agree" if each.agrees else "DISAGREE"
             yield f"{verdict:9} {each.part}: {each.what}: {each.error:.1e} (allowed: {each.allowed:.0e})"
         for each in self.of(Measurement):
-            yield f"{'speed':9} {each.what}: {each.seconds:.2f} s"
+            ratio = "" if each.ratio is None else f", {each.ratio:.2f} of the plain forms' on the CPU"
+            yield f"{'speed':9} {each.what}: {each.seconds:.2f} s{ratio}"
         for each in self.of(Skipped):
             yield f"{'skipped':9} {each.part}: {each.reason}"
         if self.peaks:

@@ -5,11 +5,10 @@ engine. Each is created on first use, and ends with the process.
 """
 
 import atexit
-import os
 import threading
 from pathlib import Path
 
-from ..places import home
+from ..places import folders_in, home
 from .downloads import Downloads
 from .worker import Worker
 
@@ -23,7 +22,7 @@ _downloads: Downloads | None = None
 
 def outputs() -> Path:
     """The folder for finished pictures: $STABLE_DIFFUSION_OUTPUTS, or outputs/ in `home()`."""
-    return Path(os.environ.get(OUTPUTS_VARIABLE) or home() / "outputs")
+    return next(iter(folders_in(OUTPUTS_VARIABLE, several=False)), home() / "outputs")
 
 
 def the_worker() -> Worker:

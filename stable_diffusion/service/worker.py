@@ -41,7 +41,7 @@ def load_model(name: str, progress: Report, vae: str | None = None, **options: A
         if vae not in (known := catalogue.vaes()):
             raise CheckpointNotFoundError(f"There is no VAE {vae!r}: put it into models/VAE, or choose another one.")
         options["vae"] = known[vae]
-    return StableDiffusion(catalogue.find(name).source, progress=progress, **options)
+    return StableDiffusion(catalogue.find_listed(name).source, progress=progress, **options)
 
 
 def release_memory() -> None:

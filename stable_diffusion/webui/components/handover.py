@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from stable_diffusion import catalogue
+from stable_diffusion import catalogue, recorded
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.places import packaged
 from stable_diffusion.record import keys
@@ -81,19 +81,21 @@ def notes() -> None:
 def fill(parameters: Parameters) -> list[str]:
     """Put a picture's parameters into the form; return, in words, what was left unchanged and why.
 
-    A picture may come from anywhere: a model counts only by a name of the catalogue (never as a path or as something to
-    download), and numbers only within what the form offers.
+    A picture may come from anywhere: models, VAEs and LoRAs count only by listed names and hashes (never as paths or as
+    something to download), and numbers only within what the form offers.
     """
     said, left_out = read_record(parameters)
     # A setting that the picture does not name had its default.
     found = {name: each.to_form(DEFAULTS[name]) for name, each in values.FORM.items() if each.key and not each.always}
     found |= {"loras": [], "vae": ""}
-    if parameters.model:
-        if name := model_named(parameters.model):
-            session.put({"model": name})
-            session.apply_defaults()
+    if parameters.model or parameters.model_hash:
+        try:
+            model = recorded.find_model(parameters.model or "", parameters.model_hash)
+        except StableDiffusionError as error:
+            left_out.append(f"{error} The chosen one was left.")
         else:
-            left_out.append(f"The model {parameters.model!r} is not here; the chosen one was left.")
+            session.put({"model": model.name})
+            session.apply_defaults()
     for name, value in said.items():
         if name == "sampler" or name not in values.FORM or values.shows(name, value):
             found[name] = value
@@ -101,24 +103,13 @@ def fill(parameters: Parameters) -> list[str]:
             title = values.FORM[name].title or name.title()
             left_out.append(f"{title} {value} is not offered here, and was left as it is.")
     if vae := parameters.extra.get(keys.VAE):
-        if vae in catalogue.vaes():
-            found["vae"] = vae
-        else:
-            left_out.append(f"The VAE {vae!r} is not here, and was left out.")
-    found["loras"], missing = loras.from_text(parameters.extra.get(keys.LORA, ""))
-    left_out += [f"The LoRA {name!r} is not here, and was left out." for name in missing]
+        try:
+            path = recorded.find_vae(vae, parameters.extra.get(keys.VAE_HASH))
+            found["vae"] = next((name for name, other in catalogue.vaes().items() if other == path), "")
+        except StableDiffusionError as error:
+            left_out.append(f"{error} It was left out.")
+    laid_over, hashes = parameters.extra.get(keys.LORA, ""), parameters.extra.get(keys.LORA_HASHES, "")
+    found["loras"], notes = loras.from_text(laid_over, hashes)
+    left_out += notes
     session.put(found)
     return left_out
-
-
-def model_named(wanted: str) -> str | None:
-    """The catalogue's name of the model that a picture names, or None where it has none of that name."""
-    listed = catalogue.all()
-    for fits in (
-        lambda model: wanted == model.name,
-        lambda model: wanted.casefold() in (model.name.casefold(), model.title.casefold()),
-        lambda model: wanted.casefold() == model.name.rpartition("/")[2].casefold(),
-    ):
-        if model := next(filter(fits, listed), None):
-            return model.name
-    return None
