@@ -33,6 +33,7 @@ from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .pictures.arrays import ONE_COLOUR
 from .pictures.reading import as_input
+from .places import expanded
 from .text.conditioning import TextConditioner
 from .text.prompt import A1111, Blend, as_text, check_text
 from .text.tags import Strength
@@ -218,6 +219,8 @@ class LoadedModel:
         if self._unloads_encoders:
             mx.eval(latents)
             self._unloader.drop(*([self._unet] if self.low_memory and not self._painting else []))
+        if not self._painting:
+            backend.end_phase()
         decode = self._vae.decode
         if self._needs.in_tiles(width, height):
             decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
@@ -293,7 +296,7 @@ class LoadedModel:
     @cached_property
     def _files_used(self) -> dict[str, str | None]:
         """For `Used`: the model's hash, and name and hash of the VAE that replaces its own; None for a folder."""
-        vae = None if self._other_vae is None else Path(self._other_vae).expanduser()
+        vae = None if self._other_vae is None else expanded(self._other_vae)
         name = None if self._other_vae is None else os.fspath(self._other_vae)
         if vae is not None and vae.exists():
             name = vae.resolve().name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stable_diffusion import catalogue
+from stable_diffusion import catalogue, places
 from stable_diffusion.errors import CheckpointNotFoundError
 from stable_diffusion.model_io import describe, hashes, tensor_file
 
@@ -256,7 +256,7 @@ def test_hashes_need_no_cache(only_here, monkeypatch):
     assert catalogue.short_hash(path) == hashlib.sha256(b"one").hexdigest()[:10]
     monkeypatch.delenv("STABLE_DIFFUSION_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert hashes.cache_folder() == Path("/somewhere/stable-diffusion-mlx")
+    assert places.cache_folder() == Path("/somewhere/stable-diffusion-mlx")
 
 
 def test_files_tell_family_precision_and_prediction(only_here):
@@ -328,7 +328,7 @@ def test_500_files_are_listed_by_their_headers(only_here, monkeypatch):
     monkeypatch.setattr(
         tensor_file.TensorFile, "_fill", lambda f, buffer, at: (read.append(len(buffer)), fill(f, buffer, at))
     )
-    catalogue._told.cache_clear()
+    catalogue._described.cache_clear()
     assert len(catalogue.local()) == 500
     header = int.from_bytes((home / "0.safetensors").open("rb").read(8), "little")
     assert sum(read) <= 500 * (header + 200)

@@ -66,8 +66,9 @@ def test_only_names_and_strengths_are_taken(value, chosen):
 def test_what_a_picture_says_of_its_loras(folder):
     save(folder / "ink.safetensors")
     save(folder / "two: words.safetensors")
-    here, missing = loras.from_text("ink:0.8, two: words:-1, gone:1, /etc/passwd:1, two: words:nan, x:--1")
+    here, notes = loras.from_text("ink:0.8, two: words:-1, gone:1, /etc/passwd:1, two: words:nan, x:--1")
     assert here == [("ink", 0.8), ("two: words", -1.0), ("two: words", pytest.approx(float("nan"), nan_ok=True))]
-    assert missing == ["gone", "/etc/passwd", "x:--1"]
+    gone = ("gone", "/etc/passwd", "x:--1")
+    assert notes == [f"The LoRA {name!r} is not here, and was left out." for name in gone]
     assert loras.clean(here) == here[:2]
     assert loras.from_text("") == ([], [])

@@ -14,8 +14,9 @@ from pathlib import Path
 from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
-from ..errors import UnsupportedCheckpointError, WeightsError
+from ..errors import CheckpointNotFoundError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
+from ..listing import ambiguous
 from ..text.tokenizer import Tokenizer, normalize
 from . import files
 from .lora import NUMBERS, read_tensors
@@ -65,19 +66,24 @@ class Embeddings:
         return tuple(read_embedding(path, name, widths, self._family) for name, path in named.items())
 
     def named_in(self, pieces: Sequence[str], tokenizer: Tokenizer) -> dict[str, Path]:
-        """The files of those that are named in pieces of text, by name."""
+        """The files of those that are named in pieces of text, by name.
+
+        Raises `CheckpointNotFoundError` for a word that several files are named.
+        """
         lowered = [normalize(piece) for piece in pieces]
-        paths = {
-            name: path
-            for name, path in files.listed(files.EMBEDDINGS, self.folders).items()
-            if any(normalize(name) in piece for piece in lowered)
-        }
-        if not paths:
+        listed = files.listed(files.EMBEDDINGS, self.folders)
+        shared = files.shared(files.EMBEDDINGS, self.folders)
+        words = [word for word in (*listed, *shared) if any(normalize(word) in piece for piece in lowered)]
+        if not words:
             return {}
         first = tokenizer.vocab_size
-        knowing = tokenizer.with_words(dict.fromkeys(paths, 1), first)
+        knowing = tokenizer.with_words(dict.fromkeys(words, 1), first)
         named = {token for piece in pieces for token in knowing.encode(piece) if token >= first}
-        return {name: path for token, (name, path) in enumerate(paths.items(), first) if token in named}
+        found = [word for token, word in enumerate(words, first) if token in named]
+        for word in found:
+            if word in shared:
+                raise CheckpointNotFoundError(ambiguous("embedding", word, shared[word]))
+        return {word: listed[word] for word in found}
 
 
 def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) -> Embedding:

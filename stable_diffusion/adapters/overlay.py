@@ -26,11 +26,8 @@ class Choice:
 
     path: Path
     strength: Strength
+    name: str  # that it is listed under
     stamp: tuple[int, int] = (0, 0)  # of the file: when it was changed, and its size
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
 
 
 class Overlay:
@@ -53,7 +50,8 @@ class Overlay:
             source, strength = (pair, 1.0) if isinstance(pair, str | os.PathLike) else _pair(pair)
             path = files.find(files.LORAS, source, self.folders, names_only)
             stat = path.stat()
-            chosen.append(Choice(path.resolve(), _strength(source, strength), (stat.st_mtime_ns, stat.st_size)))
+            name = files.name_of(files.LORAS, path, self.folders)
+            chosen.append(Choice(path.resolve(), _strength(source, strength), name, (stat.st_mtime_ns, stat.st_size)))
         return tuple(chosen)
 
     def networks(self, choices: tuple[Choice, ...]) -> Networks:

@@ -13,6 +13,8 @@ from pathlib import Path
 from .. import atomic
 from ..backend import mx
 from ..errors import InputError
+from ..listing import is_companion, visible
+from ..places import expanded
 from ..text.tokenizer import Tokenizer
 from . import export
 from .checkpoint import Checkpoint
@@ -27,6 +29,7 @@ from .strict import read_header
 SINGLE_FILE, FOLDER, OWN = "single file", "diffusers", "mlx"
 SUFFIX = ".safetensors"
 OTHER_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+OWN_NAMES = {*COMPONENTS, "model_index.json"}  # of a checkpoint folder
 SPARE = 1 << 20  # bytes on the disk, for configurations
 
 
@@ -50,7 +53,7 @@ def convert(
     `CheckpointError` for the source, and OSError for the disk, a full one (ENOSPC) before anything is written.
     """
     check_bits(bits)
-    named = Path(destination).expanduser()
+    named = expanded(destination)
     target = Path(os.path.abspath(named))
     form = _form(target, mlx, bits)
     _check_free(target, form, force)
@@ -88,7 +91,7 @@ def _check_free(target: Path, form: str, force: bool) -> None:
     if not force:
         raise InputError(f"{str(target)!r} is there already; --force (force=True) replaces it.")
     if target.is_dir():
-        foreign = sorted({entry.name for entry in target.iterdir()} - {*COMPONENTS, "model_index.json"})
+        foreign = sorted({entry.name for entry in target.iterdir() if not is_companion(entry.name)} - OWN_NAMES)
         if foreign:
             raise InputError(
                 f"{str(target)!r} holds more than a checkpoint ({', '.join(foreign[:3])}), so it is not replaced; "
@@ -100,7 +103,8 @@ def _is_half(path: Path) -> bool:
     """True where the U-Net of a checkpoint is of float16; bfloat16 goes to float32, which holds all its values."""
     if path.is_file():
         return describe(path).precision == "float16"
-    files = sorted((path / "unet").glob("*.safetensors"))
+    unet = path / "unet"
+    files = [file for file in visible(unet) if file.suffix == SUFFIX] if unet.is_dir() else []
     plain = [file for file in files if ".fp16." not in file.name] or files
     return bool(plain) and any(dtype == "F16" for _, dtype in list(read_header(plain[0]).values())[:3])
 

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 from .. import __version__, families
 from ..backend import mx, nn
 from ..config import SchedulerConfig
+from ..listing import visible
 from ..text.tokenizer_files import CLIP_FOLDER
 from . import names, native
 from .checkpoint import Checkpoint
@@ -203,7 +204,7 @@ def _cast(tensors: Tensors, dtype: mx.Dtype) -> Tensors:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".txt"))
+    return [path for path in visible(folder) if path.is_file() and path.suffix in (".json", ".txt")]
 
 
 def _json(value: Any) -> bytes:

@@ -12,18 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import atomic
+from ..places import cache_folder
 
-CACHE_VARIABLE = "STABLE_DIFFUSION_CACHE"
 NAME = "hashes.json"
 SHORT = 10  # hex digits, as A1111 shows them
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def cache_folder() -> Path:
-    """Where hashes are remembered: $STABLE_DIFFUSION_CACHE, or a folder of the user's cache ($XDG_CACHE_HOME)."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stable-diffusion-mlx"
 
 
 def short_hash(path: str | os.PathLike) -> str:

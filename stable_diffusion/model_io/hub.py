@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..errors import CheckpointNotFoundError, DownloadError
+from ..listing import visible
 
 Progress = Callable[[str, float | None], None]  # a message, and the fraction done where it is known
 
@@ -31,7 +32,7 @@ def cached_vae(repository: str) -> Path | None:
     for part in ("vae/", ""):
         config = try_to_load_from_cache(repository, f"{part}config.json")
         folder = Path(config).parent if isinstance(config, str) else None
-        if folder and any(weight_files([path.name for path in folder.iterdir()], half) for half in (False, True)):
+        if folder and any(weight_files([path.name for path in visible(folder)], half) for half in (False, True)):
             return folder
     return None
 

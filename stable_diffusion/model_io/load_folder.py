@@ -15,6 +15,7 @@ from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
+from ..listing import visible
 from ..text.tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import Autoencoder
@@ -91,7 +92,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a folder, its pipeline checked to be one that this engine builds."""
     path = folder / "model_index.json"
     if not path.is_file():
-        if not any(folder.iterdir()):
+        if not visible(folder):
             raise CheckpointNotFoundError(f"The folder {str(folder)!r} is empty; a checkpoint should be in it.")
         raise CheckpointNotFoundError(
             f"The folder {str(folder)!r} holds no model_index.json, so it is no checkpoint in diffusers' form."
@@ -189,4 +190,4 @@ class _Loader:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [path.name for path in visible(folder)] if folder.is_dir() else []

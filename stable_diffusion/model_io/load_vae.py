@@ -12,6 +12,8 @@ from ..backend import mx
 from ..config import AutoencoderConfig, AutoencoderTinyConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
+from ..listing import visible
+from ..places import expanded
 from ..vae import Autoencoder
 from ..vae_tiny import TinyAutoencoder
 from . import hub, ldm, names
@@ -54,7 +56,7 @@ def load_vae(
 def locate_vae(source: str | os.PathLike, float16: bool, progress: hub.Progress | None = None) -> Path:
     """The file, or the folder with the config.json, fetched from the hub first where it is not here yet."""
     name = os.fspath(source)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name and path.exists():
         return _component(path) if path.is_dir() else path
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
@@ -71,7 +73,7 @@ def _component(folder: Path) -> Path:
 
 
 def _load_folder(folder: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> Autoencoder | TinyAutoencoder:
-    present = sorted(path.name for path in folder.iterdir())
+    present = [path.name for path in visible(folder)]
     weights = hub.weight_files(present, float16=dtype == mx.float16)
     files = [folder / name for name in weights if name.endswith(".safetensors")]
     if not files:

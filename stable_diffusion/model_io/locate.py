@@ -10,7 +10,7 @@ from .. import backend
 from ..backend import mx
 from ..config import UNET_PREDICTIONS
 from ..errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError
-from ..places import packaged
+from ..places import expanded, packaged
 from . import hub
 from .checkpoint import Checkpoint
 from .load_file import load_single_file
@@ -60,7 +60,7 @@ def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | Non
     `CheckpointNotFoundError`, `UnsupportedCheckpointError` or `DownloadError`.
     """
     name = os.fspath(model)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in embedded_models():
         return name, EMBEDDED / name
     if name and path.is_dir():

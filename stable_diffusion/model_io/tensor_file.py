@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 import struct
 import threading
@@ -86,6 +87,12 @@ class HeaderText(Mapping[str, StoredTensor]):
     def has_prefix(self, prefix: str) -> bool:
         """True where a tensor's name begins so."""
         return self._find(b'"' + prefix.encode()) >= 0
+
+    @property
+    def end(self) -> int:
+        """Where the last tensor ends in the file."""
+        ends = re.findall(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]', self._text)
+        return self._data_start + max(map(int, ends), default=0)
 
     def value(self, key: str) -> Any:
         """What stands after a key, or None."""
@@ -261,6 +268,8 @@ def _read_safetensors(file: TensorFile, check: bool) -> None:
         metadata = text.value("__metadata__")
         texts = metadata.items() if isinstance(metadata, dict) else ()
         file.metadata = {key: value for key, value in texts if isinstance(value, str)}
+        if text.end > file.size:
+            raise ValueError(f"it is cut short: its tensors end at {text.end} bytes, the file at {file.size}")
         file.tensors = text if not check else _checked_tensors(file, text, 8 + size)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = error if type(error) is ValueError else "its header is damaged"

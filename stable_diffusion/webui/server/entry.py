@@ -1,0 +1,11 @@
+"""Entry script of the page: imported once for `app`, the server, then run at every interaction to draw the page."""
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from stable_diffusion.webui import main
+
+if get_script_run_ctx(suppress_warning=True) is None:
+    app = st.App(__file__, middleware=main.middleware())  # Streamlit finds this by reading the file
+else:
+    main.draw()
