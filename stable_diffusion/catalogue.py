@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from . import families
+from .config import edm_kind
 from .errors import CheckpointError, CheckpointNotFoundError
 from .families import SD1, SD2, SDXL
 from .listing import ambiguous, is_hidden, is_weights, matches, named, visible
@@ -59,7 +60,8 @@ class Model:
     `name` is what a user picks it by and `source` what `StableDiffusion` is given. `size_bytes` is the size on disk, or
     of a hub model's download in float32 (`size_float16`: in float16, where the hub has such files). None: unknown.
     `family` is a key of families.FAMILIES, or "" if only the weights would tell. `precision` ("float16") and
-    `prediction_type` ("epsilon") are known for local models; `problem` says why one cannot be used.
+    `prediction_type` ("epsilon") are known for local models; `problem` says why one cannot be used, or
+    with what it can be.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Model:
     precision: str = ""
     prediction_type: str = ""
     problem: str = ""
+    lacks_vae: bool = False  # and nothing else
 
     @property
     def family_title(self) -> str:
@@ -202,6 +205,8 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
         return Model(title, LOCAL, str(folder), title, problem="its model_index.json cannot be read")
     family = _family(folder, kind)
     weights = _one_precision(folder)
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
+    edm = edm_kind(scheduler.get("_class_name"))
     return Model(
         title,
         LOCAL,
@@ -211,8 +216,8 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
         size_bytes=sum(map(_size, weights)) or None,
         defaults=_folder_defaults(folder, kind, family),
         precision=_folder_precision(folder, weights),
-        prediction_type=_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"),
-        problem="" if family else f"it holds {kind}",
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        problem=f"it is {edm}" if edm else "" if family else f"it holds {kind}",
     )
 
 
@@ -224,11 +229,25 @@ def from_file(path: str | os.PathLike, name: str | None = None) -> Model:
     try:
         stat, yaml = path.stat(), path.with_suffix(".yaml")  # next to it, as in A1111
         yaml_time = yaml.stat().st_mtime_ns if yaml.is_file() else 0
-        family, precision, prediction, defaults, problem = _described(path, stat.st_size, stat.st_mtime_ns, yaml_time)
+        family, precision, prediction, defaults, problem, lacks_vae = _described(
+            path, stat.st_size, stat.st_mtime_ns, yaml_time
+        )
     except OSError as error:
         return Model(name, LOCAL, str(path), title, problem=error.strerror or str(error))
     return Model(
-        name, LOCAL, str(path), title, family, "", stat.st_size, None, defaults, precision, prediction, problem
+        name,
+        LOCAL,
+        str(path),
+        title,
+        family,
+        "",
+        stat.st_size,
+        None,
+        defaults,
+        precision,
+        prediction,
+        problem,
+        lacks_vae,
     )
 
 
@@ -357,21 +376,23 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _described(path: Path, size: int, mtime_ns: int, yaml_time: int) -> tuple[str, str, str, Defaults, str]:
-    """Family, precision, prediction type, defaults and problem of a file; read again only when it has changed."""
+def _described(path: Path, size: int, mtime_ns: int, yaml_time: int) -> tuple[str, str, str, Defaults, str, bool]:
+    """Family, precision, prediction type, defaults, problem of a file, and whether it only lacks a VAE; cached."""
     from .model_io import describe, ldm  # here, since they import numpy
 
     try:
         found = describe.describe(path)
     except CheckpointError as error:
-        return "", "", "", Defaults(), _without_name(error, path)
+        return "", "", "", Defaults(), _without_name(error, path), False
     if not found.family:
-        return "", found.precision, "", Defaults(), f"it is {found.kind}"
+        return "", found.precision, "", Defaults(), f"it is {found.kind}", False
     family = families.get(found.family)
     side = family.downscale * ldm.sample_size(family, found.prediction_type, found.size)
     lcm = "latent consistency" in found.kind
     problem = f"it lacks its {' and '.join(found.missing)}" if found.missing else ""
-    return found.family, found.precision, found.prediction_type, _defaults(found.family, lcm, side), problem
+    lacks_vae = found.missing == ("vae",)
+    problem += ": give one with --vae (on the page, choose a VAE)" if lacks_vae else ""
+    return found.family, found.precision, found.prediction_type, _defaults(found.family, lcm, side), problem, lacks_vae
 
 
 def _without_name(error: Exception, path: Path) -> str:
@@ -437,14 +458,10 @@ def _size(path: Path) -> int:
 
 
 def _is_downloaded(hub_id: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache  # here, since it is slow to import
+    from .model_io import hub  # here, since it imports huggingface_hub, which takes its time
 
-    index = try_to_load_from_cache(hub_id, "model_index.json")
-    if not isinstance(index, str):
-        return False
-    named = _json(Path(index))
-    folders = [Path(index).parent / part for part in PARTS if any(named.get(part) or ())]
-    return bool(folders) and min(any(_safetensors(folder)) for folder in folders)
+    folder = hub.cached_folder(hub_id)
+    return folder is not None and hub.is_complete(folder)
 
 
 def _json(path: Path) -> dict:

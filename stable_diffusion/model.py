@@ -73,7 +73,7 @@ class LoadedModel:
         dtype = mx.float16 if float16 else mx.float32
         name, path = locate(model, float16, progress)
         half_unet = low_memory and not backend.has_gpu()
-        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet)
+        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet, vae is not None)
         if zero_terminal_snr is not None:
             scheduler = with_zero_terminal_snr(checkpoint.scheduler, zero_terminal_snr)
             checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
@@ -277,10 +277,14 @@ class LoadedModel:
         networks = self._overlay.networks(choices)
         return networks.unet, reader.replaced(encoders=networks.text_encoders)
 
-    def _with_embeddings(self, pieces: Sequence[str], reader: TextReader) -> TextReader:
+    def _with_embeddings(
+        self, pieces: Sequence[str], reader: TextReader, loras: tuple[Choice, ...] | None = None
+    ) -> TextReader:
+        """A reader that knows the embeddings which the pieces name, those in the `loras` (None: `set_loras`') too."""
         if self.tokenizer is None:
             return reader
-        found = self._embeddings.used_in(pieces, self.tokenizer, self._overlay.bare.text_encoders)
+        bundled = self._overlay.embeddings(self._loras if loras is None else loras)
+        found = self._embeddings.used_in(pieces, self.tokenizer, self._overlay.bare.text_encoders, bundled)
         if not found:
             return reader
         tokenizers, encoders = with_embeddings(reader.tokenizers, reader.encoders, found)

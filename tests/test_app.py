@@ -685,6 +685,7 @@ def test_several_pictures_are_shown_together_and_one_by_one(engine, page):
     assert not page.exception
     assert labelled(page.slider, "Step").value == 2
     sheet = Image.open(io.BytesIO(live._sheet(job.pictures)))
+    assert picture_files.read_parameters(io.BytesIO(live._sheet(job.pictures))).seed == job.pictures[0].seed
     assert sheet.size == (132, 132)
 
 

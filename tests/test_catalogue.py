@@ -74,8 +74,11 @@ def make_cached(cache, hub_id, complete=True):
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text(commit)
     folder = make_folder(home / "snapshots" / commit)
+    (folder / "scheduler").mkdir()
+    for file in ("vae/config.json", "scheduler/scheduler_config.json"):
+        (folder / file).write_text("{}")
     if not complete:
-        (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+        (folder / "scheduler" / "scheduler_config.json").unlink()
 
 
 def test_the_default_is_embedded_and_first():
@@ -280,8 +283,12 @@ def test_files_tell_family_precision_and_prediction(only_here):
     assert list(found)[-4:] == list(problems) == [
         "a-lora.safetensors", "cut.safetensors", "empty.ckpt", "no-vae.safetensors",
     ]  # fmt: skip
-    assert problems["a-lora.safetensors"] == "it is a LoRA" and problems["no-vae.safetensors"] == "it lacks its vae"
-    assert "cut short" in problems["cut.safetensors"] or "no intact" in problems["cut.safetensors"]
+    assert (
+        problems["a-lora.safetensors"] == "it is a LoRA"
+        and "lacks its vae: give one with --vae" in problems["no-vae.safetensors"]
+    )
+    assert [name for name, model in found.items() if model.lacks_vae] == ["no-vae.safetensors"]
+    assert "cut short" in problems["cut.safetensors"] or "not an intact" in problems["cut.safetensors"]
     assert "empty" in problems["empty.ckpt"]
 
 
@@ -306,7 +313,7 @@ def test_links_and_what_cannot_be_read_do_not_break_the_listing(only_here, monke
     monkeypatch.setattr(describe, "describe", described)
     found = {model.name: model.problem for model in catalogue.local()}
     assert [name for name, problem in found.items() if not problem] == ["a/one.safetensors", "linked/far.safetensors"]
-    assert found["locked.safetensors"] == "Permission denied" and "no ordinary file" in found["pipe.ckpt"]
+    assert found["locked.safetensors"] == "Permission denied" and "not a regular file" in found["pipe.ckpt"]
     assert found["gone.safetensors"] and found["loop.safetensors"] and len(found) == 6
 
 

@@ -27,6 +27,8 @@ def save(path, key=TO_K, width=768, **metadata):
         (TO_K, 1024, {}, "SD 2.x"),
         (TO_K, 2048, {}, "SDXL"),
         (TO_K.replace("lora_unet_", "unet.").replace("lora_down", "lora_A"), 768, {}, "SD 1.x"),
+        (TO_K.replace("lora_down.weight", "hada_w1_b"), 2048, {}, "SDXL"),
+        (TO_K.replace("lora_down.weight", "diff"), 1024, {}, "SD 2.x"),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", 1280, {}, "SDXL"),
         ("transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight", 3072, {}, "FLUX"),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", 768, {}, ""),

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 st = pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest  # noqa: E402
@@ -404,6 +404,25 @@ def test_picture_info_sends_the_picture_alone_where_it_says_nothing(outputs):
     assert labelled(page.button, "Reuse all settings").disabled
     press(page, "Send to image to image")
     assert page.session_state["input_picture"].size == (40, 30)
+
+
+def test_picture_info_reads_other_programs(outputs):
+    page = open_page(INFO)
+    upload(page, (Path(__file__).with_name("pictures") / "comfy.webp").read_bytes())
+    assert [code.value for code in page.code][:2] == ["a red mill by a lake", "fog"]
+    assert "Made with ComfyUI" in [caption.value for caption in page.caption]
+    press(page, "Reuse all settings")
+    assert form_of(page)["seed"] == "4031" and form_of(page)["sampler"] == "dpmpp_2m"
+
+
+def test_picture_info_says_what_is_not_understood(outputs, tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", text := '{"what": "is this", "prompt": ["a mill"]}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    page = open_page(INFO)
+    upload(page, (tmp_path / "a.png").read_bytes())
+    assert "not understood" in page.info[0].value and [code.value for code in page.code] == [text]
+    assert labelled(page.button, "Reuse all settings").disabled
 
 
 def test_picture_info_shows_sixteen_bits_of_grey(outputs):

@@ -55,7 +55,9 @@ def list_models(args: argparse.Namespace) -> None:
         status = model.kind if model.kind != catalogue.HUB else "downloaded" if model.present else "not downloaded"
         known = (model.name, model.family_title or "?", model.precision, model.prediction_type, size)
         hash_ = catalogue.known_hash(model.source) if model.kind == catalogue.LOCAL else None
-        rows.append((*known, hash_ or "", model.licence or "?", "unusable" if model.problem else status))
+        if model.problem:
+            status = "needs a VAE" if model.lacks_vae else "unusable"
+        rows.append((*known, hash_ or "", model.licence or "?", status))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,13 +1,11 @@
 """The LoRA files that the page offers: by name alone, so that nothing from a browser or a picture names a path."""
 
-import re
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..adapters import files
-from ..adapters.lora import ARCHITECTURES, BASE_MODELS, TEXT_WIDTHS
+from ..adapters.lora_family import family_of
 from ..errors import StableDiffusionError
 from ..listing import ambiguous
 from ..model_io.tensor_file import open_tensors
@@ -18,8 +16,6 @@ Chosen = tuple[tuple[str, float], ...]  # names and strengths
 STRENGTHS = (-2.0, 2.0)
 MAX_CHOSEN = 8
 MAX_NAME = 200
-
-_READS_TEXT = re.compile(r"attn2[._]to_k.*(lora_down|lora_A|hada_w1_b)")
 
 
 def listed() -> dict[str, Path]:
@@ -77,19 +73,4 @@ def from_text(text: str, hashes: str = "") -> tuple[list[tuple[str, float]], lis
 @lru_cache(maxsize=1024)
 def _family(path: Path, mtime_ns: int, size: int) -> str:
     with open_tensors(path) as file:
-        shapes = {key: tensor.shape for key, tensor in file.tensors.items()}
-        told = file.metadata.get("modelspec.architecture") or file.metadata.get("ss_base_model_version") or ""
-    return _by_keys(list(shapes)) or _by_width(shapes) or _by_metadata(told)
-
-
-def _by_keys(found: Sequence[str]) -> str:
-    return next((title for pattern, title in ARCHITECTURES if any(re.search(pattern, key) for key in found)), "")
-
-
-def _by_width(shapes: dict[str, tuple[int, ...]]) -> str:
-    widths = (shape[1] for key, shape in shapes.items() if len(shape) > 1 and _READS_TEXT.search(key))
-    return TEXT_WIDTHS.get(next(widths, 0), "")
-
-
-def _by_metadata(told: str) -> str:
-    return next((title for start, title in BASE_MODELS.items() if told.startswith(start)), "")
+        return family_of({key: tensor.shape for key, tensor in file.tensors.items()}, file.metadata)

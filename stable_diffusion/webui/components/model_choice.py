@@ -35,6 +35,8 @@ def draw() -> None:
 
 
 def _mark(model: catalogue.Model) -> str:
+    if model.lacks_vae:
+        return " (needs a VAE)"
     if model.problem:
         return " (cannot be used)"
     return "" if model.present else " (not downloaded)"
@@ -42,7 +44,7 @@ def _mark(model: catalogue.Model) -> str:
 
 def why_not(model: catalogue.Model) -> str:
     """Why a model cannot paint at present, or ""."""
-    if model.problem:
+    if model.problem and not (model.lacks_vae and st.session_state.get("vae")):
         return model.problem
     if model.present:
         return ""
