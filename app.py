@@ -1,4 +1,4 @@
-"""The page for `streamlit run app.py`; `stable-diffusion page` runs the same from the package, webui/entry.py."""
+"""The page for `streamlit run app.py`; `stable-diffusion page` runs the same from the package, webui/start/entry.py."""
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx

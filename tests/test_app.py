@@ -444,6 +444,12 @@ def test_a_field_that_refuses_its_value_is_named(monkeypatch):
             field_guard.check()
 
 
+@pytest.mark.parametrize("script", ["app.py", "stable_diffusion/webui/start/entry.py"])
+def test_no_page_is_run_without_what_stands_around_it(script):
+    assert (ROOT / script).is_file()
+    assert not (ROOT / script).with_name("pages").exists(), "Streamlit takes that for pages of its own"
+
+
 # --- The queue
 
 

@@ -56,7 +56,7 @@ def options(command):
 
 def test_the_packages_settings_hold_in_any_folder(start):
     command, _ = start()
-    assert Path(command[3]) == packaged("webui", "entry.py")
+    assert Path(command[3]) == packaged("webui", "start", "entry.py")
     given = options(command)
     assert given["--server.address"] == ["localhost"]
     assert given["--server.allowedHosts"] == SETTINGS["server"]["allowedHosts"] and len(SETTINGS["server"]) > 5
@@ -131,7 +131,7 @@ def test_other_commands_take_no_unknown_options(capsys):
     assert "unrecognized arguments: --server.headless true" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["app.py", "stable_diffusion/webui/entry.py"])
+@pytest.mark.parametrize("script", ["app.py", "stable_diffusion/webui/start/entry.py"])
 def test_streamlit_finds_the_server_in_the_script(script):
     """By reading it, as streamlit.web.server.app_discovery does: `app = st.App(...)`. Without, nobody is on guard."""
     pytest.importorskip("streamlit")

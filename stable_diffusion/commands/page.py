@@ -59,7 +59,7 @@ def start(args: argparse.Namespace) -> None:
     if not stray.startswith("-"):
         raise InputError(f"{stray!r}: the page takes options only.")
     others = [*(["--server.port", str(args.port)] if args.port else []), *args.others]
-    script = packaged("webui", "entry.py")
+    script = packaged("webui", "start", "entry.py")
     command = [sys.executable, "-m", "streamlit", "run", str(script), *settings(others), *others]
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **_variables(args)})

@@ -12,7 +12,7 @@ pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import expect
 
 from stable_diffusion.record import picture_files
-from tests.browser.conftest import PATIENCE
+from tests.browser.conftest import PATIENCE, serve
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=PATIENCE)
@@ -82,6 +82,15 @@ def test_a_prompt_becomes_a_picture_while_one_watches(open_page, request, output
     assert list(outputs.rglob("*.png"))
 
 
+def test_a_server_that_just_started_shows_the_page_that_is_asked_for(browser, tmp_path):
+    with serve(tmp_path / "outputs", tmp_path / "log", {"HF_HUB_OFFLINE": "1"}) as address:
+        page = browser.new_page()
+        page.goto(f"{address}/inpaint")
+        expect(page.get_by_label("Prompt", exact=True)).to_be_visible()
+        expect(page.get_by_label("Seed", exact=True)).to_be_visible()
+        page.close()
+
+
 def test_the_steps_can_be_replayed(open_page, request):
     page = open_page()
     generate(page, request, steps=6)
@@ -119,7 +128,7 @@ def test_several_pictures_one_skipped(open_page, request):
     page = open_page()
     page.get_by_label("Number of pictures").fill("3")
     page.get_by_label("Number of pictures").press("Enter")
-    generate(page, request, steps=30)
+    generate(page, request, steps=100)
     estimate(page).wait_for()
     page.get_by_role("button", name="Skip").click()
     expect(page.get_by_text(re.compile("Picture [23] of 3"))).to_be_visible()
@@ -390,6 +399,8 @@ def test_a_reload_finds_the_running_job(open_page, request):
 
 def test_a_second_tab_waits_and_the_pages_keep_the_job(open_page, request):
     first, second = open_page(), open_page()
+    first.get_by_label("Number of pictures").fill("8")
+    first.get_by_label("Number of pictures").press("Enter")
     generate(first, request, steps=150)
     estimate(first).wait_for()
     generate(second, request, "a blue tent by the sea", steps=1)
