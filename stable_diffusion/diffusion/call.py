@@ -28,8 +28,9 @@ from .start import InputLatents, InputPicture, check_task, read_input
 
 MAX_IMAGES = 256
 # Pure noise is taken for x_t of a plan's first level. A level whose ve_sigma is below this share of the schedule's top
-# (at most that of Stable Diffusion, about 15) has so much of x_0 in it that noise alone leads to no picture.
-FAR_BELOW, TOP = 1 / 3, 14.6
+# (at most that of Stable Diffusion, about 15) has so much of x_0 in it that noise alone leads to no picture; below the
+# second share (four steps of leading spacing) the reference goes on, and models made for few steps look wrong.
+FAR_BELOW, BELOW, TOP = 1 / 10, 1 / 3, 14.6
 
 
 class ModelLimits(Protocol):
@@ -162,9 +163,11 @@ def check_call(
     if start is not None:
         plan = _tail(plan, num_steps, denoising_strength)
     from_noise = start is None or (isinstance(start, InputPicture) and start.mask is not None and not plan.first)
-    if from_noise and _far_below(plan):
+    if from_noise and _is_below(plan, FAR_BELOW):
         sampler, plan, note = _from_the_top(sampler, plan, model.scheduler_config)
         notes.append(note)
+    elif from_noise and _is_below(plan, BELOW):
+        notes.append(f"{_begins(sampler, plan)}. Models made for few steps want a sampler such as euler_sgm_uniform.")
     for note in notes:
         warnings.warn(note, stacklevel=3)
     return Call(
@@ -241,29 +244,33 @@ def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
     return plan.tail(steps)
 
 
-def _far_below(plan: Plan) -> bool:
+def _is_below(plan: Plan, share: float) -> bool:
     top = plan.schedule.level(len(plan.schedule) - 1)
-    return plan.levels[0].ve_sigma < FAR_BELOW * min(top.ve_sigma, TOP)
+    return plan.levels[0].ve_sigma < share * min(top.ve_sigma, TOP)
+
+
+def _begins(sampler: Sampler, plan: Plan) -> str:
+    steps = len(plan.levels)
+    return (
+        f"{steps} step{'s' * (steps > 1)} of {sampler.title} with {plan.config.timestep_spacing} spacing "
+        f"begin{'s' * (steps == 1)} at time {plan.levels[0].t:g} of {len(plan.schedule) - 1}"
+    )
 
 
 def _from_the_top(sampler: Sampler, plan: Plan, config: SchedulerConfig) -> tuple[Sampler, Plan, str]:
     """The sampler with a schedule from the top, its plan and a note; unchanged if the caller chose its spacing.
 
-    With few steps, spacings begin far below the top: one step of leading or linspace at time 1 or 0, four at 751.
+    One step of leading or linspace spacing begins at time 1 or 0, where next to nothing is noise.
     """
     num_steps, named = len(plan.levels), plan.config.use_karras_sigmas or plan.config.use_exponential_sigmas
-    begins = (
-        f"{num_steps} step{'s' * (num_steps > 1)} of {sampler.title} with {plan.config.timestep_spacing} spacing "
-        f"begin{'s' * (num_steps == 1)} at time {plan.levels[0].t:g} of {len(plan.schedule) - 1}, too far below the "
-        "top for pure noise"
-    )
+    begins = f"{_begins(sampler, plan)}, too far below the top for pure noise"
     others: list[dict[str, str]] = [{"spacing": "linspace"}, {"spacing": "trailing"}]
     if not named:
         others = [{"sigma_schedule": "sgm_uniform"}] if "sgm_uniform" in sampler.schedules else others[1:]
     for options in others if sampler.spacing is None else ():
         other = dataclasses.replace(sampler, **options)
         replaced = other.plan(config, num_steps)
-        if not _far_below(replaced):
+        if not _is_below(replaced, BELOW):
             how = "with the schedule SGM Uniform" if "sigma_schedule" in options else f"with {other.spacing} spacing"
             note = f"{begins}: they are run from the top instead, {how}. A sampler such as euler_sgm_uniform says so."
             return other, replaced, note
