@@ -1,1 +1,1 @@
-"""The page's entry script. No pages/ folder may stand next to it: Streamlit would run its files as pages of their own."""
+"""The page's entry script. A pages/ folder next to it would be run by Streamlit, file by file, as pages of its own."""
