@@ -163,9 +163,8 @@ def test_strokes_land_where_they_are_drawn_in_a_browser_that_is_zoomed(painter, 
     assert painted[56:72, 40:120].all() and not painted[:50].any() and not painted[78:].any()
 
 
-def test_strokes_land_where_they_are_drawn_on_a_screen_that_is_pinched(painter):
-    page = painter(width=390, height=844, has_touch=True)
-    page.context.new_cdp_session(page).send("Emulation.setPageScaleFactor", {"pageScaleFactor": 2})
+def test_strokes_land_where_they_are_drawn_on_a_page_that_is_zoomed_by_css(painter):
+    page = painter()
     page.evaluate("document.documentElement.style.zoom = 1.25")
     stroke(page, (40, 64), (120, 64))
     painted = mask_of(page)
