@@ -51,7 +51,7 @@ def test_every_path_on_a_command_line_is_expanded(home):
         (files.VARIABLES[files.LORAS], lambda: files.folders(files.LORAS)[-1]),
         (files.VARIABLES[files.EMBEDDINGS], lambda: files.folders(files.EMBEDDINGS)[-1]),
         (shared.OUTPUTS_VARIABLE, shared.outputs),
-        (hashes.CACHE_VARIABLE, hashes.cache_folder),
+        (places.CACHE_VARIABLE, hashes.cache_folder),
     ],
 )
 def test_every_variable_is_expanded(home, monkeypatch, variable, folder):
