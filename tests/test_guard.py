@@ -2,7 +2,7 @@
 
 import pytest
 
-from stable_diffusion.webui.guard import is_own
+from stable_diffusion.service.guard import is_own
 
 HOSTS = ["localhost", "127.0.0.1", "::1", "*.example.org"]
 

@@ -8,8 +8,8 @@ import streamlit as st
 from starlette.middleware import Middleware
 
 from stable_diffusion.places import packaged
+from stable_diffusion.service.guard import guards
 from stable_diffusion.webui.components import handover, live, look, session, settings
-from stable_diffusion.webui.guard import guards
 
 PAGES = Path(__file__).with_name("pages")
 WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # the live panel stands beside these, below all others
