@@ -88,6 +88,7 @@ class Work:
         self.note = ""  # what it is doing: "Loading ..."
         self.note_fraction: float | None = None
         self.error = ""
+        self.refused = False  # failed for what was asked for, not for this machine or its files
         self.started: float | None = None
         self.ended: float | None = None
         self.cancel_event = threading.Event()
@@ -130,11 +131,12 @@ class Task(Work):
 
 
 class Job(Work):
-    """A request in the queue, and its pictures."""
+    """A request in the queue, and its pictures; without `save` these stay in memory."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, save: bool = True) -> None:
         super().__init__(request.model, request.to_load())
         self.request = request
+        self.save = save
         self.drawn = request.with_seeds()  # what is painted
         self.warning = ""
         self.pictures: list[Picture] = []

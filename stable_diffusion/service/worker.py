@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import catalogue
-from ..errors import CheckpointNotFoundError, StableDiffusionError
+from ..errors import CheckpointNotFoundError, InputError, StableDiffusionError, UnsupportedCheckpointError
 from ..request import Request
 from .jobs import Cancelled, Frame, Job, Report, State, Task, Work
 from .painting import decoded_jpeg, overlaid, paint
@@ -85,9 +85,9 @@ class Worker:
 
     # --- Called by any thread
 
-    def submit(self, request: Request) -> Job:
-        """Append a request to the queue. Raises QueueFullError."""
-        job = Job(request)
+    def submit(self, request: Request, save: bool = True) -> Job:
+        """Append a request to the queue; without `save` its pictures stay in memory. Raises QueueFullError."""
+        job = Job(request, save)
         with self._changed:
             self._enqueue(job)
             self._jobs[job.id] = job
@@ -136,6 +136,15 @@ class Worker:
         """The job of an id, or None if it is unknown or no longer kept."""
         with self._changed:
             return self._jobs.get(job_id) if job_id else None
+
+    def queue(self) -> list[Work]:
+        """What runs, and what waits in its order."""
+        with self._changed:
+            return [*([] if self._in_hand is None else [self._in_hand]), *self._waiting]
+
+    def unload(self) -> Task:
+        """Queue a task that drops the model in memory. Raises QueueFullError."""
+        return self.compute(object(), lambda model, report: self._drop_model())
 
     def position(self, work: Work) -> int:
         """How many come before this one, including the one that runs; 0 if it runs itself or is over."""
@@ -206,6 +215,7 @@ class Worker:
             state = State.CANCELLED
         except Exception as error:
             work.error = in_plain_words(error)
+            work.refused = isinstance(error, (InputError, UnsupportedCheckpointError))
             state = State.FAILED
         with self._changed:
             self._in_hand = None

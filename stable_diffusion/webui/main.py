@@ -6,8 +6,11 @@ from pathlib import Path
 
 import streamlit as st
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from stable_diffusion.places import packaged
+from stable_diffusion.service.api import routes as api_routes
+from stable_diffusion.service.api.app import DOCKER
 from stable_diffusion.service.guard import guards
 from stable_diffusion.webui.components import handover, live, look, session, settings
 
@@ -17,7 +20,12 @@ WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # the live panel sta
 
 def middleware() -> list[Middleware]:
     """What stands before the server: the guard, for the hosts that the settings allow."""
-    return guards(st.get_option("server.allowedHosts") or ["*"])
+    return guards([*(st.get_option("server.allowedHosts") or ["*"]), DOCKER])
+
+
+def routes() -> list[Route]:
+    """What other programs ask, served beside the page."""
+    return api_routes.routes()
 
 
 def draw() -> None:
