@@ -211,7 +211,7 @@ def test_no_answer_names_a_folder_of_this_machine(client, engine, tmp_path, monk
     (tmp_path / "embeddings").mkdir()
     (tmp_path / "embeddings" / "word.safetensors").write_bytes(b"")
     monkeypatch.setattr(catalogue, "home", lambda: tmp_path)
-    texts = [client.get(path).text for path in GETS]
+    texts = [client.get(path).text for path in GETS if path != "/events"]  # which has no end
     texts.append(client.post("/sdapi/v1/txt2img", json=PAINT | {"prompt": "a <lora:ink2:1>"}).text)
     engine.fail_at = 1
     texts.append(client.post("/sdapi/v1/txt2img", json=PAINT).text)

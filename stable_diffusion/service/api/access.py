@@ -52,14 +52,18 @@ def same(given: str, wanted: str) -> bool:
 
 
 class KeyGuard:
-    """Refuses whoever does not show one of the secrets in an Authorization header."""
+    """Refuses whoever does not show one of the secrets in an Authorization header.
 
-    def __init__(self, app: ASGIApp, secrets: Sequence[Secret]) -> None:
+    Paths that begin with `open_path` go without: what cannot be guessed stands in the path itself.
+    """
+
+    def __init__(self, app: ASGIApp, secrets: Sequence[Secret], open_path: str) -> None:
         self._app = app
         self._secrets = secrets
+        self._open_path = open_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] not in ("http", "websocket") or scope["path"].startswith(self._open_path):
             await self._app(scope, receive, send)
             return
         shown = Headers(scope=scope).getlist("authorization")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -64,9 +63,6 @@ def without_paths(text: str) -> str:
         for form in {folder, os.path.realpath(folder)}:
             if len(form) > 1:
                 text = text.replace(form + os.sep, "").replace(form, os.path.basename(form))
-    for folder in (str(Path.home()), gettempdir()):
-        if len(folder) > 1:
-            text = text.replace(folder + os.sep, "")
     return _PATH.sub("", text)
 
 
@@ -83,15 +79,14 @@ def answered(handle: Handler, form: Callable[[int, str], Any]) -> Callable[[Requ
             status = status_of(error)
             detail = error.detail if isinstance(error, HTTPException) else in_plain_words(error)
             headers = {"Retry-After": str(RETRY_AFTER)} if status == 503 else None
-            return JSONResponse(form(status, without_paths(detail)), status, headers)
+            body = form(status, without_paths(detail))
+            return JSONResponse(body, 400 if status == 422 and "error" in body else status, headers)
         return result if isinstance(result, Response) else Json(result)
 
     return answer
 
 
 def _is_async(handle: Handler) -> bool:
-    import inspect
-
     return inspect.iscoroutinefunction(handle.func if isinstance(handle, partial) else handle)
 
 

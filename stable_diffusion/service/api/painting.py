@@ -93,15 +93,16 @@ def raise_failure(work: Work) -> None:
 
 def finished(job: Job) -> list[Finished]:
     """The finished pictures of a job, read from their files; one that was deleted meanwhile is left out."""
-    found = []
-    for picture in job.pictures:
-        try:
-            data = picture.path.read_bytes() if picture.path is not None else picture.unsaved
-        except OSError:
-            continue
-        if data is not None:
-            found.append(Finished(picture, data, text_of(data)))
-    return found
+    return [found for picture in job.pictures if (found := read(picture)) is not None]
+
+
+def read(picture: Picture) -> Finished | None:
+    """A finished picture, read from its file; None where there is none (any more)."""
+    try:
+        data = picture.path.read_bytes() if picture.path is not None else picture.unsaved
+    except OSError:
+        return None
+    return None if data is None else Finished(picture, data, text_of(data))
 
 
 def text_of(data: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.routing import Route
 
 from . import a1111_lists as lists
-from . import a1111_paint, a1111_pictures, a1111_request, a1111_state, options
+from . import a1111_paint, a1111_pictures, a1111_request, a1111_state, events, openai, options
 from .errors import Handler, a1111_error, answered
 from .fields import Field
 
@@ -24,7 +24,6 @@ class Endpoint:
     fields: tuple[Field, ...] = ()
     error: Callable[[int, str], Any] = a1111_error
     multipart: bool = False
-    hidden: bool = False  # not worth a line in the documentation
 
     @property
     def summary(self) -> str:
@@ -34,6 +33,12 @@ class Endpoint:
 
 def _a1111(method: str, name: str, handle: Handler, fields: tuple[Field, ...] = ()) -> Endpoint:
     return Endpoint(method, f"/sdapi/v1/{name}", handle, fields)
+
+
+def _openai(
+    method: str, name: str, handle: Handler, fields: tuple[Field, ...] = (), multipart: bool = False
+) -> Endpoint:
+    return Endpoint(method, f"/v1/{name}", handle, fields, openai.error, multipart)
 
 
 ENDPOINTS = (
@@ -79,6 +84,12 @@ ENDPOINTS = (
     Endpoint("GET", "/controlnet/control_types", lists.control_types),
     Endpoint("GET", "/controlnet/settings", lists.control_settings),
     Endpoint("POST", "/controlnet/detect", a1111_pictures.detect),
+    _openai("POST", "images/generations", openai.generations, openai.FIELDS),
+    _openai("POST", "images/edits", openai.edits, openai.EDIT_FIELDS, multipart=True),
+    _openai("GET", "images/files/{token}", openai.linked),
+    _openai("GET", "models", openai.list_models),
+    _openai("GET", "models/{id:path}", openai.get_model),
+    Endpoint("GET", "/events", events.events),
 )  # fmt: skip
 
 
