@@ -71,7 +71,7 @@ def read_fields(values: Mapping[str, Any], fields: Iterable[Field]) -> dict[str,
 
 def _converted(value: Any, kind: str) -> Any:
     if isinstance(value, bool):
-        return value if kind == "boolean" else None
+        return value if kind == "boolean" else int(value) if kind == "integer" else None
     if kind == "boolean":
         if isinstance(value, str):
             return {"true": True, "false": False, "1": True, "0": False}.get(value.lower())
