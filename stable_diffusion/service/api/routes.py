@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.requests import Request
 from starlette.routing import Route
 
 from . import a1111_lists as lists
-from . import a1111_paint, a1111_pictures, a1111_request, a1111_state, events, openai, options
+from . import a1111_paint, a1111_pictures, a1111_request, a1111_state, document, events, openai, options
 from .errors import Handler, a1111_error, answered
 from .fields import Field
 
@@ -41,7 +42,12 @@ def _openai(
     return Endpoint(method, f"/v1/{name}", handle, fields, openai.error, multipart)
 
 
-ENDPOINTS = (
+def described(_: Request) -> dict[str, Any]:
+    """This API as an OpenAPI document."""
+    return document.openapi(ENDPOINTS)
+
+
+ENDPOINTS: tuple[Endpoint, ...] = (
     _a1111("POST", "txt2img", a1111_paint.txt2img, a1111_request.TEXT_FIELDS),
     _a1111("POST", "img2img", a1111_paint.img2img, a1111_request.PICTURE_FIELDS),
     _a1111("GET", "progress", a1111_state.progress),
@@ -90,6 +96,7 @@ ENDPOINTS = (
     _openai("GET", "models", openai.list_models),
     _openai("GET", "models/{id:path}", openai.get_model),
     Endpoint("GET", "/events", events.events),
+    Endpoint("GET", "/openapi.json", described),
 )  # fmt: skip
 
 
