@@ -74,7 +74,7 @@ def sd_vae(_: HttpRequest) -> list[dict[str, Any]]:
 
 
 def loras(_: HttpRequest) -> list[dict[str, Any]]:
-    """The LoRAs; a prompt names one by <lora:NAME:STRENGTH>."""
+    """The LoRAs; a prompt names one by `<lora:NAME:STRENGTH>`."""
     return [
         {"name": name, "alias": name, "path": _relative(path, files.LORAS), "metadata": {}}
         for name, path in files.listed(files.LORAS).items()
@@ -114,7 +114,7 @@ def memory(_: HttpRequest) -> dict[str, Any]:
 
 
 def nothing(_: HttpRequest) -> list[Any]:
-    """An empty list: there is none of these here."""
+    """An empty list."""
     return []
 
 
