@@ -1,4 +1,4 @@
-"""The page for `streamlit run app.py`; `stable-diffusion page` runs the same from the package, webui/entry.py."""
+"""Entry script for `streamlit run app.py`; `stable-diffusion page` uses the package's, webui/server/entry.py."""
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx

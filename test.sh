@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks and tests; installs what they need first.
+# Installs what the checks and tests need, then runs them.
 set -u
 ROOT=$(cd "$(dirname "$0")" && pwd) || exit 1
 
@@ -7,9 +7,9 @@ usage() {
     cat <<'TEXT'
 Usage: ./test.sh [--all] [--newest] [OPTIONS OF pytest]
   ./test.sh                        lint, format, types, and all tests that need neither torch nor a browser
-  ./test.sh --all                  the live comparison with torch and diffusers, and the browser tests, too
-  ./test.sh --newest               with the newest packages that the requirements allow, not with those of locks/
-  ./test.sh -k sampler -x          anything else is for pytest: here, stop at the first failure of the tests named sampler
+  ./test.sh --all                  also compare with torch and diffusers, and drive a browser
+  ./test.sh --newest               use the newest packages that the requirements allow instead of those in locks/
+  ./test.sh -k sampler -x          other options go to pytest: run the tests named sampler, stop at the first failure
 
 Environment: PYTHON, VENV and MLX_BACKEND as in ./webui.sh --help; JOBS=N for the number of test processes (default: 2).
 TEXT
@@ -48,14 +48,14 @@ PYTHON
 
 get_browser() {
     has_browser && return
-    say "Looking for a Chromium to drive."
+    say "Installing Chromium."
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
             chromium fonts-dejavu-core; } >>"$LOG" 2>&1 </dev/null
         has_browser && return
     fi
     "$VENV/bin/python" -m playwright install chromium >>"$LOG" 2>&1 </dev/null
-    has_browser || say "No Chromium could be installed: the browser tests will skip."
+    has_browser || say "Chromium could not be installed: the browser tests will be skipped."
 }
 
 prepare
@@ -66,7 +66,7 @@ if [ $all = yes ]; then
 fi
 
 cd "$ROOT" || exit 1
-# Two processes with a thread pool each on few cores only wait for each other.
+# Several processes with a thread pool each would only wait for each other on few cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false
 failed=""
 ran=no
@@ -78,7 +78,7 @@ check() {
     "$VENV/bin/python" -m "$@" || code=$?
     case "$1 $code" in
     "pytest 0") ran=yes ;;
-    "pytest 5") ;; # nothing was chosen: fine for one of two runs, when arguments choose among the tests
+    "pytest 5") ;; # no test selected: fine for one of the two runs if arguments select tests
     *" 0") ;;
     *) failed="$failed $name," ran=yes ;;
     esac
@@ -89,12 +89,12 @@ check format ruff format --check .
 check types mypy
 if [ $all = yes ]; then
     check tests pytest -n "${JOBS:-2}" -m "not browser" "$@"
-    # By themselves: a page's answer is timed, and should not wait behind a comparison.
+    # Separately: they measure how long the page takes to respond.
     check "browser tests" pytest -m browser "$@"
 else
     check tests pytest -n "${JOBS:-2}" -m "not browser and not parity" --ignore tests/browser --ignore tests/parity "$@"
 fi
 
-[ $ran = yes ] || fail "No test was run."
-[ -z "$failed" ] || fail "Not all is well:${failed%,}."
-say "All is well."
+[ $ran = yes ] || fail "No tests were run."
+[ -z "$failed" ] || fail "Failed:${failed%,}."
+say "Everything passed."

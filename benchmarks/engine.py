@@ -1,4 +1,4 @@
-"""This engine beside diffusers: seconds and peak memory, alternately measured in one run.
+"""This engine compared with diffusers: seconds and peak memory, measured in turns in one run.
 
     python benchmarks/engine.py                      a postcards-tiny picture, cold and warm
     python benchmarks/engine.py unet --size 32       one U-Net call of Stable Diffusion 1.5's shape, random weights
@@ -6,7 +6,7 @@
     python benchmarks/engine.py all --full           all of these, at 64x64 latents (512x512 pixels): minutes
     python benchmarks/engine.py sdxl --size 128      a U-Net call of SDXL's shape: 10 GB of weights, twice
 
-Each engine runs in a process of its own and waits while the other is timed (--only: where there is no room for both).
+Each engine runs in a process of its own and waits while the other is timed (--only: if memory does not hold both).
 Needs requirements-parity.txt.
 """
 
@@ -26,6 +26,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from stable_diffusion.selftest import published  # noqa: E402
+
 CHECKPOINT = ROOT / "stable_diffusion" / "checkpoints" / "postcards-tiny"
 PROMPT = "a red house on green hills at sunset, with clouds"
 STEPS, CFG_WEIGHT = 20, 7.5
@@ -143,29 +147,8 @@ def diffusers_picture(path: str) -> None:
     pipeline(PROMPT, num_inference_steps=STEPS, guidance_scale=CFG_WEIGHT).images[0].save(path)
 
 
-UNETS = {
-    "unet": {"cross_attention_dim": 768},
-    "sdxl": {
-        "block_out_channels": [320, 640, 1280],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
-TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
-VAE = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-}
+UNETS = {"unet": published.UNETS["SD 1.5"], "sdxl": published.UNETS["SDXL"]}
+TEXT, VAE = published.TEXTS["SD 1.5"], published.VAE
 
 
 def serve(engine: str, work: Work) -> None:

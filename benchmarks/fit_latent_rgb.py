@@ -3,8 +3,8 @@
     python benchmarks/fit_latent_rgb.py [--model postcards-tiny] [--pictures 192]
 
 Paints pictures, averages each 8 x 8 block of pixels, and fits rgb = latents @ factors + bias in [-1, 1]. A third of the
-pictures is held out: R^2, the share of the variance explained, is told for the fitted and for those, at the end and for
-the estimates of x_0 at a quarter and at half of the way. Run it again after replacing the checkpoint.
+pictures is held out. R^2, the share of the variance explained, is printed for both sets: for the final latents, and for
+the estimates of x_0 at a quarter and at half of the steps. Run it again after replacing the checkpoint.
 """
 
 from __future__ import annotations

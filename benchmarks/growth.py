@@ -48,7 +48,7 @@ def measure(side: int, batch: int) -> Row:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Both ways to grow over the pixels of all pictures, on logarithmic scales, beside the line of pixels."""
+    """Both ways to grow over the pixels of all pictures, on logarithmic scales, with the line of pixels."""
     lines = {"batch 1": [row for row in rows if row[1] == 1], "256 x 256": [row for row in rows if row[0] == SIDES[0]]}
     shapes = []
     for number, (title, column) in enumerate(PANELS):
@@ -83,7 +83,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the table, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also plot the table")
     parser.add_argument("--sides", nargs="+", type=int, default=SIDES, help=f"default: {' '.join(map(str, SIDES))}")
     parser.add_argument("--measure", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,13 +1,13 @@
-"""From a single file to the first step, beside diffusers' from_single_file: seconds and peak memory, in one run.
+"""From a single file to the first step, compared with diffusers' from_single_file: seconds and peak memory.
 
     python benchmarks/loading.py                 a file of 2.1 GB in float16, of Stable Diffusion 1.5's shapes
     python benchmarks/loading.py --float16       run in float16 as well, as one does on a GPU
     python benchmarks/loading.py --folder /tmp   keep the file there, for the next run
 
-The weights are random, and written first, in a temporary folder. Each loading is a process of its own, the engines in
-turns; the file is in the system's cache for both. The picture is as small as can be (64x64 pixels), so that loading and
-not painting is measured. Seconds of processors are the whole life of the process, and say more on a busy machine. Peak
-memory is its largest resident set, which counts mapped pages of the file too.
+The weights are random, and written first, in a temporary folder. Each load is a process of its own, the engines in
+turns; the file is in the system's cache for both. The picture is small (64x64 pixels), so that loading is measured and
+not painting. CPU seconds are those of the whole process, and say more on a busy machine. Peak memory is its largest
+resident set, which includes mapped pages of the file.
 Needs requirements-parity.txt.
 """
 
@@ -77,7 +77,7 @@ def load_diffusers(path: Path, float16: bool) -> tuple[float, float]:
 
 
 def write(folder: Path) -> Path:
-    """Write the single file, and beside it the configurations that diffusers would fetch from the hub."""
+    """Write the single file, and next to it the configurations that diffusers would fetch from the hub."""
     from stable_diffusion.backend import mx
     from stable_diffusion.clip import CLIPTextModel
     from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the file is kept (default: nowhere)")
     parser.add_argument("--float16", action="store_true", help="run in float16 (default: float32, as on a CPU)")
-    parser.add_argument("--repeats", type=int, default=3, help="loadings of each engine (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="loads of each engine (default: 3)")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""What a step asks of a GPU: the operations of a U-Net call of Stable Diffusion 1.5's shape, by kind, and its bytes.
+"""What a step costs a GPU: the operations of a U-Net call of Stable Diffusion 1.5's shape, by kind, and its bytes.
 
     python benchmarks/operations.py [--size 64] [--batch 2] [--plain]
 
-The graph is built and counted, not computed, with the forms that a GPU takes; weights are zeros in float16. Operations
-that only look at an array in another way launch nothing, unless they have to copy it. Two fused operations of `mx.fast`
-are counted as what they are on a GPU: one for each attention and one for each layer norm.
+The graph is built and counted, not computed, in the forms used on a GPU; weights are float16 zeros. Operations that
+only make a view launch nothing, unless they have to copy. Two fused operations of `mx.fast` are counted as on a GPU:
+one for each attention and one for each layer norm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A whole picture of Stable Diffusion 1.5's shapes beside diffusers: seconds, and peak memory from the start on.
+"""A whole picture of Stable Diffusion 1.5's shapes, compared with diffusers: seconds, and peak memory.
 
     python benchmarks/picture.py                       512x512, 20 steps with guidance: many minutes on a CPU
     python benchmarks/picture.py --size 256            the same, smaller
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"(default: {STEPS})")
     parser.add_argument("--repeats", type=int, default=1, help="pictures of each engine (default: 1)")
     parser.add_argument("--folder", type=Path, help="where the model is kept (default: nowhere)")
-    parser.add_argument("--low-memory", action="store_true", help="measure that, too")
+    parser.add_argument("--low-memory", action="store_true", help="also measure ours with --low-memory")
     parser.add_argument("--only", choices=(*ENGINES, FRUGAL), help="one row alone")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)

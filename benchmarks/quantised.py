@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits beside full ones: memory, error and time.
+"""8- and 4-bit weights compared with full precision: memory, error and time.
 
     python benchmarks/quantised.py               the embedded model, and Stable Diffusion 1.5's shapes, random weights
     python benchmarks/quantised.py postcards     the embedded model alone

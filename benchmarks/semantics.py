@@ -1,4 +1,4 @@
-"""What the words do, measured on postcards-tiny: whether a picture changes as its prompt, or a mask, asks.
+"""What the words do, measured on postcards-tiny: whether a picture changes as the prompt or the mask asks.
 
     python benchmarks/semantics.py                                 every part: minutes on a CPU
     python benchmarks/semantics.py inpainting --sheet sheet.png    one part, and what it painted

@@ -1,10 +1,10 @@
-"""One step of each training beside the same networks in PyTorch (diffusers', transformers'), in turns, in one process.
+"""One step of each training compared with the same networks in PyTorch (diffusers, transformers), in one process.
 
     python benchmarks/training.py                    both trainings, with their own batches
     python benchmarks/training.py diffusion --batch 32 --repeats 5
 
-A step is the gradient, its norm, AdamW and the average of the weights. Wall seconds are what counts on a quiet machine;
-seconds of processor hold on a busy one. Needs requirements-parity.txt.
+A step is the gradient, its norm, AdamW and the average of the weights. Both take turns. Wall time counts on a quiet
+machine, CPU time on a busy one. Needs requirements-parity.txt.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def main() -> None:
             makers = (ours_vae, torch_vae) if part == "vae" else (ours_diffusion, torch_diffusion)
             times = measured([make(batch) for make in makers], args.repeats)
         (wall, cpu), (torch_wall, torch_cpu) = ([statistics.median(each) for each in side] for side in times)
-        told = [wall, torch_wall, wall / torch_wall, cpu, torch_cpu, cpu / torch_cpu, batch / wall]
-        print(f"| {part}, batch {batch} | " + " | ".join(f"{value:.2f}" for value in told) + " |", flush=True)
+        figures = [wall, torch_wall, wall / torch_wall, cpu, torch_cpu, cpu / torch_cpu, batch / wall]
+        print(f"| {part}, batch {batch} | " + " | ".join(f"{value:.2f}" for value in figures) + " |", flush=True)
 
 
 def measured(steps: list[Step], repeats: int) -> list[tuple[list[float], list[float]]]:
-    """Seconds by the wall and of the processor, for each, the first turn left out."""
+    """Wall and CPU seconds of each, without the first turn."""
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in steps]
     for turn in range(repeats + 1):
         for step, (wall, cpu) in zip(steps, times, strict=True):
@@ -63,7 +63,7 @@ def measured(steps: list[Step], repeats: int) -> list[tuple[list[float], list[fl
     return times
 
 
-# --- Ours: the loop's own functions, with examples that are there already
+# --- Ours: the loop's own functions, with prepared examples
 
 
 def ours_vae(batch: int) -> Step:

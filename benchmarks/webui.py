@@ -2,8 +2,8 @@
 
     python benchmarks/webui.py [--generations 200] [--steps 4] [--json FILE]
 
-The worker runs as it does behind the page, with the embedded model. "Painting" compares a job with nobody watching and
-one whose newest step is drawn five times a second by another thread, as the live panel draws it.
+The worker runs as it does behind the page, with the embedded model. "Painting" compares a job that nobody
+watches with one whose newest step another thread draws five times a second, as the live panel does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=200, help="how many for the memory (default: 200)")
     parser.add_argument("--steps", type=int, default=4, help="the steps of each of those (default: 4)")
     parser.add_argument("--repeats", type=int, default=7, help="jobs of each kind for the painting (default: 7)")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(Path(folder))

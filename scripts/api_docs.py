@@ -1,6 +1,6 @@
 """Writes docs/api.md from the public names and their docstrings: `python scripts/api_docs.py`.
 
-A test compares the file with what this makes.
+A test compares the file with this script's output.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import stable_diffusion  # noqa: E402
 HEAD = """\
 # The library
 
-Everything public, from `from stable_diffusion import ...`. This file is made from the docstrings by
-`python scripts/api_docs.py`; [examples/](../examples/) shows them at work.
+Everything public in `stable_diffusion`. This file is made from the docstrings by `python scripts/api_docs.py`;
+[examples/](../examples/) has scripts that use it.
 """
 
 
@@ -35,7 +35,7 @@ def document() -> str:
             parts += (
                 _class(name, value) if inspect.isclass(value) else [_function(f"## `{name}{_signature(value)}`", value)]
             )
-    parts.append("## Errors\n\nEach message quotes what was refused and says what to do.\n")
+    parts.append("## Errors\n\nEach message quotes the refused value and says what to do.\n")
     parts.append("".join(_error(name, value) for name, value in errors.items()))
     return "\n".join(parts)
 

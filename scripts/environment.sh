@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by webui.sh and test.sh: a virtual environment with what this machine needs. Plain bash 3.2, as macOS has it.
+# Sourced by webui.sh and test.sh: sets up a virtual environment for this machine. Plain bash 3.2, for macOS.
 
 VENV=${VENV:-$ROOT/.venv}
 case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
@@ -13,24 +13,24 @@ fail() {
     exit 1
 }
 
-# A name on the PATH is not enough: version managers leave names behind that only print an error.
+# Being on the PATH is not enough: version managers leave shims that only print an error.
 is_usable_python() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
-        is_usable_python "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.11 or newer. Give the path of one, or leave PYTHON unset."
+        is_usable_python "$PYTHON" || fail "PYTHON=$PYTHON is not Python 3.11 or newer. Give the path of one, or leave PYTHON unset."
         return
     fi
     for PYTHON in python3.13 python3.12 python3.11 python3 python; do
         is_usable_python "$PYTHON" && return
     done
-    fail "No Python 3.11 or newer was found. Get one, then run this again:
+    fail "Python 3.11 or newer was not found. Install it, then run this again:
     macOS:           brew install python@3.13      (or the installer from python.org)
     Debian, Ubuntu:  sudo apt install python3 python3-venv      (Debian 12, Ubuntu 24.04 or newer)
     Fedora:          sudo dnf install python3
-If it is there under another name, say so: PYTHON=/path/to/python3 $0"
+If it is installed under another name: PYTHON=/path/to/python3 $0"
 }
 
 # cpu, cuda12 or cuda13 on Linux; metal on a Mac.
@@ -51,33 +51,33 @@ choose_backend() {
         return
         ;;
     "") ;;
-    *) fail "MLX_BACKEND=$MLX_BACKEND is none of cpu, cuda12, cuda13." ;;
+    *) fail "MLX_BACKEND=$MLX_BACKEND: use cpu, cuda12 or cuda13." ;;
     esac
     BACKEND=cpu
     command -v nvidia-smi >/dev/null 2>&1 || return 0
-    # The head line of nvidia-smi names the newest CUDA that the driver can run: "CUDA Version: 12.8".
+    # The header of nvidia-smi gives the newest CUDA that the driver supports: "CUDA Version: 12.8".
     local cuda
     cuda=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Za-z ]*Version: *\([0-9][0-9]*\).*/\1/p' | head -n 1)
     if [ -z "$cuda" ]; then
-        say "nvidia-smi is here, but no NVIDIA driver answers: using the CPU. (MLX_BACKEND=cuda12 or cuda13 overrides.)"
+        say "nvidia-smi is installed, but the NVIDIA driver does not answer: using the CPU. (MLX_BACKEND=cuda12 or cuda13 overrides this.)"
     elif [ "$cuda" -ge 13 ]; then
         BACKEND=cuda13
     elif [ "$cuda" -ge 12 ]; then
         BACKEND=cuda12
     else
-        say "This NVIDIA driver runs CUDA $cuda; MLX needs 12 or newer: using the CPU until the driver is updated."
+        say "This NVIDIA driver supports CUDA $cuda; MLX needs 12 or newer: using the CPU until the driver is updated."
     fi
 }
 
 make_venv() {
     if [ -x "$VENV/bin/python" ] && is_usable_python "$VENV/bin/python"; then
-        # Made whole before, by this script or by hand; one that was interrupted has no working pip yet.
+        # Finished before, by this script or by hand; an interrupted one has no working pip yet.
         [ -f "$VENV/.made" ] && return
         "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && touch "$VENV/.made" && return
     fi
-    # Never clear a folder that somebody else filled.
+    # Never clear a folder with other content.
     if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
-        fail "$VENV exists and is no virtual environment. Move it away, or choose another place: VENV=/path/to/venv $0"
+        fail "$VENV exists and is not a virtual environment. Move it away, or choose another folder: VENV=/path/to/venv $0"
     fi
     find_python
     say "Making a virtual environment in $VENV with $("$PYTHON" --version 2>&1)."
@@ -87,14 +87,15 @@ make_venv() {
         case $output in
         *ensurepip* | *"No module named venv"*) fail "This Python cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" ;;
         *"No space left"*) fail "The disk is full: the environment needs about 1 GB (./test.sh --all: 3 GB)." ;;
+        *"Permission denied"* | *"Read-only file system"*) fail "$(dirname "$VENV") cannot be written to. Put the environment elsewhere: VENV=/path/to/venv $0" ;;
         *) fail "The virtual environment could not be made in $VENV: see above." ;;
         esac
     fi
     touch "$VENV/.made"
 }
 
-# install WHAT LOCK FILE...: pip installs the requirement files into the environment, in the versions of locks/LOCK.txt, or
-# with NEWEST=yes in the newest that the files allow; nothing, where exactly that was done before.
+# install WHAT LOCK FILE...: installs the requirement files, in the versions of locks/LOCK.txt, or with NEWEST=yes in the newest
+# that the files allow. Does nothing if exactly that is installed already.
 install() {
     local what=$1 lock="$ROOT/locks/$2.txt" stamp="$VENV/.installed-$1" wanted
     shift 2
@@ -103,7 +104,7 @@ install() {
         return
     fi
     rm -f "$stamp"
-    say "Installing what it needs ($what, $BACKEND). The first time takes some minutes; the whole report goes to $LOG"
+    say "Installing packages ($what, $BACKEND). The first time takes some minutes; the full log is $LOG"
     leave_one_backend
     local file list="$VENV/.requirements"
     : >"$list"
@@ -114,7 +115,7 @@ install() {
         esac
         echo >>"$list"
     done
-    # As constraints: with -r it would install all that is locked for other machines and for torch on a GPU.
+    # As constraints: -r would install everything in the lock, also for other machines and for torch on a GPU.
     case $NEWEST in
     yes) set -- --upgrade --upgrade-strategy eager ;;
     *) set -- --upgrade-strategy only-if-needed -c "$lock" ;;
@@ -122,11 +123,11 @@ install() {
     "$VENV/bin/python" -m pip --disable-pip-version-check --no-input install "$@" -r "$list" 2>&1 </dev/null |
         tee "$LOG" | sed -n 's/^ *Downloading \([A-Za-z0-9_.]*\)-[^ ]* \((.*)\).*/  \1 \2/p' >&2
     [ "${PIPESTATUS[0]}" -eq 0 ] || explain_pip
-    # The next start without --newest goes back to the lock.
+    # The next start without --newest returns to the lock.
     [ "$NEWEST" = yes ] || printf '%s' "$wanted" >"$stamp"
 }
 
-# The packages mlx-cpu, mlx-cuda-12 and mlx-cuda-13 write the same files: one of them may stay.
+# mlx-cpu, mlx-cuda-12 and mlx-cuda-13 write the same files, so only one of them may be installed.
 leave_one_backend() {
     local previous="" stamp="$VENV/.backend"
     [ -f "$stamp" ] && previous=$(cat "$stamp")
@@ -142,14 +143,14 @@ explain_pip() {
     say ""
     tail -n 15 "$LOG" >&2
     if grep -q "No space left on device" "$LOG"; then
-        fail "The disk is full. Free some space (about 1 GB; ./test.sh --all: 3 GB; CUDA: 5 GB) and run this again: it goes on from here."
+        fail "The disk is full. Free some space (about 1 GB; ./test.sh --all: 3 GB; CUDA: 5 GB) and run this again to continue."
     elif grep -qE "NewConnectionError|NameResolutionError|Temporary failure in name|Network is unreachable|ProxyError|ConnectTimeout|ReadTimeout|SSLError|No route to host" "$LOG"; then
-        fail "The package registry could not be reached. Check the network (and HTTPS_PROXY, where one is needed) and run this again."
+        fail "The package registry could not be reached. Check the network (and HTTPS_PROXY, if you need a proxy), then run this again."
     elif grep -qE "No matching distribution|Could not find a version" "$LOG"; then
-        fail "A package has no version for this machine (see above): $(uname -sm), $("$VENV/bin/python" --version 2>&1).
-Another Python may do: PYTHON=python3.12 VENV=$VENV-3.12 $0"
+        fail "A package is not available for this machine (see above): $(uname -sm), $("$VENV/bin/python" --version 2>&1).
+Another Python may work: PYTHON=python3.12 VENV=$VENV-3.12 $0"
     fi
-    fail "Installing did not work: the last lines are above, all of them in $LOG. Running this again starts it anew."
+    fail "The installation failed: its last lines are above, the full log is $LOG. Run this again to retry."
 }
 
 prepare() {
@@ -157,6 +158,6 @@ prepare() {
     PYTHON=$VENV/bin/python
     choose_backend
     local lock=$BACKEND
-    [ "$lock" = metal ] && lock=cpu # the locks hold a Mac's packages each
+    [ "$lock" = metal ] && lock=cpu # every lock includes the packages for Macs
     install runtime "$lock" "$ROOT/requirements.txt"
 }

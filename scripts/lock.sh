@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Writes locks/: the newest version of everything that the requirements allow, for all Pythons and machines at once.
-# Needs uv (pip install uv) and the registry. Run the tests afterwards; commit both or neither.
+# Writes locks/: the newest versions that the requirements allow, for all supported Pythons and machines.
+# Needs uv (pip install uv) and the registry. Run the tests before committing the result.
 set -eu
 cd "$(dirname "$0")/.."
 
-# lock FILE OPTIONS...: pip takes no extras in constraints, and they must not say where packages come from.
+# lock FILE OPTIONS...: constraints may not have extras in pip, and must not say where packages come from.
 lock() {
     local file=$1
     shift
@@ -13,16 +13,16 @@ lock() {
 }
 
 cat >locks/head.tmp <<'TEXT'
-# Made by scripts/lock.sh; not to be edited. For Python 3.11 to 3.13 on macOS (Apple silicon) and Linux (x86-64, AArch64).
+# Made by scripts/lock.sh; do not edit. For Python 3.11 to 3.13 on macOS (Apple silicon) and Linux (x86-64, AArch64).
 TEXT
 trap 'rm -f locks/*.tmp' EXIT
 
-# Everything first, so that all files agree. torch names CUDA libraries of its own, which are not ours to fix: they would
-# stand against MLX's, and a torch for the CPU needs none.
+# Everything first, so that all files agree. The CUDA libraries that torch asks for are left out: they would conflict with MLX's,
+# and torch for the CPU does not need them.
 lock locks/test.tmp requirements.txt requirements-dev.txt requirements-parity.txt
 grep -vE '^(nvidia-|cuda-|triton)' locks/test.tmp | cat locks/head.tmp - >locks/test.txt
 for backend in cpu cuda12 cuda13; do
-    # What webui.sh installs for it. Of a Mac's packages each file has all.
+    # What webui.sh installs for it. Every file includes the packages for Macs.
     sed "s/^mlx\[cpu\]/mlx[$backend]/" requirements.txt >locks/wanted.tmp
     lock locks/$backend.tmp locks/wanted.tmp --constraint locks/test.txt
     cat locks/head.tmp locks/$backend.tmp >locks/$backend.txt

@@ -6,7 +6,7 @@ sd = StableDiffusion("postcards-tiny")
 (picture,) = sd.generate("a red house on green hills at sunset")
 picture.save("house.png")
 
-for step in sd.generate_latents("a red house on green hills at sunset"):  # or step by step
+for step in sd.generate_latents("a red house on green hills at sunset"):  # step by step
     print(step.index, step.total)
 pictures = sd.decode(step.latents)
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Resolved when first used, so that errors, configurations and `--help` cost no import of MLX.
+# Imported on first use: errors, configurations and `--help` do not need MLX.
 _HOMES = {
     "BackendError": ".errors",
     "Blend": ".text.prompt",

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, serve, train
+from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, selftest, serve, train
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
-# As it was started, which is how the help has it.
+# As it was started; shown in the help.
 PROGRAM = "stable-diffusion" if Path(sys.argv[0]).stem == "stable-diffusion" else "python -m stable_diffusion"
 DESCRIPTION = """\
 Stable Diffusion for MLX: turns a sentence into a picture, or a picture and a sentence into another picture.
@@ -42,20 +42,21 @@ examples:
   {program} again lighthouse-1.png
   {program} page
   {program} serve
+  {program} selftest
 
-`COMMAND --help` tells what a command can do.
+`COMMAND --help` lists a command's options.
 """
 EXIT_CODES = """\
-exit codes: 0 done; 1 it could not be done (checkpoint, download, disk); 2 a wrong argument; 130 interrupted (Ctrl+C)
+exit codes: 0 success; 1 failure (checkpoint, download, disk); 2 wrong arguments; 130 interrupted (Ctrl+C)
 """
 
 
 class Terminated(BaseException):
-    """SIGTERM came: unwind as for Ctrl+C, so that nothing half done stays behind."""
+    """SIGTERM: unwind as for Ctrl+C, so that nothing half-done is left."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; argparse itself exits with 2 for arguments that it cannot read."""
+    """Run one command and return its exit code; argparse itself exits with 2 on bad arguments."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a prompt must not fail for the terminal's encoding
@@ -103,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False, takes_others=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, inpaint, blend, again, checkpoints, pictures, train, page, serve):
+    for group in (paint, inpaint, blend, again, checkpoints, pictures, train, page, serve, selftest):
         group.add_to(commands)
     return parser
 
@@ -115,7 +116,7 @@ def _version() -> str:
     return ", ".join([*parts, f"Python {sys.version.split()[0]}"])
 
 
-# --- What may go wrong
+# --- Errors
 
 
 @contextlib.contextmanager
@@ -149,9 +150,9 @@ def _in_one_line(error: Exception) -> str:
     elif isinstance(error, (StableDiffusionError, OSError)):
         text = str(error)
     elif isinstance(error, MemoryError) or "allocate" in str(error):
-        text = f"Memory has run out; a smaller --width and --height or --batch-size needs less. ({error})"
+        text = f"Out of memory; a smaller --width and --height or --batch-size needs less. ({error})"
     else:
-        text = f"{type(error).__name__}: {error} (nobody foresaw this; --debug shows where it happened)"
+        text = f"{type(error).__name__}: {error} (unexpected; --debug shows where it happened)"
     return " ".join(text.split())
 
 

@@ -9,7 +9,9 @@ or trained:
   `auto` (the default), `openblas`, `mkl` or `none`. If anything is not as expected MLX stays as it is, and one warning
   says why and what to do.
 - There the C library keeps the memory that MLX frees; STABLE_DIFFUSION_MALLOC=system leaves that to itself.
-- On Metal weights stay resident up to STABLE_DIFFUSION_WIRED (in GiB), where that is set.
+- On a GPU a lock file warns of a second process that uses it (gpu_lock.py).
+- On Metal weights stay resident up to STABLE_DIFFUSION_WIRED (in GiB), where that is set, and MLX's cache of freed
+  buffers is limited to an eighth of the memory.
 
 Once anything has been evaluated, MLX hangs in a forked child (its threads are not copied), and preparing evaluates
 a small product: use the "spawn" start method of multiprocessing.
@@ -19,11 +21,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import glob
 import importlib.util
 import math
 import os
+import re
 import site
 import sys
 import threading
@@ -31,7 +35,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import __version__, mlx_packages, relink
+from . import __version__, gpu_lock, mlx_packages, relink
 from .errors import InputError
 
 try:
@@ -48,10 +52,14 @@ __all__ = [
     "cpu_threads",
     "default_float16",
     "describe",
+    "device_memory",
+    "end_phase",
     "fit_threads",
     "give_back_memory",
+    "gpu_kind",
     "has_gpu",
     "keep_little_memory",
+    "mlx_version",
     "mx",
     "nn",
     "one_blas_thread",
@@ -59,6 +67,7 @@ __all__ = [
     "product_threads",
     "scalar_functions",
     "version",
+    "working_set",
 ]
 
 BLAS_VARIABLE = "STABLE_DIFFUSION_BLAS"
@@ -69,6 +78,7 @@ BLAS_CHOICES = ("auto", "openblas", "mkl", "none")
 REMEDY = "`pip install scipy-openblas32` brings one that is about 40 times faster"
 PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 FAST_NAMES = ("openblas", "mkl", "blis", "armpl", "nvpl", "accelerate")  # in file names of libraries that need no help
+CACHE_SHARE = 8  # of the device's memory, one part may stay in MLX's cache
 SMALL_PRODUCT = 500_000_000  # multiply-adds; some 5 ms of one core
 THREAD_VARIABLES = {
     "openblas": ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"),
@@ -116,6 +126,35 @@ def has_gpu() -> bool:
     return mx.default_device().type == mx.gpu
 
 
+def gpu_kind() -> str | None:
+    """Which GPU MLX's default device is, "metal" or "cuda"; None for a CPU."""
+    if not has_gpu():
+        return None
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+@functools.cache
+def mlx_version() -> tuple[int, ...]:
+    """MLX's version as numbers, (0, 32, 4)."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", mx.__version__)[:3])  # type: ignore[attr-defined]
+
+
+def device_memory() -> int | None:
+    """Bytes of the GPU's memory (on a Mac the machine's); None without a GPU, or where it does not tell."""
+    info = mx.device_info() if has_gpu() else {}
+    return _bytes(info.get("memory_size") or info.get("total_memory"))
+
+
+def working_set() -> int | None:
+    """Bytes that the GPU recommends to use at once, on Metal; elsewhere what `device_memory` returns."""
+    recommended = _bytes(mx.device_info().get("max_recommended_working_set_size")) if has_gpu() else None
+    return recommended or device_memory()
+
+
+def _bytes(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
 def scalar_functions() -> bool:
     """True where MLX computes exp and its kin one element at a time, 50 times slower than it adds: on a Linux CPU."""
     return sys.platform == "linux" and not has_gpu()
@@ -146,12 +185,15 @@ def version() -> str:
 def prepare() -> Blas:
     """Make the machine ready for a model; loading and training call it. Idempotent, and safe from several threads.
 
-    Raises `InputError` for a $STABLE_DIFFUSION_WIRED that is no number of GiB.
+    Warns where another process uses the GPU. Raises `InputError` for a $STABLE_DIFFUSION_WIRED that is not a number.
     """
     global _blas
     with _preparing:
         if _blas is None:
+            if has_gpu():
+                gpu_lock.take()
             _keep_weights_resident()
+            _limit_cache()
             _keep_freed_memory()
             _blas = _choose_blas() if sys.platform == "linux" and not has_gpu() else Blas("the BLAS of the system")
         return _blas
@@ -223,10 +265,26 @@ def _keep_weights_resident() -> None:
         raise InputError(f"${WIRED_VARIABLE} = {asked!r} should be a number of GiB, such as 12.")
     if not mx.metal.is_available():
         return
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    if isinstance(recommended, int) and recommended > 0:
+    recommended = _bytes(mx.device_info().get("max_recommended_working_set_size"))
+    if recommended:
         with contextlib.suppress(RuntimeError, ValueError):  # the system allows less: MLX does without
             mx.set_wired_limit(min(wanted, recommended))
+
+
+def _limit_cache() -> None:
+    """On Metal limit MLX's cache of freed buffers to an eighth of the memory.
+
+    MLX itself lets it grow to 1.5 times the recommended working set (github.com/ml-explore/mlx, issue 3350).
+    """
+    size = device_memory() if gpu_kind() == "metal" else None
+    if size:
+        mx.set_cache_limit(size // CACHE_SHARE)
+
+
+def end_phase() -> None:
+    """On a GPU give back the buffers that a finished phase of a generation left; the next one needs other sizes."""
+    if has_gpu():
+        mx.clear_cache()
 
 
 def _keep_freed_memory() -> None:

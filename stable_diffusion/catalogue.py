@@ -1,7 +1,7 @@
-"""The catalogue of models: the embedded one, files and folders on this machine, and what people run from the hub.
+"""The catalogue of models: the embedded one, files and folders on this machine, and popular ones of the hub.
 
-Needs neither MLX nor Streamlit. Nothing here goes to the network: the hub's models are looked for in its cache only. Of
-local files nothing but headers and configurations is read.
+Needs neither MLX nor Streamlit, and no network: the hub's models are only looked for in its cache. Of local files only
+headers and configurations are read.
 """
 
 from __future__ import annotations
@@ -11,33 +11,37 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 from . import families
+from .config import edm_kind
 from .errors import CheckpointError, CheckpointNotFoundError
 from .families import SD1, SD2, SDXL
+from .listing import ambiguous, is_hidden, is_weights, matches, named, visible
 from .model_io import hashes
-from .places import home
+from .places import expanded, folders_in, home
 
 DEFAULT = "postcards-tiny"
 EMBEDDED, LOCAL, HUB = "embedded", "local", "hub"
 FOLDERS_VARIABLE = "STABLE_DIFFUSION_MODELS"
 WEIGHTS = (".safetensors", ".ckpt", ".pt")
-VAES = tuple(f".vae{suffix}" for suffix in WEIGHTS)  # beside their checkpoints, as A1111 has them
+VAES = tuple(f".vae{suffix}" for suffix in WEIGHTS)  # next to their checkpoints, as in A1111
+VAE_FOLDERS = ("VAE", "vae")  # of A1111 and of ComfyUI
 # Where other programs keep their checkpoints: A1111 and Forge, ComfyUI. Their other folders hold other things.
 LAYOUTS = ("models/Stable-diffusion", "Stable-diffusion", "models/checkpoints", "checkpoints")
-DEEPEST = 8  # levels of folders
+MAX_DEPTH = 8  # levels of folders
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What to generate with when nothing else is asked for.
+    """What to generate with by default.
 
-    Width and height are None only for a hub id or a file of which nothing is known: then the checkpoint's own size.
+    Width and height are None for hub ids and files of which nothing is known: then the checkpoint's own size.
     """
 
     steps: int = 20
@@ -53,10 +57,11 @@ class Defaults:
 class Model:
     """One entry of the catalogue.
 
-    `name` is what a user picks it by and `source` what `StableDiffusion` is given. `size_bytes` is what lies on disk,
-    or what a hub model downloads in float32 (`size_float16`: in float16, where the hub has such files). None: unknown.
-    `family` is a key of families.FAMILIES, or "" where it is not known without reading the weights. `precision`
-    ("float16") and `prediction_type` ("epsilon") are told for local models; `problem` says why one cannot be used.
+    `name` is what a user picks it by and `source` what `StableDiffusion` is given. `size_bytes` is the size on disk, or
+    of a hub model's download in float32 (`size_float16`: in float16, where the hub has such files). None: unknown.
+    `family` is a key of families.FAMILIES, or "" if only the weights would tell. `precision` ("float16") and
+    `prediction_type` ("epsilon") are known for local models; `problem` says why one cannot be used, or
+    with what it can be.
     """
 
     name: str
@@ -71,10 +76,11 @@ class Model:
     precision: str = ""
     prediction_type: str = ""
     problem: str = ""
+    lacks_vae: bool = False  # and nothing else
 
     @property
     def family_title(self) -> str:
-        """The family in words, or "" where it is not known."""
+        """The family in words, or ""."""
         return families.get(self.family).title
 
     @property
@@ -83,11 +89,11 @@ class Model:
         return self.kind != HUB or _is_downloaded(self.source)
 
     def download_size(self, float16: bool) -> int | None:
-        """Bytes to download, or None where that is not known."""
+        """Bytes to download, or None if unknown."""
         return (self.size_float16 if float16 else None) or self.size_bytes
 
 
-# --- What is known by name
+# --- Known by name
 
 RAIL_M = "CreativeML OpenRAIL-M"
 RAIL_PP = "CreativeML OpenRAIL++-M"
@@ -128,45 +134,68 @@ KNOWN: tuple[Model, ...] = (
 )  # fmt: skip
 
 
-# --- What is here
+# --- Lists
 
 
 def all(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
-    """Every model to choose from: the embedded one, those of `folders` (None: `model_folders()`), those of the hub."""
-    return [*KNOWN[:1], *local(folders), *KNOWN[1:]]
+    """Every model to choose from: the embedded one, those in `folders` (None: `model_folders()`), those of the hub.
+
+    Names are unique: a local model stands in for the hub's of its name.
+    """
+    here = local(folders)
+    names = {model.name for model in here}
+    return [*KNOWN[:1], *here, *(model for model in KNOWN[1:] if model.name not in names)]
 
 
 def model_folders() -> list[Path]:
-    """Where local models are looked for: `models/` beside the program, and the folders in $STABLE_DIFFUSION_MODELS."""
-    named = os.environ.get(FOLDERS_VARIABLE, "")
-    return [home() / "models", *(Path(p).expanduser() for p in named.split(os.pathsep) if p)]
+    """Where local models are looked for: `models/` in `home()`, and the folders in $STABLE_DIFFUSION_MODELS."""
+    return [home() / "models", *folders_in(FOLDERS_VARIABLE)]
 
 
 def local(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
-    """The checkpoints below `folders`, files and diffusers folders, by name; those that cannot be used come last."""
-    found: dict[str, Model] = {}
-    for folder in map(Path, model_folders() if folders is None else folders):
-        root = next((inner for name in LAYOUTS if (inner := folder / name).is_dir()), folder)
-        for model in _walk(root, "", DEEPEST, frozenset()):
-            found.setdefault(model.name, model)
-    return sorted(found.values(), key=lambda model: (bool(model.problem), model.name.lower()))
+    """The checkpoints below `folders`, files and diffusers folders, by name; those that cannot be used come last.
+
+    The name is the path below the folder. Two that share it, in two folders, have the folder's name in front.
+    """
+    models = [model for root in _roots(folders) for model in _walk(root, "", MAX_DEPTH, frozenset())]
+    by_source = {model.source: model for model in models}
+    names = named(((model.name, Path(model.source)) for model in models), taken=[DEFAULT])
+    titles = {name: name.removesuffix(path.suffix) if is_weights(path) else name for name, path in names.items()}
+    shared = {title for title, count in Counter(titles.values()).items() if count > 1}
+    listed = [
+        replace(by_source[str(path)], name=name, title=name if titles[name] in shared else titles[name])
+        for name, path in names.items()
+    ]
+    return sorted(listed, key=lambda model: (bool(model.problem), model.name.lower()))
 
 
 def vaes() -> dict[str, Path]:
     """VAEs to use in place of a model's own, by file name: NAME.vae.safetensors among models, and those in VAE/."""
-    found: dict[str, Path] = {}
-    for folder in model_folders():
-        for place in (folder, folder / "VAE", folder.parent / "VAE"):
-            endings = VAES if place == folder else WEIGHTS
+    found: list[tuple[str, Path]] = []
+    for folder in dict.fromkeys([*map(Path, model_folders()), *_roots(None)]):
+        places = [place / name for place in (folder, folder.parent) for name in VAE_FOLDERS]
+        for place, is_vae in ((folder, _is_named_vae), *((place, _is_vae) for place in places)):
             with contextlib.suppress(OSError):
-                for path in sorted(place.iterdir()):
-                    if path.name.lower().endswith(endings) and not path.name.startswith("."):
-                        found.setdefault(path.name, path)
-    return found
+                found += [(path.name, path) for path in visible(place) if is_vae(path)]
+    return named(found)
+
+
+def _is_named_vae(path: Path) -> bool:
+    return path.name.lower().endswith(VAES)
+
+
+def _is_vae(path: Path) -> bool:
+    return path.name.lower().endswith(WEIGHTS) or (path / "config.json").is_file()
+
+
+def _roots(folders: Iterable[str | os.PathLike] | None) -> list[Path]:
+    """The folders whose checkpoints are listed: inside another program's folder, the one for checkpoints."""
+    chosen = map(Path, model_folders() if folders is None else folders)
+    return [next((inner for name in LAYOUTS if (inner := each / name).is_dir()), each) for each in chosen]
 
 
 def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | None:
-    """A diffusers folder as an entry, or None when it is none."""
+    """The entry of a diffusers folder, or None for any other folder."""
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         return None
@@ -176,6 +205,8 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
         return Model(title, LOCAL, str(folder), title, problem="its model_index.json cannot be read")
     family = _family(folder, kind)
     weights = _one_precision(folder)
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
+    edm = edm_kind(scheduler.get("_class_name"))
     return Model(
         title,
         LOCAL,
@@ -185,53 +216,116 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
         size_bytes=sum(map(_size, weights)) or None,
         defaults=_folder_defaults(folder, kind, family),
         precision=_folder_precision(folder, weights),
-        prediction_type=_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"),
-        problem="" if family else f"it holds {kind}",
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        problem=f"it is {edm}" if edm else "" if family else f"it holds {kind}",
     )
 
 
 def from_file(path: str | os.PathLike, name: str | None = None) -> Model:
-    """A single file as an entry, told from its header; `problem` says what is wrong with one that cannot be loaded."""
+    """The entry of a single file, from its header; `problem` says what is wrong with one that cannot be loaded."""
     path = Path(path)
     name = name or path.name
     title = name.removesuffix(path.suffix)
     try:
-        stat, beside = path.stat(), path.with_suffix(".yaml")
-        told_beside = beside.stat().st_mtime_ns if beside.is_file() else 0
-        family, precision, prediction, defaults, problem = _told(path, stat.st_size, stat.st_mtime_ns, told_beside)
+        stat, yaml = path.stat(), path.with_suffix(".yaml")  # next to it, as in A1111
+        yaml_time = yaml.stat().st_mtime_ns if yaml.is_file() else 0
+        family, precision, prediction, defaults, problem, lacks_vae = _described(
+            path, stat.st_size, stat.st_mtime_ns, yaml_time
+        )
     except OSError as error:
         return Model(name, LOCAL, str(path), title, problem=error.strerror or str(error))
     return Model(
-        name, LOCAL, str(path), title, family, "", stat.st_size, None, defaults, precision, prediction, problem
+        name,
+        LOCAL,
+        str(path),
+        title,
+        family,
+        "",
+        stat.st_size,
+        None,
+        defaults,
+        precision,
+        prediction,
+        problem,
+        lacks_vae,
     )
 
 
-def find(name: str, folders: Iterable[str | os.PathLike] | None = None) -> Model:
-    """The model that is meant: a name of the catalogue, its last part, a folder, a file, or any other id of the hub.
+# --- What a name means
 
-    Raises `CheckpointNotFoundError`, with the nearest names, when nothing fits.
+
+def find(name: str, folders: Iterable[str | os.PathLike] | None = None) -> Model:
+    """The model that is meant on a command line: a name that is listed, a path, the end of a name, or a hub id.
+
+    Raises `CheckpointNotFoundError`: with the nearest names where nothing fits, with all where several do.
     """
     name = name.strip()
     listed = all(folders)
-    for fits in (
-        lambda m: m.name == name,
-        lambda m: name.lower() in (m.name.lower(), m.title.lower()),
-        lambda m: m.name.rpartition("/")[2].lower() == name.lower(),
-    ):
-        if model := next(filter(fits, listed), None):
-            return model
-    path = Path(name).expanduser()
-    if path.is_dir():
+    if model := next((model for model in listed if model.name == name), None):
+        return model
+    path = expanded(name)
+    if name and path.is_dir():
         return from_folder(path) or Model(str(path), LOCAL, str(path), path.name)
     if path.is_file():
         return from_file(path)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.lower().endswith(WEIGHTS):
-        return Model(name, HUB, name, name)
+    if model := _only(matching(name, listed), name):
+        return model
+    if model := of_hub(name):
+        return model
     near = difflib.get_close_matches(name, [part for m in listed for part in {m.name, m.name.rpartition("/")[2]}], 3)
     hint = f"Near it: {', '.join(near)}." if near else "`models` lists what there is."
     raise CheckpointNotFoundError(
         f"There is no model {name!r}: no name of the catalogue, no folder, no file, no id of the hub (org/name). {hint}"
     )
+
+
+def find_listed(name: str) -> Model:
+    """The model of a listed name. Raises `CheckpointNotFoundError` where it is no longer there."""
+    model = next((model for model in all() if model.name == name), None)
+    if model is None:
+        raise CheckpointNotFoundError(f"The model {name!r} is no longer there: put its file back, or choose another.")
+    return model
+
+
+def matching(name: str, listed: Sequence[Model]) -> list[Model]:
+    """The listed models that a name may mean: local ones as `listing.matches` has it, else the hub's."""
+    sources = {model.name: Path(model.source) for model in listed if model.kind == LOCAL}
+    names = [model.name for model in listed if model.name == name] or matches(name, sources)
+    if not names:
+        same = name.casefold()
+        for fits in (
+            lambda m: same in (m.name.casefold(), m.title.casefold()),
+            lambda m: same == m.name.rpartition("/")[2].casefold(),
+        ):
+            names = names or [model.name for model in listed if model.kind != LOCAL and fits(model)]
+    return [model for model in listed if model.name in names]
+
+
+def vae_source(name: str) -> str:
+    """What is meant by a VAE's name on a command line: a path, a listed name, or else whatever the engine takes.
+
+    Raises `CheckpointNotFoundError` where several listed ones may be meant.
+    """
+    if expanded(name).exists():
+        return name
+    known = vaes()
+    found = matches(name, known)
+    if len(found) > 1:
+        raise CheckpointNotFoundError(ambiguous("VAE", name, found))
+    return str(known[found[0]]) if found else name
+
+
+def _only(found: Sequence[Model], name: str) -> Model | None:
+    """The one model of a list, or None. Raises `CheckpointNotFoundError` for several."""
+    if len(found) > 1:
+        raise CheckpointNotFoundError(ambiguous("model", name, [model.name for model in found]))
+    return found[0] if found else None
+
+
+def of_hub(name: str) -> Model | None:
+    """Any id of the hub (organisation/name) as an entry, or None for what is not one."""
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.lower().endswith(WEIGHTS)
+    return Model(name, HUB, name, name) if is_id else None
 
 
 def short_hash(source: str | os.PathLike) -> str | None:
@@ -240,7 +334,7 @@ def short_hash(source: str | os.PathLike) -> str | None:
 
 
 def known_hash(source: str | os.PathLike) -> str | None:
-    """`short_hash` where it has been computed before, which takes no time; else None."""
+    """`short_hash` if it has been computed before, which takes no time; else None."""
     return hashes.known_hash(source)
 
 
@@ -248,10 +342,10 @@ def known_hash(source: str | os.PathLike) -> str | None:
 
 
 def _walk(folder: Path, name: str, levels: int, above: frozenset[tuple[int, int]]) -> Iterator[Model]:
-    """What is in a folder and below; `above` are the folders that lead here, since links may lead back to one."""
+    """The models in a folder and below; `above` are the folders that lead here, since links may lead back to one."""
     try:
         stat = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted((each for each in os.scandir(folder) if not is_hidden(each.name)), key=lambda each: each.name)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -268,7 +362,7 @@ def _walk(folder: Path, name: str, levels: int, above: frozenset[tuple[int, int]
     for entry in entries:
         inner = f"{name}/{entry.name}".lstrip("/")
         if _is_folder(entry):
-            if levels > 1 and not entry.name.startswith("."):
+            if levels > 1:
                 yield from _walk(folder / entry.name, inner, levels - 1, above | {here})
         elif entry.name.lower().endswith(WEIGHTS) and not entry.name.lower().endswith(VAES):
             yield from_file(folder / entry.name, inner)
@@ -282,25 +376,27 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _told(path: Path, size: int, mtime_ns: int, told_beside: int) -> tuple[str, str, str, Defaults, str]:
-    """Family, precision, prediction type, defaults and problem of a file; looked at again only when it has changed."""
-    from .model_io import describe, ldm  # here, since they take numpy, which nobody else needs
+def _described(path: Path, size: int, mtime_ns: int, yaml_time: int) -> tuple[str, str, str, Defaults, str, bool]:
+    """Family, precision, prediction type, defaults, problem of a file, and whether it only lacks a VAE; cached."""
+    from .model_io import describe, ldm  # here, since they import numpy
 
     try:
-        told = describe.describe(path)
+        found = describe.describe(path)
     except CheckpointError as error:
-        return "", "", "", Defaults(), _shortly(error, path)
-    if not told.family:
-        return "", told.precision, "", Defaults(), f"it is {told.kind}"
-    family = families.get(told.family)
-    side = family.downscale * ldm.sample_size(family, told.prediction_type, told.size)
-    lcm = "latent consistency" in told.kind
-    problem = f"it lacks its {' and '.join(told.missing)}" if told.missing else ""
-    return told.family, told.precision, told.prediction_type, _usual(told.family, lcm, side), problem
+        return "", "", "", Defaults(), _without_name(error, path), False
+    if not found.family:
+        return "", found.precision, "", Defaults(), f"it is {found.kind}", False
+    family = families.get(found.family)
+    side = family.downscale * ldm.sample_size(family, found.prediction_type, found.size)
+    lcm = "latent consistency" in found.kind
+    problem = f"it lacks its {' and '.join(found.missing)}" if found.missing else ""
+    lacks_vae = found.missing == ("vae",)
+    problem += ": give one with --vae (on the page, choose a VAE)" if lacks_vae else ""
+    return found.family, found.precision, found.prediction_type, _defaults(found.family, lcm, side), problem, lacks_vae
 
 
-def _shortly(error: Exception, path: Path) -> str:
-    """What an error says, without the file's name, which stands beside it."""
+def _without_name(error: Exception, path: Path) -> str:
+    """An error's message without the file's name, which is shown next to it."""
     return str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
 
 
@@ -316,10 +412,10 @@ def _folder_defaults(folder: Path, kind: str, family: str) -> Defaults:
         side = sample * families.get(family).downscale
     else:
         side = families.get(family).side
-    return _usual(family, kind.startswith("LatentConsistency"), side)
+    return _defaults(family, kind.startswith("LatentConsistency"), side)
 
 
-def _usual(family: str, lcm: bool, side: int) -> Defaults:
+def _defaults(family: str, lcm: bool, side: int) -> Defaults:
     if lcm:
         return Defaults(steps=4, cfg=8.0, sampler="lcm", width=side, height=side)
     return Defaults(cfg=families.get(family).cfg, width=side, height=side)
@@ -335,16 +431,23 @@ def _folder_precision(folder: Path, weights: list[Path]) -> str:
         stat = unet.stat() if unet else None
     except OSError:
         return ""
-    return _told(unet, stat.st_size, stat.st_mtime_ns, 0)[1] if unet and stat else ""
+    return _described(unet, stat.st_size, stat.st_mtime_ns, 0)[1] if unet and stat else ""
 
 
 def _one_precision(folder: Path) -> list[Path]:
-    """The weights files of the parts, each part once where it lies there in several precisions."""
+    """The weights files of the parts, each part in one precision."""
     files = []
     for part in PARTS:
-        weights = sorted((folder / part).glob("*.safetensors"))
+        weights = _safetensors(folder / part)
         files += [path for path in weights if ".fp16" not in path.name] or weights
     return files
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    try:
+        return [path for path in visible(folder) if path.suffix == ".safetensors"]
+    except OSError:
+        return []
 
 
 def _size(path: Path) -> int:
@@ -355,14 +458,10 @@ def _size(path: Path) -> int:
 
 
 def _is_downloaded(hub_id: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache  # here, since nobody else needs it, and it takes its time
+    from .model_io import hub  # here, since it imports huggingface_hub, which takes its time
 
-    index = try_to_load_from_cache(hub_id, "model_index.json")
-    if not isinstance(index, str):
-        return False
-    named = _json(Path(index))
-    folders = [Path(index).parent / part for part in PARTS if any(named.get(part) or ())]
-    return bool(folders) and min(any(folder.glob("*.safetensors")) for folder in folders)
+    folder = hub.cached_folder(hub_id)
+    return folder is not None and hub.is_complete(folder)
 
 
 def _json(path: Path) -> dict:

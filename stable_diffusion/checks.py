@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +132,15 @@ class Text:
     def read(self, text: str) -> str:
         """The text itself."""
         return text
+
+
+@dataclass(frozen=True)
+class FilePath(Text):
+    """A file's or folder's path; on a command line with `~` for a home folder."""
+
+    def read(self, text: str) -> str:
+        """The path with its home folder written out; a slash at its end stays."""
+        return os.path.expanduser(text)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A checkpoint's configuration files as frozen dataclasses that carry the files' own key names.
 
-Every key of a file falls into one of three kinds: a field (honoured), a key that this engine supports with the listed
-values only (`FIXED`), or one that cannot change the result (`IGNORED`, and what starts with an underscore). Anything
-else is refused by name, because a key that is passed over in silence is a picture that is wrong in silence.
+Every key of a file is of one of three kinds: a field (honoured), a key supported with the listed values only
+(`FIXED`), or one that cannot change the result (`IGNORED`, and names with a leading underscore). Anything else is
+refused by name, since silently ignoring a key would silently change the picture.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from .errors import ConfigError, UnsupportedCheckpointError
 
 C = TypeVar("C", bound="Config")
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")  # what a denoising network says
 ACTIVATIONS = ("silu", "swish", "gelu", "mish", "relu")
-
+ONE_RESNET, NO_MIDDLE = "UNetMidBlock2D", None
+MIDDLES = ("UNetMidBlock2DCrossAttn", ONE_RESNET, NO_MIDDLE)
+EDM = "EDM"  # how the reference's scheduler classes for such models begin (Karras et al. 2022)
 UNET_PREDICTIONS = ("epsilon", "v_prediction", "sample")
-PREDICTION_TYPES = (*UNET_PREDICTIONS, "flow")
+PREDICTION_TYPES = (*UNET_PREDICTIONS, "flow")  # what a denoising network may predict
 
 
 @dataclass(frozen=True)
 class Config:
-    """The shared reading of a configuration file; see the module's docstring for the three kinds of key."""
+    """Base class of all configurations; the module's docstring explains the three kinds of key."""
 
     FIXED: ClassVar[Mapping[str, tuple]] = {}
     IGNORED: ClassVar[frozenset[str]] = frozenset()
@@ -44,14 +45,14 @@ class Config:
         known = {}
         for key, value in values.items():
             if key in fields:
-                known[key] = tuple(value) if isinstance(value, list) else value
+                known[key] = _as_tuple(value)
             elif key in cls.FIXED:
                 if value not in cls.FIXED[key]:
                     accepted = " or ".join(repr(v) for v in cls.FIXED[key])
                     raise UnsupportedCheckpointError(f"{source}: {key} = {value!r} is not supported, only {accepted}.")
             elif not (key.startswith("_") or key in cls.IGNORED or value is None or value is False):
                 raise UnsupportedCheckpointError(
-                    f"{source}: the key {key} = {value!r} is not known to this engine and might change the result."
+                    f"{source}: the key {key} = {value!r} is unknown and might change the result."
                 )
         try:
             config = cls(**known)
@@ -68,13 +69,17 @@ class Config:
             value = getattr(self, name)
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, bool) or not isinstance(item, int) or item < 1:
-                    raise ValueError(f"{name} = {value!r} should be made of whole numbers from 1.")
+                    raise ValueError(f"{name} = {value!r} should consist of integers of at least 1.")
 
     def _check_choice(self, name: str, choices: tuple) -> None:
         value = getattr(self, name)
         for item in value if isinstance(value, tuple) else (value,):
             if item not in choices:
                 raise ValueError(f"{name} = {item!r} should be one of {', '.join(map(repr, choices))}.")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class CLIPTextConfig(Config):
 
     @property
     def with_projection(self) -> bool:
-        """True where the file asks for CLIPTextModelWithProjection, the encoder with a `text_projection` layer."""
+        """True if the file names CLIPTextModelWithProjection, the encoder with a `text_projection` layer."""
         return "CLIPTextModelWithProjection" in (self.architectures or ())
 
     def check(self) -> None:
@@ -181,8 +186,8 @@ class UNetConfig(Config):
         "cross_attention_norm": (None,),
     }
     IGNORED: ClassVar = frozenset(
-        # The reference gives resnet_out_scale_factor to other block types only; the second line is how an average of
-        # weights was taken in training, which diffusers' EMAModel writes into the file.
+        # The reference uses resnet_out_scale_factor in other block types only; the second line is diffusers' EMAModel's
+        # record of how weights were averaged in training.
         """dropout addition_embed_type_num_heads resnet_out_scale_factor
         decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup""".split()
     )
@@ -194,7 +199,7 @@ class UNetConfig(Config):
         )  # fmt: skip
         self._check_choice("down_block_types", ("CrossAttnDownBlock2D", "DownBlock2D"))
         self._check_choice("up_block_types", ("CrossAttnUpBlock2D", "UpBlock2D"))
-        self._check_choice("mid_block_type", ("UNetMidBlock2DCrossAttn", None))
+        self._check_choice("mid_block_type", MIDDLES)
         self._check_choice("act_fn", ACTIVATIONS)
         self._check_choice("addition_embed_type", (None, "text_time"))
         blocks = len(self.down_block_types)
@@ -203,7 +208,7 @@ class UNetConfig(Config):
                      "transformer_layers_per_block"):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != blocks:
-                raise ValueError(f"{name} = {value!r} should have as many entries as down_block_types, {blocks}.")
+                raise ValueError(f"{name} = {value!r} should have {blocks} entries, as down_block_types.")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(
@@ -219,7 +224,7 @@ class UNetConfig(Config):
             )
 
     def per_block(self, name: str) -> tuple:
-        """A key that may be one value or one for each down block, as one for each down block."""
+        """The value of a key for each down block, whether the file has one value or one per block."""
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,) * len(self.down_block_types)
 
@@ -227,8 +232,8 @@ class UNetConfig(Config):
     def heads(self) -> tuple[int, ...]:
         """Attention heads of each down block.
 
-        `attention_head_dim` holds the *number* of heads in SD's files, an old slip of the reference that is kept for
-        compatibility; `num_attention_heads` wins where it is given (diffusers unet_2d_condition.py).
+        `attention_head_dim` holds the *number* of heads in SD's files, a historical misnomer of the reference;
+        `num_attention_heads` takes precedence if given (diffusers unet_2d_condition.py).
         """
         return self.per_block("num_attention_heads" if self.num_attention_heads else "attention_head_dim")
 
@@ -269,7 +274,7 @@ class AutoencoderConfig(Config):
         self._check_choice("up_block_types", ("UpDecoderBlock2D",))
         self._check_choice("act_fn", ACTIVATIONS)
         if not len(self.down_block_types) == len(self.up_block_types) == len(self.block_out_channels):
-            raise ValueError("down_block_types, up_block_types and block_out_channels should be equally long.")
+            raise ValueError("down_block_types, up_block_types and block_out_channels should have the same length.")
         if not self.scaling_factor:
             raise ValueError(f"scaling_factor = {self.scaling_factor!r} should not be zero.")
         for name in ("latents_mean", "latents_std"):
@@ -299,7 +304,7 @@ class AutoencoderTinyConfig(Config):
     scaling_factor: float = 1.0
 
     FIXED: ClassVar = {"upsample_fn": ("nearest",), "shift_factor": (0.0, None)}
-    # A copy of the decoder's channels, precision, and what only the reference's form of latents as bytes has.
+    # A copy of the decoder's channels, precision, and the reference's conversion of latents to bytes.
     IGNORED: ClassVar = frozenset({"block_out_channels", "force_upcast", "latent_magnitude", "latent_shift"})
 
     def check(self) -> None:
@@ -312,8 +317,8 @@ class AutoencoderTinyConfig(Config):
             channels, blocks = getattr(self, f"{way}_block_out_channels"), getattr(self, f"num_{way}_blocks")
             if len(channels) != len(blocks) or len(set(channels)) != 1:
                 raise ValueError(
-                    f"{way}_block_out_channels = {channels!r} should be as many as num_{way}_blocks = {blocks!r}, "
-                    f"and all the same."
+                    f"{way}_block_out_channels = {channels!r} should be equal numbers, as many as "
+                    f"num_{way}_blocks = {blocks!r}."
                 )
         if not self.scaling_factor:
             raise ValueError(f"scaling_factor = {self.scaling_factor!r} should not be zero.")
@@ -325,19 +330,25 @@ class AutoencoderTinyConfig(Config):
 
     @property
     def block_out_channels(self) -> tuple[int, ...]:
-        """Channels from the picture inwards, as the large autoencoder has them."""
+        """Channels from the picture inwards, as in the large autoencoder's configuration."""
         return self.decoder_block_out_channels[::-1]
+
+
+def edm_kind(scheduler: Any) -> str:
+    """What a checkpoint with a scheduler of this class is, in words, if it is an EDM model; else ""."""
+    is_edm = isinstance(scheduler, str) and scheduler.startswith(EDM)
+    return f"an EDM model ({scheduler}), such as Playground 2.5 or CosXL" if is_edm else ""
 
 
 @dataclass(frozen=True)
 class SchedulerConfig(Config):
     """scheduler/scheduler_config.json of any of diffusers' schedulers.
 
-    FlowMatchEulerDiscreteScheduler's says `prediction_type` "flow", which is a network's that was trained by flow
-    matching; it may have a `shift`.
+    FlowMatchEulerDiscreteScheduler's has `prediction_type` "flow", for networks trained by flow matching, and may have
+    a `shift`.
 
-    None means that the file lacks the key. What it then is, is the chosen sampler's to say, because the reference's
-    scheduler classes differ in their defaults.
+    None means that the file lacks the key. The chosen sampler then decides, because the reference's scheduler classes
+    differ in their defaults.
     """
 
     num_train_timesteps: int = 1000
@@ -382,9 +393,9 @@ class SchedulerConfig(Config):
         "lambda_min_clipped": (float("-inf"), "-Infinity"),
     }
     IGNORED: ClassVar = frozenset(
-        # Of no effect without thresholding, clipping or flow matching; latents are never clipped, as in the
-        # reference's StableDiffusionPipeline, whose constructor turns clip_sample off. Which algorithm of DPM-Solver
-        # is run, the sampler's name says, not the file (algorithm_type).
+        # No effect without thresholding, clipping or flow matching; latents are never clipped, as in the reference's
+        # StableDiffusionPipeline, whose constructor turns clip_sample off. The sampler's name, not the file
+        # (algorithm_type), selects the DPM-Solver algorithm.
         """algorithm_type clip_sample clip_sample_range dynamic_thresholding_ratio sample_max_value flow_shift
         time_shift_type base_shift max_shift base_image_seq_len max_image_seq_len noise_sampler_seed
         use_clipped_model_output""".split()
@@ -392,7 +403,9 @@ class SchedulerConfig(Config):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> SchedulerConfig:
-        """As other configurations; the class's name says which files are of flow matching."""
+        """As for other configurations; the scheduler's class name marks flow matching."""
+        if isinstance(values, Mapping) and (kind := edm_kind(values.get("_class_name"))):
+            raise UnsupportedCheckpointError(f"{source}: the checkpoint is {kind}, which is not supported.")
         if isinstance(values, Mapping) and values.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
             values = {"timestep_spacing": "linspace", **values, "prediction_type": "flow"}
         return super().from_dict(values, source)
@@ -406,7 +419,7 @@ class SchedulerConfig(Config):
         self._check_choice("final_sigmas_type", (None, "zero", "sigma_min"))
         self._check_choice("timestep_type", ("discrete", "continuous"))
         if isinstance(self.shift, bool) or not isinstance(self.shift, (int, float)) or not 0 < self.shift < math.inf:
-            raise ValueError(f"shift = {self.shift!r} should be a number above 0.")
+            raise ValueError(f"shift = {self.shift!r} should be a positive number.")
         if self.prediction_type != "flow" and self.shift != 1:
             raise ValueError(f"shift = {self.shift!r} belongs to flow matching, not to {self.prediction_type!r}.")
         if self.prediction_type == "flow":

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-CLIP, OPEN_CLIP = "clip", "open_clip"  # whose names a text encoder has in a single file: transformers' or OpenCLIP's
+CLIP, OPEN_CLIP = "clip", "open_clip"  # a text encoder's names in a single file: transformers' or OpenCLIP's
 
 # Latents to colours without the VAE: a matrix of latent channels by R, G, B, then the bias; results lie in [-1, 1].
 Colours = tuple[tuple[tuple[float, ...], ...], tuple[float, float, float]]
@@ -21,20 +21,20 @@ class TextEncoder:
     """One text encoder of a family."""
 
     prefix: str  # of its keys in a single file
-    width: int  # of its hidden states, and so of an embedding's vectors
-    kind: str = CLIP
+    width: int  # of its hidden states, and of an embedding's vectors
+    kind: str = CLIP  # the network, and its names in the files that are written
     pad_token: str = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
 class Family:
-    """Everything known about a family. The defaults suit a family about which nothing is known."""
+    """Everything known about a family. The defaults suit an unknown one."""
 
     key: str
     title: str = ""  # as lists and messages have it
     long_title: str = ""
 
-    # Defaults for a checkpoint that has none of its own.
+    # Defaults for a checkpoint without its own.
     side: int = 512  # pixels
     cfg: float = 7.5
     downscale: int = 8  # pixels to a latent, along each side
@@ -42,29 +42,31 @@ class Family:
     # Text.
     text_encoders: tuple[TextEncoder, ...] = ()
     pooled: bool = False  # the U-Net also takes the last encoder's pooled vector and the picture's sizes
-    zeros_for_empty_prompt: bool = False  # instead of encoding a missing negative prompt; a folder may override it
+    zeros_for_empty_prompt: bool = (
+        False  # for a missing negative prompt, instead of encoding it; a folder may override it
+    )
     embedding_keys: tuple[tuple[str, ...], ...] = ()  # of each encoder's vectors in an embedding's file, by maker
 
-    # The U-Net of a single file, as far as tensor shapes do not determine it.
+    # The U-Net of a single file, where tensor shapes do not determine it.
     latent_side: int = 64  # that it was trained on
     latent_side_of_eps: int | None = None  # for models that predict eps, if it differs
     heads: int | None = None  # of every attention; None: one per 64 channels
     linear_projection: bool = True
     upcast_attention: bool = False
-    marks_v: bool = True  # v prediction is marked by a key in the file; otherwise the weights tell
+    marks_v: bool = True  # v prediction is marked by a key in the file; otherwise the weights decide
 
     # The autoencoder.
     scaling_factor: float = 0.18215
     latent_channels: int = 4
-    float32_vae: bool = False  # honours force_upcast: runs in float32 even when the rest is float16, as the reference
+    float32_vae: bool = False  # honours force_upcast, as the reference: runs in float32 even if the rest is float16
     tiny_vae: str = ""  # TAESD for these latents, on the hub
     colours: Colours | None = None
 
     # The schedule.
-    steps_offset: int | None = None  # overrides the files, which the reference treats as mistaken; None: as in the file
+    steps_offset: int | None = None  # overrides the files, as the reference does; None: as in the file
     schedule: Mapping[str, Any] = field(default_factory=dict)  # further scheduler_config.json keys for single files
 
-    # Folders in diffusers' form: a regular expression for the pipeline classes that are listed, then what is written.
+    # Folders in diffusers' form: a regular expression for the pipeline classes that are read, then what is written.
     pipelines: str = r"(?!)"
     pipeline: str = ""
     scheduler: str = ""
@@ -182,6 +184,11 @@ def get(key: str) -> Family:
 def of_width(text_width: int) -> Family | None:
     """The family whose U-Net attends to text of this width."""
     return next((family for family in FAMILIES.values() if family.text_width == text_width), None)
+
+
+def of_text_encoder(kind: str, pooled: bool) -> Family | None:
+    """The family whose first text encoder is of a kind, for text widths that are no family's."""
+    return next((row for row in FAMILIES.values() if (row.text_encoders[0].kind, row.pooled) == (kind, pooled)), None)
 
 
 def of_network(text_width: Any, pooled: bool) -> Family:

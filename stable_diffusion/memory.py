@@ -1,7 +1,7 @@
 """How much memory a generation takes, and how much there is: what cannot fit is refused before it starts.
 
-The estimates are linear in the pixels, as all operations are (attention never holds all of its scores); their factors
-were measured (benchmarks/growth.py, docs/performance.md).
+The estimates are linear in the pixels, as all operations are, but for attention's scores on a GPU, of which never more
+than a few blocks exist (ops/heads.py); their factors were measured (benchmarks/growth.py, docs/performance.md).
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 from mlx.utils import tree_reduce
 
+from . import backend
 from .backend import give_back_memory, has_gpu, mx
 from .diffusion.network import DenoisingNetwork, LatentSpace
 from .errors import CheckpointError, InputError
+from .ops import heads
 
 MEMORY_VARIABLE = "STABLE_DIFFUSION_MEMORY"
 # Values at the peak of each pixel of a picture that is decoded, in multiples of the first level's channels. Not
@@ -43,17 +45,22 @@ class Needs:
 
     def network_bytes(self, rows: int, width: int, height: int) -> int:
         """Of one call of the denoising network, whose rows are pictures times texts."""
-        latents = (1 if self.one_by_one else rows) * width * height // self.vae.downscale**2
-        return latents * self.values_per_latent * self.item_size
+        at_once, latents = 1 if self.one_by_one else rows, width * height // self.vae.downscale**2
+        values = at_once * latents * self.values_per_latent
+        return values * self.item_size + heads.scores_bytes(at_once, latents, self.item_size)
 
     def decoder_bytes(self, width: int, height: int) -> int:
         """Of one picture's decoding, whole."""
-        return width * height * DECODER_VALUES * self.vae.block_out_channels[0] * self.vae_item_size
+        values = width * height * DECODER_VALUES * self.vae.block_out_channels[0] * self.vae_item_size
+        return values + heads.scores_bytes(1, width * height // self.vae.downscale**2, self.vae_item_size)
 
     def in_tiles(self, width: int, height: int) -> bool:
-        """Whether a picture is to be decoded in tiles: whole, it would not fit."""
-        there = available()
-        return there is not None and self._decoder_weights + self.decoder_bytes(width, height) > there
+        """Whether a picture is to be decoded in tiles: whole, it would not fit, or take most of a GPU's working set."""
+        there, working_set = available(), backend.working_set()
+        needed = self.decoder_bytes(width, height)
+        if working_set is not None and needed > working_set // 2:
+            return True
+        return there is not None and self._decoder_weights + needed > there
 
     def check(self, rows: int, n_images: int, width: int, height: int, with_low_memory: Needs | None = None) -> None:
         """Raise `InputError` where a generation cannot fit, with what would; `rows` are those of a network's call.
@@ -130,8 +137,7 @@ def available() -> int | None:
             return int(float(chosen) * GIB)
         raise InputError(f"${MEMORY_VARIABLE} = {chosen!r} should be a number of GiB, such as 12.")
     if has_gpu():
-        size = mx.device_info().get("memory_size")
-        return size if isinstance(size, int) and size > 0 else None
+        return backend.device_memory()
     free = min(_free(), default=None)
     return None if free is None else free + mx.get_active_memory() + mx.get_cache_memory()
 

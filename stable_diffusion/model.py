@@ -26,6 +26,7 @@ from .model_io.load_vae import cached_tiny_vae, load_vae
 from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .pictures.reading import as_input
+from .places import expanded
 from .text.conditioning import TextConditioner
 from .text.prompt import A1111, Blend, as_text, check_text
 from .text.tags import Strength
@@ -62,7 +63,7 @@ class LoadedModel:
         dtype = mx.float16 if float16 else mx.float32
         name, path = locate(model, float16, progress)
         half_unet = low_memory and not backend.has_gpu()
-        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet)
+        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet, vae is not None)
         if bits is not None:
             quantise(checkpoint.unet, checkpoint.text_encoders, bits, progress)
         other = None if vae is None else load_vae(vae, checkpoint.vae.config, checkpoint.family, dtype, progress)
@@ -202,6 +203,8 @@ class LoadedModel:
         if self._spares:
             mx.eval(latents)
             self._unloader.drop(*([self._unet] if self.low_memory and not self._painting else []))
+        if not self._painting:
+            backend.end_phase()
         decode = self._vae.decode
         if self._needs.in_tiles(width, height):
             decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
@@ -239,10 +242,14 @@ class LoadedModel:
         networks = self._overlay.networks(choices)
         return networks.unet, reader.replaced(encoders=networks.text_encoders)
 
-    def _with_embeddings(self, pieces: Sequence[str], reader: TextReader) -> TextReader:
+    def _with_embeddings(
+        self, pieces: Sequence[str], reader: TextReader, loras: tuple[Choice, ...] | None = None
+    ) -> TextReader:
+        """A reader that knows the embeddings which the pieces name, those in the `loras` (None: `set_loras`') too."""
         if self.tokenizer is None:
             return reader
-        found = self._embeddings.used_in(pieces, self.tokenizer, self._overlay.bare.text_encoders)
+        bundled = self._overlay.embeddings(self._loras if loras is None else loras)
+        found = self._embeddings.used_in(pieces, self.tokenizer, self._overlay.bare.text_encoders, bundled)
         if not found:
             return reader
         tokenizers, encoders = with_embeddings(reader.tokenizers, reader.encoders, found)
@@ -258,7 +265,7 @@ class LoadedModel:
     @cached_property
     def _files_used(self) -> dict[str, str | None]:
         """For `Used`: the model's hash, and the name and hash of the VAE in place of its own; None for a folder."""
-        vae = None if self._other_vae is None else Path(self._other_vae).expanduser()
+        vae = None if self._other_vae is None else expanded(self._other_vae)
         name = None if self._other_vae is None else os.fspath(self._other_vae)
         if vae is not None and vae.exists():
             name = vae.resolve().name

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import backend, memory
 from .adapters import files
+from .adapters.overlay import Choice, Loras
 from .backend import mx
 from .diffusion.call import Call, check_call
 from .diffusion.conditioned import ConditionedNetwork
@@ -149,10 +150,14 @@ class StableDiffusion(LoadedModel):
         """The pictures that can share a batch."""
         alone = [call.only([place]) for place in range(len(call.prompts))]
         pieces = [piece for each in alone for piece in each.script.pieces]
-        reader = self._with_embeddings(list(dict.fromkeys(pieces)), self._conditioner)
+        pieces = list(dict.fromkeys(pieces))
+        readers = {
+            loras: self._with_embeddings(pieces, self._conditioner, self._chosen(loras))
+            for loras in dict.fromkeys(each.loras for each in alone)
+        }
         groups: dict[Any, list[int]] = {}
         for place, each in enumerate(alone):
-            key = each.loras, each.script.weights, reader.n_chunks(each.script.texts)
+            key = each.loras, each.script.weights, readers[each.loras].n_chunks(each.script.texts)
             groups.setdefault(key, []).append(place)
         return list(groups.values())
 
@@ -207,16 +212,20 @@ class StableDiffusion(LoadedModel):
     def _networks(self, call: Call) -> tuple[DenoisingNetwork, TextReader]:
         """What paints and what reads for one generation: with the LoRAs and the embeddings that its texts name."""
         network, reader = self._unet, self._conditioner.replaced(clip_skip=call.clip_skip)
+        choices = self._chosen(call.loras)
         if call.loras:
-            choices = (*self._loras, *self._overlay.choose(call.loras, names_only=True))
             network, reader = self._laid_over(choices, reader)
         else:
             self._overlay.forget()
-        return network, self._with_embeddings(call.script.pieces, reader)
+        return network, self._with_embeddings(call.script.pieces, reader, choices)
+
+    def _chosen(self, tags: Loras) -> tuple[Choice, ...]:
+        """The LoRAs of one generation: those of `set_loras`, then those that its texts' tags name."""
+        return (*self._loras, *self._overlay.choose(tags, names_only=True))
 
     def _used(self, call: Call) -> Used:
         """What a generation paints with, as it is on the disk now."""
-        loras = (*self._loras, *self._overlay.choose(call.loras, names_only=True))
+        loras = self._chosen(call.loras)
         named = self._embeddings.named_in(call.script.pieces, self.tokenizer) if self.tokenizer is not None else {}
         return Used(
             self.name,
@@ -224,7 +233,7 @@ class StableDiffusion(LoadedModel):
             backend.version(),
             tuple(self.loras),
             {each.name: files.short_hash(each.path) for each in loras},
-            {name: files.short_hash(path) for name, path in named.items()},
+            {name: files.short_hash(path) for name, path in named.items() if path},
             **self._files_used,
         )
 

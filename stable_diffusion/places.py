@@ -7,6 +7,18 @@ from importlib import resources
 from pathlib import Path
 
 HOME_VARIABLE = "STABLE_DIFFUSION_HOME"
+CACHE_VARIABLE = "STABLE_DIFFUSION_CACHE"
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """A path whose leading `~` or `~user` stands for a home folder; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def folders_in(variable: str, several: bool = True) -> list[Path]:
+    """The folders that an environment variable names, separated as in $PATH where there may be `several`."""
+    named = os.environ.get(variable, "")
+    return [expanded(part) for part in (named.split(os.pathsep) if several else [named]) if part]
 
 
 def packaged(*parts: str) -> Path:
@@ -14,12 +26,19 @@ def packaged(*parts: str) -> Path:
     return Path(str(resources.files(__package__).joinpath(*parts)))
 
 
+def cache_folder() -> Path:
+    """What may be deleted at any time: $STABLE_DIFFUSION_CACHE, or a folder of the user's cache ($XDG_CACHE_HOME)."""
+    if named := folders_in(CACHE_VARIABLE, several=False):
+        return named[0]
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "stable-diffusion-mlx"
+
+
 def home() -> Path:
     """The folder that holds models/, loras/, embeddings/ and outputs/.
 
     $STABLE_DIFFUSION_HOME, else the checkout that this package is part of, else (installed by pip) the current folder.
     """
-    if named := os.environ.get(HOME_VARIABLE):
-        return Path(named).expanduser()
+    if named := folders_in(HOME_VARIABLE, several=False):
+        return named[0]
     checkout = packaged().parent
     return checkout if (checkout / "pyproject.toml").is_file() and (checkout / "webui.sh").is_file() else Path.cwd()

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checks import MAX_SEED, Choice, Flag, Number, Text, Whole, number, text
+from .checks import MAX_SEED, Choice, FilePath, Flag, Number, Text, Whole, number, text
 from .config import UNET_PREDICTIONS
 from .errors import InputError, SamplerError
 from .pictures import FITS, MASKED_CONTENTS
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .record.inputs import InputFile
     from .sampler import Sampler
 
-EXACT = 2**53 - 1  # the largest integer that a browser counts exactly
 GRID = 8  # pixels: what widths and heights are multiples of
 
 
@@ -73,7 +72,7 @@ class Request:
     )  # fmt: skip
     seed: int | None = setting(
         None, Whole(-1, MAX_SEED), "the same seed and settings give the same picture; picture i gets seed + i",
-        title="Seed", group=WHAT, metavar="N", unset=-1, usual="-1, a new one", shown=(-1, EXACT),
+        title="Seed", group=WHAT, metavar="N", unset=-1, usual="-1, a new one",
     )  # fmt: skip
     width: int | None = _dimension("width")
     height: int | None = _dimension("height")
@@ -88,7 +87,7 @@ class Request:
     )  # fmt: skip
     variation_seed: int | None = setting(
         None, Whole(-1, MAX_SEED), "that other seed; picture i gets it + i", group=SEVERAL, metavar="N", unset=-1,
-        title="Variation seed", usual="-1, a new one", key=keys.VARIATION_SEED, shown=(-1, EXACT),
+        title="Variation seed", usual="-1, a new one", key=keys.VARIATION_SEED,
         counts=lambda request: request.variation_strength > 0,
     )  # fmt: skip
     batch_size: int = setting(
@@ -100,7 +99,8 @@ class Request:
     model: str = "postcards-tiny"
     loras: tuple[tuple[str, float], ...] = ()
     vae: str | None = setting(
-        None, Text(), "a VAE in place of the model's own: a file, a folder in diffusers' form, or a hub id",
+        None, FilePath(),
+        "a VAE in place of the model's own: a name in models/VAE, a file, a folder in diffusers' form, or a hub id",
         title="VAE", group=HOW, metavar="FILE", load="vae", usual="the model's", unset="",
     )  # fmt: skip
     prediction_type: str | None = setting(

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import ops
 from .backend import has_gpu, mx, nn
-from .config import UNetConfig
+from .config import ONE_RESNET, UNetConfig
 from .diffusion.network import Conditioning, Extras, Tap
 from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
 
@@ -360,6 +360,8 @@ class _LevelBuilder:
     def middle(self) -> UNetLevel:
         config, channels = self.config, self.config.block_out_channels[-1]
         scale = config.mid_block_scale_factor
+        if config.mid_block_type == ONE_RESNET:
+            return UNetLevel([self._resnet(channels, channels, scale)], [])
         resnets = [self._resnet(channels, channels, scale) for _ in range(2)]
         return UNetLevel(resnets, [self._transformer(-1, _layer_depth(self.depths[-1], 0), only_cross=False)])
 

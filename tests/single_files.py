@@ -134,6 +134,17 @@ def _open_clip(shapes: dict, p: str) -> None:
         _pair(shapes, name, WIDTH)
 
 
+def header(path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, str] | None = None) -> Path:
+    """A safetensors file of float16 that is a header alone, for shapes of real sizes."""
+    entries: dict[str, object] = {"__metadata__": metadata or {}}
+    end = 0
+    for key, shape in shapes.items():
+        start, end = end, end + 2 * int(np.prod(shape))
+        entries[key] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+    path.write_bytes(safetensors(entries))
+    return path
+
+
 # What torch.save writes, without torch
 
 
@@ -211,9 +222,11 @@ def named(module: str, name: str) -> _Named:
     return _Named(module, name)
 
 
-def ckpt(arrays: dict[str, np.ndarray], beside: dict | None = None, root: str = "archive") -> bytes:
+def ckpt(
+    arrays: dict[str, np.ndarray], beside: dict | None = None, root: str = "archive", key: str = "state_dict"
+) -> bytes:
     """A .ckpt in the zip form."""
-    content = {"state_dict": OrderedDict((key, _Tensor(str(i), a)) for i, (key, a) in enumerate(arrays.items()))}
+    content = {key: OrderedDict((name, _Tensor(str(i), a)) for i, (name, a) in enumerate(arrays.items()))}
     data = {f"data/{i}": array.tobytes() for i, array in enumerate(arrays.values())}
     entries = {"data.pkl": pickled(content | (beside or {})), "byteorder": b"little", **data, "version": b"3\n"}
     return zipped(entries, root)
@@ -227,9 +240,9 @@ def zipped(entries: dict[str, bytes], root: str = "archive", compression: int = 
     return stream.getvalue()
 
 
-def legacy(arrays: dict[str, np.ndarray], beside: dict | None = None) -> bytes:
+def legacy(arrays: dict[str, np.ndarray], beside: dict | None = None, key: str = "state_dict") -> bytes:
     """A .ckpt as torch wrote it before 1.6."""
-    content = {"state_dict": OrderedDict((key, _Tensor(str(i), a)) for i, (key, a) in enumerate(arrays.items()))}
+    content = {key: OrderedDict((name, _Tensor(str(i), a)) for i, (name, a) in enumerate(arrays.items()))}
     machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
     parts: Iterable[bytes] = [
         pickled(0x1950A86A20F9469CFC6C),

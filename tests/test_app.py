@@ -13,11 +13,12 @@ st = pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest  # noqa: E402
 
 from stable_diffusion import catalogue  # noqa: E402
+from stable_diffusion.errors import InputError  # noqa: E402
 from stable_diffusion.record import picture_files  # noqa: E402
 from stable_diffusion.request import Request  # noqa: E402
 from stable_diffusion.service import shared, values  # noqa: E402
 from stable_diffusion.service.jobs import Frame, Job, Picture, State  # noqa: E402
-from stable_diffusion.webui.components import form, live, session  # noqa: E402
+from stable_diffusion.webui.components import field_guard, form, live, session  # noqa: E402
 from tests.pretend import PretendEngine, over, wait  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +83,8 @@ def test_the_names_that_people_and_tests_hold_on_to(page):
         "text_area": ["Prompt", "Negative prompt"],
         "selectbox": ["Model", "Sampler"],
         "slider": ["Steps", "CFG"],
-        "number_input": ["Seed", "Width", "Height", "Number of pictures"],
+        "text_input": ["Seed"],
+        "number_input": ["Width", "Height", "Number of pictures"],
         "button": ["Generate", "Cancel"],
     }.items():
         for label in labels:
@@ -98,7 +100,7 @@ def test_it_starts_with_the_embedded_model_and_its_defaults(page):
     assert labelled(page.slider, "Steps").value == defaults.steps
     assert labelled(page.slider, "CFG").value == defaults.cfg
     assert labelled(page.number_input, "Width").value == defaults.width
-    assert labelled(page.number_input, "Seed").value == -1
+    assert labelled(page.text_input, "Seed").value == "-1"
 
 
 def test_a_first_visit_offers_prompts_that_the_model_can_do_something_with(page):
@@ -130,7 +132,7 @@ def test_what_the_form_says_reaches_the_engine(engine, page):
     labelled(page.text_area, "Negative prompt").set_value("rain")
     labelled(page.slider, "Steps").set_value(3)
     labelled(page.slider, "CFG").set_value(2.5)
-    labelled(page.number_input, "Seed").set_value(42)
+    labelled(page.text_input, "Seed").set_value("42")
     labelled(page.number_input, "Width").set_value(192)
     labelled(page.number_input, "Number of pictures").set_value(2)
     job = generate(page)
@@ -152,13 +154,13 @@ def test_what_the_form_says_reaches_the_engine(engine, page):
     assert second["seed"] == 43
 
 
-def test_generate_and_cancel_change_places_while_a_job_runs(engine):
+def test_cancel_can_be_pressed_while_a_job_runs(engine):
     engine.gate = threading.Semaphore(0)
     page = open_page()
     assert [button(page, name).disabled for name in ("Generate", "Cancel")] == [False, True]
     labelled(page.text_area, "Prompt").set_value("a")
     job = generate(page)
-    assert [button(page, name).disabled for name in ("Generate", "Cancel")] == [True, False]
+    assert [button(page, name).disabled for name in ("Generate", "Cancel")] == [False, False]
     wait(lambda: job.state is State.RUNNING)
     button(page, "Cancel").click()
     page.run()
@@ -174,13 +176,13 @@ def test_a_job_is_found_again_after_a_reload_with_all_its_settings(engine):
     page = open_page()
     labelled(page.text_area, "Prompt").set_value("a red house")
     labelled(page.slider, "Steps").set_value(9)
-    labelled(page.number_input, "Seed").set_value(5)
+    labelled(page.text_input, "Seed").set_value("5")
     job = generate(page)
     assert page.query_params["job"] in (job.id, [job.id])
     again = open_page(job=job.id)
     assert labelled(again.text_area, "Prompt").value == "a red house"
     assert labelled(again.slider, "Steps").value == 9
-    assert labelled(again.number_input, "Seed").value == 5
+    assert labelled(again.text_input, "Seed").value == "5"
     assert not button(again, "Cancel").disabled
 
 
@@ -346,13 +348,255 @@ def test_the_seed_of_the_last_picture_comes_back_and_goes(engine, page):
     labelled(page.text_area, "Prompt").set_value("a")
     over(job := generate(page))
     page.run()
-    assert labelled(page.number_input, "Seed").value == -1
+    assert labelled(page.text_input, "Seed").value == "-1"
     button(page, "Reuse last").click()
     page.run()
-    assert labelled(page.number_input, "Seed").value == job.pictures[0].seed
+    assert labelled(page.text_input, "Seed").value == str(job.pictures[0].seed)
     button(page, "Random").click()
     page.run()
-    assert labelled(page.number_input, "Seed").value == -1
+    assert labelled(page.text_input, "Seed").value == "-1"
+
+
+def test_the_seed_of_the_picture_that_is_shown_comes_back(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a")
+    labelled(page.text_input, "Seed").set_value("7")
+    labelled(page.number_input, "Number of pictures").set_value(3)
+    over(generate(page))
+    page.run()
+    for chosen, seed in ((1, "8"), (2, "9"), (live.ALL, "7")):
+        labelled(page.button_group, "Picture").set_value(chosen)
+        page.run()
+        button(page, "Reuse last").click()
+        page.run()
+        assert labelled(page.text_input, "Seed").value == seed
+
+
+def test_the_variation_that_is_shown_comes_back(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a")
+    labelled(page.text_input, "Seed").set_value("7")
+    labelled(page.slider, "Variation strength").set_value(0.5)
+    labelled(page.number_input, "Number of pictures").set_value(2)
+    over(job := generate(page))
+    page.run()
+    labelled(page.button_group, "Picture").set_value(1)
+    page.run()
+    button(page, "Reuse last").click()
+    page.run()
+    assert labelled(page.text_input, "Seed").value == "7"
+    assert labelled(page.text_input, "Variation seed").value == str(job.drawn.variation_seed + 1)
+
+
+def test_a_seed_of_64_bits_reaches_the_engine_and_comes_back(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a")
+    labelled(page.text_input, "Seed").set_value(str(2**64 - 1))
+    over(job := generate(page))
+    assert engine.models[0].calls[0][1]["seed"] == 2**64 - 1
+    again = open_page(job=job.id)
+    assert labelled(again.text_input, "Seed").value == str(2**64 - 1)
+
+
+@pytest.mark.parametrize("seed", ["-5", str(2**64), "x", "1.5"])
+def test_nothing_is_painted_while_a_seed_is_not_valid(engine, page, seed):
+    labelled(page.text_area, "Prompt").set_value("a")
+    labelled(page.text_input, "Seed").set_value(seed)
+    button(page, "Generate").click()
+    page.run()
+    assert not page.exception and engine.models == []
+    assert labelled(page.text_input, "Seed").value == seed, "what is wrong stays to be seen"
+    assert [error.value for error in page.error].count(
+        session.plain(f"Seed: {seed!r} should be a whole number from -1 to {2**64 - 1}.")
+    ) == 2, "beside the field and beside the button"
+    labelled(page.text_input, "Seed").set_value("5")
+    over(generate(page))
+    page.run()
+    assert not page.error and engine.models[0].calls[0][1]["seed"] == 5
+
+
+def test_a_seed_of_a_variation_counts_only_with_one(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a")
+    labelled(page.slider, "Variation strength").set_value(0.5)
+    page.run()
+    labelled(page.text_input, "Variation seed").set_value("x")
+    button(page, "Generate").click()
+    page.run()
+    assert engine.models == [] and "Variation seed" in page.error[-1].value
+    labelled(page.slider, "Variation strength").set_value(0.0)
+    page.run()
+    over(job := generate(page))
+    assert job.state is State.DONE
+
+
+def test_a_field_that_refuses_its_value_is_named(monkeypatch):
+    field = {"label": "Width", "value": "99999", "low": "64", "high": "2048"}
+    for sent, words in (
+        ({"invalid": [field]}, "Width: 99999 should be a number from 64 to 2048."),
+        ({"invalid": [field | {"value": ""}]}, "Width: this should be a number from 64 to 2048."),
+        ({"invalid": ["nonsense"]}, ""),
+        ({"invalid": []}, ""),
+        (None, ""),
+    ):
+        monkeypatch.setattr(field_guard.st, "session_state", {field_guard.KEY: sent})
+        if words:
+            with pytest.raises(InputError) as refused:
+                field_guard.check()
+            assert str(refused.value) == words
+        else:
+            field_guard.check()
+
+
+# --- The queue
+
+
+def start(page, prompt):
+    labelled(page.text_area, "Prompt").set_value(prompt)
+    button(page, "Generate").click()
+    page.run()
+    assert not page.exception
+    return next(job for job in reversed(session.the_worker()._jobs.values()) if job.request.prompt == prompt)
+
+
+def rows(page):
+    """The rows of the queue, and what each can be asked to do."""
+    works = session.the_worker().queue()
+    keys = [button.key or "" for button in page.button]
+    return [[key.partition("-")[0] for key in keys if key.endswith(work.id)] for work in works]
+
+
+def press(page, key):
+    next(button for button in page.button if button.key == key).click()
+    page.run()
+    assert not page.exception
+
+
+def test_one_tab_queues_several_jobs_and_follows_them(engine):
+    engine.gate = threading.Semaphore(0)
+    page = open_page()
+    first, second, third = (start(page, prompt) for prompt in "abc")
+    wait(lambda: first.state is State.RUNNING)
+    page.run()
+    assert job_of(page) is first
+    assert rows(page) == [["stop"], ["show", "stop"], ["show", "earlier", "stop"]]
+    press(page, f"earlier-{third.id}")
+    assert session.the_worker().queue() == [first, third, second]
+    press(page, f"stop-{second.id}")
+    assert second.state is State.CANCELLED
+    engine.gate.release(20)
+    over(first)
+    wait(lambda: third.state is State.RUNNING)
+    page.run()
+    assert job_of(page) is third
+    engine.gate.release(20)
+    over(third)
+    page.run()
+    assert job_of(page) is third and labelled(page.slider, "Step")
+    assert [call[0] for call in engine.models[0].calls] == ["a", "c"]
+
+
+def test_a_fresh_tab_sees_what_another_one_began_and_can_stop_it(engine):
+    engine.gate = threading.Semaphore(0)
+    prompt = "a *red* house <b>x</b> :red[y]"
+    job = start(open_page(), prompt)
+    wait(lambda: job.state is State.RUNNING)
+    fresh = open_page()
+    assert button(fresh, "Cancel").disabled
+    (row,) = [text for text in captions(fresh) if session.plain(prompt) in text]
+    assert "running" in row or "%" in row
+    fresh.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
+    assert rows(fresh)[0] == ["show", "stop"]
+    fresh.switch_page("stable_diffusion/webui/pages/text_to_image.py").run()
+    press(fresh, f"show-{job.id}")
+    fresh.run()
+    assert job_of(fresh) is job and not button(fresh, "Cancel").disabled
+    other = open_page()
+    press(other, f"stop-{job.id}")
+    engine.gate.release(1)
+    over(job)
+    assert job.state is State.CANCELLED
+    fresh.run()
+    assert button(fresh, "Cancel").disabled
+
+
+def test_a_double_click_counts_once(engine):
+    engine.gate = threading.Semaphore(0)
+    page = open_page()
+    start(page, "a"), start(page, "a")
+    assert len(session.the_worker().queue()) == 1
+    page.session_state["submitted"] = (0.0, None)
+    start(page, "a")
+    assert len(session.the_worker().queue()) == 2
+
+
+def test_forever_paints_on_with_new_seeds_until_it_is_switched_off(engine):
+    engine.gate = threading.Semaphore(0)
+    page = open_page()
+    labelled(page.text_input, "Seed").set_value("7")
+    labelled(page.slider, "Steps").set_value(1)
+    labelled(page.toggle, "Generate forever").set_value(True)
+    first = start(page, "a")
+    engine.gate.release(2)
+    wait(lambda: len(engine.models[0].calls) == 3)
+    page.run()
+    job = job_of(page)
+    assert job is not first and job.series == first.series and job.request.seed == 9
+    assert not button(page, "Cancel").disabled, "the tab follows"
+    assert labelled(open_page(job=job.id).toggle, "Generate forever").value
+    labelled(page.toggle, "Generate forever").set_value(False)
+    page.run()
+    engine.gate.release(1)
+    over(job)
+    page.run()
+    assert session.the_worker().queue() == []
+    assert [arguments["seed"] for _, arguments in engine.models[0].calls] == [7, 8, 9]
+
+
+def test_what_a_cancelled_picture_has_come_to_can_be_kept(engine, tmp_path):
+    engine.gate = threading.Semaphore(0)
+    page = open_page()
+    labelled(page.slider, "Steps").set_value(9)
+    job = start(page, "a red house")
+    engine.gate.release(2)
+    wait(lambda: job.frame is not None and job.frame.index == 2)
+    button(page, "Cancel").click()
+    page.run()
+    engine.gate.release(1)
+    over(job)
+    page.run()
+    assert not list(tmp_path.rglob("*.png"))
+    button(page, "Keep the picture so far").click()
+    page.run()
+    assert not page.exception
+    (file,) = tmp_path.rglob("*.png")
+    found = picture_files.read_parameters(file)
+    assert (found.prompt, found.steps, found.extra["Stopped after"]) == ("a red house", 9, "3 of 9 steps")
+    assert found.seed == job.pictures[0].seed
+    page.run()
+    assert [each.label for each in page.get("download_button")] == ["Download"]
+    assert not [each for each in page.button if each.label == "Keep the picture so far"]
+
+
+def test_the_picture_takes_its_own_size_or_shape(engine, page):
+    page.switch_page(IMAGE_PAGE).run()
+    labelled(page.get("file_uploader"), "Input picture").set_value(("in.png", png((301, 200)), "image/png"))
+    page.run()
+    button(page, "Take the picture's size").click()
+    page.run()
+    assert tuple(labelled(page.number_input, side).value for side in ("Width", "Height")) == (304, 200)
+    button(page, "Take the picture's shape").click()
+    page.run()
+    assert tuple(labelled(page.number_input, side).value for side in ("Width", "Height")) == (160, 104)
+
+
+def test_pictures_that_cannot_be_saved_leave_every_page_standing(engine, page, monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(session.the_worker(), "outputs", tmp_path / "file" / "outputs")
+    labelled(page.text_area, "Prompt").set_value("a")
+    over(job := generate(page))
+    page.run()
+    assert "Download it from here to keep it" in page.warning[0].value.replace("\\", "")
+    assert picture_files.read_parameters(io.BytesIO(live._bytes(job.pictures[0]))).prompt == "a"
+    st.cache_resource.clear()
+    page.switch_page("stable_diffusion/webui/pages/gallery.py").run()
+    assert not page.exception
 
 
 @pytest.fixture
@@ -384,18 +628,18 @@ def test_loras_and_their_strengths_are_chosen_kept_and_recalled(lora_files, engi
 
 
 def test_clip_skip_and_variation_reach_the_request_and_come_back(engine, page):
-    assert labelled(page.number_input, "Variation seed").disabled
+    assert labelled(page.text_input, "Variation seed").disabled
     labelled(page.number_input, "Clip skip").set_value(2)
     labelled(page.slider, "Variation strength").set_value(0.25)
     labelled(page.text_area, "Prompt").set_value("a")
     page.run()
-    labelled(page.number_input, "Variation seed").set_value(7)
+    labelled(page.text_input, "Variation seed").set_value("7")
     over(job := generate(page))
     request = job.request
     assert (request.clip_skip, request.variation_seed, request.variation_strength) == (2, 7, 0.25)
     again = open_page(job=job.id)
     assert labelled(again.number_input, "Clip skip").value == 2
-    assert labelled(again.number_input, "Variation seed").value == 7
+    assert labelled(again.text_input, "Variation seed").value == "7"
     assert labelled(again.slider, "Variation strength").value == 0.25
 
 
@@ -661,6 +905,54 @@ def test_a_lesson_that_fails_says_so_and_can_be_tried_again(engine, lessons):
     page.run()
     settle(page)
     assert len(page.error) == 1
+
+
+@pytest.fixture
+def training_page(engine):
+    """The lessons' page at the lesson that asks nothing of a model."""
+    page = open_page()
+    page.session_state["lesson"] = "Training"
+    page.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
+    settle(page)
+    return page
+
+
+@pytest.mark.parametrize(("error", "said"), [(1e-6, "Everything agrees."), (1.0, "this machine may be wrong")])
+def test_the_machine_is_tested_without_a_model(engine, training_page, monkeypatch, error, said):
+    from stable_diffusion.selftest import run, shapes
+    from stable_diffusion.selftest.report import Comparison, Report
+
+    asked = []
+
+    def tested(sizes, progress):
+        progress("Testing: noise", 0.0)
+        asked.append(sizes)
+        return Report({"machine": "a Mac"}, [], [Comparison("noise", "numbers", error, 1e-3)], {"noise": 0.1})
+
+    monkeypatch.setattr(run, "run", tested)
+    page, loads = training_page, len(engine.loads)
+    assert not page.code
+    button(page, "Test this machine").click()
+    page.run()
+    settle(page)
+    assert asked == [shapes.QUICK] and len(engine.loads) == loads
+    assert said in (page.success[0] if error < 1 else page.error[0]).value
+    assert "machine   a Mac" in page.code[0].value
+    button(page, "Test again").click()
+    page.run()
+    settle(page)
+    assert len(asked) == 2
+
+
+def test_a_selftest_that_fails_says_so(training_page, monkeypatch):
+    from stable_diffusion.selftest import run
+
+    monkeypatch.setattr(run, "run", lambda sizes, progress: 1 / 0)
+    page = training_page
+    button(page, "Test this machine").click()
+    page.run()
+    settle(page)
+    assert "ZeroDivisionError" in page.error[0].value and button(page, "Test again")
 
 
 def test_the_live_panel_is_a_strip_beside_a_lesson(engine):

@@ -341,6 +341,44 @@ def test_a_wired_limit_that_is_no_number_is_refused(monkeypatch, value):
         backend.prepare()
 
 
+@pytest.mark.parametrize(
+    ("metal", "info", "memory", "working_set", "limits"),
+    [
+        (True, {"memory_size": 16 << 30, "max_recommended_working_set_size": 12 << 30}, 16 << 30, 12 << 30, [2 << 30]),
+        (True, {"memory_size": 16 << 30}, 16 << 30, 16 << 30, [2 << 30]),
+        (True, {}, None, None, []),
+        (True, {"memory_size": 0, "max_recommended_working_set_size": "much"}, None, None, []),
+        (False, {"total_memory": 24 << 30, "free_memory": 1 << 30}, 24 << 30, 24 << 30, []),  # CUDA's names
+    ],
+)
+def test_the_memory_of_a_gpu(monkeypatch, metal, info, memory, working_set, limits):
+    """On Metal MLX's cache of freed buffers is an eighth of it at most."""
+    set_to: list[int] = []
+    monkeypatch.setattr(backend, "has_gpu", lambda: True)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    monkeypatch.setattr(mx, "device_info", lambda *device: info)
+    monkeypatch.setattr(mx, "set_cache_limit", set_to.append)
+    assert backend.gpu_kind() == ("metal" if metal else "cuda")
+    assert (backend.device_memory(), backend.working_set()) == (memory, working_set)
+    backend._limit_cache()
+    assert set_to == limits
+
+
+def test_a_cpu_keeps_its_cache(monkeypatch):
+    monkeypatch.setattr(backend, "has_gpu", lambda: False)
+    for name in ("set_cache_limit", "clear_cache"):
+        monkeypatch.setattr(mx, name, lambda *size: pytest.fail("changed"))
+    backend._limit_cache()
+    backend.end_phase()
+    assert backend.gpu_kind() is backend.device_memory() is backend.working_set() is None
+
+
+def test_mlx_version_is_numbers(monkeypatch):
+    assert backend.mlx_version() >= (0, 32, 4)
+    monkeypatch.setattr(mx, "__version__", "0.33.0.dev20261130+abc1234")
+    assert backend.mlx_version.__wrapped__() == (0, 33, 0)
+
+
 IMPORTS = """
 import importlib, pkgutil, stable_diffusion
 for module in pkgutil.walk_packages(stable_diffusion.__path__, "stable_diffusion."):

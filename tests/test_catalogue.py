@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stable_diffusion import catalogue
+from stable_diffusion import catalogue, places
 from stable_diffusion.errors import CheckpointNotFoundError
 from stable_diffusion.model_io import describe, hashes, tensor_file
 
@@ -74,8 +74,11 @@ def make_cached(cache, hub_id, complete=True):
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text(commit)
     folder = make_folder(home / "snapshots" / commit)
+    (folder / "scheduler").mkdir()
+    for file in ("vae/config.json", "scheduler/scheduler_config.json"):
+        (folder / file).write_text("{}")
     if not complete:
-        (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+        (folder / "scheduler" / "scheduler_config.json").unlink()
 
 
 def test_the_default_is_embedded_and_first():
@@ -256,7 +259,7 @@ def test_hashes_need_no_cache(only_here, monkeypatch):
     assert catalogue.short_hash(path) == hashlib.sha256(b"one").hexdigest()[:10]
     monkeypatch.delenv("STABLE_DIFFUSION_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert hashes.cache_folder() == Path("/somewhere/stable-diffusion-mlx")
+    assert places.cache_folder() == Path("/somewhere/stable-diffusion-mlx")
 
 
 def test_files_tell_family_precision_and_prediction(only_here):
@@ -280,8 +283,12 @@ def test_files_tell_family_precision_and_prediction(only_here):
     assert list(found)[-4:] == list(problems) == [
         "a-lora.safetensors", "cut.safetensors", "empty.ckpt", "no-vae.safetensors",
     ]  # fmt: skip
-    assert problems["a-lora.safetensors"] == "it is a LoRA" and problems["no-vae.safetensors"] == "it lacks its vae"
-    assert "cut short" in problems["cut.safetensors"] or "no intact" in problems["cut.safetensors"]
+    assert (
+        problems["a-lora.safetensors"] == "it is a LoRA"
+        and "lacks its vae: give one with --vae" in problems["no-vae.safetensors"]
+    )
+    assert [name for name, model in found.items() if model.lacks_vae] == ["no-vae.safetensors"]
+    assert "cut short" in problems["cut.safetensors"] or "not an intact" in problems["cut.safetensors"]
     assert "empty" in problems["empty.ckpt"]
 
 
@@ -306,7 +313,7 @@ def test_links_and_what_cannot_be_read_do_not_break_the_listing(only_here, monke
     monkeypatch.setattr(describe, "describe", described)
     found = {model.name: model.problem for model in catalogue.local()}
     assert [name for name, problem in found.items() if not problem] == ["a/one.safetensors", "linked/far.safetensors"]
-    assert found["locked.safetensors"] == "Permission denied" and "no ordinary file" in found["pipe.ckpt"]
+    assert found["locked.safetensors"] == "Permission denied" and "not a regular file" in found["pipe.ckpt"]
     assert found["gone.safetensors"] and found["loop.safetensors"] and len(found) == 6
 
 
@@ -328,7 +335,7 @@ def test_500_files_are_listed_by_their_headers(only_here, monkeypatch):
     monkeypatch.setattr(
         tensor_file.TensorFile, "_fill", lambda f, buffer, at: (read.append(len(buffer)), fill(f, buffer, at))
     )
-    catalogue._told.cache_clear()
+    catalogue._described.cache_clear()
     assert len(catalogue.local()) == 500
     header = int.from_bytes((home / "0.safetensors").open("rb").read(8), "little")
     assert sum(read) <= 500 * (header + 200)

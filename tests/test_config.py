@@ -68,7 +68,7 @@ def test_an_unknown_key_that_is_off_is_passed_over(value):
         (UNetConfig, {"act_fn": "tanh"}, "act_fn = 'tanh'"),
         (AutoencoderConfig, {"scaling_factor": 0}, "scaling_factor = 0"),
         (AutoencoderConfig, {"latents_mean": [1.0]}, "latents_mean"),
-        (AutoencoderConfig, {"block_out_channels": [64, 64]}, "equally long"),
+        (AutoencoderConfig, {"block_out_channels": [64, 64]}, "the same length"),
         (CLIPTextConfig, {"hidden_size": 100}, "hidden_size = 100"),
         (CLIPTextConfig, {"hidden_act": "gelu_new"}, "hidden_act = 'gelu_new'"),
         (SchedulerConfig, {"prediction_type": "flow_prediction"}, "prediction_type = 'flow_prediction'"),

@@ -103,7 +103,7 @@ def test_the_text_encoders_names_are_those_that_loading_reads(projection):
     model = CLIPTextModel(CLIPTextConfig.from_dict({**TEXTS["gelu"], "architectures": architecture}))
     expected = list(parameters(model))
     assert read(names.TEXT_ENCODER, export.to_folder("text_encoder", model)) == expected
-    assert sorted(read(names.OPEN_CLIP, export.renamed(model, names.OPEN_CLIP))) == sorted(expected)
+    assert sorted(read(names.OPEN_CLIP_TEXT, export.renamed(model, names.OPEN_CLIP_TEXT))) == sorted(expected)
 
 
 def small(**changes) -> Checkpoint:
@@ -125,8 +125,14 @@ def small(**changes) -> Checkpoint:
 def test_a_single_file_says_what_it_can_say():
     checkpoint = small()
     check_terms(checkpoint, export.to_single_file(checkpoint))
-    checkpoint = small(unet={"in_channels": 9, "attention_head_dim": (8, 8, 8), "time_cond_proj_dim": 32})
-    check_terms(checkpoint, export.to_single_file(checkpoint))
+    for unet in (
+        {"in_channels": 9, "attention_head_dim": (8, 8, 8), "time_cond_proj_dim": 32},
+        {"mid_block_type": None},
+        {"mid_block_type": "UNetMidBlock2D"},
+        {"transformer_layers_per_block": [2, [1, 2], 1], "reverse_transformer_layers_per_block": [1, [3, 1, 1], 2]},
+    ):
+        checkpoint = small(unet=unet)
+        check_terms(checkpoint, export.to_single_file(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -138,8 +144,8 @@ def test_a_single_file_says_what_it_can_say():
         ("unet", {"act_fn": "gelu"}, "act_fn = 'gelu'"),
         ("unet", {"only_cross_attention": (True, False, False)}, "only_cross_attention"),
         ("unet", {"downsample_padding": 0}, "downsample_padding"),
-        ("unet", {"mid_block_type": None}, "mid_block"),
-        ("unet", {"layers_per_block": (1, 2, 2)}, "name a folder"),
+        ("unet", {"mid_block_scale_factor": 1.5}, "mid_block_scale_factor"),
+        ("unet", {"layers_per_block": (1, 2, 2)}, "write a folder"),
         ("vae", {"scaling_factor": 0.5}, "scaling_factor = 0.5"),
         ("vae", {"norm_num_groups": 16}, "norm_num_groups"),
         ("vae", {"latents_mean": (0.0, 0.0, 0.0, 1.0)}, "latents_mean"),
@@ -274,10 +280,10 @@ def test_nothing_is_overwritten_but_a_checkpoint_and_that_only_by_force(tmp_path
     with pytest.raises(InputError, match=r"thesis\.txt"):
         convert("postcards-tiny", tmp_path / "empty", force=True)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="not a folder"):
         convert("postcards-tiny", tmp_path / "file", force=True)
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="not a file"):
         convert("postcards-tiny", tmp_path / "folder.safetensors", force=True)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="already"):
@@ -332,7 +338,7 @@ def test_an_interrupted_conversion_leaves_everything_as_it_was(existing, error, 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
     monkeypatch.setattr(conversion, "write_safetensors", None)
-    with pytest.raises(OSError, match=r"too little room: 0\.0\d GB are to be written, 0\.00 GB are free") as caught:
+    with pytest.raises(OSError, match=r"too little room: 0\.0\d GB to write, 0\.00 GB free") as caught:
         convert("postcards-tiny", tmp_path / "out")
     assert caught.value.errno == errno.ENOSPC and listed(tmp_path) == []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stable_diffusion import families
-from stable_diffusion.adapters import embeddings, lora
+from stable_diffusion.adapters import embeddings, lora_family
 from stable_diffusion.families import FAMILIES, SD1, SD2, SDXL
 from stable_diffusion.model_io import load_folder, load_vae
 
@@ -106,9 +106,9 @@ def test_a_family_without_a_row():
 
 
 def test_what_others_make_of_the_rows():
-    assert lora.TEXT_WIDTHS == {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL's refiner"}
+    assert lora_family.TEXT_WIDTHS == {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL's refiner"}
     assert embeddings.WIDTHS == {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
-    assert lora.BASE_MODELS["stable-diffusion-xl"] == lora.BASE_MODELS["sdxl"] == "SDXL"
+    assert lora_family.BASE_MODELS["stable-diffusion-xl"] == lora_family.BASE_MODELS["sdxl"] == "SDXL"
     assert load_vae.TINY == {(0.18215, 4): "madebyollin/taesd", (0.13025, 4): "madebyollin/taesdxl"}
     assert set(load_folder.PIPELINES) == {
         "StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel", "AltDiffusion",

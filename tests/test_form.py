@@ -17,11 +17,11 @@ POSTCARDS, BIG = catalogue.find(catalogue.DEFAULT), catalogue.find("sdxl-turbo")
 def test_values_that_the_form_can_show_are_kept():
     given = {
         "prompt": "a", "negative": "", "model": "one", "sampler": "dpmpp_2m", "schedule": "karras", "steps": 20,
-        "width": 512, "height": 768, "n_images": 2, "seed": -1, "cfg": 7.5, "strength": 0.5, "fit": "pad",
+        "width": 512, "height": 768, "n_images": 2, "seed": "-1", "cfg": 7.5, "strength": 0.5, "fit": "pad",
         "file_format": "webp", "previews": ["latents"], "invert": True, "masked_content": "noise", "mask_blur": 0,
         "only_masked": True, "padding": 8, "guidance_rescale": 0.7, "prompt_language": "plain", "vae": "",
         "prediction_type": "v_prediction", "bits": 4, "low_memory": True, "loras": [("ink", 0.5)],
-        "clip_skip": 2, "variation_seed": 7, "variation_strength": 0.25,
+        "clip_skip": 2, "variation_seed": "7", "variation_strength": 0.25,
     }  # fmt: skip
     assert values.clean(given, ["one"]) == given
     assert set(given) == set(values.KEYS)
@@ -54,7 +54,7 @@ def test_values_that_make_no_sense_are_left_out(given):
 def test_numbers_are_brought_within_their_bounds():
     given = {"steps": 10**6, "width": -4, "cfg": 99, "seed": -7, "strength": 2, "n_images": 0}
     assert values.clean(given, []) == {
-        "steps": 150, "width": 64, "cfg": 20.0, "seed": -1, "strength": 1.0, "n_images": 1
+        "steps": 150, "width": 64, "cfg": 20.0, "seed": "-1", "strength": 1.0, "n_images": 1
     }  # fmt: skip
 
 
@@ -70,6 +70,23 @@ def test_a_sampler_and_its_schedule(key, sampler, schedule):
 
 def test_a_schedule_that_a_sampler_does_not_have_becomes_automatic():
     assert values.clean({"sampler": "ddim", "schedule": "karras"}, [])["schedule"] == "automatic"
+
+
+@pytest.mark.parametrize(
+    ("text", "seed"),
+    [("7", 7), (" -1 ", -1), ("", -1), (str(2**64 - 1), 2**64 - 1), ("+3", 3), (str(2**53 + 1), 2**53 + 1)],
+)
+def test_a_seed_is_read_to_its_last_digit(text, seed):
+    assert values.typed("seed", text) == seed
+    assert values.clean({"seed": seed}, [])["seed"] == str(seed)
+    assert values.shows("seed", seed)
+
+
+@pytest.mark.parametrize("text", ["-2", str(2**64), "1.5", "1e3", "abc", "٣", "1 2", "9" * 5000])
+def test_what_is_no_seed_is_refused_by_its_name(text):
+    with pytest.raises(InputError, match=r"^Seed: .{1,40} should be a whole number from -1 to 18446744073709551615\.$"):
+        values.typed("seed", text)
+    assert not values.shows("seed", 2**64)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import threading
 import time
 import zipfile
 import zlib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,21 @@ def test_a_scan_stops_in_time_and_goes_on_with_the_newest_first(outputs, gallery
     assert [entry.seed for entry in gallery.page(Query()).entries] == ["4", "3"]
     assert (gallery.scan(0), gallery.scan(0)) == (1, 0)
     assert len(gallery.page(Query()).entries) == 5
+
+
+def test_a_scan_of_many_folders_reads_no_batch_of_each_after_its_time(outputs, gallery, monkeypatch):
+    monkeypatch.setattr(gallery_module, "BATCH", 2)
+    days = [f"2025-01-{day:02d}" for day in range(1, 8)]
+    for day in days:
+        for seed in range(3):
+            save(outputs, day=day, seed=seed)
+    assert gallery.scan(0) == 19
+    assert {entry.day for entry in gallery.page(Query()).entries} == {days[-1]}, "the newest first"
+    calls = 1
+    while left := gallery.scan(0):
+        calls += 1
+        assert left <= 21 - 2 * calls + len(days)
+    assert len(gallery.page(Query()).entries) == 21
 
 
 @pytest.mark.parametrize(
@@ -485,6 +501,18 @@ def test_threads_and_processes_share_one_gallery(outputs):
     entries(gallery)
     assert gallery.page(Query()).total == 30
     assert len(list(outputs.glob("2*/*.png"))) == 30
+
+
+def test_times_are_the_browsers(gallery, outputs):
+    path = save(outputs)
+    moment = datetime(2026, 7, 1, 22, 30, tzinfo=UTC)
+    os.utime(path, (moment.timestamp(),) * 2)
+    gallery.scan()
+    (entry,) = gallery.page(Query()).entries
+    assert entry.made_in("Asia/Tokyo").strftime("%d %H:%M") == "02 07:30"
+    assert entry.made_in("America/New_York").strftime("%d %H:%M") == "01 18:30"
+    for unknown in (None, "", "Nowhere/Land", "../../etc/passwd", "/etc/passwd", "\0", "x" * 10_000):
+        assert entry.made_in(unknown) == datetime.fromtimestamp(moment.timestamp()), unknown
 
 
 def test_ten_thousand_pictures_do_not_slow_it(outputs, gallery):

@@ -47,6 +47,8 @@ class Hub(ThreadingHTTPServer):
         self.ranges: list[str] = []
         self.repository = repository
         self.cut_once: str | None = None
+        self.refused: set[str] = set()  # files that are not given
+        self.sizes: dict[str, int] = {}  # that are claimed for files
         self.pause = 0.0  # seconds before each piece
         self.status = 200
 
@@ -76,12 +78,17 @@ class Handler(BaseHTTPRequestHandler):
             )
         repository = self.server.repository
         if path == f"/api/models/{repository}":
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.server.files.items()]
+            siblings = [
+                {"rfilename": name, "size": self.server.sizes.get(name, len(data))}
+                for name, data in self.server.files.items()
+            ]
             info = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
             return self.send(200, json.dumps(info).encode(), {})
         name = path.removeprefix(f"/{repository}/resolve/main/")
         if path.startswith("/api/") or name not in self.server.files:
             return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if name in self.server.refused:
+            return self.send(403, b"{}", {"X-Error-Code": "GatedRepo"})
         data = self.server.files[name]
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if not body:
@@ -177,6 +184,60 @@ def test_a_download_that_was_cut_off_goes_on(hub, tmp_path):
     assert (folder / hub.fetched[-1]).exists()
     name = "unet/diffusion_pytorch_model.safetensors"
     assert (folder / name).read_bytes() == hub.files[name]
+
+
+@pytest.mark.parametrize("file", ["text_encoder/model.safetensors", "scheduler/scheduler_config.json"])
+def test_a_download_that_broke_is_mended(file, hub, tmp_path):
+    hub.refused = {file}
+    assert fetch(hub, tmp_path)["error"] == "DownloadError"
+    offline = fetch(hub, tmp_path, HF_HUB_OFFLINE="1")["message"]
+    assert "not downloaded completely" in offline and "scheduler/scheduler_config.json" in offline
+    hub.refused.clear()
+    already = len(hub.fetched)
+    folder = Path(fetch(hub, tmp_path)["folder"])
+    assert (folder / file).read_bytes() == hub.files[file]
+    assert file in hub.fetched[already:] and "unet/config.json" not in hub.fetched[already:]
+
+
+def test_a_file_that_went_missing_is_mended(hub, tmp_path):
+    folder = Path(fetch(hub, tmp_path)["folder"])
+    hub.fetched.clear()
+    (folder / "tokenizer" / "vocab.json").resolve().unlink()
+    fetch(hub, tmp_path)
+    assert hub.fetched == ["tokenizer/vocab.json"]
+
+
+def test_pickles_alone_are_refused_before_anything_is_fetched(hub, tmp_path):
+    for name in [name for name in hub.files if name.startswith("unet/") and name.endswith(".safetensors")]:
+        del hub.files[name]
+    result = fetch(hub, tmp_path)
+    assert result["error"] == "UnsupportedCheckpointError" and hub.fetched == ["model_index.json"]
+    assert "unet/diffusion_pytorch_model.bin" in result["message"] and "save_pretrained" in result["message"]
+
+
+def test_another_architecture_is_refused_before_anything_is_fetched(hub, tmp_path):
+    hub.files["model_index.json"] = json.dumps({"_class_name": "FluxPipeline"}).encode()
+    result = fetch(hub, tmp_path)
+    assert result["error"] == "UnsupportedCheckpointError" and "FLUX" in result["message"]
+    assert hub.fetched == ["model_index.json"]
+
+
+@pytest.mark.parametrize(
+    "files, advice",
+    [
+        ({"photon_v1.safetensors": 2_132_625_894, "README.md": 3}, "--model photon_v1.safetensors"),
+        ({"v1-5-pruned.ckpt": 7_700_000_000}, "hf download someone/postcards v1-5-pruned.ckpt --local-dir models"),
+        ({"pytorch_lora_weights.safetensors": 134_000_000}, "<lora:pytorch_lora_weights:1>"),
+        ({"ink.safetensors": 9_000_000, "adapter_config.json": 100}, "<lora:ink:1>"),
+        ({"config.json": 500, "diffusion_pytorch_model.safetensors": 335_000_000}, "--vae"),
+        ({"README.md": 3}, "so it is not a checkpoint in diffusers' folder form."),
+    ],
+)
+def test_other_repositories_come_with_advice(files, advice, hub, tmp_path):
+    hub.files, hub.sizes = dict.fromkeys(files, b""), files
+    result = fetch(hub, tmp_path)
+    assert result["error"] == "CheckpointNotFoundError" and advice in result["message"]
+    assert hub.fetched == []
 
 
 def test_offline_and_not_downloaded(hub, tmp_path):

@@ -80,8 +80,8 @@ def test_a_mask_goes_to_the_browser_and_back():
         (["data:image/png;base64,"], "as a PNG"),
         ("http://evil.example/mask.png", "as a PNG"),
         (url(dotted(), "JPEG", "image/jpeg"), "as a PNG"),
-        (url(dotted(), "JPEG"), "this is none"),
-        ("data:image/png;base64,", "this is none"),
+        (url(dotted(), "JPEG"), "this is not one"),
+        ("data:image/png;base64,", "this is not one"),
         ("data:image/png;base64,%%%", "damaged"),
         ("data:image/png;base64,é", "damaged"),
         (url(dotted())[:-40], "cannot be read|damaged"),
@@ -104,17 +104,17 @@ def test_an_endless_mask_is_refused_unread(monkeypatch):
 
 def test_a_painting_hears_its_own_browser_alone():
     painting = Painting(noisy())
-    painting.hear({"token": "another", "mask": url(dotted())})
+    painting.receive({"token": "another", "mask": url(dotted())})
     assert painting.mask is None and painting.turn == 0
-    painting.hear({"token": painting.token, "mask": url(dotted())})
+    painting.receive({"token": painting.token, "mask": url(dotted())})
     assert painting.mask.tobytes() == dotted().tobytes()
     with pytest.raises(PictureError):
-        painting.hear({"token": painting.token, "mask": "nonsense"})
+        painting.receive({"token": painting.token, "mask": "nonsense"})
     assert painting.mask.tobytes() == dotted().tobytes(), "what was there before stays"
-    painting.hear({"token": painting.token, "mask": "", "turn": 3})
+    painting.receive({"token": painting.token, "mask": "", "turn": 3})
     assert painting.mask is None and painting.turn == 3
     for odd in (None, "x", [], {"token": painting.token + "x"}):
-        painting.hear(odd)
+        painting.receive(odd)
 
 
 FULL = Image.new("L", SIZE, 255)
@@ -127,7 +127,7 @@ FULL = Image.new("L", SIZE, 255)
         (Image.new("L", SIZE), False, "Paint over what should change."),
         (None, True, "Paint over what should stay."),
         (Image.new("L", SIZE), True, "Paint over what should stay."),
-        (FULL, True, "leave out what should change"),
+        (FULL, True, "leave a part unpainted"),
     ],
 )
 def test_a_mask_that_changes_nothing_is_refused(mask, mode, words):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import pytest
 from mlx.utils import tree_flatten
 from PIL import Image
 
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, families
 from stable_diffusion.__main__ import main
 from stable_diffusion.backend import mx
 from stable_diffusion.errors import (
@@ -29,7 +32,9 @@ from stable_diffusion.errors import (
     WeightsError,
 )
 from stable_diffusion.model_io import tensor_file
-from stable_diffusion.model_io.describe import describe
+from stable_diffusion.model_io.checkpoint import CheckpointWarning
+from stable_diffusion.model_io.convert import convert
+from stable_diffusion.model_io.describe import TELLING_BIAS, describe
 from stable_diffusion.model_io.load_file import load_single_file
 from stable_diffusion.model_io.locate import load, locate
 from stable_diffusion.model_io.names import averaged_name
@@ -245,8 +250,6 @@ class TestKinds:
     @pytest.mark.parametrize("deviation, expected", [(0.05, "epsilon"), (0.15, "v_prediction")])
     def test_sd2_by_its_numbers(self, deviation, expected, arrays, tmp_path):
         """The bias by which ComfyUI tells them apart; the base model, of eps, was trained for 512 pixels."""
-        from stable_diffusion.model_io.describe import TELLING_BIAS
-
         bias = (deviation * np.random.default_rng(0).standard_normal(320)).astype(np.float16)
         path = single_files.write(tmp_path / "model.safetensors", arrays["sd2"] | {TELLING_BIAS: bias})
         assert describe(path).prediction_type == expected
@@ -356,7 +359,7 @@ class TestKinds:
             ("edm_mean", "Playground"),
             ("edm_vpred.sigma_max", "CosXL"),
             (UNET + "input_blocks.1.0.time_mixer.mix_factor", "Stable Video Diffusion"),
-            ("conditioner.embedders.0.model.ln_final.weight", "refiner"),
+            ("scaled_fp8", "scaled fp8"),
         ],
     )
     def test_foreign_models_of_the_same_layout_are_named(self, key, kind, sd1, tmp_path):
@@ -390,6 +393,211 @@ class TestKinds:
         family, mlx, seconds = run.stdout.split()
         assert (family, mlx) == ("{'sdxl'}", "False")
         assert float(seconds) < 4  # a quarter of it on a machine that does nothing else
+
+
+# A header of a real checkpoint's sizes: the U-Net's input, what attends to the text, and where sizes go in.
+def header_of(width: int, channels: int = 4, label_emb: bool = False, **texts: int) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        UNET + "input_blocks.0.0.weight": (320, channels, 3, 3),
+        UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight": (1280, width),
+        VAE + "decoder.conv_in.weight": (512, 4, 3, 3),
+    }
+    if label_emb:
+        shapes[UNET + "label_emb.0.0.weight"] = (1280, 2816)
+    return shapes | {TABLES[place]: (49408, width) for place, width in texts.items()}
+
+
+TABLES = {
+    "ldm_clip": TEXT + "embeddings.token_embedding.weight",
+    "ldm_open": "cond_stage_model.model.token_embedding.weight",
+    "sgm_clip": "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+    "sgm_open": "conditioner.embedders.0.model.token_embedding.weight",
+    "sgm_open_2": "conditioner.embedders.1.model.token_embedding.weight",
+    "sgm_clip_2": "conditioner.embedders.1.transformer.text_model.embeddings.token_embedding.weight",
+}
+
+
+class TestShapes:
+    """The U-Net's shapes decide on the family, names only on the table by which they are read."""
+
+    @pytest.mark.parametrize(
+        "shapes, family, prediction",
+        [
+            (header_of(768, ldm_clip=768), "sd1", "epsilon"),
+            (header_of(768, sgm_clip=768), "sd1", "epsilon"),
+            (header_of(1024, ldm_open=1024), "sd2", "v_prediction"),
+            (header_of(1024, sgm_open=1024), "sd2", "v_prediction"),
+            (header_of(1024, ldm_clip=1024), "sd2", "v_prediction"),
+            (header_of(1024, 9, ldm_open=1024), "sd2", "epsilon"),
+            (header_of(2048, label_emb=True, sgm_clip=768, sgm_open_2=1280), "sdxl", "epsilon"),
+            (header_of(2048, label_emb=True, sgm_clip=768, sgm_clip_2=1280), "sdxl", "epsilon"),
+        ],
+    )
+    def test_families(self, shapes, family, prediction, tmp_path):
+        found = describe(single_files.header(tmp_path / "x.safetensors", shapes))
+        assert (found.family, found.prediction_type, found.missing) == (family, prediction, ())
+
+    @pytest.mark.parametrize(
+        "shapes, kind",
+        [
+            (header_of(1280, label_emb=True, sgm_open=1280), "the refiner of Stable Diffusion XL"),
+            (header_of(1024, label_emb=True, sgm_open=1024), "width 1024 with label_emb"),
+            (header_of(2048, sgm_clip=768, sgm_open_2=1280), "width 2048 without label_emb"),
+            (header_of(768, ldm_open=768), "Stable Diffusion 1.x with OpenCLIP's text encoder"),
+            (header_of(1024, ldm_clip=768), r"Stable Diffusion 2.x with .* another family \(768 wide\)"),
+            (header_of(2048, label_emb=True, sgm_clip=768, sgm_open_2=1024), "another family .768 and 1024 wide"),
+            (header_of(1024, 5, ldm_open=1024), "depth-to-image"),
+            (header_of(1024, 7, ldm_open=1024), "upscaler"),
+        ],
+    )
+    def test_what_is_refused(self, shapes, kind, tmp_path):
+        path = single_files.write(
+            tmp_path / "x.safetensors", {key: np.zeros((1, *shape[1:]), np.float16) for key, shape in shapes.items()}
+        )
+        assert describe(path).family == "" and re.search(kind, describe(path).kind)
+        with pytest.raises(UnsupportedCheckpointError, match=kind):
+            loaded(path)
+
+    @pytest.mark.parametrize("layout", ["ldm", "sgm", "transformers"])
+    def test_every_layout_of_sd2_is_the_same_model(self, layout, arrays, tmp_path, monkeypatch):
+        narrow = dataclasses.replace(
+            families.SD2, text_encoders=(dataclasses.replace(families.SD2.text_encoders[0], width=single_files.WIDTH),)
+        )
+        monkeypatch.setitem(families.FAMILIES, "sd2", narrow)
+        expected = parameters(loaded(single_files.write(tmp_path / "ldm.safetensors", arrays["sd2"])))
+        checkpoint = loaded(single_files.write(tmp_path / "x.safetensors", laid_out(arrays["sd2"], layout)))
+        ours = parameters(checkpoint)
+        assert ours.keys() == expected.keys()
+        assert all(np.array_equal(ours[key], expected[key]) for key in ours)
+        assert (checkpoint.family, checkpoint.tokenizers[0].pad_id) == ("sd2", 0)
+        assert checkpoint.text_encoders[0].config.hidden_act == "gelu"
+        assert checkpoint.unet.config.upcast_attention and checkpoint.scheduler.prediction_type == "v_prediction"
+
+    def test_an_inpainting_sd2_predicts_eps_whatever_its_numbers(self, arrays, tmp_path):
+        key = UNET + "input_blocks.0.0.weight"
+        given = dict(arrays["sd2"])
+        given[key] = np.concatenate([given[key], given[key], given[key][:, :1]], axis=1)
+        given[TELLING_BIAS] = (0.15 * np.random.default_rng(0).standard_normal(320)).astype(np.float16)
+        found = describe(single_files.write(tmp_path / "x.safetensors", given))
+        assert (found.family, found.prediction_type) == ("sd2", "epsilon")
+        del given[TELLING_BIAS]
+        assert loaded(single_files.write(tmp_path / "x.safetensors", given)).unet.config.sample_size == 64
+
+
+def laid_out(arrays: dict[str, np.ndarray], layout: str) -> dict[str, np.ndarray]:
+    """SD 2.x as SGM has it, or with its text encoder under transformers' names."""
+    start = "cond_stage_model.model."
+    if layout == "ldm":
+        return arrays
+    if layout == "sgm":
+        stray = {"conditioner.embedders.0.model.text_projection": np.zeros((8, 8), np.float16)}
+        moved = {key.replace(start, "conditioner.embedders.0.model."): value for key, value in arrays.items()}
+        return moved | stray
+    others = {key: value for key, value in arrays.items() if not key.startswith(start)}
+    words = [
+        ("transformer.resblocks", "encoder.layers"), ("token_embedding", "embeddings.token_embedding"),
+        ("positional_embedding", "embeddings.position_embedding.weight"), ("ln_final", "final_layer_norm"),
+        ("attn.", "self_attn."), ("ln_", "layer_norm"), ("c_fc", "fc1"), ("c_proj", "fc2"),
+    ]  # fmt: skip
+    for key, value in arrays.items():
+        if key.startswith(start):
+            name = key.removeprefix(start)
+            for theirs, new in words:
+                name = name.replace(theirs, new)
+            fused = "in_proj_" in name
+            for each, part in zip("qkv" if fused else " ", np.split(value, 3) if fused else [value], strict=True):
+                others[TEXT + name.replace("in_proj_", f"{each}_proj.")] = part
+    last = TEXT + "encoder.layers.23.layer_norm1.bias"  # of a layer that SD 2.x does not use
+    return others | {last: np.zeros(8, np.float16)}
+
+
+class TestMarks:
+    def test_tensors_win_over_metadata(self, sd1, tmp_path):
+        sd1["v_pred"] = np.zeros(0, np.float32)
+        path = single_files.write(tmp_path / "x.safetensors", sd1, {"modelspec.prediction_type": "epsilon"})
+        with pytest.warns(CheckpointWarning, match="v_prediction by its mark.*--prediction-type epsilon"):
+            assert loaded(path).scheduler.prediction_type == "v_prediction"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert loaded(path, prediction_type="epsilon").scheduler.prediction_type == "epsilon"
+
+    def test_numbers_that_contradict_metadata(self, arrays, tmp_path):
+        bias = (0.15 * np.random.default_rng(0).standard_normal(320)).astype(np.float16)
+        given = arrays["sd2"] | {TELLING_BIAS: bias}
+        path = single_files.write(tmp_path / "x.safetensors", given, {"modelspec.prediction_type": "epsilon"})
+        found = describe(path)
+        assert found.prediction_type == "epsilon" and "v_prediction by its weights" in found.doubts[0]
+
+    @pytest.mark.parametrize("by", ["tensor", "metadata"])
+    def test_zero_terminal_snr_without_v(self, by, sd1, tmp_path):
+        given = sd1 | ({"ztsnr": np.zeros(0, np.float32)} if by == "tensor" else {})
+        metadata = {"ss_zero_terminal_snr": "True"} if by == "metadata" else {"ss_zero_terminal_snr": "False"}
+        path = single_files.write(tmp_path / "x.safetensors", given, metadata)
+        with pytest.warns(CheckpointWarning, match="zero terminal SNR.*--prediction-type v_prediction"):
+            assert loaded(path).scheduler.rescale_betas_zero_snr
+
+    def test_marks_that_agree_are_no_doubt(self, sd1, tmp_path):
+        sd1 |= {"v_pred": np.zeros(0, np.float32), "ztsnr": np.zeros(0, np.float32)}
+        path = single_files.write(tmp_path / "x.safetensors", sd1, {"modelspec.prediction_type": "v"})
+        assert describe(path).doubts == ()
+
+
+class TestFloat8:
+    @pytest.mark.parametrize("dtype", tensor_file.FLOAT8)
+    @pytest.mark.parametrize("target", [mx.float32, mx.float16])
+    def test_every_code(self, dtype, target, sd1, tmp_path):
+        codes = {key: np.arange(value.size, dtype=np.uint8).reshape(value.shape) for key, value in sd1.items()}
+        path = tmp_path / "x.safetensors"
+        float8_file(path, codes, dtype)
+        assert describe(path).precision == "float8"
+        ours = np.array(load_single_file(path, target).unet.conv_out.weight)
+        expected = tensor_file.float8_values(dtype)[codes[UNET + "out.2.weight"]].transpose(0, 2, 3, 1)
+        assert np.array_equal(ours, expected, equal_nan=True)
+
+    def test_values(self):
+        """A few by hand: 1, the least and the greatest number, and what is none."""
+        e4m3, e5m2 = (tensor_file.float8_values(name) for name in ("F8_E4M3", "F8_E5M2"))
+        assert [e4m3[code] for code in (0x00, 0x01, 0x38, 0x7E, 0xBC)] == [0, 2**-9, 1, 448, -1.5]
+        assert [e5m2[code] for code in (0x00, 0x01, 0x3C, 0x7B, 0x7C, 0xFC)] == [0, 2**-16, 1, 57344, np.inf, -np.inf]
+        assert np.isnan(e4m3[[0x7F, 0xFF]]).all() and np.isnan(e4m3).sum() == 2 and np.isnan(e5m2).sum() == 6
+
+    @pytest.mark.parametrize("dtype", tensor_file.FLOAT8)
+    def test_a_folder(self, dtype, checkpoint, tmp_path):
+        file = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+        from safetensors.numpy import load_file
+
+        codes = {
+            key: np.arange(value.size, dtype=np.uint8).reshape(value.shape) for key, value in load_file(file).items()
+        }
+        file.unlink()
+        float8_file(file, codes, dtype)
+        ours = np.array(load(checkpoint, mx.float32).vae.decoder.conv_out.weight)
+        expected = tensor_file.float8_values(dtype)[codes["decoder.conv_out.weight"]].transpose(0, 2, 3, 1)
+        assert np.array_equal(ours, expected, equal_nan=True)
+
+    def test_it_is_converted_to_half_precision(self, sd1, tmp_path):
+        float8_file(
+            tmp_path / "x.safetensors", {k: np.full(v.shape, 0x38, np.uint8) for k, v in sd1.items()}, "F8_E4M3"
+        )
+        convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+        assert describe(tmp_path / "y.safetensors").precision == "float16"
+
+
+def float8_file(path: Path, codes: dict[str, np.ndarray], dtype: str) -> None:
+    entries, end = {}, 0
+    for key, value in codes.items():
+        start, end = end, end + value.size
+        entries[key] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [start, end]}
+    path.write_bytes(single_files.safetensors(entries, b"".join(value.tobytes() for value in codes.values())))
+
+
+@pytest.mark.parametrize("write", [single_files.ckpt, single_files.legacy])
+def test_a_state_dict_under_model(write, sd1, tmp_path, monkeypatch):
+    """Some trainers write {"model": ...} in place of {"state_dict": ...}."""
+    plain = parameters(loaded(single_files.write(tmp_path / "x.ckpt", sd1)))
+    (tmp_path / "y.ckpt").write_bytes(write(sd1, key="model"))
+    other = parameters(loaded(tmp_path / "y.ckpt"))
+    assert all(np.array_equal(plain[key], other[key]) for key in plain | other)
 
 
 class TestDamage:
@@ -484,6 +692,35 @@ class TestDamage:
         with pytest.raises(WeightsError, match=f"without its {part}"):
             loaded(path)
 
+    def test_an_absent_vae_is_supplied(self, sd1, tmp_path):
+        """The picture is that of a file which holds the same VAE; without one the error names the option."""
+        whole = single_files.write(tmp_path / "whole.safetensors", sd1)
+        parts = [{k: v for k, v in sd1.items() if k.startswith(VAE) == is_vae} for is_vae in (False, True)]
+        bare, vae = (single_files.write(tmp_path / f"{i}.safetensors", part) for i, part in enumerate(parts))
+        with pytest.raises(WeightsError, match="--vae"):
+            StableDiffusion(bare)
+        sds = [StableDiffusion(whole, float16=False), StableDiffusion(bare, float16=False, vae=vae)]
+        pictures = []
+        for sd in sds:
+            *_, last = sd.generate_latents("a house", num_steps=2, width=32, height=32, seed=1)
+            pictures.append(np.array(mx.contiguous(sd.decode(last.latents))))
+        assert np.array_equal(*pictures)
+
+    def test_a_supplied_vae_comes_before_a_damaged_one(self, sd1, tmp_path):
+        vae = single_files.write(tmp_path / "v.safetensors", {k: v for k, v in sd1.items() if k.startswith(VAE)})
+        del sd1[VAE + "decoder.conv_out.bias"]
+        path = single_files.write(tmp_path / "x.safetensors", sd1)
+        with pytest.raises(WeightsError, match="missing"):
+            StableDiffusion(path)
+        assert StableDiffusion(path, vae=vae).family == "sd1"
+
+    def test_a_folder_without_a_vae(self, checkpoint):
+        vae = checkpoint.parent / "vae"
+        (checkpoint / "vae").rename(vae)
+        with pytest.raises(ConfigError, match=r"vae/config\.json"):
+            StableDiffusion(checkpoint)
+        assert StableDiffusion(checkpoint, vae=vae)._vae.config.latent_channels == 4
+
     @pytest.mark.parametrize(
         "key", [UNET + "middle_block.1.norm.bias", VAE + "quant_conv.bias", TEXT + "final_layer_norm.weight"]
     )
@@ -547,7 +784,7 @@ class TestPlaces:
 
     def test_a_pipe(self, tmp_path):
         os.mkfifo(tmp_path / "model.ckpt")
-        with pytest.raises(UnsupportedCheckpointError, match="no ordinary file"):
+        with pytest.raises(UnsupportedCheckpointError, match="not a regular file"):
             StableDiffusion(tmp_path / "model.ckpt")
 
     def test_a_folder_is_no_file(self, tmp_path):

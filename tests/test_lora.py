@@ -18,14 +18,16 @@ from stable_diffusion import StableDiffusion
 from stable_diffusion import __main__ as program
 from stable_diffusion.adapters import file_keys, files
 from stable_diffusion.adapters.lora import AdapterWarning, Networks, lay_over, load_lora
+from stable_diffusion.adapters.peft_config import PeftConfig
 from stable_diffusion.backend import mx, nn
 from stable_diffusion.errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError, WeightsError
+from stable_diffusion.model_io.tensor_file import float8_values
 from stable_diffusion.record import picture_files
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.text.prompt import parse
 from stable_diffusion.text.tags import Strength
 
-from . import drawn
+from . import drawn, single_files
 from .conftest import EMBEDDED
 
 PROMPT = "a red house on green hills at sunset"
@@ -368,6 +370,11 @@ class TestTags:
         with pytest.raises(InputError, match="lora:"):
             parse(f"a house {tag}").loras  # noqa: B018
 
+    def test_hypernetworks_are_named(self, sd):
+        assert parse("a house <hypernet:ink:0.5>").parts[0].text == "a house "
+        with pytest.raises(InputError, match=r"'<hypernet:ink:0\.5>' names a hypernetwork"):
+            sd.generate_latents("a house <hypernet:ink:0.5>")
+
     def test_a_negative_text_lays_nothing_over(self, sd, tmp_path):
         lora(tmp_path / "a.safetensors", sd=sd)
         with pytest.warns(UserWarning, match="negative"):
@@ -413,6 +420,90 @@ class TestFiles:
         sd.set_loras([folder])
         change = weight(Networks(sd._unet, networks(sd).text_encoders), LINEAR) - weight(networks(sd), LINEAR)
         assert_close(change, tensors[f"{module}.lora_B.weight"] @ tensors[f"{module}.lora_A.weight"] * 3)
+
+
+class TestPeft:
+    def test_patterns_are_regular_expressions(self):
+        config = PeftConfig({"lora_alpha": 4, "r": 2, "alpha_pattern": {r"down\.\d\.to_k": 8, "to_k": 6, "o_v": 1}})
+        found = [config.alpha(name) for name in ("down.1.to_k", "x.down.1.to_k", "up.1.to_k", "down.1.to_v", "o_v")]
+        assert found == [8, 8, 6, 4, 1]
+        assert config.not_honoured() == []
+
+    @pytest.mark.parametrize("pattern", ["(a+)+", "(a|aa)*", "a*b*c*d*", "(?i)to_k", "(", "x" * 501, r"(a)\1"])
+    def test_patterns_that_could_take_forever_are_warned_of(self, pattern, sd, tmp_path):
+        lora(tmp_path / "x.safetensors", (LINEAR,), sd)
+        tensors = load_file(tmp_path / "x.safetensors")
+        metadata = {"unet.lora_alpha": 2, "unet.r": 2, "unet.alpha_pattern": {pattern: 9}}
+        save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(metadata)})
+        with pytest.warns(AdapterWarning, match="in alpha_pattern"):
+            sd.set_loras({"x": 1})
+
+    @pytest.mark.parametrize("values", [{"init_lora_weights": "pissa_niter_4"}, {"modules_to_save": ["conv_in"]}])
+    def test_what_is_not_honoured_is_warned_of(self, values, sd, tmp_path):
+        lora(tmp_path / "x.safetensors", (LINEAR,), sd)
+        (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+        with pytest.warns(AdapterWarning, match=next(iter(values))):
+            sd.set_loras({"x": 1})
+
+    @pytest.mark.parametrize("rank", [0, -1, "4"])
+    def test_a_rank_that_makes_no_sense(self, rank, sd, tmp_path):
+        lora(tmp_path / "x.safetensors", (LINEAR,), sd)
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
+        with pytest.raises(WeightsError, match="rank is"):
+            sd.set_loras({"x": 1})
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_float8_files(dtype, sd, tmp_path):
+    out, into = weight(networks(sd), LINEAR).shape
+    codes = {"lora_down": np.arange(2 * into, dtype=np.uint8).reshape(2, into) % 64, "lora_up": np.full((out, 2), 0x34)}
+    entries, data = {}, b""
+    for name, value in codes.items():
+        place = [len(data), len(data) + value.size]
+        entries[f"{LINEAR}.{name}.weight"] = {"dtype": dtype, "shape": value.shape, "data_offsets": place}
+        data += value.astype(np.uint8).tobytes()
+    (tmp_path / "f.safetensors").write_bytes(single_files.safetensors(entries, data))
+    found = load_lora(tmp_path / "f.safetensors", networks(sd), sd.family)
+    after = lay_over(networks(sd), [(found, Strength(1, 1))])
+    down, up = (float8_values(dtype)[codes[name].astype(int)] for name in ("lora_down", "lora_up"))
+    assert_close(weight(after, LINEAR) - weight(networks(sd), LINEAR), up @ down)
+
+
+class TestBundledEmbeddings:
+    def bundle(self, sd, folder, name="foggy", key="string_to_param.*") -> np.ndarray:
+        file = lora(folder / "mist.safetensors", (LINEAR,), sd)
+        vectors = drawn.normal(name, 2, 128) * np.float32(0.1)
+        save_file(load_file(file) | {f"bundle_emb.{name}.{key}": vectors}, file)
+        return vectors
+
+    @pytest.mark.parametrize("key", ["string_to_param.*", "emb_params"])
+    @pytest.mark.filterwarnings("error")
+    def test_they_are_known_while_the_lora_is(self, key, sd, tmp_path, monkeypatch):
+        """The picture is that of the LoRA and of the same embedding in a file of its own."""
+        monkeypatch.setattr(sd._embeddings, "folders", [tmp_path / "embeddings"])
+        vectors = self.bundle(sd, tmp_path, key=key)
+        plain, tagged = run(sd, "a foggy house"), run(sd, "a foggy house<lora:mist:1>")
+        (tmp_path / "embeddings").mkdir()
+        save_file({"emb_params": vectors}, tmp_path / "embeddings" / "foggy.safetensors")
+        lora(tmp_path / "mist.safetensors", (LINEAR,), sd)
+        expected = run(sd, "a foggy house<lora:mist:1>")
+        assert np.array_equal(tagged, expected) and not np.array_equal(tagged, plain)
+
+    def test_they_are_known_to_set_loras(self, sd, tmp_path, monkeypatch):
+        monkeypatch.setattr(sd._embeddings, "folders", [])
+        self.bundle(sd, tmp_path)
+        tagged = run(sd, "a foggy house<lora:mist:1>")
+        sd.set_loras({"mist": 1})
+        assert np.array_equal(run(sd, "a foggy house"), tagged)
+        assert len(sd.generate("a foggy house", num_steps=1, width=64, height=64)) == 1
+
+    def test_of_another_family(self, sd, tmp_path):
+        self.bundle(sd, tmp_path)
+        tensors = load_file(tmp_path / "mist.safetensors")
+        tensors["bundle_emb.foggy.string_to_param.*"] = drawn.normal("x", 2, 1024)
+        save_file(tensors, tmp_path / "mist.safetensors")
+        with pytest.raises(UnsupportedCheckpointError, match=r"'foggy' is for SD 2\.x"):
+            sd.generate_latents("a foggy house<lora:mist:1>")
 
 
 class TestRefusals:

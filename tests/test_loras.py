@@ -27,6 +27,8 @@ def save(path, key=TO_K, width=768, **metadata):
         (TO_K, 1024, {}, "SD 2.x"),
         (TO_K, 2048, {}, "SDXL"),
         (TO_K.replace("lora_unet_", "unet.").replace("lora_down", "lora_A"), 768, {}, "SD 1.x"),
+        (TO_K.replace("lora_down.weight", "hada_w1_b"), 2048, {}, "SDXL"),
+        (TO_K.replace("lora_down.weight", "diff"), 1024, {}, "SD 2.x"),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", 1280, {}, "SDXL"),
         ("transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight", 3072, {}, "FLUX"),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", 768, {}, ""),
@@ -66,8 +68,9 @@ def test_only_names_and_strengths_are_taken(value, chosen):
 def test_what_a_picture_says_of_its_loras(folder):
     save(folder / "ink.safetensors")
     save(folder / "two: words.safetensors")
-    here, missing = loras.from_text("ink:0.8, two: words:-1, gone:1, /etc/passwd:1, two: words:nan, x:--1")
+    here, notes = loras.from_text("ink:0.8, two: words:-1, gone:1, /etc/passwd:1, two: words:nan, x:--1")
     assert here == [("ink", 0.8), ("two: words", -1.0), ("two: words", pytest.approx(float("nan"), nan_ok=True))]
-    assert missing == ["gone", "/etc/passwd", "x:--1"]
+    gone = ("gone", "/etc/passwd", "x:--1")
+    assert notes == [f"The LoRA {name!r} is not here, and was left out." for name in gone]
     assert loras.clean(here) == here[:2]
     assert loras.from_text("") == ([], [])

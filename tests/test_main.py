@@ -402,10 +402,10 @@ def test_models_lists_name_family_size_licence_and_presence(engine, capsys, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert run("models") == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
-    assert rows["NAME"].split() == ["NAME", "FAMILY", "PRECISION", "PREDICTS", "SIZE", "HASH", "LICENCE", "HERE"]
-    assert re.search(r"SD 1\.x +24 MB .*comes along$", rows["postcards-tiny"])
+    assert rows["NAME"].split() == ["NAME", "FAMILY", "PRECISION", "PREDICTS", "SIZE", "HASH", "LICENCE", "STATUS"]
+    assert re.search(r"SD 1\.x +24 MB .*embedded$", rows["postcards-tiny"])
     assert re.search(
-        r"SDXL +13\.9 GB +CreativeML OpenRAIL\+\+-M +no$", rows["stabilityai/stable-diffusion-xl-base-1.0"]
+        r"SDXL +13\.9 GB +CreativeML OpenRAIL\+\+-M +not downloaded$", rows["stabilityai/stable-diffusion-xl-base-1.0"]
     )
 
 

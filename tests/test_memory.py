@@ -226,6 +226,26 @@ def test_a_decode_that_does_not_fit_is_made_in_tiles(monkeypatch, sd):
     assert np.abs(tiled - whole).mean() < 0.04  # the norms see less of the picture
 
 
+def test_a_decode_that_takes_most_of_a_gpus_working_set_is_made_in_tiles(monkeypatch):
+    there(monkeypatch, 1000)
+    needed = SD1.decoder_bytes(1024, 1024)
+    for working_set, tiled in ((None, False), (2 * needed, False), (2 * needed - 2, True), (GIB, True)):
+        monkeypatch.setattr(backend, "working_set", lambda size=working_set: size)
+        assert SD1.in_tiles(1024, 1024) == tiled
+
+
+def test_buffers_are_given_back_between_a_generation_and_its_decoding(monkeypatch, sd):
+    ended = []
+    monkeypatch.setattr(backend, "end_phase", lambda: ended.append(True))
+    steps = sd.generate_latents("a red house", **CALL)
+    latents = next(steps).latents
+    sd.decode(latents)  # a preview: the next step needs the same buffers again
+    assert not ended
+    latents = list(steps)[-1].latents
+    sd.decode(latents)
+    assert ended == [True]
+
+
 def gradient(width: int, height: int) -> np.ndarray:
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     return (np.stack([x, y, 1 - x * y], axis=-1) * 255).astype(np.uint8)

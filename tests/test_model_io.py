@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from stable_diffusion.backend import mx
+from stable_diffusion.catalogue import from_folder
 from stable_diffusion.clip import CLIPTextModel
 from stable_diffusion.config import CLIPTextConfig
 from stable_diffusion.errors import (
@@ -23,7 +24,8 @@ from stable_diffusion.errors import (
     WeightsError,
 )
 from stable_diffusion.model_io import names
-from stable_diffusion.model_io.load_folder import is_complete, load_folder
+from stable_diffusion.model_io.hub import is_complete, missing_files
+from stable_diffusion.model_io.load_folder import load_folder, read_index
 from stable_diffusion.model_io.locate import embedded_models, locate
 from stable_diffusion.model_io.strict import load_weights, read_header
 
@@ -134,6 +136,17 @@ class TestFolders:
         with pytest.raises(UnsupportedCheckpointError, match=name):
             load_folder(checkpoint, mx.float32)
 
+    @pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+    def test_edm_models_are_named(self, scheduler, checkpoint):
+        file = checkpoint / "scheduler" / "scheduler_config.json"
+        change_json(file, _class_name=scheduler, sigma_data=0.5)
+        assert from_folder(checkpoint).problem.startswith(f"it is an EDM model ({scheduler})")
+        with pytest.raises(UnsupportedCheckpointError, match=f"EDM model .{scheduler}"):
+            load_folder(checkpoint, mx.float32)
+        change_json(checkpoint / "model_index.json", scheduler=["diffusers", scheduler])
+        with pytest.raises(UnsupportedCheckpointError, match="EDM"):
+            read_index(checkpoint)  # before anything else is downloaded
+
     def test_a_refiner(self, checkpoint):
         change_json(
             checkpoint / "model_index.json", _class_name="StableDiffusionXLImg2ImgPipeline", text_encoder=[None, None]
@@ -194,7 +207,35 @@ class TestFolders:
         assert is_complete(checkpoint)
         (checkpoint / UNET).unlink()
         assert not is_complete(checkpoint)
-        assert not is_complete(checkpoint / "nowhere")
+        assert missing_files(checkpoint / "nowhere") == ["model_index.json"]
+
+    @pytest.mark.parametrize(
+        "file, lacks",
+        [
+            ("unet/config.json", ["unet/config.json"]),
+            ("vae/diffusion_pytorch_model.safetensors", ["vae's weights"]),
+            ("text_encoder/model.safetensors", ["text_encoder's weights"]),
+            ("tokenizer/merges.txt", ["tokenizer's files"]),
+            ("scheduler/scheduler_config.json", ["scheduler/scheduler_config.json"]),
+        ],
+    )
+    @pytest.mark.parametrize("form", ["absent", "a link to nothing"])
+    def test_every_file_counts(self, file, lacks, form, checkpoint):
+        (checkpoint / file).unlink()
+        if form != "absent":
+            (checkpoint / file).symlink_to(checkpoint / "blobs" / "gone")
+        assert missing_files(checkpoint) == lacks
+
+    def test_every_shard_counts(self, checkpoint):
+        whole, stem = checkpoint / UNET, checkpoint / "unet" / "diffusion_pytorch_model"
+        (checkpoint / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+        whole.rename(f"{stem}-00001-of-00002.safetensors")
+        assert missing_files(checkpoint) == ["unet's weights"]
+        with pytest.raises(WeightsError, match="with all shards"):
+            load_folder(checkpoint, mx.float32)
+        save_file({}, f"{stem}-00002-of-00002.safetensors")
+        assert is_complete(checkpoint)
+        assert load_folder(checkpoint, mx.float32).family == "sd1"
 
     def test_the_variant_that_suits_is_taken(self, checkpoint):
         """float16 prefers *.fp16.safetensors; float32 takes it only where nothing else is there."""

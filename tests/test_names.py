@@ -60,7 +60,7 @@ def original_unet(model: UNet) -> Names:
 CASES = [
     *((f"U-Net {name}", lambda name=name: (model := unet(name), original_unet(model))) for name in ORIGINALS),
     *((f"VAE {name}", lambda name=name: (vae(name), names.original_vae(4))) for name in VAES),
-    *((f"text {p}", lambda p=p: (text(p), names.OPEN_CLIP)) for p in (False, True)),
+    *((f"text {p}", lambda p=p: (text(p), names.OPEN_CLIP_TEXT)) for p in (False, True)),
 ]
 
 
@@ -113,8 +113,8 @@ def test_forms():
     assert unet_places["sdxl"].write("mid_block.attentions.0.transformer_blocks.0.ff.proj_in.weight").form == ""
     attention = "encoder.mid_block.attentions.0.attention.to_q.weight"
     assert (names.VAE.write(attention).form, names.original_vae(4).write(attention).form) == ("", "kernel")
-    assert names.OPEN_CLIP.write("text_projection.weight").form == "transposed"
-    key = names.OPEN_CLIP.write("layers.2.self_attn.k_proj.bias")
+    assert names.OPEN_CLIP_TEXT.write("text_projection.weight").form == "transposed"
+    key = names.OPEN_CLIP_TEXT.write("layers.2.self_attn.k_proj.bias")
     assert (key.theirs, key.part) == ("transformer.resblocks.2.attn.in_proj_bias", (1, 3))
 
 
@@ -140,7 +140,7 @@ def test_keys_that_hold_no_weights():
 
 @pytest.mark.parametrize("line", ["a b c", "a.{n} b", "a b.{n}", "a.{n} b_{q,k}.{n}.{n} fused"])
 def test_a_row_that_makes_no_sense(line):
-    with pytest.raises(ValueError, match="no row"):
+    with pytest.raises(ValueError, match="not a row"):
         Row.parse(line)
 
 
@@ -211,7 +211,6 @@ EXCEPTIONS = {
     "model_io/names.py",
     "model_io/describe.py",  # the marks by which files are told apart, most of them of models that are not built here
     "adapters/file_keys.py",  # how an adapter's keys begin and end: whose they are, and which part of an adapter
-    "service/loras.py",  # the one tensor whose width tells a LoRA's family
 }
 
 

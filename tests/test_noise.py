@@ -1,6 +1,8 @@
 """Noise of seeds and of variations: what each draw depends on, and that it stays unit normal on the way between two."""
 
+import hashlib
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 
 from stable_diffusion import StableDiffusion
 from stable_diffusion.backend import mx
-from stable_diffusion.diffusion.noise import NoiseStream, Seeds, slerp
+from stable_diffusion.diffusion.noise import NoiseStream, Seeds, slerp, unit_normal
 from stable_diffusion.errors import InputError
 
 SHAPE = (8, 8, 4)
@@ -35,6 +37,37 @@ def test_the_noise_of_a_seed():
     assert mx.array_equal(NoiseStream([4], (2, 2, 4))()[0], first[1])
     many = NoiseStream([0], (100, 100, 4))()
     assert abs(many.mean().item()) < 0.02 and abs(many.std().item() - 1) < 0.02
+
+
+def test_noise_is_drawn_on_the_cpu_wherever_it_is_used(monkeypatch):
+    """A GPU's logarithm differs from one generation to the next."""
+    devices = []
+
+    def watched(function):
+        def call(*arguments, stream, **options):
+            devices.append(stream)
+            return function(*arguments, stream=stream, **options)
+
+        return call
+
+    for name in ("normal", "split"):
+        monkeypatch.setattr(mx.random, name, watched(getattr(mx.random, name)))
+    stream = NoiseStream(Seeds(1, 2, variation=5, strength=0.3), SHAPE)
+    stream()
+    stream.varied()
+    assert len(devices) >= 8 and set(devices) == {mx.cpu}
+
+
+def test_a_draw_is_exact_to_a_few_units_in_the_last_place():
+    """Uniform numbers to the bit, normal ones to 5e-7: so two machines on which this passes agree to 1e-6."""
+    key = mx.random.key(12)
+    low = float(np.nextafter(np.float32(-1), np.float32(0)))
+    uniform = np.asarray(mx.random.uniform(low, 1, (20_000,), key=key, stream=mx.cpu))
+    assert hashlib.sha256(uniform.tobytes()).hexdigest()[:16] == "829a05e4c2fdd224"
+    exact = np.array([NormalDist().inv_cdf((float(u) + 1) / 2) for u in uniform])
+    assert np.abs(exact).max() > 3.5
+    drawn = np.asarray(unit_normal((20_000,), key))
+    assert (np.abs(drawn - exact) <= 5e-7 * np.abs(exact) + 1e-12).all()
 
 
 def test_seeds_count_as_a1111_counts_them():

@@ -76,7 +76,7 @@ def test_what_it_says_of_itself(installed):
     assert (told.name, told.version) == ("stable-diffusion-mlx", stable_diffusion.__version__)
     assert told.metadata["License-Expression"] == "MIT" and told.metadata["Requires-Python"] == ">=3.11"
     assert told.metadata["Description"].startswith("# Stable Diffusion for MLX")
-    assert set(told.metadata.get_all("Provides-Extra")) == {"cpu", "cuda12", "cuda13", "page", "serve", "test"}
+    assert set(told.metadata.get_all("Provides-Extra")) == {"cpu", "cuda12", "cuda13", "heic", "page", "serve", "test"}
     (script,) = told.entry_points
     assert (script.group, script.name) == ("console_scripts", "stable-diffusion")
     assert any(file.name == "LICENSE" for file in told.files)

@@ -134,7 +134,7 @@ def test_asking_for_the_same_bits_again_changes_nothing_and_other_bits_are_refus
         ({"bits": 4, "group_size": 64, "mode": "mxfp4"}, UnsupportedCheckpointError, "mxfp4"),
         ({"bits": 8, "group_size": 64}, WeightsError, "packed numbers"),
         ({"bits": 4, "group_size": 32}, WeightsError, "scales"),
-        (None, WeightsError, "does not go with its config.json"),
+        (None, WeightsError, "does not match its config.json"),
     ],
 )
 def test_a_folder_whose_parts_disagree_is_refused(four, quantization, error, said):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from stable_diffusion.errors import PictureError
+from stable_diffusion.pictures import formats
 from stable_diffusion.pictures.reading import MAX_PIXELS, as_input, fit, from_array, open_picture, to_rgb
 
 
@@ -120,6 +122,25 @@ def test_absent(tmp_path):
         open_picture(tmp_path / "nothing.png")
     with pytest.raises(PictureError, match="No picture file"):
         open_picture(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP", "TIFF", "GIF", "AVIF"])
+def test_what_the_page_accepts_can_be_read(kind):
+    image = Image.new("RGB", (40, 30), (200, 30, 40))
+    opened = open_picture(encoded(image, kind))
+    assert opened.size == (40, 30)
+    assert np.abs(np.subtract(opened.getpixel((20, 15)), (200, 30, 40))).max() <= 4
+    (form,) = [each for each in formats.FORMATS if each.pillow == kind]
+    assert {suffix[1:] for suffix in form.suffixes} <= set(formats.UPLOADS)
+    assert formats.format_of("a.JFIF").key == "jpeg"
+
+
+def test_heic_is_read_where_its_package_is_installed():
+    pytest.importorskip("pi_heif")
+    opened = open_picture(Path(__file__).with_name("pictures") / "two.heic")
+    assert opened.size == (40, 30) and {"heic", "heif"} <= set(formats.UPLOADS)
+    for place, colour in (((5, 15), (200, 30, 40)), ((35, 15), (30, 60, 200))):
+        assert np.abs(np.subtract(opened.getpixel(place), colour)).max() <= 12
 
 
 @pytest.mark.parametrize("how, left", [("crop", (0, 255, 0)), ("pad", (255, 255, 255)), ("stretch", (255, 0, 0))])

@@ -43,8 +43,10 @@ def test_this_machine_alone_needs_no_key():
 def test_beyond_this_machine_a_key_is_demanded(host, monkeypatch):
     with pytest.raises(InputError, match="--api-key"):
         serve.secrets(args("--host", host))
-    assert serve.secrets(args("--host", host, "--api-key", "k")) == [Secret("k")]
-    assert serve.secrets(args("--host", host, "--api-auth", "anna:b:c")) == [Secret("b:c", "anna")]
+    assert serve.secrets(args("--host", host, "--api-key", "long enough")) == [Secret("long enough")]
+    assert serve.secrets(args("--host", host, "--api-auth", "anna:b:c d e f")) == [Secret("b:c d e f", "anna")]
+    with pytest.raises(InputError, match="8 characters"):
+        serve.secrets(args("--host", host, "--api-key", "short"))
     monkeypatch.setenv(serve.KEY_VARIABLE, "from the environment")
     assert serve.secrets(args("--host", host)) == [Secret("from the environment")]
 
@@ -56,7 +58,7 @@ def test_a_login_that_is_none_is_refused(login):
 
 
 def test_hosts_that_cannot_be_compared_are_refused():
-    with pytest.raises(InputError, match="allow-host"):
+    with pytest.raises(InputError, match="name of a host"):
         serve.hosts(args("--allow-host", "a*.local"))
 
 

@@ -17,12 +17,13 @@ from PIL import Image, ImageColor
 
 import stable_diffusion
 from stable_diffusion import catalogue
+from stable_diffusion.checks import MAX_SEED
 from stable_diffusion.errors import InputError
 from stable_diffusion.record import picture_files
 from stable_diffusion.request import Request
 from stable_diffusion.service import painting, preview
 from stable_diffusion.service import worker as worker_module
-from stable_diffusion.service.jobs import State
+from stable_diffusion.service.jobs import State, next_request
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.service.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker
 from tests.pretend import PretendEngine, over, wait
@@ -421,6 +422,81 @@ def test_a_model_deleted_under_the_server(tmp_path, monkeypatch):
             assert ("mine" in job.error) == (state is State.FAILED)
     finally:
         worker.close()
+
+
+# --- The queue
+
+
+def test_the_queue_in_its_order_and_changed(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    first, second, third = (worker.submit(Request(text, steps=1)) for text in "abc")
+    wait(lambda: first.state is State.RUNNING)
+    assert worker.queue() == [first, second, third]
+    worker.move(third, -1)
+    assert worker.queue() == [first, third, second]
+    worker.move(third, -1), worker.move(first, 1), worker.move(second, 9)
+    assert worker.queue() == [first, third, second], "nothing comes before what runs, or after the end"
+    engine.gate.release(3)
+    over(first, second, third)
+    assert worker.queue() == []
+    assert [call[0] for call in engine.models[0].calls] == ["a", "c", "b"]
+
+
+def test_a_repeating_job_lets_others_have_their_turn_and_ends_when_it_is_cancelled(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    first = worker.submit(Request("a", steps=1, n_images=2, seed=7), repeat=True)
+    other = worker.submit(Request("b", steps=1, seed=1))
+    engine.gate.release(3)
+    over(first, other)
+    wait(lambda: worker.latest(first).state is State.RUNNING)
+    again = worker.latest(first)
+    assert again is not first and again.series == first.series and again.request.seed == 9
+    assert worker.latest(other) is other
+    worker.cancel(again)
+    engine.gate.release(1)
+    over(again)
+    assert worker.queue() == [] and worker.latest(first) is again
+    assert [arguments["seed"] for _, arguments in engine.models[0].calls] == [7, 8, 1, 9]
+
+
+def test_a_repeating_job_that_fails_is_not_repeated(engine, worker):
+    over(job := worker.submit(Request("", steps=1), repeat=True))
+    assert job.state is State.FAILED and worker.latest(job) is job and worker.queue() == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "following"),
+    [
+        ({"seed": 7, "n_images": 3}, "seed", 10),
+        ({}, "seed", None),
+        ({"seed": MAX_SEED}, "seed", 0),
+        ({"seed": 7, "variation_strength": 0.5, "variation_seed": 1, "n_images": 2}, "variation_seed", 3),
+        ({"seed": 7, "variation_strength": 0.5, "variation_seed": 1}, "seed", 7),
+    ],
+)
+def test_what_a_repeating_job_continues_with(asked, name, following):
+    continued = next_request(Request("a", **asked))
+    assert getattr(continued, name) == following
+    continued.with_seeds()
+
+
+def test_a_stopped_picture_is_kept_with_its_variation(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    job = worker.submit(Request("a", steps=4, seed=5, variation_strength=0.25, variation_seed=8))
+    engine.gate.release(1)
+    wait(lambda: job.frame is not None)
+    worker.cancel(job)
+    engine.gate.release(1)
+    over(job)
+    (picture,) = job.pictures
+    over(task := worker.keep(job, picture))
+    assert task.state is State.DONE and picture.size == (64, 64)
+    found = picture_files.read_parameters(picture.path)
+    assert found.extra["Stopped after"] == "2 of 4 steps"
+    assert (found.seed, found.extra["Variation seed"]) == (5, "8")
+    before = picture.path.stat().st_mtime_ns
+    over(worker.keep(job, picture))
+    assert picture.path.stat().st_mtime_ns == before, "once is enough"
 
 
 # --- The end of the process

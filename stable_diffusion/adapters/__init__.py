@@ -1,1 +1,1 @@
-"""What is laid over a loaded checkpoint: LoRA and its kin, textual-inversion embeddings. It stays as it is."""
+"""What is added to a loaded checkpoint without changing it: LoRA and its relatives, textual inversion."""

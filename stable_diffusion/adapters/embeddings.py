@@ -1,41 +1,44 @@
-"""Textual inversion (Gal et al. 2022): vectors that stand in the place of a word's, used by their file's name.
+"""Textual inversion (Gal et al. 2022): vectors in place of a word's, used in prompts by their file's name.
 
-The reference is diffusers' loaders/textual_inversion.py; the forms of the files are A1111's and diffusers'.
+The reference is diffusers' loaders/textual_inversion.py; the file formats are A1111's and diffusers'.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
-from ..errors import UnsupportedCheckpointError, WeightsError
+from ..errors import CheckpointNotFoundError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
+from ..listing import ambiguous
 from ..text.tokenizer import Tokenizer, normalize
 from . import files
 from .lora import NUMBERS, read_tensors
 
-# The keys of the vectors for several encoders in one file -> the family that they are for.
+Tensors = Mapping[str, mx.array]
+
+# Keys of the vectors in a file for several encoders -> the family.
 KEYS = {keys: family.title for family in FAMILIES.values() for keys in family.embedding_keys}
-# The family that a lone vector is for, by its width: the first one that has an encoder of it.
+# The family of a single vector, by its width: the first one with such an encoder.
 WIDTHS = {encoder.width: family.title for family in reversed(FAMILIES.values()) for encoder in family.text_encoders}
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """One file's vectors for each of a checkpoint's text encoders, (N, D) each, with one N."""
+    """A file's vectors for each of a checkpoint's text encoders: (N, D) each, with the same N."""
 
     name: str
     vectors: tuple[mx.array, ...]
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding table that knows further ids: from `first` on, the rows of `extra` (N, D)."""
+    """An embedding table with additional ids: from `first` on, the rows of `extra` (N, D)."""
 
     def __init__(self, known: nn.Module, extra: mx.array, first: int):
         super().__init__()
@@ -50,53 +53,75 @@ class ExtendedEmbedding(nn.Module):
 
 
 class Embeddings:
-    """The embeddings in some folders, for a checkpoint's tokenizers and text encoders."""
+    """The embeddings in some folders, for one checkpoint's tokenizers and text encoders."""
 
     def __init__(self, family: str):
         self.folders = files.folders(files.EMBEDDINGS)
         self._family = family
 
     def used_in(
-        self, pieces: Sequence[str], tokenizer: Tokenizer, encoders: Sequence[CLIPTextModel]
+        self,
+        pieces: Sequence[str],
+        tokenizer: Tokenizer,
+        encoders: Sequence[CLIPTextModel],
+        bundled: Mapping[str, Tensors] | None = None,
     ) -> tuple[Embedding, ...]:
-        """Those that pieces of text name, read. Raises `UnsupportedCheckpointError` for one of another family."""
-        widths = [encoder.config.hidden_size for encoder in encoders]
-        named = self.named_in(pieces, tokenizer)
-        return tuple(read_embedding(path, name, widths, self._family) for name, path in named.items())
+        """Read the embeddings that the text names; `bundled` are those in LoRAs' files, after those in the folders.
 
-    def named_in(self, pieces: Sequence[str], tokenizer: Tokenizer) -> dict[str, Path]:
-        """The files of those that are named in pieces of text, by name."""
+        Raises `UnsupportedCheckpointError` for one of another family.
+        """
+        widths = [encoder.config.hidden_size for encoder in encoders]
+        bundled = bundled or {}
+        found = []
+        for name, path in self.named_in(pieces, tokenizer, bundled).items():
+            tensors = bundled[name] if path is None else read_tensors(path)[0]
+            found.append(embedding_of(tensors, str(path or f"a LoRA's {name}"), name, widths, self._family))
+        return tuple(found)
+
+    def named_in(
+        self, pieces: Sequence[str], tokenizer: Tokenizer, bundled: Iterable[str] = ()
+    ) -> dict[str, Path | None]:
+        """The files of the embeddings that the text names, by name; None for a `bundled` one.
+
+        Raises `CheckpointNotFoundError` for a word that several files are named.
+        """
         lowered = [normalize(piece) for piece in pieces]
-        paths = {
-            name: path
-            for name, path in files.listed(files.EMBEDDINGS, self.folders).items()
-            if any(normalize(name) in piece for piece in lowered)
-        }
-        if not paths:
+        listed = {**dict.fromkeys(bundled), **files.listed(files.EMBEDDINGS, self.folders)}
+        shared = files.shared(files.EMBEDDINGS, self.folders)
+        words = [word for word in (*listed, *shared) if any(normalize(word) in piece for piece in lowered)]
+        if not words:
             return {}
         first = tokenizer.vocab_size
-        knowing = tokenizer.with_words(dict.fromkeys(paths, 1), first)
+        knowing = tokenizer.with_words(dict.fromkeys(words, 1), first)
         named = {token for piece in pieces for token in knowing.encode(piece) if token >= first}
-        return {name: path for token, (name, path) in enumerate(paths.items(), first) if token in named}
+        found = [word for token, word in enumerate(words, first) if token in named]
+        for word in found:
+            if word in shared:
+                raise CheckpointNotFoundError(ambiguous("embedding", word, shared[word]))
+        return {word: listed[word] for word in found}
 
 
 def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) -> Embedding:
-    """Read a file for text encoders of these widths.
+    """Read a file for text encoders of these widths; raises what `embedding_of` raises."""
+    return embedding_of(read_tensors(path)[0], os.fspath(path), name, widths, family)
+
+
+def embedding_of(tensors: Tensors, source: str, name: str, widths: Sequence[int], family: str) -> Embedding:
+    """The tensors of one embedding, for text encoders of these widths; `source` names them in errors.
 
     Raises `UnsupportedCheckpointError` for vectors of another width, and `WeightsError` for a file that is damaged or
     holds something else.
     """
-    tensors, _ = read_tensors(path)
     keys = next((keys for keys in KEYS if set(keys) <= tensors.keys()), ())
     found = [tensors[key] for key in keys] if keys else [t for key, t in tensors.items() if not key.endswith(NUMBERS)]
     if not keys and len(found) != 1:
         raise WeightsError(
-            f"{os.fspath(path)!r} is no textual-inversion embedding: it holds {len(found)} tensors that are not "
+            f"{source!r} is not a textual-inversion embedding: it holds {len(found)} tensors that are not "
             f"{' and '.join(next(iter(KEYS)))}."
         )
     vectors = [tensor.reshape(1, -1) if tensor.ndim == 1 else tensor for tensor in found]
     if any(vector.ndim != 2 or vector.shape[0] != vectors[0].shape[0] or not vector.size for vector in vectors):
-        raise WeightsError(f"{os.fspath(path)!r} holds tensors of the shapes {[v.shape for v in found]}, not vectors.")
+        raise WeightsError(f"{source!r} holds tensors of the shapes {[v.shape for v in found]}, not vectors.")
     given = [vector.shape[1] for vector in vectors]
     if given != list(widths):
         own = families.get(family).title
@@ -111,13 +136,13 @@ def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) ->
 def with_embeddings(
     tokenizers: Sequence[Tokenizer], encoders: Sequence[CLIPTextModel], embeddings: Sequence[Embedding]
 ) -> tuple[list[Tokenizer], list[CLIPTextModel]]:
-    """Tokenizers that know the embeddings' names, and encoders that know their vectors; copies, both."""
+    """Copies of the tokenizers that know the embeddings' names, and of the encoders that know their vectors."""
     words: Mapping[str, int] = {each.name: each.vectors[0].shape[0] for each in embeddings}
     knowing, extended = [], []
     for i, (tokenizer, encoder) in enumerate(zip(tokenizers, encoders, strict=True)):
         first = max(tokenizer.vocab_size, encoder.config.vocab_size)
         knowing.append(tokenizer.with_words(words, first))
-        encoder = copy.copy(encoder)  # its layers are shared
+        encoder = copy.copy(encoder)  # shares its layers
         extra = mx.concatenate([each.vectors[i].astype(mx.float32) for each in embeddings])
         encoder["token_embedding"] = ExtendedEmbedding(encoder.token_embedding, extra, first)
         extended.append(encoder)

@@ -1,9 +1,9 @@
-"""Whose weights the tensors of an adapter's file change: tables, to be read by people.
+"""Which weights the tensors of an adapter file change: tables of how its keys begin and end.
 
-A key is cut into a component, a module and a part: `lora_unet_mid_block_attentions_0_proj_in.lora_down.weight` is the
-U-Net's, `mid_block.attentions.0.proj_in`'s, `down`. kohya writes a module's dots as underscores, which cannot be
-undone; so every module of the loaded networks is listed under all the names that model_io/names.py has for it, written
-likewise.
+A key splits into a component, a module and a part: `lora_unet_mid_block_attentions_0_proj_in.lora_down.weight` is the
+`down` part of the U-Net's `mid_block.attentions.0.proj_in`. kohya writes a module's dots as underscores, which cannot
+be undone; so every module of the loaded networks is listed under all names that model_io/names.py has for it, written
+the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..model_io import names
 
 UNET, TEXT, TEXT_2, ANY = "unet", "text_encoder", "text_encoder_2", ""
 
-# How a key begins, and whose it is; the first that fits. ANY: whoever has a module of that name.
+# How a key begins -> its component; the first match counts. ANY: whichever has a module of that name.
 PREFIXES = (
     (r"lora_unet[_.]", UNET),  # kohya, OneTrainer
     (r"lora_te1?[_.]", TEXT),
@@ -31,7 +31,7 @@ PREFIXES = (
     (r"", ANY),  # diffusers, before it had prefixes
 )
 
-# How a key ends, and what it is of the module's adapter.
+# How a key ends -> its part of the module's adapter.
 PARTS = (
     (r"\.lora_down\.weight", "down"),  # kohya
     (r"\.lora_up\.weight", "up"),
@@ -50,7 +50,7 @@ PARTS = (
     (r"\.(diff_b|diff|w_norm|b_norm)", r"\1"),
 )
 
-# Parts of adapters that are not built here, and their names.
+# Parts of adapters that are not supported, and their names.
 OTHER_FORMS = {
     r"\.(oft_blocks|oft_diag|oft_r|boft_\w+)(\.|$)": "OFT",
     r"\.(a1|a2|b1|b2|bm)\.weight$": "GLoRA",
@@ -61,7 +61,7 @@ OTHER_FORMS = {
 
 @dataclass(frozen=True)
 class Part:
-    """What one key says."""
+    """A key, split."""
 
     key: str
     component: str  # UNET, TEXT, TEXT_2 or ANY
@@ -70,12 +70,12 @@ class Part:
 
     @property
     def flat(self) -> str:
-        """The module, dots as underscores."""
+        """The module, with dots as underscores."""
         return names.flat(self.module)
 
 
 def parse(key: str) -> Part | None:
-    """Cut a key; None where its ending is of no adapter that is known here."""
+    """Split a key; None if its ending belongs to no known adapter."""
     found = ((match, name) for ending, name in PARTS if (match := re.search(ending + "$", key)))
     match, name = next(found, (None, ""))
     if match is None:
@@ -86,7 +86,7 @@ def parse(key: str) -> Part | None:
 
 
 def other_form(keys: Iterable[str]) -> str | None:
-    """The name of the form that keys belong to, where it is one that is not built here."""
+    """The unsupported form that keys belong to, by name; None if there is no such key."""
     for key in keys:
         for pattern, name in OTHER_FORMS.items():
             if re.search(pattern, key):
@@ -95,7 +95,7 @@ def other_form(keys: Iterable[str]) -> str | None:
 
 
 def modules(component: str, model: nn.Module) -> dict[str, str]:
-    """Every name that every layer of a network has in adapters' files, dots as underscores -> its path here."""
+    """Every name of every layer of a network in adapter files, dots as underscores -> its path here."""
     tables = names.unet_spellings(model.config) if component == UNET else names.text_spellings()
     layers = [path for path, module in model.named_modules() if path and "weight" in module]
     return {names.flat(table.write(path).theirs): path for path in layers for table in tables}

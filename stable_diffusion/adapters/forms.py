@@ -1,4 +1,4 @@
-"""The tensors of one module's adapter -> the change of its weight, in torch's layout: (O, I) or (O, I, kH, kW).
+"""One module's adapter tensors -> the change of its weight, in torch's layout: (O, I) or (O, I, kH, kW).
 
 LoRA (Hu et al. 2021), LoCon, LoHa and LoKr (Yeh et al. 2023, LyCORIS), DoRA (Liu et al. 2024). The reference is
 lycoris/functional/ of lycoris-lora, for kohya's alpha sd-scripts' networks/lora.py. Everything is float32.
@@ -14,7 +14,7 @@ from ..backend import mx
 
 Parts = Mapping[str, mx.array]
 
-# What each form cannot do without; the first one that is there counts.
+# The parts that each form requires; the first complete one counts.
 FORMS: tuple[tuple[str, ...], ...] = (
     ("up", "down"),
     ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
@@ -32,46 +32,50 @@ OPTIONAL = {"mid", "alpha", "dora_scale", "magnitude", "hada_t1", "hada_t2", "lo
 
 @dataclass
 class Layer:
-    """The adapter of one module: its tensors by part, as the file has them, lazy.
+    """The adapter of one module: its tensors by part, as in the file, lazy.
 
-    `alpha` is what the file's metadata say, for files that have no tensor of it; with `root` the rank's square root
-    stands in the place of the rank (rsLoRA, Kalajdzievski 2023).
+    `alpha` comes from the file's metadata, for files without a tensor of it; `root` divides by the rank's square root
+    instead of the rank (rsLoRA, Kalajdzievski 2023).
     """
 
     module: str = ""  # as the file writes it
     parts: dict[str, mx.array] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)  # part -> the file's key, for messages
     alpha: float | None = None
+    given_rank: float | None = None  # in metadata; peft's LoKr has it where the tensors show none
     root: bool = False
 
     def form(self) -> tuple[str, ...] | None:
-        """The parts that make this layer's form; None where they are of none."""
+        """The parts that make up this layer's form; None if they form none."""
         return next((form for form in FORMS if self.parts.keys() >= set(form)), None)
 
     def left_over(self) -> list[str]:
-        """The keys of parts that its form has no use for."""
+        """The keys of parts that its form does not use."""
         used = set(self.form() or ()) | OPTIONAL
         return [self.keys[part] for part in self.parts if part not in used]
 
     @property
     def rank(self) -> int | None:
-        """The inner size r of the products, that alpha is measured by; None where there are no products."""
+        """The inner size r of the products, by which alpha is divided; None without a product."""
         for part in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
             if part in self.parts:
                 return self.parts[part].shape[0]
         return None
 
     def scale(self) -> mx.array | float:
-        """alpha / r; 1 where alpha is not given, or there is no rank."""
+        """alpha / r; 1 without an alpha or a rank."""
         alpha = self.parts["alpha"].astype(mx.float32).reshape(()) if "alpha" in self.parts else self.alpha
-        if alpha is None or self.rank is None:
+        rank: float | None = self.rank
+        if rank is None and "alpha" not in self.parts:
+            rank = self.given_rank
+        if alpha is None or rank is None:
             return 1.0
-        return alpha / (self.rank**0.5 if self.root else self.rank)
+        return alpha / (rank**0.5 if self.root else rank)
 
     def weight_change(self, weight: mx.array) -> mx.array | None:
-        """What is added to `weight` (O, I) or (O, I, kH, kW) at strength 1, in that shape or one with 1s at its end.
+        """What to add to `weight` (O, I) or (O, I, kH, kW) at strength 1, in its shape.
 
-        None where only the bias changes. Raises ValueError for parts whose shapes do not fit each other.
+        None if only the bias changes. Raises ValueError for parts whose shapes do not fit each other.
         """
         parts = self.parts
         if (self.form() or ("",))[0] in ("diff_b", "b_norm"):
@@ -82,7 +86,7 @@ class Layer:
         return change
 
     def product(self) -> mx.array:
-        """The form's own value, before alpha: (O, I) or (O, I, kH, kW)."""
+        """The form's value before scaling: (O, I) or (O, I, kH, kW)."""
         form = self.form()
         assert form, "a layer without a form"
         parts = {part: self.parts[part].astype(mx.float32) for part in self.parts}
@@ -90,7 +94,7 @@ class Layer:
         return build(parts) if build else parts[form[0]]
 
     def bias_change(self) -> mx.array | None:
-        """What is added to the bias at strength 1, (O,)."""
+        """What to add to the bias at strength 1, (O,)."""
         for name in ("diff_b", "b_norm"):
             if name in self.parts:
                 return self.parts[name].astype(mx.float32)
@@ -98,7 +102,7 @@ class Layer:
 
 
 def low_rank(parts: Parts) -> mx.array:
-    """up down, or for a convolution with a middle (Tucker's form) up mid down."""
+    """up down, or up mid down for a convolution in Tucker's form."""
     up, down = parts["up"], parts["down"]
     up = up.reshape(up.shape[0], -1)
     if "mid" in parts:
@@ -107,7 +111,7 @@ def low_rank(parts: Parts) -> mx.array:
 
 
 def hadamard(parts: Parts) -> mx.array:
-    """(w1_a w1_b) * (w2_a w2_b), element by element; each product in Tucker's form where it has a core t."""
+    """(w1_a w1_b) * (w2_a w2_b), element by element; each product in Tucker's form if it has a core t."""
     if "hada_t1" in parts:
         one, two = (
             mx.einsum("pqkl,po,qi->oikl", parts[f"hada_t{i}"], parts[f"hada_w{i}_a"], parts[f"hada_w{i}_b"])
@@ -143,7 +147,7 @@ def _product(a: mx.array, b: mx.array) -> mx.array:
 
 
 def _as_shape(change: mx.array, shape: tuple[int, ...]) -> mx.array:
-    """The same numbers in the weight's shape, where they differ by a kernel of one pixel or a flattened kernel only."""
+    """The same numbers in the weight's shape; only a 1x1 or a flattened kernel may differ."""
     same_rank = change.ndim == len(shape)
     if change.shape[0] != shape[0] or change.size != math.prod(shape) or (same_rank and change.shape != shape):
         raise ValueError(f"{change.shape} for a weight of {shape}")
@@ -151,7 +155,7 @@ def _as_shape(change: mx.array, shape: tuple[int, ...]) -> mx.array:
 
 
 def _decomposed(weight: mx.array, changed: mx.array, parts: Parts) -> mx.array:
-    """DoRA: the changed weight with its rows (or, in old files, its columns) brought to the lengths that were learnt.
+    """DoRA: the changed weight with its rows (in old files its columns) scaled to the learnt lengths.
 
     `dora_scale` is (O, 1, ...) or (1, I, ...) (kohya, LyCORIS), `magnitude` (O,) or (1, O, 1, 1) (peft).
     """

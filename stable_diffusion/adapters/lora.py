@@ -1,73 +1,49 @@
-"""LoRA and its kin: a file -> the layers of the loaded networks that it changes -> networks with it laid over.
+"""LoRA and its relatives: a file -> the layers that it changes -> copies of the networks with it applied.
 
-Nothing is changed in place. Networks with adapters are copies that share all arrays with the checkpoint's, but for the
-weights that are changed: taking an adapter off is letting go of the copy, and two generations can have different ones.
+Nothing is changed in place. Networks with adapters are copies that share every array with the checkpoint's except the
+changed weights: removing an adapter means dropping the copy, and two generations can use different ones.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..errors import UnsupportedCheckpointError, WeightsError
-from ..families import FAMILIES
 from ..model_io.quantised import dequantised
-from ..model_io.strict import FLOATS
+from ..model_io.strict import FLOATS, as_array, load_tensors
 from ..model_io.tensor_file import open_tensors
 from ..text.tags import Strength
 from ..unet import UNet
-from . import file_keys
-from .forms import FORMS, Layer
+from . import file_keys, lora_family
+from .forms import Layer
+from .peft_config import read_configs
 
-# What attn2 reads.
-TEXT_WIDTHS = {**{family.text_width: family.title for family in FAMILIES.values()}, 1280: "SDXL's refiner"}
-WITH_WIDTH = FORMS[:7]
-UNFIT = (ValueError, IndexError, KeyError, OverflowError, RuntimeError)  # of tensors that do not go together
-NUMBERS = ("string_to_token.*",)  # an embedding's word, which its file's name replaces
-# Tell-tale keys of other architectures; the first that fits.
-ARCHITECTURES = (
-    (r"double_blocks|single_blocks|single_transformer_blocks", "FLUX"),
-    (r"joint_blocks|^(lora_te3_|text_encoder_3\.)|^(lora_)?transformer[._]transformer_blocks", "Stable Diffusion 3"),
-    (
-        r"^(lora_)?transformer[._]|^diffusion_model\.(blocks|layers)\.|^lora_unet_(blocks|layers)_\d",
-        "another architecture",
-    ),
-    (r"^lora_prior_|^lora_(stage_[bc]|prior)_", "Stable Cascade or Kandinsky"),
-    (r"^(lora_te2_|text_encoder_2\.)", families.SDXL.title),
-)
-# What trainers write into metadata, by its beginning.
-BASE_MODELS = {
-    **{base: family.title for family in FAMILIES.values() for base in family.lora_bases},
-    "stable-diffusion-v3": "Stable Diffusion 3",
-    "sd3": "Stable Diffusion 3",
-    "flux": "FLUX",
-}
+UNFIT = (ValueError, IndexError, KeyError, OverflowError, RuntimeError)  # from tensors whose shapes do not fit
+BUNDLED = "bundle_emb."  # of an embedding in a LoRA's file: then its name, and its own key
+NUMBERS = ("string_to_token.*",)  # an embedding's own word; the file's name is used instead
 
 
 class AdapterWarning(UserWarning):
-    """Some of an adapter's tensors match nothing in the checkpoint, and are left out."""
+    """Something in an adapter file is not used."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What an adapter can change."""
+    """The networks that an adapter can change."""
 
     unet: UNet
     text_encoders: tuple[CLIPTextModel, ...]
 
     def components(self) -> dict[str, nn.Module]:
-        """The networks by the names that adapter files have for them."""
+        """The networks by their names in adapter files."""
         return {
             file_keys.UNET: self.unet,
             **dict(zip((file_keys.TEXT, file_keys.TEXT_2), self.text_encoders, strict=False)),
@@ -76,7 +52,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Lora:
-    """A file's layers by component and path; its tensors are read when they are first needed."""
+    """A file's layers by component and path; tensors are read when first needed."""
 
     name: str
     layers: Mapping[tuple[str, str], Layer]
@@ -86,10 +62,11 @@ def load_lora(path: Path, networks: Networks, family: str) -> Lora:
     """Read a file's header and match it with the networks of a checkpoint of `family`, a key of families.FAMILIES.
 
     Warns with `AdapterWarning` of tensors that match nothing. Raises `UnsupportedCheckpointError` for a file of another
-    family, of a form that is not built here, or that matches nothing at all, and `WeightsError` for a damaged one.
+    family or an unsupported form, or that matches nothing at all, and `WeightsError` for a damaged one.
     """
     name = path.stem
     tensors, metadata = read_tensors(path)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(BUNDLED)}
     parts = {key: file_keys.parse(key) for key in tensors}
     groups: dict[tuple[str, str], Layer] = {}
     for key, part in parts.items():
@@ -97,7 +74,7 @@ def load_lora(path: Path, networks: Networks, family: str) -> Lora:
             layer = groups.setdefault((part.component, part.flat), Layer(part.module))
             layer.parts[part.part] = tensors[key]
             layer.keys[part.part] = key
-    _refuse_other_families(name, tensors, groups, metadata, networks, family)
+    _refuse_other_families(name, tensors, metadata, networks, family)
     tables = _tables(networks)
     layers: dict[tuple[str, str], Layer] = {}
     unmatched = [key for key, part in parts.items() if part is None]
@@ -109,16 +86,29 @@ def load_lora(path: Path, networks: Networks, family: str) -> Lora:
         unmatched += layer.left_over()
         layers[owner, tables[owner][module]] = layer
     _report(name, unmatched, layers, family)
-    _set_alphas(layers, metadata, path)
+    _set_alphas(name, layers, metadata, path)
     _check_shapes(name, layers, networks)
     return Lora(name, layers)
 
 
-def lay_over(networks: Networks, loras: Sequence[tuple[Lora, Strength]]) -> Networks:
-    """Networks with adapters added: W + sum of strength * change. Arrays are lazy, and the given networks untouched.
+def bundled_embeddings(path: Path) -> dict[str, Mapping[str, mx.array]]:
+    """The textual-inversion embeddings in a LoRA's file: name -> tensors, as in a file of its own."""
+    with open_tensors(path, check=False) as file:
+        if not any(key.startswith(BUNDLED) for key in file.tensors):
+            return {}
+    found: dict[str, dict[str, mx.array]] = {}
+    for key, tensor in read_tensors(path)[0].items():
+        name, _, own = key.removeprefix(BUNDLED).partition(".")
+        if key.startswith(BUNDLED) and name.strip() and own:
+            found.setdefault(name, {})[own] = tensor
+    return dict(found)
 
-    Strengths other than 1 of a DoRA go straight from the weight to the one that was learnt. A quantised layer that is
-    changed becomes a plain one.
+
+def lay_over(networks: Networks, loras: Sequence[tuple[Lora, Strength]]) -> Networks:
+    """Networks with adapters added: W + sum of strength * change. Arrays are lazy; the given networks stay unchanged.
+
+    Strengths other than 1 of a DoRA interpolate between the weight and the learnt one. A changed quantised layer
+    becomes a plain one.
     """
     changed = {}
     for component, model in networks.components().items():
@@ -134,7 +124,7 @@ def lay_over(networks: Networks, loras: Sequence[tuple[Lora, Strength]]) -> Netw
 
 
 def shared_copy(node: Any) -> Any:
-    """A module's structure copied, its arrays shared."""
+    """A copy of a module's structure that shares its arrays."""
     if isinstance(node, nn.Module):
         node = copy.copy(node)
         for key, child in node.items():
@@ -148,49 +138,35 @@ def shared_copy(node: Any) -> Any:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The tensors and metadata of a safetensors file (lazy), or of one of torch's (read without running anything).
+    """The tensors and metadata of a safetensors file (lazy), or the tensors of one of torch's (nothing is executed).
 
-    Raises `WeightsError` for a file that is not intact, and `UnsupportedCheckpointError` for what is none of the two.
+    Raises `WeightsError` for a file that is not intact, and `UnsupportedCheckpointError` for other kinds of file.
     """
     with open_tensors(path) as file:
         for tensor in file.tensors.values():
             if tensor.dtype not in FLOATS and not tensor.key.endswith((".alpha", *NUMBERS)):
                 raise WeightsError(f"{path}: the tensor {tensor.key} is of type {tensor.dtype}, not floating point.")
         if file.form != "safetensors":
-            return {key: _to_mlx(file.read(stored), stored.dtype) for key, stored in file.tensors.items()}, {}
-        metadata = file.metadata
-    try:
-        return mx.load(str(path), format="safetensors"), metadata  # type: ignore[return-value]
-    except (RuntimeError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from None
-
-
-def _to_mlx(numbers: np.ndarray, dtype: str) -> mx.array:
-    if dtype == "BF16":
-        return mx.array(numbers).view(mx.bfloat16)
-    return mx.array(numbers.astype(np.float32) if dtype == "F64" else numbers)
+            return {key: as_array(file.read(stored), stored.dtype) for key, stored in file.tensors.items()}, {}
+        metadata, dtypes = file.metadata, {stored.dtype for stored in file.tensors.values()}
+    return load_tensors(path, dtypes), metadata
 
 
 # --- Matching
 
 
 def _tables(networks: Networks) -> dict[str, dict[str, str]]:
-    """Component -> every name of each of its layers -> the layer's path."""
+    """Component -> {every name of each of its layers: the layer's path}."""
     return {component: file_keys.modules(component, model) for component, model in networks.components().items()}
 
 
 def _refuse_other_families(
-    name: str,
-    keys: Iterable[str],
-    groups: Mapping[tuple[str, str], Layer],
-    metadata: Mapping[str, str],
-    networks: Networks,
-    family: str,
+    name: str, tensors: Mapping[str, mx.array], metadata: Mapping[str, str], networks: Networks, family: str
 ) -> None:
-    form = file_keys.other_form(keys)
+    form = file_keys.other_form(tensors)
     if form:
-        raise UnsupportedCheckpointError(f"The LoRA {name!r} is of the form {form}, which this engine does not build.")
-    found = _family(keys, groups, metadata, networks)
+        raise UnsupportedCheckpointError(f"The LoRA {name!r} has the form {form}, which is not supported.")
+    found = _family(tensors, metadata, networks)
     own = families.get(family).title
     if found and found != own:
         raise UnsupportedCheckpointError(
@@ -198,25 +174,18 @@ def _refuse_other_families(
         )
 
 
-def _family(
-    keys: Iterable[str], groups: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], networks: Networks
-) -> str | None:
-    """What a file was made for, by its keys, then by the width of the text that it reads, then by its metadata."""
-    keys = list(keys)
-    for pattern, architecture in ARCHITECTURES:
-        if any(re.search(pattern, key) for key in keys):
-            return architecture
-    for (_, module), layer in groups.items():
-        if module.endswith("attn2_to_k") and layer.form() in WITH_WIDTH:
-            try:
-                width = layer.product().shape[1]
-            except UNFIT:
-                continue
-            if width == networks.unet.config.per_block("cross_attention_dim")[0]:
-                return None
-            return TEXT_WIDTHS.get(width, f"a model whose text is {width} wide")
-    told = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
-    return next((title for start, title in BASE_MODELS.items() if told.startswith(start)), None)
+def _family(tensors: Mapping[str, mx.array], metadata: Mapping[str, str], networks: Networks) -> str | None:
+    """The family that a file was made for, None for that of the networks or an unknown one."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    architecture = lora_family.by_keys(shapes)
+    if architecture:
+        return architecture
+    width = lora_family.text_width(shapes)
+    if width is None:
+        return lora_family.by_metadata(metadata) or None
+    if width == networks.unet.config.per_block("cross_attention_dim")[0]:
+        return None
+    return lora_family.TEXT_WIDTHS.get(width, f"a model whose text is {width} wide")
 
 
 def _report(name: str, unmatched: list[str], layers: Mapping, family: str) -> None:
@@ -227,39 +196,31 @@ def _report(name: str, unmatched: list[str], layers: Mapping, family: str) -> No
         raise UnsupportedCheckpointError(f"The LoRA {name!r} cannot be used: {what}.")
     if unmatched:
         warnings.warn(
-            f"The LoRA {name!r} holds {len(unmatched)} tensors that match nothing in this checkpoint; they are left "
-            f"out: {shown}",
+            f"The LoRA {name!r} holds {len(unmatched)} tensors that match nothing in this checkpoint and are not "
+            f"used: {shown}",
             AdapterWarning,
             stacklevel=5,
         )
 
 
-def _set_alphas(layers: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], path: Path) -> None:
-    """Read alpha from where peft keeps it: the file's metadata, as diffusers writes them, or adapter_config.json."""
-    config = _json(metadata.get("lora_adapter_metadata"))
-    bare = _json(path.with_name("adapter_config.json"))
+def _set_alphas(name: str, layers: Mapping[tuple[str, str], Layer], metadata: Mapping[str, str], path: Path) -> None:
+    """Set alpha and rank as peft's settings have them."""
+    configs = read_configs(path, metadata, (file_keys.UNET, file_keys.TEXT, file_keys.TEXT_2))
     for (component, _), layer in layers.items():
-        start = component + "."
-        own = {key.removeprefix(start): value for key, value in config.items() if key.startswith(start)} or bare
-        patterns = own.get("alpha_pattern")
-        special = patterns.items() if isinstance(patterns, dict) else ()
-        fits = (value for key, value in special if f".{layer.module}".endswith(f".{key}"))
-        layer.alpha = next(fits, own.get("lora_alpha", own.get("alpha")))
-        layer.root = bool(own.get("use_rslora"))
-        if layer.alpha is not None and type(layer.alpha) not in (int, float):
-            raise WeightsError(f"{path}: its metadata say that alpha is {layer.alpha!r}, which is no number.")
-
-
-def _json(source: str | Path | None) -> dict[str, Any]:
-    try:
-        values = json.loads(source.read_text(encoding="utf-8") if isinstance(source, Path) else source or "{}")
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        config = configs[component]
+        layer.alpha, layer.given_rank, layer.root = config.alpha(layer.module), config.rank(layer.module), config.root
+    ignored = dict.fromkeys(what for component, _ in layers for what in configs[component].not_honoured())
+    if ignored:
+        warnings.warn(
+            f"The LoRA {name!r} was trained with {', '.join(ignored)}, which is not supported: it may not look as it "
+            f"was meant to.",
+            AdapterWarning,
+            stacklevel=5,
+        )
 
 
 def _check_shapes(name: str, layers: Mapping[tuple[str, str], Layer], networks: Networks) -> None:
-    """Build every change, which computes nothing, so that what does not fit is known now."""
+    """Build every change lazily, so that shapes that do not fit are found now."""
     modules = {component: dict(model.named_modules()) for component, model in networks.components().items()}
     for (component, path), layer in layers.items():
         module = modules[component][path]
@@ -276,7 +237,7 @@ def _check_shapes(name: str, layers: Mapping[tuple[str, str], Layer], networks: 
             ) from None
 
 
-# --- Laying over
+# --- Applying
 
 
 def _with_changes(model: nn.Module, changes: Mapping[str, list[tuple[Layer, float]]]) -> nn.Module:
@@ -293,7 +254,7 @@ def _with_changes(model: nn.Module, changes: Mapping[str, list[tuple[Layer, floa
 
 
 def _change(module: nn.Module, layers: Sequence[tuple[Layer, float]]) -> None:
-    """Give a module, a copy, its changed weight and bias: float32 arithmetic, the weight's own type and layout."""
+    """Set a copied module's changed weight and bias, computed in float32, in their own type and layout."""
     weight = _torch_weight(module)
     total = weight
     for layer, amount in layers:

@@ -1,4 +1,4 @@
-"""Which LoRAs lie over a checkpoint: for good, as `set_loras` says, or for one generation, as a prompt's tags say."""
+"""Which LoRAs are applied to a checkpoint: until further notice (`set_loras`), or for one generation (prompt tags)."""
 
 from __future__ import annotations
 
@@ -13,37 +13,36 @@ from ..errors import InputError, UnsupportedCheckpointError
 from ..text.tags import Strength
 from ..unet import UNet
 from . import files
-from .lora import Networks, lay_over, load_lora
+from .embeddings import Tensors
+from .lora import Networks, bundled_embeddings, lay_over, load_lora
 
 Source = str | os.PathLike
-# {"name or file": 0.8}, or ("name or file", 0.8) one after another; (0.8, 0.5): U-Net, text encoders.
+# {"name or file": 0.8}, or a sequence of ("name or file", 0.8); (0.8, 0.5): U-Net, text encoders.
 Loras = Mapping[Any, Any] | Iterable[Any]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A LoRA's file, as it is now, and how much of it is wanted."""
+    """A LoRA's file in its present version, and the strength to apply it with."""
 
     path: Path
     strength: Strength
-    stamp: tuple[int, int] = (0, 0)  # of the file: when it was changed, and its size
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
+    name: str  # that it is listed under
+    stamp: tuple[int, int] = (0, 0)  # of the file: modification time, size
 
 
 class Overlay:
-    """A checkpoint's networks, and the same with LoRAs laid over; the last overlay is kept for the next generation."""
+    """A checkpoint's networks, and the same with LoRAs applied; the last ones are kept for the next generation."""
 
     def __init__(self, networks: Networks, family: str):
         self.folders = files.folders(files.LORAS)
         self.bare = networks
         self._family = family
         self._last: tuple[tuple[Choice, ...], Networks] = ((), networks)
+        self._bundles: dict[Choice, dict[str, Tensors]] = {}
 
     def choose(self, loras: Loras, names_only: bool = False) -> tuple[Choice, ...]:
-        """Find the files; `names_only` takes no paths, which a prompt should not reach.
+        """Find the files; `names_only` refuses paths, which a prompt must not reach.
 
         Raises `InputError` for a strength that is not a number, `CheckpointNotFoundError` for a name without a file.
         """
@@ -53,21 +52,31 @@ class Overlay:
             source, strength = (pair, 1.0) if isinstance(pair, str | os.PathLike) else _pair(pair)
             path = files.find(files.LORAS, source, self.folders, names_only)
             stat = path.stat()
-            chosen.append(Choice(path.resolve(), _strength(source, strength), (stat.st_mtime_ns, stat.st_size)))
+            name = files.name_of(files.LORAS, path, self.folders)
+            chosen.append(Choice(path.resolve(), _strength(source, strength), name, (stat.st_mtime_ns, stat.st_size)))
         return tuple(chosen)
 
     def networks(self, choices: tuple[Choice, ...]) -> Networks:
-        """The networks with these LoRAs over them; raises what `load_lora` raises."""
+        """The networks with these LoRAs applied; raises what `load_lora` raises."""
         if choices and not isinstance(self.bare.unet, UNet):
             raise UnsupportedCheckpointError(f"LoRAs are for U-Nets, and {self._family!r} has another network.")
         if self._last[0] != choices:
-            self.forget()  # the last one's weights go before the next one's come
+            self.forget()  # frees the last one's weights before the next one's are made
             loras = [(load_lora(choice.path, self.bare, self._family), choice.strength) for choice in choices]
             self._last = (choices, lay_over(self.bare, loras))
         return self._last[1]
 
+    def embeddings(self, choices: tuple[Choice, ...]) -> dict[str, Tensors]:
+        """The embeddings that these LoRAs bring along, by name; of two alike the first counts."""
+        found: dict[str, Tensors] = {}
+        for choice in choices:
+            if choice not in self._bundles:
+                self._bundles[choice] = bundled_embeddings(choice.path)
+            found = {**self._bundles[choice], **found}
+        return found
+
     def forget(self) -> None:
-        """Keep no overlay: the memory of its weights is free as soon as nobody else has it."""
+        """Drop the cached networks, so that the memory of their weights can be freed."""
         self._last = ((), self.bare)
 
 

@@ -1,4 +1,4 @@
-"""again: a picture made once more, from what it says of itself, and whether it came out the same."""
+"""again: regenerate a picture from its own metadata, and compare the two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PictureError
 from ..pictures.formats import WRITTEN_SUFFIXES
-from .options import add_debug
+from .options import add_debug, path
 from .running import means_folder
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from ..record.parameters import Parameters
 
 DESCRIPTION = """\
-Make a picture again from what it says of itself, and tell whether every pixel came out the same, as it does with the
-same model, version and kind of machine. What it was made from is looked for inside it, beside it, in the current folder
-and in outputs/, by name and sha256. Pictures of AUTOMATIC1111's web UI are read, too; its noise is another, so they
-come out alike in kind only.
+Regenerate a picture from its own metadata, and say whether every pixel is the same, as it is with the same model,
+version and kind of machine. Its input files are looked for by name and sha256 inside the picture, next to it, in the
+current folder and in outputs/. Pictures of AUTOMATIC1111's web UI work too, but their noise differs, so the result is
+only similar.
 """
 
 
@@ -38,32 +38,39 @@ def add_to(commands: Any) -> None:
         usage="%(prog)s PICTURE [options]",
     )
     again.set_defaults(run=paint_again)
-    again.add_argument("source", metavar="PICTURE", help="a picture that carries its parameters (`info` shows them)")
     again.add_argument(
-        "--output", metavar="FILE-OR-FOLDER", help="where it goes, as for the command that made it (default: outputs/)"
+        "source", type=path, metavar="PICTURE", help="a picture that carries its parameters (`info` shows them)"
     )
-    again.add_argument("--show", action="store_true", help="print the command that makes it, and make nothing")
-    again.add_argument("--picture", metavar="FILE", help="the picture that it was made from")
-    again.add_argument("--mask", metavar="FILE", help="the mask that it was made with")
-    again.add_argument("--model", metavar="NAME", help="another model than the recorded one")
-    again.add_argument("--vae", metavar="FILE", help="the VAE, where it is not found by its name")
     again.add_argument(
-        "--lora", action="append", default=[], metavar="FILE", help="a LoRA of the recorded name; may be given again"
+        "--output", type=path, metavar="FILE-OR-FOLDER", help="as for the command that made it (default: outputs/)"
     )
-    again.add_argument("--force", action="store_true", help="go on where a file is another, or something is not said")
-    again.add_argument("--quiet", action="store_true", help="print nothing but the name of the file")
+    again.add_argument("--show", action="store_true", help="print the command, and generate nothing")
+    again.add_argument("--picture", type=path, metavar="FILE", help="its input picture")
+    again.add_argument("--mask", type=path, metavar="FILE", help="its mask")
+    again.add_argument("--model", metavar="NAME", help="use this model instead of the recorded one")
+    again.add_argument("--vae", type=path, metavar="FILE", help="its VAE, if that is not found by name")
+    again.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=path,
+        metavar="FILE",
+        help="the file of a recorded LoRA, by its name; repeatable",
+    )
+    again.add_argument("--force", action="store_true", help="continue where a file differs or the record is incomplete")
+    again.add_argument("--quiet", action="store_true", help="print only the file name")
     add_debug(again)
 
 
 def paint_again(args: argparse.Namespace) -> list[Path]:
-    """Make the picture again, print where, and say whether it is the same."""
+    """Regenerate the picture, print where it is, and say whether it is the same."""
     from ..record import picture_files
     from ..record.inputs import InputFile
     from .replay import plan_of
 
     parameters = picture_files.read_parameters(args.source)
     if parameters is None:
-        raise PictureError(f"{args.source!r} carries no parameters: nothing says how it was made.")
+        raise PictureError(f"{args.source!r} carries no parameters that say how it was made.")
     original = InputFile.read(args.source)  # the new picture may take its place
     plan = plan_of(args, parameters)
     for note in plan.notes:
@@ -73,10 +80,10 @@ def paint_again(args: argparse.Namespace) -> list[Path]:
         return []
     made = plan.arguments()
     made.output, made.quiet = args.output, args.quiet
-    if args.output is None and Path(args.source).suffix.lower() == ".gif":  # which has no new names of its own
+    if args.output is None and Path(args.source).suffix.lower() == ".gif":  # for which no new names are made up
         made.output = f"outputs/{Path(args.source).stem}-again.gif"
     if not means_folder(made.output) and Path(made.output).suffix.lower() != ".png":
-        made.embed_inputs = False  # which other formats cannot
+        made.embed_inputs = False  # which only PNG can
     paths = made.run(made)
     _say(verdict(original, paths[-1], parameters), args.quiet)
     return paths
@@ -87,11 +94,11 @@ def _say(text: str, quiet: bool) -> None:
         print("".join(c if c.isprintable() else "\ufffd" for c in text), file=sys.stderr)
 
 
-# --- Whether it is the same
+# --- Comparing
 
 
 def verdict(original: InputFile, path: Path, parameters: Parameters) -> str:
-    """In words: whether the picture at `path` is the original, pixel for pixel, and what may be why not."""
+    """Say whether the picture at `path` equals the original pixel for pixel, and what may be the reason if not."""
     import numpy as np
 
     from .. import backend
@@ -113,7 +120,7 @@ def verdict(original: InputFile, path: Path, parameters: Parameters) -> str:
 
 
 def _side_by_side(original: InputFile, path: Path) -> Iterator[tuple[Image.Image, Image.Image]]:
-    """The frames of both, RGB; a new PNG beside an original that lost something by its format loses the same first."""
+    """The frames of both, RGB; a new PNG is first saved in a lossy original's format."""
     import io
 
     from PIL import Image, ImageSequence
@@ -122,7 +129,7 @@ def _side_by_side(original: InputFile, path: Path) -> Iterator[tuple[Image.Image
     from ..record.inputs import InputFile
 
     def frames(file: InputFile) -> Iterator[Image.Image]:
-        file.open()  # refuses what is too large, or damaged
+        file.open()  # refuses what is too large or damaged
         with Image.open(io.BytesIO(file.data)) as picture:
             if picture.format != "GIF":
                 yield file.open()

@@ -1,4 +1,4 @@
-"""blend: the pictures on the way from one prompt or seed to another, as a strip, a GIF, an MP4, or files."""
+"""blend: the frames between two prompts or seeds, as a strip, a GIF, an MP4, or single files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ..text.blend import Frame
 
 DESCRIPTION = """\
-Paint the pictures on the way from PROMPT to TO-PROMPT (by their embeddings), from --seed to --to-seed (by their noise),
-or both at once. A file that ends in .png, .jpg or .webp gets them side by side, .gif and .mp4 one after another (an MP4
-needs the package imageio-ffmpeg); a folder gets a file for each.
+Paint the frames between PROMPT and TO-PROMPT (interpolating their embeddings), between --seed and --to-seed
+(interpolating their noise), or both. A file that ends in .png, .jpg or .webp gets them side by side, .gif and .mp4 as
+an animation (MP4 needs the package imageio-ffmpeg); a folder gets one file per frame.
 """
 
 
@@ -32,29 +32,33 @@ def add_to(commands: Any) -> None:
     """Add its parser."""
     blend = commands.add_parser(
         "blend",
-        help="paint the way from one prompt or seed to another",
+        help="paint the frames between two prompts or seeds",
         description=DESCRIPTION,
         usage="%(prog)s PROMPT [TO-PROMPT] [options]",
     )
     blend.set_defaults(run=paint_blend)
     add_generation_options(blend)
-    blend.add_argument("to_prompt", metavar="TO-PROMPT", nargs="?", help="what to paint at the end of the way")
-    way = blend.add_argument_group("the way")
-    way.add_argument("--to-seed", type=whole(0, MAX_SEED), metavar="N", help="the seed at the end of the way")
+    blend.add_argument("to_prompt", metavar="TO-PROMPT", nargs="?", help="what to paint in the last frame")
+    way = blend.add_argument_group("the frames")
+    way.add_argument("--to-seed", type=whole(0, MAX_SEED), metavar="N", help="the seed of the last frame")
     way.add_argument(
-        "--frames", type=whole(2, 10_000), default=8, metavar="N", help="how many pictures, both ends too (default: 8)"
+        "--frames",
+        type=whole(2, 10_000),
+        default=8,
+        metavar="N",
+        help="number of frames, both ends included (default: 8)",
     )
     way.add_argument(
-        "--share", type=number(0, 1), metavar="S", help="paint one picture only, at S of the way, from 0 to 1"
+        "--share", type=number(0, 1), metavar="S", help="paint only the frame at S, from 0 (the first) to 1"
     )
     way.add_argument(
-        "--fps", type=number(0.1, 50), default=8.0, metavar="N", help="pictures in a second of a film (default: 8)"
+        "--fps", type=number(0.1, 50), default=8.0, metavar="N", help="frames per second of an animation (default: 8)"
     )
-    way.add_argument("--keep-frames", action="store_true", help="write the pictures beside a strip or film, too")
+    way.add_argument("--keep-frames", action="store_true", help="also write the single frames of a strip or animation")
 
 
 def paint_blend(args: argparse.Namespace) -> list[Path]:
-    """Paint all frames; save them, or the file that they make, and print where."""
+    """Paint all frames, save them or the file that they make, and print where."""
     if args.to_prompt is None and args.to_seed is None:
         raise InputError("A blend needs an end: a second prompt, or --to-seed.")
     request = request_of(args)
@@ -71,7 +75,7 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
     output, joins = _output(args)
     sd = load(request, args.quiet)
     painter = Painter(sd, request, output, 0, args.quiet)
-    sd.generate_latents(**painter.call.arguments | way[len(way) // 2].arguments)  # refuses what cannot be blended
+    sd.generate_latents(**painter.call.arguments | way[len(way) // 2].arguments)  # refuses early what cannot be blended
     pictures: list[Any] = []
     paths: list[Path] = []
     try:
@@ -93,7 +97,7 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
 
 
 def _output(args: argparse.Namespace) -> tuple[Output, bool]:
-    """Where single frames go, and whether they are joined to one file."""
+    """Where single frames go, and whether they are joined in one file."""
     if args.share is not None:
         return Output(args.output, several=False), False
     if means_folder(args.output):

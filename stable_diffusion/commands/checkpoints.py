@@ -1,4 +1,4 @@
-"""models, samplers and convert: what there is to choose from, and a checkpoint in another form."""
+"""models, samplers and convert: list what there is, and convert checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from .. import catalogue
-from .options import add_debug, add_setting
+from .options import add_debug, add_setting, path
 from .running import Report
 
 
@@ -20,42 +20,44 @@ def add_to(commands: Any) -> None:
     conversion = commands.add_parser(
         "convert",
         help="write a checkpoint in another form or precision",
-        description="Write a checkpoint in another form or precision: as a single file in the original layout where "
-        "DEST ends in .safetensors, else as a folder in diffusers' form, or with --mlx or --bits as a folder of this "
-        "program's own form, which loads fastest and may be quantised. Pictures stay the same, but for the precision.",
+        description="Write a checkpoint in another form or precision: as a single file in the original layout if "
+        "DEST ends in .safetensors, else as a folder in diffusers' form, or with --mlx or --bits as a folder in this "
+        "program's own form, which loads fastest and may be quantised. Pictures stay the same but for the precision.",
     )
     conversion.add_argument(
         "source", metavar="SOURCE", help="a name that `models` lists, a folder, a single file, or an id of the hub"
     )
-    conversion.add_argument("destination", metavar="DEST", help="a new folder, or a new file that ends in .safetensors")
+    conversion.add_argument(
+        "destination", type=path, metavar="DEST", help="a new folder, or a new file that ends in .safetensors"
+    )
     conversion.add_argument("--mlx", action="store_true", help="a folder in this program's own form")
     add_setting(conversion, "bits")
     conversion.add_argument(
         "--float16",
         action="store_true",
         default=None,
-        help="in half precision: half the size (default: as the source is)",
+        help="half precision: half the size (default: as the source)",
     )
-    conversion.add_argument("--float32", action="store_false", dest="float16", help="in single precision")
-    conversion.add_argument("--force", action="store_true", help="replace the checkpoint that is at DEST")
-    conversion.add_argument("--quiet", action="store_true", help="print nothing but the name of what was written")
+    conversion.add_argument("--float32", action="store_false", dest="float16", help="single precision")
+    conversion.add_argument("--force", action="store_true", help="replace an existing checkpoint at DEST")
+    conversion.add_argument("--quiet", action="store_true", help="print only the name of what was written")
     conversion.set_defaults(run=convert)
     add_debug(listing)
     add_debug(conversion)
 
 
 def list_models(args: argparse.Namespace) -> None:
-    """A table of all models, and below it what is wrong with those that cannot be used."""
-    rows = [("NAME", "FAMILY", "PRECISION", "PREDICTS", "SIZE", "HASH", "LICENCE", "HERE")]
+    """Print a table of all models, and what is wrong with those that cannot be used."""
+    rows = [("NAME", "FAMILY", "PRECISION", "PREDICTS", "SIZE", "HASH", "LICENCE", "STATUS")]
     listed = catalogue.all()
     for model in listed:
         size = _bytes(model.size_bytes) if model.size_bytes else "?"
-        here = {catalogue.EMBEDDED: "comes along", catalogue.LOCAL: "yes"}.get(
-            model.kind, "yes" if model.present else "no"
-        )
-        told = (model.name, model.family_title or "?", model.precision, model.prediction_type, size)
+        status = model.kind if model.kind != catalogue.HUB else "downloaded" if model.present else "not downloaded"
+        known = (model.name, model.family_title or "?", model.precision, model.prediction_type, size)
         hash_ = catalogue.known_hash(model.source) if model.kind == catalogue.LOCAL else None
-        rows.append((*told, hash_ or "", model.licence or "?", "unusable" if model.problem else here))
+        if model.problem:
+            status = "needs a VAE" if model.lacks_vae else "unusable"
+        rows.append((*known, hash_ or "", model.licence or "?", status))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -66,15 +68,15 @@ def list_models(args: argparse.Namespace) -> None:
             print(f"  {model.name}: {' '.join(model.problem.split())}")
     print(
         f"""
-After --model stands one of these names, any other folder in diffusers' form, any other single file (.safetensors,
-.ckpt), or any other id of the Hugging Face hub. What is not here is downloaded when it is first used (about half as
-much with --float16, where the hub has it so). Files and folders inside models/, and inside those that
-${catalogue.FOLDERS_VARIABLE} names (A1111's or ComfyUI's too), are listed here; a file's hash once it was used."""
+--model takes any of these names, or the path of any other folder in diffusers' form or single file (.safetensors,
+.ckpt), or any other id of the Hugging Face hub. Hub models are downloaded on first use (with --float16 about half as
+much, where the hub has such files). What is in models/ is listed, and in the folders that
+${catalogue.FOLDERS_VARIABLE} names (A1111's or ComfyUI's too); a file's hash is shown once it has been used."""
     )
 
 
 def list_samplers(args: argparse.Namespace) -> None:
-    """Every sampler, by the name for --sampler and the one that other programs show."""
+    """Print every sampler: its name for --sampler, and the one that other programs show."""
     from ..sampler import sampler_names
 
     names = sampler_names()
@@ -84,7 +86,7 @@ def list_samplers(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Write a checkpoint in another form, and print where and how large it is."""
+    """Convert a checkpoint, and print where the result is and its size."""
     model = catalogue.find(args.source)
 
     from ..model_io.convert import convert as write

@@ -1,4 +1,4 @@
-"""What the painting commands share: from their arguments to a request, and from a request to a model that paints it."""
+"""What the painting commands share: from arguments to a request, and from a request to a loaded model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def request_of(args: argparse.Namespace, **more: Any) -> Request:
-    """The request of a command's arguments, with the model's own values where nothing is asked for, and seeds drawn.
+    """The request of a command's arguments, with the model's defaults for options not given, and seeds drawn.
 
     `more` are fields that the command makes, such as pictures. Raises what finding the model raises, and `InputError`
-    for what can be refused without loading it.
+    for what can be refused before loading it.
     """
     from ..sampler import key_of
 
@@ -30,12 +30,15 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
 
 
 def load(request: Request, quiet: bool) -> Any:
-    """The request's model, with the LoRAs that lie over it."""
+    """Load the request's model, with its LoRAs."""
     from .. import StableDiffusion
 
     report = Report(quiet)
     try:
-        sd = StableDiffusion(catalogue.find(request.model).source, progress=report, **request.to_load())
+        options = request.to_load()
+        if request.vae is not None:
+            options["vae"] = catalogue.vae_source(request.vae)
+        sd = StableDiffusion(catalogue.find(request.model).source, progress=report, **options)
     finally:
         report.end()
     if request.loras:
@@ -44,6 +47,6 @@ def load(request: Request, quiet: bool) -> Any:
 
 
 def carried(request: Request, args: argparse.Namespace) -> list[InputFile]:
-    """The input files that shall travel inside the pictures."""
+    """The input files to embed in the pictures."""
     files = (request.picture_file, request.mask_file)
     return [file for file in files if file is not None] if args.embed_inputs else []

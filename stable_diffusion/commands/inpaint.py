@@ -9,28 +9,29 @@ from typing import Any
 from ..request import Request
 from ..setting import MASK, SEVERAL, SIDES, WHITE
 from .generation import carried, load, request_of
-from .options import WHERE, add_embed_inputs, add_generation_options, add_setting
+from .options import WHERE, add_embed_inputs, add_generation_options, add_setting, path
 from .running import Output, Painter
 
-# From noise, a part becomes what the text says; beyond an edge, the smeared colours say where the horizon lies.
+# Inside, noise becomes what the text says; beyond an edge, the smeared colours show where the horizon is.
 STRENGTH, STRENGTH_BEYOND = 1.0, 0.8
 BEYOND = ("left", "right", "top", "bottom")
 
 
 def add_to(commands: Any) -> None:
-    """Add the parsers of both."""
+    """Add both parsers."""
     inside = commands.add_parser(
         "inpaint",
         help="repaint a part of a picture",
-        description="Repaint the part of a picture that is white in a mask. All else stays as it is, but for a soft "
-        "edge around the white; the result has the picture's size, whatever the size that is painted.",
+        description="Repaint the part of a picture that is white in a mask. Everything else stays as it is, but for "
+        "a soft edge around the white; the result has the picture's size, whatever size is painted.",
         usage="%(prog)s PICTURE MASK PROMPT [options]",
     )
     _add_picture(inside)
     inside.add_argument(
         "mask",
+        type=path,
         metavar="MASK",
-        help="a picture that is white where to repaint, black or transparent elsewhere; stretched to PICTURE's size",
+        help="a picture, white where to repaint, black or transparent elsewhere; stretched to PICTURE's size",
     )
     _add_options(inside, STRENGTH, MASK, WHITE)
     inside.set_defaults(run=inpaint)
@@ -38,7 +39,7 @@ def add_to(commands: Any) -> None:
     beyond = commands.add_parser(
         "outpaint",
         help="extend a picture beyond its edges",
-        description="Add pixels at a picture's sides, and paint there what belongs there.",
+        description="Add pixels at a picture's sides, and fill them in to match.",
         usage="%(prog)s PICTURE PROMPT --left N [options]",
     )
     _add_picture(beyond)
@@ -47,7 +48,7 @@ def add_to(commands: Any) -> None:
 
 
 def _add_picture(command: argparse.ArgumentParser) -> None:
-    command.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file")
+    command.add_argument("picture", type=path, metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file")
 
 
 def _add_options(command: argparse.ArgumentParser, strength: float, *groups: str) -> None:

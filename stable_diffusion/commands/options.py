@@ -8,25 +8,25 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from .. import catalogue
-from ..checks import Check, Choice, Flag, Number, Whole
+from ..checks import Check, Choice, FilePath, Flag, Number, Whole
 from ..errors import InputError
 from ..record.keys import plain
 from ..request import DEFAULTS, SETTINGS, option_of
 from ..setting import HOW, MACHINE, SEVERAL, WHAT
 
-WHERE = "where it goes"
+WHERE = "output"
 
 
 def add_generation_options(
     command: argparse.ArgumentParser, more: Collection[str] = ()
 ) -> dict[str, argparse._ArgumentGroup]:
-    """The options of a way to paint: those that all have, and `more` groups of settings. Returns the help's groups."""
+    """Add the options that all painting commands share, and `more` groups of settings; return the help's groups."""
     command.add_argument("prompt", metavar="PROMPT", help="what to paint, in quotes")
     groups = {title: command.add_argument_group(title) for title in (WHAT, HOW, *more, WHERE, MACHINE)}
     for name, each in SETTINGS.items():
         if each.group in groups:
             add_setting(groups[each.group], name)
-        if name == "prompt_language":  # the language is followed by what it is read for: the model
+        if name == "prompt_language":  # --model, --sampler and --lora follow the prompt's language
             _add_model(groups[HOW])
     _add_where(groups[WHERE], several=SEVERAL in more)
     add_debug(groups[MACHINE])
@@ -35,14 +35,14 @@ def add_generation_options(
 
 
 def add_setting(where: argparse._ActionsContainer, name: str, default: Any = None) -> None:
-    """The option of one setting; `default` is the command's own. Where the usual value is in words, it is None."""
+    """Add the option of one setting; `default` overrides the field's. A default described in words is None."""
     each = SETTINGS[name]
     usual = "" if default is not None else each.usual
     if default is None and not usual:
         default = DEFAULTS[name]
     shown = default != "" and default is not False
-    told = f"{each.help} (default: {usual or _in_words(default)})" if shown else each.help
-    option: dict[str, Any] = {"help": told.replace("%", "%%"), "default": default}
+    text = f"{each.help} (default: {usual or _in_words(default)})" if shown else each.help
+    option: dict[str, Any] = {"help": text.replace("%", "%%"), "default": default}
     if isinstance(each.check, Flag):
         option["action"] = argparse.BooleanOptionalAction if default is None else "store_true"
     elif isinstance(each.check, Choice):
@@ -74,7 +74,7 @@ def _add_model(how: argparse._ArgumentGroup) -> None:
         default=catalogue.DEFAULT,
         metavar="NAME",
         help="a name that `models` lists, a folder, a file, or an id of the Hugging Face hub, which is downloaded "
-        f"(default: {catalogue.DEFAULT}, the embedded model, which knows drawn postcards only)",
+        f"(default: {catalogue.DEFAULT}, the embedded model, which only paints drawn postcards)",
     )
     how.add_argument(
         "--sampler",
@@ -89,46 +89,47 @@ def _add_model(how: argparse._ArgumentGroup) -> None:
         dest="loras",
         metavar="NAME[:STRENGTH]",
         help="a LoRA (LoCon, LoHa, LoKr, DoRA): the name of a file in loras/ or in one of $STABLE_DIFFUSION_LORAS, "
-        "or a file; may be given several times. <lora:NAME:STRENGTH> in PROMPT does the same (default strength: 1)",
+        "with its folder if two share it (people/face), or a file; repeatable. "
+        "<lora:NAME:STRENGTH> in PROMPT does the same (default strength: 1)",
     )
 
 
 def _add_where(where: argparse._ArgumentGroup, several: bool) -> None:
     where.add_argument(
         "--output",
+        type=path,
         metavar="FILE-OR-FOLDER",
-        help="a file (.png, .jpg, .webp), replaced if it exists, or with several pictures FILE-1, FILE-2, and so on; "
-        "or a folder, where every picture gets a new name (default: outputs/ and today's date)",
+        help="a file (.png, .jpg, .webp), overwritten if it exists, or with several pictures FILE-1, FILE-2, and so "
+        "on; or a folder, where every picture gets a new name (default: outputs/ and today's date)",
     )
-    where.add_argument("--quiet", action="store_true", help="print only the names of the files")
+    where.add_argument("--quiet", action="store_true", help="print only the file names")
     if several:
         where.add_argument(
             "--preview",
             type=whole(0, 1000),
             default=0,
             metavar="N",
-            help="every N steps write the picture so far to NAME.preview.png beside the output, removed at the end; "
-            "costs one decoding each time (default: 0, none)",
+            help="every N steps write the picture so far to NAME.preview.png next to the output, deleted at the end; "
+            "each preview costs one decode (default: 0, off)",
         )
 
 
 def add_embed_inputs(where: argparse._ActionsContainer) -> None:
-    """--embed-inputs, which commands have that start from pictures."""
+    """Add --embed-inputs, for commands that start from pictures."""
     where.add_argument(
         "--embed-inputs",
         action="store_true",
-        help="embed the files that the picture is made from in it (PNG only), as they are, so that `again` needs "
-        "nothing else",
+        help="embed the input files, unchanged, in the picture (PNG only), so that `again` needs nothing else",
     )
 
 
 def add_debug(where: argparse._ActionsContainer) -> None:
-    """--debug, which every command has."""
-    where.add_argument("--debug", action="store_true", help="show a traceback where something goes wrong")
+    """Add --debug, which every command has."""
+    where.add_argument("--debug", action="store_true", help="show a traceback on errors")
 
 
 def lora(text: str) -> tuple[str, float]:
-    """A name or file, with a strength after its last colon, or without."""
+    """Parse NAME[:STRENGTH]; the strength follows the last colon."""
     name, _, strength = text.rpartition(":")
     try:
         value = float(strength) if name else 1.0
@@ -137,6 +138,11 @@ def lora(text: str) -> tuple[str, float]:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} should be like watercolour:0.8")
     return name or text, value
+
+
+def path(text: str) -> str:
+    """The type of a path."""
+    return FilePath().read(text)
 
 
 def whole(low: int, high: int, multiple: int = 1) -> Callable[[str], int]:

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..setting import PICTURE, SEVERAL
 from .generation import carried, load, request_of
-from .options import WHERE, add_embed_inputs, add_generation_options
+from .options import WHERE, add_embed_inputs, add_generation_options, path
 from .running import Output, Painter
 
 
 def add_to(commands: Any) -> None:
-    """Add the parsers of both."""
+    """Add both parsers."""
     text = commands.add_parser(
         "txt2img",
         help="paint a picture from a text",
@@ -25,11 +25,13 @@ def add_to(commands: Any) -> None:
 
     image = commands.add_parser(
         "img2img",
-        help="repaint a picture after a text",
-        description="Repaint a picture after a text.",
+        help="repaint a picture to match a text",
+        description="Repaint a picture to match a text.",
         usage="%(prog)s PICTURE PROMPT [options]",
     )
-    image.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file to start from")
+    image.add_argument(
+        "picture", type=path, metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file to start from"
+    )
     image.set_defaults(run=generate)
     add_embed_inputs(add_generation_options(image, [SEVERAL, PICTURE])[WHERE])
 

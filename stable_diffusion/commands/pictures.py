@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from ..errors import PictureError
-from .options import add_debug
+from .options import add_debug, path
 
 
 def add_to(commands: Any) -> None:
@@ -18,7 +18,7 @@ def add_to(commands: Any) -> None:
         help="show how a picture was made",
         description="Print the parameters that a picture carries: ours, or those of other programs in A1111's form.",
     )
-    info.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP, GIF or MP4 file")
+    info.add_argument("picture", type=path, metavar="PICTURE", help="a PNG, JPEG, WebP, GIF or MP4 file")
     info.add_argument("--json", action="store_true", help="print them as JSON")
     info.set_defaults(run=show_info)
     add_debug(info)

@@ -1,4 +1,4 @@
-"""From what a picture records to the command that makes it again, and the files that the command starts from."""
+"""From a picture's record to the command that regenerates it, and its input files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..record.parameters import Parameters
 
 MODULES = (paint, inpaint, blend)
-# The files that a command starts from, in the order of its line, and its groups of settings beside those of all.
+# The input files of a command, in the order of its arguments, and its groups of settings besides those of all.
 STARTS_FROM = {"img2img": ("picture",), "inpaint": ("picture", "mask"), "outpaint": ("picture",)}
 GROUPS = {
     "txt2img": (SEVERAL,),
@@ -28,8 +28,8 @@ GROUPS = {
     "blend": (),
 }
 NEEDED = ("seed", "steps", "sampler", "cfg", "size")
-# Said in another way than by a setting, or without effect; any other key is named.
-PASSED_OVER = (
+# Handled elsewhere, or without effect; any other key is reported.
+NO_SETTINGS = (
     keys.PRECISION, keys.VERSION, keys.VAE, keys.VAE_HASH, keys.LORA, keys.LORA_HASHES, keys.EMBEDDING_HASHES,
     keys.BATCH_SIZE, keys.BATCH_POSITION, keys.BLEND_PROMPT, keys.BLEND_SEED, keys.BLEND_FRAMES, keys.BLEND_SHARE,
     keys.BLEND_FPS, "Input picture", "Input sha256", "Mask", "Mask sha256", "Init image hash", "Hashes", "User",
@@ -39,13 +39,13 @@ PASSED_OVER = (
 
 @dataclass
 class Plan:
-    """How a picture is made: a command's arguments, and the files that it starts from."""
+    """How to regenerate a picture: a command's arguments, and its input files."""
 
     command: str
     options: list[str] = field(default_factory=list)
-    line: list[str] = field(default_factory=list)  # what stands without an option
-    files: dict[str, InputFile] = field(default_factory=dict)  # by the argument that they stand for
-    only: int | None = None  # the one picture to keep of a batch
+    line: list[str] = field(default_factory=list)  # positional arguments
+    files: dict[str, InputFile] = field(default_factory=dict)  # by argument
+    only: int | None = None  # the one picture of a batch to save
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -53,8 +53,8 @@ class Plan:
         """The command as it would be typed."""
         return [self.command, *self.options, "--", *self.line]
 
-    def say(self, option: str, value: Any) -> None:
-        """Add an option, unless its value is None or False; True is that of one without."""
+    def add(self, option: str, value: Any) -> None:
+        """Add an option, unless its value is None or False; True adds a flag."""
         if value is True:
             self.options.append(option)
         elif value is not None and value is not False:
@@ -74,39 +74,39 @@ class Plan:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says by an error of ours what it cannot read: it comes from a file, not from whoever typed the command."""
+    """Raises `InputError` where argparse would exit: the arguments come from a file, not from a command line."""
 
     def error(self, message: str) -> Any:
-        raise InputError(f"What the picture says cannot be done here: {message}.")
+        raise InputError(f"The picture's record cannot be used: {message}.")
 
 
 def plan_of(asked: argparse.Namespace, parameters: Parameters) -> Plan:
     """The plan for a picture; `asked` are the arguments of `again`.
 
-    Raises `PictureError` where the picture does not say enough, or what it was made from is not found, and the errors
-    below `CheckpointError` for models, VAEs, LoRAs and embeddings that are not here.
+    Raises `PictureError` where the record is incomplete or an input file is not found, and the errors below
+    `CheckpointError` for models, VAEs, LoRAs and embeddings that are not here.
     """
     extra = parameters.extra
     lacking = [name for name in NEEDED if getattr(parameters, name) is None]
     if lacking and not asked.force:
         raise PictureError(
-            f"{asked.source!r} does not say its {', '.join(lacking)}. --force takes the model's usual ones, and a new "
+            f"{asked.source!r} does not record its {', '.join(lacking)}. --force uses the model's defaults, and a new "
             f"seed."
         )
     found, notes = read_record(parameters)
     if notes and not asked.force:
-        raise PictureError(f"{asked.source!r}: {' '.join(notes)} --force goes on without.")
+        raise PictureError(f"{asked.source!r}: {' '.join(notes)} --force ignores that.")
     plan = Plan(_command(parameters, found), notes=notes)
     if plan.command == "blend":
-        _say_blend(plan, extra)
+        _add_blend(plan, extra)
     else:
         found |= _batch(plan, found, extra)
     groups = (WHAT, HOW, MACHINE, *GROUPS[plan.command])
     plan.options = to_options({name: value for name, value in found.items() if value != ""}, groups) + plan.options
-    plan.say("--sampler", found.get("sampler"))
+    plan.add("--sampler", found.get("sampler"))
     if plan.command in ("inpaint", "outpaint"):
         plan.options += to_options({"strength": found.get("strength")}, [PICTURE])
-    _say_engine(plan, asked, parameters)
+    _add_engine(plan, asked, parameters)
     plan.files = dict(_files(plan, asked, extra))
     plan.line = [*(file.name for file in plan.files.values()), *plan.line, *_prompts(plan, parameters)]
     plan.notes += _notes(parameters)
@@ -121,7 +121,7 @@ def _command(parameters: Parameters, found: Mapping[str, Any]) -> str:
         return "outpaint"
     if "mask_blur" in found or "Mask sha256" in extra:
         return "inpaint"
-    of_second_pass = any(key.startswith("Hires") for key in extra)  # A1111 says the strength of that, too
+    of_second_pass = any(key.startswith("Hires") for key in extra)  # A1111 records its strength under the same key
     if "Input sha256" in extra or (parameters.strength is not None and not of_second_pass):
         return "img2img"
     return "txt2img"
@@ -133,7 +133,7 @@ def _prompts(plan: Plan, parameters: Parameters) -> list[str]:
 
 
 def _batch(plan: Plan, found: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, Any]:
-    """The settings of a picture's whole batch, since the last bit of a picture may be its batch's."""
+    """The settings of a picture's whole batch, on whose size the picture's last bits may depend."""
     size, place = _whole(extra.get(keys.BATCH_SIZE)) or 1, _whole(extra.get(keys.BATCH_POSITION)) or 0
     counted = "variation_seed" if found.get("variation_strength") else "seed"
     seed = found.get(counted)
@@ -143,43 +143,41 @@ def _batch(plan: Plan, found: Mapping[str, Any], extra: Mapping[str, str]) -> di
     return {counted: seed - place, "n_images": size, "batch_size": size}
 
 
-def _say_blend(plan: Plan, extra: Mapping[str, str]) -> None:
-    plan.say("--frames", extra.get(keys.BLEND_FRAMES))
-    plan.say("--fps", extra.get(keys.BLEND_FPS))
-    plan.say("--share", extra.get(keys.BLEND_SHARE))
-    plan.say("--to-seed", extra.get(keys.BLEND_SEED, extra.get(keys.VARIATION_SEED)))
+def _add_blend(plan: Plan, extra: Mapping[str, str]) -> None:
+    plan.add("--frames", extra.get(keys.BLEND_FRAMES))
+    plan.add("--fps", extra.get(keys.BLEND_FPS))
+    plan.add("--share", extra.get(keys.BLEND_SHARE))
+    plan.add("--to-seed", extra.get(keys.BLEND_SEED, extra.get(keys.VARIATION_SEED)))
 
 
-def _say_engine(plan: Plan, asked: argparse.Namespace, parameters: Parameters) -> None:
-    """The model and what lies over it, each as found here, and the precision."""
+def _add_engine(plan: Plan, asked: argparse.Namespace, parameters: Parameters) -> None:
+    """The model, VAE and LoRAs, as found here, and the precision."""
     from ..adapters import files
 
     extra = parameters.extra
     if asked.model is not None:
-        plan.say("--model", asked.model)
+        plan.add("--model", asked.model)
         plan.notes.append(f"made with the model {parameters.model!r}, now with {asked.model!r}")
     else:
-        plan.say("--model", needs.model(parameters.model, parameters.model_hash).source)
+        plan.add("--model", needs.model(parameters.model, parameters.model_hash).source)
     if asked.vae is not None:
-        plan.say("--vae", asked.vae)
+        plan.add("--vae", asked.vae)
     elif vae := extra.get(keys.VAE):
-        plan.say("--vae", needs.vae(vae, extra.get(keys.VAE_HASH), asked.source))
+        plan.add("--vae", needs.vae(vae, extra.get(keys.VAE_HASH), asked.source))
     recorded, hashes = extra.get(keys.LORA, ""), extra.get(keys.LORA_HASHES, "")
-    for lora in needs.loras(recorded, {} if asked.force else dict(needs.pairs(hashes)), asked.lora):
-        plan.say("--lora", lora)
+    for lora in needs.loras(recorded, {} if asked.force else dict(keys.pairs(hashes)), asked.lora):
+        plan.add("--lora", lora)
     if not asked.force:
-        laid_over = {name for name, _ in needs.pairs(recorded)}
-        needs.check_named(
-            files.LORAS, [(name, digits) for name, digits in needs.pairs(hashes) if name not in laid_over]
-        )
-        needs.check_named(files.EMBEDDINGS, needs.pairs(extra.get(keys.EMBEDDING_HASHES, "")))
+        laid_over = {name for name, _ in keys.pairs(recorded)}
+        needs.check_named(files.LORAS, [(name, digits) for name, digits in keys.pairs(hashes) if name not in laid_over])
+        needs.check_named(files.EMBEDDINGS, keys.pairs(extra.get(keys.EMBEDDING_HASHES, "")))
     precision = extra.get(keys.PRECISION)
-    plan.say("--float16", precision == "float16")
-    plan.say("--no-float16", precision == "float32")
+    plan.add("--float16", precision == "float16")
+    plan.add("--no-float16", precision == "float32")
 
 
 def _files(plan: Plan, asked: argparse.Namespace, extra: Mapping[str, str]) -> Iterator[tuple[str, InputFile]]:
-    """The files that the command starts from: as given, or as they are found."""
+    """The input files, as given or as found."""
     from ..record import inputs
 
     names = {"picture": inputs.PICTURE, "mask": inputs.MASK}
@@ -193,21 +191,22 @@ def _files(plan: Plan, asked: argparse.Namespace, extra: Mapping[str, str]) -> I
             file = inputs.find(wanted, asked.source)
         else:
             raise PictureError(
-                f"{asked.source!r} was made from another picture, but does not say which: give it with --{name} FILE."
+                f"{asked.source!r} was made from another picture, but does not record which: give it with "
+                f"--{name} FILE."
             )
         yield name, file
     if any(True for _ in inputs.carried(asked.source)):
-        plan.say("--embed-inputs", plan.command in STARTS_FROM)
+        plan.add("--embed-inputs", plan.command in STARTS_FROM)
 
 
 def _notes(parameters: Parameters) -> list[str]:
-    """What cannot be done again, or not exactly."""
+    """What cannot be regenerated, or not exactly."""
     notes = []
     if not parameters.extra.get(keys.VERSION, "").startswith("stable_diffusion "):
-        notes.append("made by another program, whose noise is another: it will be alike in kind only")
-    unknown = [key for key in parameters.extra if key not in RECORD_KEYS and key not in PASSED_OVER]
+        notes.append("made by another program, with other noise: the result will only be similar")
+    unknown = [key for key in parameters.extra if key not in RECORD_KEYS and key not in NO_SETTINGS]
     if unknown:
-        notes.append(f"not known here, and passed over: {', '.join(unknown)}")
+        notes.append(f"unknown here, and ignored: {', '.join(unknown)}")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""What the painting commands share: where pictures go, the run of a generation, and what is said meanwhile."""
+"""What the painting commands share: output files, running a generation, and progress messages."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from ..record.used import Used
     from ..request import Request
 
-BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left"
+BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} elapsed, {remaining} left"
 
 
 class Output:
-    """Where pictures go: to a file, which is replaced as `cp` does, or into a folder, under new names."""
+    """Where pictures go: a file, which is overwritten, or a folder, where each gets a new name."""
 
     def __init__(self, where: str | None, several: bool, carry: Sequence[InputFile] = ()):
-        """Make the folder. `carry` travels inside the pictures.
+        """Create the folder. `carry` are files to embed in the pictures.
 
-        Raises `InputError` for a file that is no picture or cannot carry, OSError where nothing can be written.
+        Raises `InputError` for a file type that is not written or cannot embed files, OSError where nothing can be
+        written.
         """
-
         path = Path("outputs", date.today().isoformat()) if where is None else Path(where)
         self.several = several
         self.into_folder = means_folder(where)
@@ -52,7 +52,7 @@ class Output:
         return picture_files.save_picture(picture, self._file(number), parameters, self.carry)
 
     def preview(self, number: int, seed: int) -> Path:
-        """The preview's file beside the one that picture `number` will get."""
+        """The preview's file, next to the one that picture `number` will get."""
         from ..record import picture_files
 
         name = picture_files.free_path(self.folder, seed) if self.into_folder else self._file(number)
@@ -63,12 +63,12 @@ class Output:
 
 
 def means_folder(where: str | None) -> bool:
-    """Whether --output is a folder; None is one, today's."""
+    """Whether --output means a folder; None means today's."""
     return where is None or where.endswith(("/", "\\")) or Path(where).is_dir() or not Path(where).suffix
 
 
 class Painter:
-    """Runs the generations of one command: a bar, previews, and every picture saved as soon as it is there."""
+    """Runs the generations of one command: a progress bar, previews, and each picture saved once it is finished."""
 
     def __init__(self, sd: Any, request: Request, output: Output, preview_every: int, quiet: bool):
         self.sd = sd
@@ -79,9 +79,9 @@ class Painter:
         self.quiet = quiet
 
     def paint(self, only: int | None = None) -> list[Path]:
-        """Paint the request's pictures, `batch_size` at a time, and print the files, also after an interruption.
+        """Paint the request's pictures, `batch_size` at a time, and print the files, even when interrupted.
 
-        `only` is the one picture to keep, from 0.
+        `only` is the one picture to save, counted from 0.
         """
         from ..pictures import arrays
 
@@ -107,7 +107,7 @@ class Painter:
         return paths
 
     def bar(self) -> Any:
-        """What shows how far it is; to be closed."""
+        """A progress bar, for the caller to close."""
         from tqdm import tqdm
 
         return tqdm(total=0, bar_format=BAR, disable=self.quiet, leave=True)
@@ -115,7 +115,7 @@ class Painter:
     def run(self, more: dict[str, Any], bar: Any, n_runs: int, preview: Path | None = None) -> tuple[Any, Used]:
         """One generation's pictures (B, H, W, 3), float32 in [0, 1], and what painted them.
 
-        `more` are arguments beside the request's; a preview lives no longer than this call.
+        `more` adds to the request's arguments; the preview file is deleted at the end.
         """
         import numpy as np
 
@@ -124,7 +124,7 @@ class Painter:
             generation = self.sd.generate_latents(**self.call.arguments | more)
             for step in generation:
                 latents = step.latents
-                np.asarray(latents)  # computes them: the bar shows what is done, not what is planned
+                np.asarray(latents)  # evaluated, so that the bar shows what is done
                 bar.total = step.total * n_runs
                 bar.update()
                 if preview and step.index % self.preview_every == 0 and step.index < step.total:
@@ -141,7 +141,7 @@ class Painter:
         return self.run({"n_images": len(batch), **seeds}, bar, n_batches, preview)
 
     def _record(self, used: Used, batch: range, number: int, picture: Any) -> Parameters:
-        """What one picture says of itself; `number` counts from 0."""
+        """The record of one picture; `number` counts from 0."""
         from ..record import keys
 
         made = self.request.to_record(used, (picture.shape[1], picture.shape[0]), **self.request.seeds_of(number))
@@ -157,7 +157,7 @@ class Painter:
 
 
 class Report:
-    """What the engine says while it downloads and loads, on stderr; on a terminal with the share that is done."""
+    """Prints the engine's messages while it downloads and loads, to stderr; on a terminal with a percentage."""
 
     def __init__(self, quiet: bool):
         self.quiet = quiet
@@ -172,8 +172,8 @@ class Report:
             self.end()
             self.message = message
         if self.live:
-            share = "" if fraction is None else f" {fraction:4.0%}"
-            print(f"\r\033[K{message}{share}", end="", file=sys.stderr, flush=True)
+            percent = "" if fraction is None else f" {fraction:4.0%}"
+            print(f"\r\033[K{message}{percent}", end="", file=sys.stderr, flush=True)
         elif new:
             print(message, file=sys.stderr, flush=True)
 

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, StableDiffusionError
+from ..service.serving import check_port, checked_host, checked_password, is_loopback, own_names
 from .options import add_debug, whole
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 PORT = 7860  # where clients look first
 KEY_VARIABLE, AUTH_VARIABLE = "STABLE_DIFFUSION_API_KEY", "STABLE_DIFFUSION_API_AUTH"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-EVERYWHERE = ("0.0.0.0", "::")
 GRACE = 2  # seconds that running requests are given at the end
 
 
@@ -51,12 +50,13 @@ def start(args: argparse.Namespace) -> None:
             f"The server needs {', '.join(missing)}. Install this package with its extra `serve` (in a checkout: "
             "pip install '.[serve]')."
         )
-    found = secrets(args)
+    found, names = secrets(args), hosts(args)
+    check_port(args.host, args.port)
     import uvicorn
 
     from ..service.api.app import build
 
-    app = build(hosts(args), found, args.allow_origin)
+    app = build(names, found, args.allow_origin)
     print(f"Serving at http://{args.host}:{args.port}", flush=True)
     uvicorn.run(
         app, host=args.host, port=args.port, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE,
@@ -65,7 +65,7 @@ def start(args: argparse.Namespace) -> None:
 
 
 def secrets(args: argparse.Namespace) -> list[Secret]:
-    """What clients must show. Raises InputError where a server beyond this machine would have none."""
+    """What clients must show. Raises InputError where a server beyond this machine would have none, or a short one."""
     from ..service.api.access import Secret
 
     found = []
@@ -76,19 +76,20 @@ def secrets(args: argparse.Namespace) -> list[Secret]:
         if not user or not password:
             raise InputError("--api-auth should be like user:password.")
         found.append(Secret(password, user))
-    if not found and args.host not in LOOPBACK:
+    if is_loopback(args.host):
+        return found
+    if not found:
         raise InputError(
             f"--host {args.host} reaches beyond this machine: give --api-key KEY or --api-auth USER:PASSWORD as well."
         )
+    for secret in found:
+        checked_password(secret.key)
     return found
 
 
 def hosts(args: argparse.Namespace) -> list[str]:
     """The names under which clients may reach the server."""
-    from ..service.api.app import DOCKER
+    from ..service.api.app import DOCKER, LOOPBACK
 
-    for name in args.allow_host:
-        if "*" in name.removeprefix("*.") and name != "*":
-            raise InputError(f"--allow-host {name!r} should be a name, or *.name for all below it.")
-    own = [args.host] if args.host not in EVERYWHERE else []
-    return [*LOOPBACK, DOCKER, *own, *args.allow_host]
+    own = [] if is_loopback(args.host) else own_names(args.host)
+    return [*LOOPBACK, DOCKER, *own, *map(checked_host, args.allow_host)]

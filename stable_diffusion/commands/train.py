@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..training.runs import RUNS, Run
-from .options import add_debug, number, reading, whole
+from .options import add_debug, number, path, reading, whole
 
 
 def add_to(commands: Any) -> None:
@@ -35,11 +35,11 @@ def _add_run(runs: Any, run: Run) -> None:
         help=run.help,
         description=f"Train {run.help}.{needs} Repeat the command to resume it.",
     )
-    command.add_argument("--output", required=True, metavar="DIR", help="folder for the model, its states and sheets")
     command.add_argument(
-        "--minutes", type=number(0, math.inf), metavar="N", help="how long to train, all sessions together"
+        "--output", type=path, required=True, metavar="DIR", help="folder for the model, its states and sheets"
     )
-    command.add_argument("--steps", type=whole(1, 10**9), metavar="N", help="how long to train, instead of --minutes")
+    command.add_argument("--minutes", type=number(0, math.inf), metavar="N", help="minutes to train, over all sessions")
+    command.add_argument("--steps", type=whole(1, 10**9), metavar="N", help="steps to train, instead of --minutes")
     for option in run.options:
         command.add_argument(
             f"--{option.name.replace('_', '-')}",
@@ -66,7 +66,7 @@ def train(run: Run, args: argparse.Namespace) -> None:
 
 
 def _print(progress: Any) -> None:
-    """One line, because logs of a training run are read in files as often as in terminals."""
+    """One line per report: the logs of training runs are read in files as often as in terminals."""
     figures = "  ".join(f"{name} {value:.4g}" for name, value in progress.figures.items())
     left = f"{progress.seconds_left / 60:.0f} min left" if math.isfinite(progress.seconds_left) else ""
     print(

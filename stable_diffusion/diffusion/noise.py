@@ -1,4 +1,11 @@
-"""Random numbers that belong to one picture each: picture i of seed s has the stream of seed s + i, in any batch."""
+"""Random numbers that belong to one picture each: picture i of seed s has the stream of seed s + i, in any batch.
+
+They are drawn on the CPU on every machine. MLX makes normal numbers from uniform ones, which are the same to the bit on
+all devices, by an inverse error function that needs a logarithm, and on a GPU its last bits depend on the chip: an M1
+draws other ones than an M3 or M5 (github.com/ml-explore/mlx, issue 3568). MLX's code for CPUs (backend/cpu/simd/math.h)
+has the same coefficients and true fused multiply-adds everywhere; its logarithm is Apple's on a Mac and the C library's
+on Linux. So draws differ between systems in the last bits at most, by less than 1e-6 of the number drawn.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +65,10 @@ class NoiseStream:
         """The next draw, (len(seeds), *shape) float32."""
         draws = []
         for i, key in enumerate(self._keys):
-            self._keys[i], now = mx.random.split(key)
-            draws.append(mx.random.normal(self._shape, key=now))
+            self._keys[i], now = mx.random.split(key, stream=mx.cpu)
+            draws.append(unit_normal(self._shape, now))
         self._drawn += 1
-        return mx.stack(draws)
+        return mx.stack(draws, stream=mx.cpu)
 
     def varied(self) -> mx.array:
         """The next draw, turned towards what the variation's seeds draw in the same place; without one, just that."""
@@ -75,16 +82,22 @@ class NoiseStream:
         return slerp(draw, other(), self._seeds.strength)
 
 
+def unit_normal(shape: Sequence[int], key: mx.array) -> mx.array:
+    """Unit normal numbers (*shape) float32 of a key (`mx.random.key`), on every machine the same."""
+    return mx.random.normal(shape, key=key, stream=mx.cpu)
+
+
 def slerp(start: mx.array, end: mx.array, share: float) -> mx.array:
     """Spherical interpolation (Shoemake 1985) of each picture's noise, (B, ...): `start` at 0, `end` at 1.
 
     Where a straight line would lead through noise of less than unit variance, an arc keeps it. The angle is that of
     the whole vectors; A1111 takes one for each row of latents.
     """
-    axes = tuple(range(1, start.ndim))
-    lengths = mx.sqrt((start**2).sum(axes, keepdims=True) * (end**2).sum(axes, keepdims=True))
-    cosine = (start * end).sum(axes, keepdims=True) / lengths
-    angle = mx.arccos(mx.clip(cosine, -1, 1))
-    parts = mx.sin((1 - share) * angle) / mx.sin(angle), mx.sin(share * angle) / mx.sin(angle)
-    arc = parts[0] * start + parts[1] * end
-    return mx.where(mx.abs(cosine) > PARALLEL, (1 - share) * start + share * end, arc)
+    with mx.stream(mx.cpu):
+        axes = tuple(range(1, start.ndim))
+        lengths = mx.sqrt((start**2).sum(axes, keepdims=True) * (end**2).sum(axes, keepdims=True))
+        cosine = (start * end).sum(axes, keepdims=True) / lengths
+        angle = mx.arccos(mx.clip(cosine, -1, 1))
+        parts = mx.sin((1 - share) * angle) / mx.sin(angle), mx.sin(share * angle) / mx.sin(angle)
+        arc = parts[0] * start + parts[1] * end
+        return mx.where(mx.abs(cosine) > PARALLEL, (1 - share) * start + share * end, arc)

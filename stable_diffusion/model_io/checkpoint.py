@@ -1,4 +1,4 @@
-"""A loaded checkpoint: its parts put together, and checked to go together. Where they come from is others' matter."""
+"""A loaded checkpoint: its parts, checked to fit one another."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from ..unet import UNet
 from ..vae import Autoencoder
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint's marks contradict each other; the message says what was assumed, and which option changes it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others one.
 
-    What is read from files is a U-Net, an AutoencoderKL and CLIP. Others may stand in their places, as long as they fit
-    the protocols of diffusion/network.py.
+    Files give a U-Net, an AutoencoderKL and CLIP. Other networks that satisfy the protocols of diffusion/network.py
+    may take their places.
     """
 
     family: str  # a key of families.FAMILIES
     unet: UNet
-    vae: Autoencoder
+    vae: Autoencoder  # without weights if another one is going to replace it
     text_encoders: tuple[CLIPTextModel, ...]
     tokenizers: tuple[Tokenizer, ...]
     scheduler: SchedulerConfig
     force_zeros_for_empty_prompt: bool
-    reader: TextReader | None = None  # of the texts, where that is not CLIP's text encoders
-    # Where tensors can be read from their files at any time: by the component's name, what gives it them anew, lazily.
+    reader: TextReader | None = None  # of texts, if not CLIP's text encoders
+    # Component name -> a function that reads its tensors from their files again, lazily; only where that is possible.
     again: Mapping[str, Callable[[], None]] = field(default_factory=dict)
 
     @property
@@ -58,7 +62,7 @@ def assemble(
     scheduler: SchedulerConfig,
     force_zeros_for_empty_prompt: bool,
 ) -> Checkpoint:
-    """Put the parts together; `where` names the checkpoint in errors. Raises `ConfigError` where they do not fit."""
+    """Assemble the parts; `where` names the checkpoint in errors. Raises `ConfigError` if they do not fit."""
     _check_widths(where, unet.config, [encoder.config for encoder in text_encoders], vae.config)
     offset = families.get(family).steps_offset
     if offset is not None:
@@ -69,23 +73,23 @@ def assemble(
 
 
 def vae_dtype(family: str, config: AutoencoderConfig, dtype: mx.Dtype) -> mx.Dtype:
-    """The precision of a family's autoencoder, where the rest is of `dtype`."""
+    """The precision in which a family's autoencoder runs when the rest is `dtype`."""
     return mx.float32 if families.get(family).float32_vae and config.force_upcast else dtype
 
 
 def family_of(config: UNetConfig, text_encoders: int) -> str:
-    """The key of the family, from the U-Net's configuration and the number of text encoders."""
+    """The family's key, from the U-Net's configuration and the number of text encoders."""
     pooled = config.addition_embed_type == "text_time" or text_encoders == 2
     return families.of_network(config.per_block("cross_attention_dim")[0], pooled).key
 
 
 def _check_widths(where: str, unet: UNetConfig, encoders: list[CLIPTextConfig], vae: AutoencoderConfig) -> None:
-    """Refuse parts that each load but do not go together, such as one family's text encoder with another's U-Net."""
+    """Refuse parts that load but do not fit each other, such as one family's text encoder with another's U-Net."""
     context = sum(config.hidden_size for config in encoders)
     if any(width != context for width in unet.per_block("cross_attention_dim")):
         raise ConfigError(
             f"{where}: the U-Net expects text of width {unet.cross_attention_dim} (cross_attention_dim), but "
-            f"the text encoder gives {context} (hidden_size). They are of different families."
+            f"the text encoder gives {context} (hidden_size). They belong to different families."
         )
     if unet.out_channels != vae.latent_channels:
         raise ConfigError(
@@ -98,6 +102,6 @@ def _check_widths(where: str, unet: UNetConfig, encoders: list[CLIPTextConfig], 
         if unet.projection_class_embeddings_input_dim != expected or not encoders[-1].with_projection:
             raise ConfigError(
                 f"{where}: projection_class_embeddings_input_dim = "
-                f"{unet.projection_class_embeddings_input_dim} does not go with the text encoder's projection and "
+                f"{unet.projection_class_embeddings_input_dim} does not match the text encoder's projection and "
                 f"six time ids, which make {expected}."
             )

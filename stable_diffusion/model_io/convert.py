@@ -1,4 +1,4 @@
-"""A checkpoint of any form -> a diffusers folder, a single file, or a folder of our own form, whole or not at all."""
+"""Any checkpoint -> a diffusers folder, a single file, or a folder in our own form; never a partial one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from .. import atomic
 from ..backend import mx
 from ..errors import InputError
+from ..listing import is_companion, visible
+from ..places import expanded
 from ..text.tokenizer import Tokenizer
 from . import export
 from .checkpoint import Checkpoint
@@ -22,11 +24,12 @@ from .locate import load, locate
 from .quantised import check_bits, quantise
 from .safetensors_file import write_safetensors
 from .single_file_terms import check_terms
-from .strict import read_header
+from .strict import HALVES, read_header
 
 SINGLE_FILE, FOLDER, OWN = "single file", "diffusers", "mlx"
 SUFFIX = ".safetensors"
 OTHER_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+OWN_NAMES = {*COMPONENTS, "model_index.json"}  # of a checkpoint folder
 SPARE = 1 << 20  # bytes on the disk, for configurations
 
 
@@ -43,14 +46,14 @@ def convert(
 
     `source` is whatever `StableDiffusion` takes. A `destination` ending in .safetensors is a single file in the
     original layout; any other is a folder, in diffusers' form or, with `mlx` or `bits` (8 or 4), in this engine's own,
-    which loads without a conversion and may be quantised. `float16` None keeps half precision where the source has it.
+    which loads without conversion and may be quantised. `float16` None keeps half precision if the source has it.
     `force` replaces what is at `destination`: a file, or a folder that holds a checkpoint and nothing else.
 
-    Raises `InputError` for a destination that is taken or a form that cannot hold this checkpoint, an error below
-    `CheckpointError` for the source, and OSError for the disk, a full one (ENOSPC) before anything is written.
+    Raises `InputError` for a destination that exists or a form that cannot hold this checkpoint, a subclass of
+    `CheckpointError` for the source, and OSError for the disk (ENOSPC before anything is written).
     """
     check_bits(bits)
-    named = Path(destination).expanduser()
+    named = expanded(destination)
     target = Path(os.path.abspath(named))
     form = _form(target, mlx, bits)
     _check_free(target, form, force)
@@ -73,22 +76,22 @@ def _form(target: Path, mlx: bool, bits: int | None) -> str:
     if target.suffix in OTHER_SUFFIXES:
         raise InputError(f"{str(target)!r} cannot be written: end the name in {SUFFIX}, or in nothing for a folder.")
     if target.suffix == SUFFIX and own:
-        raise InputError(f"{str(target)!r} cannot be written: MLX's form and quantised weights are kept in a folder.")
+        raise InputError(f"{str(target)!r} cannot be written: MLX's form and quantised weights need a folder.")
     return SINGLE_FILE if target.suffix == SUFFIX else OWN if own else FOLDER
 
 
 def _check_free(target: Path, form: str, force: bool) -> None:
-    """Refuse to write over anything, and even with `force` over what is no checkpoint."""
+    """Refuse to overwrite anything; with `force`, anything but a checkpoint."""
     if not target.parent.is_dir():
         raise InputError(f"{str(target)!r} cannot be written: there is no folder {str(target.parent)!r}.")
     if not os.path.lexists(target) or (form != SINGLE_FILE and target.is_dir() and not any(target.iterdir())):
         return
     if target.is_symlink() or (target.is_file() if form != SINGLE_FILE else not target.is_file()):
-        raise InputError(f"{str(target)!r} is there already, and is no {'file' if form == SINGLE_FILE else 'folder'}.")
+        raise InputError(f"{str(target)!r} already exists and is not a {'file' if form == SINGLE_FILE else 'folder'}.")
     if not force:
-        raise InputError(f"{str(target)!r} is there already; --force (force=True) replaces it.")
+        raise InputError(f"{str(target)!r} already exists; --force (force=True) replaces it.")
     if target.is_dir():
-        foreign = sorted({entry.name for entry in target.iterdir()} - {*COMPONENTS, "model_index.json"})
+        foreign = sorted({entry.name for entry in target.iterdir() if not is_companion(entry.name)} - OWN_NAMES)
         if foreign:
             raise InputError(
                 f"{str(target)!r} holds more than a checkpoint ({', '.join(foreign[:3])}), so it is not replaced; "
@@ -97,18 +100,19 @@ def _check_free(target: Path, form: str, force: bool) -> None:
 
 
 def _is_half(path: Path) -> bool:
-    """True where the U-Net of a checkpoint is of float16; bfloat16 goes to float32, which holds all its values."""
+    """True if float16 holds all values of a checkpoint's U-Net; bfloat16 becomes float32."""
     if path.is_file():
-        return describe(path).precision == "float16"
-    files = sorted((path / "unet").glob("*.safetensors"))
+        return describe(path).precision in ("float16", "float8")
+    unet = path / "unet"
+    files = [file for file in visible(unet) if file.suffix == SUFFIX] if unet.is_dir() else []
     plain = [file for file in files if ".fp16." not in file.name] or files
-    return bool(plain) and any(dtype == "F16" for _, dtype in list(read_header(plain[0]).values())[:3])
+    return bool(plain) and any(dtype in HALVES for _, dtype in list(read_header(plain[0]).values())[:3])
 
 
 def _contents(
     path: Path, form: str, dtype: mx.Dtype, bits: int | None, name: str, report: Progress
 ) -> tuple[dict[str, bytes], export.Weights]:
-    """What is to be written. The checkpoint is let go of, so that weights leave memory as they are written."""
+    """What to write. Nothing here keeps the checkpoint, so that weights leave memory as they are written."""
     checkpoint = load(path, dtype, report)
     if bits is not None:
         quantise(checkpoint.unet, checkpoint.text_encoders, bits, report)
@@ -124,7 +128,9 @@ def _contents(
 def _check_tokenizers(checkpoint: Checkpoint) -> None:
     clip = Tokenizer.clip()
     if any(tokenizer.vocab_size != clip.vocab_size for tokenizer in checkpoint.tokenizers):
-        raise InputError("A single file carries no tokenizer, and this checkpoint's is not CLIP's: name a folder.")
+        raise InputError(
+            "A single file carries no tokenizer, and this checkpoint's is not CLIP's: write a folder instead."
+        )
 
 
 def _write(temporary: Path, texts: dict[str, bytes], weights: export.Weights, size: int, report: Progress) -> None:
@@ -151,10 +157,10 @@ def _write(temporary: Path, texts: dict[str, bytes], weights: export.Weights, si
 
 @contextlib.contextmanager
 def _replaced(target: Path, form: str, force: bool) -> Iterator[Path]:
-    """A temporary name beside the target, which takes its place when all has gone well, and is removed if not."""
+    """A temporary name next to the target, which replaces it on success and is removed on failure."""
     with atomic.temporary(target) as temporary:
         yield temporary
-        _check_free(target, form, force)  # a conversion takes its time
+        _check_free(target, form, force)  # a conversion takes a while
         if target.is_dir() and any(target.iterdir()):
             old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
             target.rename(old)
@@ -187,6 +193,6 @@ def _disk_errors(target: Path, size: int) -> Iterator[None]:
 def _full(target: Path, size: int, free: int) -> OSError:
     return OSError(
         errno.ENOSPC,
-        f"The disk has too little room: {size / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free",
+        f"The disk has too little room: {size / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free",
         str(target),
     )

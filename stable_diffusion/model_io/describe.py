@@ -1,4 +1,4 @@
-"""What a single file holds, told from its header alone: keys, shapes and marks. Loads no MLX and reads no weights."""
+"""What a single file holds, from its header alone: keys, shapes and marks. Loads no MLX and reads no weights."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import families
 from ..errors import ConfigError, UnsupportedCheckpointError, WeightsError
-from ..families import FAMILIES, Family
+from ..families import CLIP, OPEN_CLIP, Family
+from . import names
 from .names import UNET_PREFIX as UNET
 from .names import VAE_PREFIX as VAE
 from .names import averaged_name, has_averages_alone
-from .tensor_file import HeaderText, StoredTensor, TensorFile, open_tensors
+from .tensor_file import FLOAT8, HeaderText, StoredTensor, TensorFile, as_floats, open_tensors
 
 CONV_IN = UNET + "input_blocks.0.0.weight"
 PREDICTION_TYPES = {"v": "v_prediction", "v_prediction": "v_prediction", "eps": "epsilon", "epsilon": "epsilon",
                     "x0": "sample", "sample": "sample"}  # fmt: skip
 MAX_YAML = 1 << 20
-PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+PRECISIONS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    **dict.fromkeys(FLOAT8, "float8"),
+}
+TRUE = ("true", "1")
 
 # What this engine does not load although it has a U-Net in LDM's layout: by the first part of a key, and by a key.
 FOREIGN_ROOTS = {
@@ -41,14 +48,18 @@ FOREIGN_KEYS = {
     "cond_stage_model.roberta.embeddings.word_embeddings.weight": "AltDiffusion",
     UNET + "input_blocks.1.0.time_mixer.mix_factor": "Stable Video Diffusion",
     UNET + "input_blocks.1.0.temopral_conv.conv1.0.weight": "ModelScope's text-to-video model",
+    "scaled_fp8": "float8 weights with scales (ComfyUI's scaled fp8)",
 }
-REFINER = "conditioner.embedders.0.model."
+LABEL_EMB = UNET + "label_emb.0.0.weight"  # takes the pooled text and the sizes
+READS_TEXT = ".attn2.to_k.weight"  # (C, width of the text)
+REFINER_WIDTH = 1280
+PLAIN, INPAINTING = 4, 9  # input channels
 CHANNELS = {
-    4: "",
+    PLAIN: "",
     5: "Stable Diffusion's depth-to-image model",
     7: "Stable Diffusion's upscaler",
     8: "InstructPix2Pix",
-    9: "",
+    INPAINTING: "",
 }
 # Everything else, by tell-tale keys, in the order in which they are looked for.
 FOREIGN = (
@@ -84,20 +95,21 @@ FOREIGN = (
 
 @dataclass(frozen=True)
 class Description:
-    """What a listing shows of a file. `family` is "" for what this engine does not load; `kind` names it in words."""
+    """What a listing shows of a file. `family` is "" for files that this engine does not load; `kind` is in words."""
 
     family: str  # a key of families.FAMILIES, or ""
     kind: str  # "Stable Diffusion XL, inpainting", "a LoRA", ...
     precision: str  # of the U-Net, or of the first tensor: "float16", ...
-    prediction_type: str  # "epsilon", "v_prediction" or "sample"; "" where family is
+    prediction_type: str  # "epsilon", "v_prediction" or "sample"; "" if family is
     zero_terminal_snr: bool
-    size: int | None  # pixels along a side, where the file says so
+    size: int | None  # pixels along a side, if the file says so
     missing: tuple[str, ...]  # of "vae", "text_encoder" and "text_encoder_2"
     size_bytes: int
+    doubts: tuple[str, ...] = ()  # marks that contradict each other, as sentences that name the option to use
 
 
 def describe(path: str | os.PathLike) -> Description:
-    """Tell a file's kind from its header. Raises an error below `CheckpointError` for a file that has none."""
+    """A file's kind, from its header. Raises a subclass of `CheckpointError` for a file without one."""
     path = Path(path)
     with open_tensors(path, check=False) as file:
         try:
@@ -108,7 +120,7 @@ def describe(path: str | os.PathLike) -> Description:
 
 
 def take_averages(file: TensorFile) -> None:
-    """Where an open file has averages of the U-Net alone, have them called the U-Net."""
+    """In an open file that has only averages of the U-Net, rename them to the U-Net's own names."""
     if has_averages_alone(file.tensors):
         file.tensors = {averaged_name(key): tensor for key, tensor in file.tensors.items()}
 
@@ -121,58 +133,104 @@ def describe_open(file: TensorFile) -> Description:
     foreign = _foreign(tensors)
     if foreign:
         return Description("", foreign, precision, "", False, None, (), file.size)
-    family = _family(tensors)
-    original = read_original_config(file.path)
-    prediction_type, zero_snr = _prediction(file, family, original)
-    missing = tuple(part for part, encoder in family.encoders.items() if not _has(tensors, encoder.prefix))
+    width, family = _family(tensors)
+    places = names.text_places(family, partial(has_prefix, tensors))
+    contradiction = _contradiction(tensors, width, family, places)
+    if contradiction:
+        return Description("", contradiction, precision, "", False, None, (), file.size)
+    prediction = _prediction(file, family, read_original_config(file.path))
+    missing = tuple(part for part in family.encoders if part not in places)
     missing += () if VAE + "decoder.conv_in.weight" in tensors else ("vae",)
     kind = family.long_title
-    if tensors[CONV_IN].shape[1] == 9:
+    if tensors[CONV_IN].shape[1] == INPAINTING:
         kind += ", inpainting"
     elif UNET + "time_embed.cond_proj.weight" in tensors:
         kind += ", latent consistency"
-    return Description(family.key, kind, precision, prediction_type, zero_snr, _pixels(file), missing, file.size)
+    return Description(
+        family.key,
+        kind,
+        precision,
+        prediction.type,
+        prediction.zero_terminal_snr,
+        _pixels(file),
+        missing,
+        file.size,
+        prediction.doubts,
+    )
 
 
 def _foreign(tensors: Mapping[str, StoredTensor]) -> str:
-    """What a file holds in place of a checkpoint of this engine's, in words; "" where it is one."""
+    """What a file holds other than a checkpoint for this engine, in words; "" for such a checkpoint."""
     if CONV_IN in tensors:
-        found = [kind for root, kind in FOREIGN_ROOTS.items() if _has(tensors, root)]
+        found = [kind for root, kind in FOREIGN_ROOTS.items() if has_prefix(tensors, root)]
         found += [kind for key, kind in FOREIGN_KEYS.items() if key in tensors]
-        if _has(tensors, REFINER) and _by_text_encoder(tensors) is None:
+        if LABEL_EMB in tensors and _text_width(tensors) == REFINER_WIDTH:
             found.append("the refiner of Stable Diffusion XL")
         shape = tensors[CONV_IN].shape
         channels = shape[1] if len(shape) == 4 else 0
         return found[0] if found else CHANNELS.get(channels, f"a U-Net of {channels} input channels")
-    names = "\n".join(tensors)
+    keys = "\n".join(tensors)
     for pattern, kind in FOREIGN:
-        if re.search(pattern, names, re.MULTILINE):
+        if re.search(pattern, keys, re.MULTILINE):
             return kind
     return f"nothing that is known here ({len(tensors)} tensors, the first is {next(iter(tensors), 'none')[:80]!r})"
 
 
-def _by_text_encoder(tensors: Mapping[str, StoredTensor]) -> Family | None:
-    """The family whose text encoder, or one of them, is in a file, by its prefix."""
-    known = ((family, encoder) for family in FAMILIES.values() for encoder in family.text_encoders)
-    return next((family for family, encoder in known if _has(tensors, encoder.prefix)), None)
+def _family(tensors: Mapping[str, StoredTensor]) -> tuple[int | None, Family]:
+    """The width of the text that the U-Net attends to, None if unknown, and the family: by the U-Net's shapes.
 
-
-def _family(tensors: Mapping[str, StoredTensor]) -> Family:
-    """By the text encoder; of a file that has none, by the width of the text that the U-Net attends to."""
-    family = _by_text_encoder(tensors)
+    Names decide only for a width that no family has.
+    """
+    width = _text_width(tensors)
+    family = families.of_width(width or 0)
     if family:
-        return family
-    width = next((t.shape[-1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight") and t.shape), 0)
-    family = families.of_width(width)
+        return width, family
+    has = partial(has_prefix, tensors)
+    first, second = names.text_place(0, has), names.text_place(1, has)
+    pooled = LABEL_EMB in tensors or (width is None and second is not None)
+    family = families.of_text_encoder(first[1] if first else "", pooled)
+    if not family and pooled and (first or second):
+        family = families.of_text_encoder(CLIP, pooled)
     if not family:
         raise UnsupportedCheckpointError(
-            f"The file has no text encoder, and its U-Net attends to text of width {width}, which is of no family that "
-            f"is known here."
+            f"The file has no text encoder, and its U-Net attends to text of width {width or 0}, which no known family "
+            f"has."
         )
-    return family
+    return None, family
 
 
-def _has(tensors: Mapping[str, StoredTensor], prefix: str) -> bool:
+def _text_width(tensors: Mapping[str, StoredTensor]) -> int | None:
+    if isinstance(tensors, HeaderText):
+        found = tensors.ending_with(READS_TEXT)
+    else:
+        found = next((tensor for key, tensor in tensors.items() if key.endswith(READS_TEXT)), None)
+    return found.shape[-1] if found and found.shape else None
+
+
+def _contradiction(
+    tensors: Mapping[str, StoredTensor], width: int | None, family: Family, places: Mapping[str, tuple[str, str]]
+) -> str:
+    """What contradicts that a U-Net that attends to text of this width is of this family, in words, or ""."""
+    if width is None:
+        return ""
+    if family.pooled != (LABEL_EMB in tensors):
+        label = "with" if LABEL_EMB in tensors else "without"
+        return f"a U-Net that attends to text of width {width} {label} label_emb, which no known family does"
+    widths = []
+    for part, encoder in family.encoders.items():
+        prefix, kind = places.get(part, ("", ""))
+        if kind == OPEN_CLIP != encoder.kind:
+            return f"a U-Net of {family.long_title} with OpenCLIP's text encoder"
+        table = tensors.get(prefix + names.text_encoder(kind).write("token_embedding.weight").theirs)
+        widths += [table.shape[-1]] if table and table.shape else []
+    if len(widths) == len(family.encoders) and sum(widths) != width:
+        found = " and ".join(map(str, widths))
+        return f"a U-Net of {family.long_title} with text encoders of another family ({found} wide)"
+    return ""
+
+
+def has_prefix(tensors: Mapping[str, StoredTensor], prefix: str) -> bool:
+    """Whether any tensor's name starts with `prefix`."""
     if isinstance(tensors, HeaderText):
         return tensors.has_prefix(prefix)
     return any(key.startswith(prefix) for key in tensors)
@@ -180,31 +238,62 @@ def _has(tensors: Mapping[str, StoredTensor], prefix: str) -> bool:
 
 # What the U-Net predicts
 
-# Of SD 2.x, models that predict v have larger values here than those that predict eps; ComfyUI tells so, too.
+# SD 2.x models that predict v have larger values here than those that predict eps; ComfyUI uses it, too.
 TELLING_BIAS = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 TELLING_DEVIATION = 0.09
 GLOBAL_STEP_OF_EPS = 875000  # of SD 2.0's base model, by which the reference knows it
 
 
-def _prediction(file: TensorFile, family: Family, original: OriginalConfig) -> tuple[str, bool]:
-    """The prediction type, and whether the noise schedule ends in pure noise (zero terminal SNR).
+@dataclass(frozen=True)
+class _Prediction:
+    type: str
+    zero_terminal_snr: bool
+    doubts: tuple[str, ...]
 
-    Told by the first that says it: the .yaml beside the file, its metadata, its marks, its numbers.
+
+def _prediction(file: TensorFile, family: Family, original: OriginalConfig) -> _Prediction:
+    """What the U-Net predicts, and whether the noise schedule ends in pure noise (zero terminal SNR).
+
+    The first that says it counts: the .yaml next to the file, its marks, its metadata, its numbers.
     """
-    zero_snr = "ztsnr" in file.tensors
-    told = original.prediction_type or PREDICTION_TYPES.get(str(file.metadata.get("modelspec.prediction_type")).lower())
-    if told:
-        return told, zero_snr
-    if "v_pred" in file.tensors:
-        return "v_prediction", zero_snr
-    if family.marks_v or file.values.get("global_step") == GLOBAL_STEP_OF_EPS:
-        return "epsilon", zero_snr
+    in_metadata = PREDICTION_TYPES.get(str(file.metadata.get("modelspec.prediction_type")).lower())
+    marked = "v_prediction" if "v_pred" in file.tensors else None
+    sources = {
+        "the .yaml next to it": original.prediction_type,
+        "its mark v_pred": marked,
+        "its metadata": in_metadata,
+        "its weights": _by_numbers(file, family),
+    }
+    given = {source: kind for source, kind in sources.items() if kind}
+    usual = "epsilon" if family.marks_v or file.tensors[CONV_IN].shape[1] != PLAIN else "v_prediction"
+    kind = next(iter(given.values()), usual)
+    doubts = []
+    if len(set(given.values())) > 1:
+        listed = ", ".join(f"{kind} by {source}" for source, kind in given.items())
+        other = next(each for each in given.values() if each != kind)
+        doubts.append(
+            f"What the U-Net predicts is marked in several ways ({listed}); {kind} is assumed. If pictures are noise, "
+            f"use --prediction-type {other}."
+        )
+    zero_snr = "ztsnr" in file.tensors or str(file.metadata.get("ss_zero_terminal_snr")).lower() in TRUE
+    if zero_snr and kind == "epsilon":
+        doubts.append(
+            "The file is marked as having zero terminal SNR, which works with v prediction only, but predicts epsilon. "
+            "If pictures are noise, use --prediction-type v_prediction."
+        )
+    return _Prediction(kind, zero_snr, tuple(doubts))
+
+
+def _by_numbers(file: TensorFile, family: Family) -> str | None:
+    """What the weights show that the U-Net predicts, in families without a mark; None if they show nothing."""
+    if family.marks_v or file.tensors[CONV_IN].shape[1] != PLAIN:
+        return None
+    if file.values.get("global_step") == GLOBAL_STEP_OF_EPS:
+        return "epsilon"
     bias = file.tensors.get(TELLING_BIAS)
     if bias is None or bias.dtype not in PRECISIONS or bias.nbytes > 1 << 20:
-        return "v_prediction", zero_snr
-    values = file.read(bias)
-    values = (values.astype(np.uint32) << 16).view(np.float32) if bias.dtype == "BF16" else values
-    return ("v_prediction" if values.astype(np.float32).std() > TELLING_DEVIATION else "epsilon"), zero_snr
+        return None
+    return "v_prediction" if as_floats(file.read(bias), bias.dtype).std() > TELLING_DEVIATION else "epsilon"
 
 
 def _pixels(file: TensorFile) -> int | None:
@@ -214,12 +303,12 @@ def _pixels(file: TensorFile) -> int | None:
     return side if side and side % 64 == 0 else None
 
 
-# The .yaml beside a file
+# The .yaml next to a file
 
 
 @dataclass(frozen=True)
 class OriginalConfig:
-    """What of LDM's and SGM's own configuration changes a result; None is what the file does not say."""
+    """The entries of LDM's and SGM's own configuration that change a result; None where the file has none."""
 
     prediction_type: str | None = None
     num_heads: int | None = None
@@ -230,9 +319,9 @@ class OriginalConfig:
 
 
 def read_original_config(path: Path) -> OriginalConfig:
-    """The configuration `model.yaml` that lies beside `model.safetensors`, empty where there is none.
+    """The configuration `model.yaml` next to `model.safetensors`; empty if there is no such file.
 
-    Raises `ConfigError` where it is not such a file.
+    Raises `ConfigError` for a file of another kind.
     """
     file = path.with_suffix(".yaml")
     if not file.is_file():
@@ -254,7 +343,9 @@ def read_original_config(path: Path) -> OriginalConfig:
         }
     except (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{file} is no configuration of the original layout ({reason}); mend or remove it.") from None
+        raise ConfigError(
+            f"{file} is not a configuration of the original layout ({reason}); fix or remove it."
+        ) from None
     return OriginalConfig(**values)
 
 
@@ -272,7 +363,7 @@ def _parameterization(params: dict) -> str | None:
 
 
 def _number(values: dict, key: str, kind: type) -> Any:
-    """A positive number, or None: LDM's files say -1 for what is told by another key."""
+    """A positive number, or None; LDM writes -1 where another key decides."""
     value = values.get(key)
     if value is None or value == -1:
         return None

@@ -1,7 +1,7 @@
 """What the files of a checkpoint hold: configurations, tokenizers, weights, in diffusers' folder form and our own.
 
-Where the checkpoint came from a folder its configurations are taken over; for a single file, which has none, they are
-written from what was told from its tensors.
+A checkpoint from a folder keeps its configuration files; for a single file, which has none, they are written from
+the configurations that were derived from its tensors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 from .. import __version__, families
 from ..backend import mx, nn
 from ..config import SchedulerConfig
+from ..listing import visible
 from ..text.tokenizer_files import CLIP_FOLDER
 from . import names, native
 from .checkpoint import Checkpoint
@@ -23,10 +24,10 @@ from .load_folder import read_index, read_json
 from .name_table import KERNEL, TRANSPOSED, Names
 from .quantised import plain_parameters, quantisation_of
 
-# The release whose files these are like; its inpainting pipeline does not load without one.
+# The release whose files these resemble; its inpainting pipeline does not load without the key.
 DIFFUSERS = {"_diffusers_version": "0.30.0"}
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-# What a configuration says of the file that it was read from, and not of the network.
+# Keys about the file that a configuration was read from, not about the network.
 PASSING = ("_name_or_path", "torch_dtype", "dtype", native.QUANTIZATION)
 CLIPPING = ("DDIMScheduler", "LCMScheduler")  # schedulers that would clip latents as if they were pixels
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # as modelspec's metadata have them
@@ -46,9 +47,9 @@ def parts(checkpoint: Checkpoint) -> dict[str, nn.Module]:
 
 
 def folder_texts(checkpoint: Checkpoint, source: Path, own: bool) -> dict[str, bytes]:
-    """Everything in a folder that is not weights, by path; `own`: in our own form, whose weights may be quantised.
+    """Everything in a folder but the weights, by path; `own`: in our own form, whose weights may be quantised.
 
-    Raises what reading the source's files raises.
+    Raises the errors of reading the source's files.
     """
     texts = _copied(checkpoint, source) if source.is_dir() else _composed(checkpoint)
     for part, model in parts(checkpoint).items():
@@ -67,7 +68,7 @@ def diffusers_weights(checkpoint: Checkpoint, dtype: mx.Dtype) -> Weights:
 
 
 def own_weights(checkpoint: Checkpoint, dtype: mx.Dtype) -> Weights:
-    """The weights as the modules here have them, to be loaded without a change."""
+    """The weights as the modules here hold them, to be loaded unchanged."""
     return {
         f"{part}/{native.FILE}": (
             _cast(dict(tree_flatten(model.parameters())), dtype),
@@ -78,7 +79,7 @@ def own_weights(checkpoint: Checkpoint, dtype: mx.Dtype) -> Weights:
 
 
 def single_file_weights(checkpoint: Checkpoint, dtype: mx.Dtype, name: str) -> Weights:
-    """One file in the original layout, with the metadata and marks that tell other programs what the U-Net predicts."""
+    """One file in the original layout, with the metadata and marks by which programs know what the U-Net predicts."""
     tensors = _cast(to_single_file(checkpoint), dtype)
     scheduler, side = checkpoint.scheduler, checkpoint.default_size[0]
     family = families.get(checkpoint.family)
@@ -97,25 +98,25 @@ def single_file_weights(checkpoint: Checkpoint, dtype: mx.Dtype, name: str) -> W
 
 
 def to_folder(part: str, model: nn.Module) -> Tensors:
-    """A network as diffusers' folder has it, lazy; `part` is "unet", "vae", "text_encoder" or "text_encoder_2"."""
+    """A network's tensors for a diffusers folder, lazy; `part` is "unet", "vae", "text_encoder" or "text_encoder_2"."""
     if part == "unet":
         return renamed(model, names.unet(model.config))
     return renamed(model, names.VAE if part == "vae" else names.TEXT_ENCODER)
 
 
 def to_single_file(checkpoint: Checkpoint) -> Tensors:
-    """All networks of a checkpoint as one file of the original layout has them, lazy."""
+    """The tensors of all networks of a checkpoint as in one file of the original layout, lazy."""
     unet, vae = checkpoint.unet, checkpoint.vae
     tensors = renamed(unet, names.original_unet(unet.config), names.UNET_PREFIX)
     tensors |= renamed(vae, names.original_vae(len(vae.config.block_out_channels)), names.VAE_PREFIX)
     known = families.get(checkpoint.family).text_encoders
     for each, encoder in zip(known, checkpoint.text_encoders, strict=True):
-        tensors |= renamed(encoder, names.text_encoder(each), each.prefix)
+        tensors |= renamed(encoder, names.text_encoder(each.kind), each.prefix)
     return tensors
 
 
 def renamed(model: nn.Module, table: Names, prefix: str = "") -> Tensors:
-    """Parameters under a file's names and in its forms, kernels (O, I, kH, kW) as torch has them."""
+    """Parameters under a file's names and in its layout; kernels are torch's (O, I, kH, kW)."""
     found: dict[str, dict[int, mx.array]] = {}  # by the file's name, and by the part of its tensor
     for name, value in plain_parameters(model).items():
         place = table.write(name)
@@ -135,7 +136,7 @@ def _joined(parts: list[mx.array]) -> mx.array:
 
 
 def _copied(checkpoint: Checkpoint, source: Path) -> dict[str, Any]:
-    """The configurations and tokenizers of a folder, with the components that are left behind set to none."""
+    """The configurations and tokenizers of a folder, with the components that are not copied set to none."""
     index = read_index(source)
     tokenizers = [part.replace("text_encoder", "tokenizer") for part in parts(checkpoint) if part.startswith("text")]
     kept = {*parts(checkpoint), *tokenizers, "scheduler"}
@@ -157,7 +158,7 @@ def _copied(checkpoint: Checkpoint, source: Path) -> dict[str, Any]:
 
 
 def _composed(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The same for what came from a single file: CLIP's tokenizers, and configurations as diffusers writes them."""
+    """The same for a checkpoint from a single file: CLIP's tokenizers, configurations as diffusers writes them."""
     config = checkpoint.unet.config
     inpainting = config.in_channels == 2 * config.out_channels + 1
     family = families.get(checkpoint.family)
@@ -188,14 +189,14 @@ def _composed(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _scheduler(checkpoint: Checkpoint) -> dict[str, Any]:
-    """scheduler_config.json with what differs from a scheduler's own defaults."""
+    """scheduler_config.json with the values that differ from the scheduler's defaults."""
     family = families.get(checkpoint.family)
     kind = family.lcm_scheduler if checkpoint.unet.config.time_cond_proj_dim else family.scheduler
     values = {key: value for key, value in dataclasses.asdict(checkpoint.scheduler).items() if value is not None}
     defaults = dataclasses.asdict(SchedulerConfig())
     unknown = {"skip_prk_steps"} | (set() if kind in CLIPPING else {"set_alpha_to_one"})
-    told = {k: v for k, v in values.items() if k == "prediction_type" or (v != defaults[k] and k not in unknown)}
-    return {"_class_name": kind, **told} | ({"clip_sample": False} if kind in CLIPPING else {})
+    changed = {k: v for k, v in values.items() if k == "prediction_type" or (v != defaults[k] and k not in unknown)}
+    return {"_class_name": kind, **changed} | ({"clip_sample": False} if kind in CLIPPING else {})
 
 
 def _cast(tensors: Tensors, dtype: mx.Dtype) -> Tensors:
@@ -203,7 +204,7 @@ def _cast(tensors: Tensors, dtype: mx.Dtype) -> Tensors:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".txt"))
+    return [path for path in visible(folder) if path.is_file() and path.suffix in (".json", ".txt")]
 
 
 def _json(value: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Hashes of checkpoint files, computed once and remembered on the disk by path, size and time of change. No MLX."""
+"""Hashes of checkpoint files, computed once and cached on disk by path, size and modification time. No MLX."""
 
 from __future__ import annotations
 
@@ -12,18 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import atomic
+from ..places import cache_folder
 
-CACHE_VARIABLE = "STABLE_DIFFUSION_CACHE"
 NAME = "hashes.json"
 SHORT = 10  # hex digits, as A1111 shows them
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def cache_folder() -> Path:
-    """Where hashes are remembered: $STABLE_DIFFUSION_CACHE, or a folder of the user's cache ($XDG_CACHE_HOME)."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stable-diffusion-mlx"
 
 
 def short_hash(path: str | os.PathLike) -> str:
@@ -33,7 +26,7 @@ def short_hash(path: str | os.PathLike) -> str:
 
 
 def known_hash(path: str | os.PathLike) -> str | None:
-    """The same where it has been computed before, else None; reads no file but the cache."""
+    """The same if it has been computed before, else None; reads only the cache."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -52,7 +45,7 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
         after = os.fstat(file.fileno())
-    if (after.st_size, after.st_mtime_ns) == (size, mtime_ns):  # else somebody is writing to it
+    if (after.st_size, after.st_mtime_ns) == (size, mtime_ns):  # otherwise it is being written to
         _remember(path, {"size": size, "mtime_ns": mtime_ns, "sha256": digest.hexdigest()})
     return digest.hexdigest()
 
@@ -66,7 +59,7 @@ def _remembered(entries: dict[str, Any], path: str, size: int, mtime_ns: int) ->
 
 
 def _read() -> dict[str, Any]:
-    """What is remembered; nothing where the file is not there or broken: then hashes are computed anew."""
+    """The cache's entries; none if its file is missing or broken, and hashes are then computed again."""
     file = cache_folder() / NAME
     try:
         return _parsed(file, file.stat().st_mtime_ns, file.stat().st_size)
@@ -81,6 +74,6 @@ def _parsed(file: Path, mtime_ns: int, size: int) -> dict[str, Any]:
 
 
 def _remember(path: str, entry: dict[str, Any]) -> None:
-    """Add a hash to the cache file. One that cannot be kept is computed again next time."""
+    """Add a hash to the cache file. A hash that cannot be stored is computed again next time."""
     with contextlib.suppress(OSError):
         atomic.write_whole(cache_folder() / NAME, json.dumps(_read() | {path: entry}, indent=0))

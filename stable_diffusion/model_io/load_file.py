@@ -1,8 +1,10 @@
-"""A single file in the original layout -> modules, tokenizers and configurations; nothing is converted on the disk."""
+"""A single file in the original layout -> modules, tokenizers and configurations, without conversion on disk."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,12 @@ from ..text.tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import Autoencoder
 from . import ldm, names
-from .checkpoint import Checkpoint, assemble, vae_dtype
-from .describe import Description, describe_open, read_original_config, take_averages
+from .checkpoint import Checkpoint, CheckpointWarning, assemble, vae_dtype
+from .describe import Description, describe_open, has_prefix, read_original_config, take_averages
 from .hub import Progress
 from .name_table import TRANSPOSED, Names
 from .strict import Form, Source, add_source, give
-from .tensor_file import Scratch, StoredTensor, TensorFile, open_tensors
+from .tensor_file import FLOAT8, Scratch, StoredTensor, TensorFile, float8_values, open_tensors
 
 NUMPY_TYPES = {mx.float32: np.float32, mx.float16: np.float16}
 
@@ -34,23 +36,26 @@ def load_single_file(
     check_values: bool = False,
     prediction_type: str | None = None,
     half_unet: bool = False,
+    other_vae: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL.
 
-    Tensors are read a few at a time, one on each core, and each is in its module's form before the next. Where a file
-    holds averaged weights (model_ema.) beside the others, the others are taken, as diffusers does; where it holds no
-    others, the averaged ones. `prediction_type` overrides what the file says; `half_unet` leaves those weights
-    of the U-Net in float16 that are so in the file, whatever the `dtype`. Raises the errors below `CheckpointError`:
-    what is cut short, of another kind, or does not fit.
+    Tensors are read one per core at a time, and each takes its module's form before the next is read. Averaged weights
+    (model_ema.) are ignored, as in diffusers, unless the file holds no others. `prediction_type` overrides the file;
+    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`;
+    `other_vae` reads no VAE's weights, and needs no VAE. Raises subclasses of `CheckpointError` for a file that is cut
+    short, of another kind, or does not fit.
     """
     report = progress or (lambda message, fraction: None)
     with open_tensors(path) as file:
         take_averages(file)
         found = describe_open(file)
-        _refuse(path, found)
+        _refuse(path, found, other_vae)
+        for doubt in () if prediction_type else found.doubts:
+            warnings.warn(f"{str(path)!r}: {doubt}", CheckpointWarning, stacklevel=2)
         load = _Loader(file, found, dtype, check_values, report, prediction_type or found.prediction_type)
         unet = load.unet(half_unet)
-        vae = load.vae()
+        vae = load.vae(other_vae)
         text_encoders = [load.text_encoder(part) for part in load.text_parts]
         file.check_unchanged()
     tokenizers = [Tokenizer.clip(encoder.pad_token) for encoder in load.family.text_encoders]
@@ -64,20 +69,21 @@ def load_single_file(
     return assemble(repr(str(path)), found.family, unet, vae, text_encoders, tokenizers, load.scheduler(), zeros)
 
 
-def _refuse(path: Path, found: Description) -> None:
+def _refuse(path: Path, found: Description, other_vae: bool) -> None:
     if not found.family:
         raise UnsupportedCheckpointError(
             f"{str(path)!r} holds {found.kind}; as a model, this engine loads whole checkpoints of {families.IN_WORDS}."
         )
-    if found.missing:
+    missing = [part for part in found.missing if not (part == "vae" and other_vae)]
+    if missing:
+        mend = "give one with --vae FILE (vae=...)" if missing == ["vae"] else "take a file that holds all parts"
         raise WeightsError(
-            f"{str(path)!r} is a checkpoint of {found.kind} without its {' and '.join(found.missing)}; take a file "
-            f"that holds all parts."
+            f"{str(path)!r} is a checkpoint of {found.kind} without its {' and '.join(missing)}; {mend}."
         )
 
 
 class _Loader:
-    """Loads one part after another of an open file, and reports how far it is."""
+    """Loads the parts of an open file one by one, reporting progress."""
 
     def __init__(
         self,
@@ -97,7 +103,8 @@ class _Loader:
         self.original = read_original_config(file.path)
         self.family = families.get(found.family)
         self.sample_size = ldm.sample_size(self.family, prediction_type, found.size)
-        self.parts, unknown = names.split_by_part(file.tensors, self.family)
+        self.text_places = names.text_places(self.family, partial(has_prefix, file.tensors))
+        self.parts, unknown = names.split_by_part(file.tensors, self.text_places)
         if unknown:
             more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
             raise WeightsError(
@@ -107,7 +114,7 @@ class _Loader:
         self.text_sources = {part: self._text_sources(part) for part in self.text_parts}
 
     def unet(self, keep_half: bool) -> UNet:
-        """The U-Net, its sizes told from its tensors."""
+        """The U-Net, with sizes from its tensors."""
         found = self._shapes("unet")
         table = names.original_unet_of(self._checked(names.unet_layout, found))
         shapes = ldm.Shapes.read(found, table)
@@ -115,14 +122,18 @@ class _Loader:
         values = self._checked(ldm.unet_config, shapes, self.family, self.original, self.sample_size, pooled)
         return self._load("unet", UNet, UNetConfig, values, self._sources("unet", table), self.dtype, keep_half)
 
-    def vae(self) -> Autoencoder:
-        """The autoencoder."""
+    def vae(self, without_weights: bool) -> Autoencoder:
+        """The autoencoder; `without_weights` only its configuration, the family's usual one if the file has none."""
+        if without_weights and "vae" in self.found.missing:
+            return Autoencoder(AutoencoderConfig.from_dict(ldm.usual_vae_config(self.family), str(self.file.path)))
         found = self._shapes("vae")
         table = names.original_vae(names.vae_levels(found))
         shapes = ldm.Shapes.read(found, table)
         values = self._checked(ldm.vae_config, shapes, self.family, self.original, self.sample_size)
         sources = self._sources("vae", table)
         config = AutoencoderConfig.from_dict(values, str(self.file.path))
+        if without_weights:
+            return Autoencoder(config)
         dtype = vae_dtype(self.family.key, config, self.dtype)
         return self._load("vae", Autoencoder, AutoencoderConfig, values, sources, dtype)
 
@@ -155,7 +166,7 @@ class _Loader:
         return self._sources(part, self._text_names(part))
 
     def _text_names(self, part: str) -> Names:
-        return names.text_encoder(self.family.encoders[part])
+        return names.text_encoder(self.text_places[part][1])
 
     def _text_shapes(self, part: str) -> ldm.Shapes:
         shapes = {target: source.shape for target, source in self.text_sources[part].items()}
@@ -176,7 +187,7 @@ class _Loader:
         return sources
 
     def _checked(self, function: Callable, *arguments: Any) -> Any:
-        """Call a function that knows no file, and let its errors name this one."""
+        """Call a function, adding this file's name to its errors."""
         try:
             return function(*arguments)
         except (WeightsError, UnsupportedCheckpointError) as error:
@@ -195,15 +206,17 @@ def source_of(file: TensorFile, stored: StoredTensor, transposed: bool = False) 
 
 
 def _formed(numbers: np.ndarray, dtype: str, form: Form, scratch: Scratch) -> mx.array:
-    """Axes moved and type changed by numpy, in one pass: MLX takes several times as long for it on a CPU."""
+    """Axes and type changed by numpy in one pass; MLX takes several times as long on a CPU."""
     numbers = numbers.transpose(0, 2, 3, 1) if form.channels_last else numbers.reshape(form.shape)
-    if dtype == "BF16":  # the upper half of a float32
+    if dtype in FLOAT8:
+        numbers = float8_values(dtype)[numbers]
+    elif dtype == "BF16":  # the upper half of a float32
         bits = scratch.array("bits", form.shape, np.uint32)
         np.copyto(bits, numbers)
         numbers = np.left_shift(bits, 16, out=bits).view(np.float32)
     if numbers.dtype != NUMPY_TYPES[form.dtype] or not numbers.flags.c_contiguous:
         result = scratch.array("formed", form.shape, NUMPY_TYPES[form.dtype])
-        with np.errstate(over="ignore"):  # `check_values` is for those who want to know
+        with np.errstate(over="ignore"):  # `check_values` finds infinities on request
             np.copyto(result, numbers, casting="unsafe")
         numbers = result
     return mx.array(numbers)

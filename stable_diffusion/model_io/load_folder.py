@@ -12,20 +12,21 @@ from typing import Any
 from .. import families
 from ..backend import mx, nn
 from ..clip import CLIPTextModel
-from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig
+from ..config import AutoencoderConfig, CLIPTextConfig, Config, SchedulerConfig, UNetConfig, edm_kind
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
+from ..listing import visible
 from ..text.tokenizer import Tokenizer
 from ..unet import UNet
 from ..vae import Autoencoder
-from . import names
+from . import ldm, names
 from .checkpoint import Checkpoint, assemble, family_of, vae_dtype
-from .hub import Progress, weight_files
+from .hub import Progress, names_part, weight_files
 from .name_table import Names
 from .native import QUANTIZATION, is_own_form, load_own_form
 from .strict import load_weights
 
-# Beginnings of other architectures' pipeline class names, as a folder's model_index.json has them.
+# Prefixes of other architectures' pipeline classes in model_index.json.
 OTHER_ARCHITECTURES = {
     "Flux": "FLUX",
     "StableDiffusion3": "Stable Diffusion 3",
@@ -53,7 +54,7 @@ OTHER_ARCHITECTURES = {
     "StableUnCLIP": "Stable unCLIP",
     "StableDiffusionImageVariation": "Stable Diffusion Image Variations",
 }
-# Beginnings of those that are built here; what else is different about the last, its parts say.
+# Prefixes of those that are built here; AltDiffusion's text encoder is refused by its configuration.
 PIPELINES = (*{each.pipeline for each in FAMILIES.values()}, "LatentConsistencyModel", "AltDiffusion")
 
 
@@ -63,21 +64,30 @@ def load_folder(
     progress: Progress | None = None,
     check_values: bool = False,
     half_unet: bool = False,
+    other_vae: bool = False,
 ) -> Checkpoint:
-    """Load a checkpoint's parts from a folder in diffusers' form; weights stay on the disk until they are needed.
+    """Load a checkpoint's parts from a folder in diffusers' form; weights stay on disk until needed.
 
-    `half_unet` leaves those of the U-Net in float16 that are so in the file, whatever the `dtype`.
-    Raises the errors below `CheckpointError`: what is absent, cut short, of another architecture, or does not fit.
+    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`;
+    `other_vae` reads no VAE's weights, and needs no VAE. Raises subclasses of `CheckpointError` for parts that are
+    missing, cut short, of another architecture, or do not fit.
     """
     report = progress or (lambda message, fraction: None)
     index = read_index(folder)
-    parts = ["text_encoder", "text_encoder_2"] if _has(index, "text_encoder_2") else ["text_encoder"]
+    parts = ["text_encoder", "text_encoder_2"] if names_part(index, "text_encoder_2") else ["text_encoder"]
     tokenizer_names = [part.replace("text_encoder", "tokenizer") for part in parts]
     load = _Loader(folder, dtype, check_values, report)
     unet = load("unet", UNetConfig, UNet, names.UNET, keep_half=half_unet)
     family = family_of(unet.config, len(parts))
-    vae_config = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"), f"{folder}/vae/config.json")
-    vae = load("vae", AutoencoderConfig, Autoencoder, names.VAE, vae_dtype(family, vae_config, dtype))
+    vae_file = folder / "vae" / "config.json"
+    usual = other_vae and not vae_file.is_file()
+    values = ldm.usual_vae_config(families.get(family)) if usual else read_json(vae_file)
+    vae_config = AutoencoderConfig.from_dict(values, str(vae_file))
+    vae = (
+        Autoencoder(vae_config)
+        if other_vae
+        else load("vae", AutoencoderConfig, Autoencoder, names.VAE, vae_dtype(family, vae_config, dtype))
+    )
     text_encoders = [load(part, CLIPTextConfig, CLIPTextModel, names.TEXT_ENCODER) for part in parts]
     tokenizers = [Tokenizer.from_files(folder / name) for name in tokenizer_names]
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
@@ -91,35 +101,32 @@ def read_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a folder, its pipeline checked to be one that this engine builds."""
     path = folder / "model_index.json"
     if not path.is_file():
-        if not any(folder.iterdir()):
-            raise CheckpointNotFoundError(f"The folder {str(folder)!r} is empty; a checkpoint should be in it.")
+        if not visible(folder):
+            raise CheckpointNotFoundError(f"The folder {str(folder)!r} is empty; it should hold a checkpoint.")
         raise CheckpointNotFoundError(
-            f"The folder {str(folder)!r} holds no model_index.json, so it is no checkpoint in diffusers' form."
+            f"The folder {str(folder)!r} holds no model_index.json, so it is not a checkpoint in diffusers' form."
         )
     index = read_json(path)
     if not isinstance(index, dict):
         raise ConfigError(f"{path} should hold a JSON object.")
     pipeline = str(index.get("_class_name"))
-    # The longest beginning that fits: StableDiffusion3Pipeline is no StableDiffusionPipeline.
+    # The longest prefix counts: StableDiffusion3Pipeline is not a StableDiffusionPipeline.
     foreign = max((name for name in OTHER_ARCHITECTURES if pipeline.startswith(name)), key=len, default=None)
     if foreign or not pipeline.startswith(PIPELINES):
         kind = f"{OTHER_ARCHITECTURES[foreign]} ({pipeline})" if foreign else pipeline
         raise UnsupportedCheckpointError(f"{str(folder)!r} holds {kind}; this engine loads {families.IN_WORDS}.")
-    if not _has(index, "text_encoder"):
+    scheduler = index.get("scheduler")
+    if isinstance(scheduler, list) and (kind := edm_kind(scheduler[-1] if scheduler else None)):
+        raise UnsupportedCheckpointError(f"{str(folder)!r} is {kind}, which is not supported.")
+    if not names_part(index, "text_encoder"):
         raise UnsupportedCheckpointError(
             f"{str(folder)!r} has no text_encoder; SDXL's refiner and other second stages are not supported."
         )
     return index
 
 
-def _has(index: dict[str, Any], name: str) -> bool:
-    """Whether model_index.json names a class for a component: ["diffusers", "..."], not [null, null]."""
-    value = index.get(name)
-    return isinstance(value, list) and bool(value) and bool(value[0])
-
-
 def read_json(path: Path) -> Any:
-    """A configuration file's content; raises `ConfigError` where it is absent or not JSON."""
+    """A configuration file's content. Raises `ConfigError` if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -128,23 +135,8 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path} is not JSON: {error}") from None
 
 
-def is_complete(folder: Path) -> bool:
-    """True where every component that model_index.json names has its configuration and weights in place."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    if not isinstance(index, dict):
-        return False
-    modules = [name for name in ("unet", "vae", "text_encoder", "text_encoder_2") if _has(index, name)]
-    return "unet" in modules and all(
-        (folder / name / "config.json").is_file() and weight_files(_names(folder / name), float16=False)
-        for name in modules
-    )
-
-
 class _Loader:
-    """Loads one component after another, and reports how far it is."""
+    """Loads components one by one, reporting progress."""
 
     def __init__(self, folder: Path, dtype: mx.Dtype, check_values: bool, report: Progress):
         self.folder = folder
@@ -176,7 +168,7 @@ class _Loader:
         if not files:
             raise WeightsError(
                 f"{folder} holds no safetensors weights (such as diffusion_pytorch_model.safetensors or "
-                f"model.safetensors); it holds {', '.join(_names(folder)) or 'nothing'}."
+                f"model.safetensors, with all shards); it holds {', '.join(_names(folder)) or 'nothing'}."
             )
         dtype = dtype or self.dtype
         if is_own_form(files[0]):
@@ -189,4 +181,4 @@ class _Loader:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [path.name for path in visible(folder)] if folder.is_dir() else []

@@ -1,4 +1,4 @@
-"""An autoencoder by itself, to be used in the place of a checkpoint's own: a folder, a file, or a hub id."""
+"""An autoencoder on its own, to replace a checkpoint's: from a folder, a file, or the hub."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ..backend import mx
 from ..config import AutoencoderConfig, AutoencoderTinyConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
+from ..listing import visible
+from ..places import expanded
 from ..vae import Autoencoder
 from ..vae_tiny import TinyAutoencoder
 from . import hub, ldm, names
@@ -21,7 +23,7 @@ from .load_folder import read_json
 from .strict import Source, add_source, give, load_weights
 from .tensor_file import TensorFile, open_tensors
 
-# TAESD for the families' latents, which are known by their scaling factor and channels.
+# TAESD for each family's latents, by their scaling factor and channels.
 TINY = {
     (family.scaling_factor, family.latent_channels): family.tiny_vae for family in FAMILIES.values() if family.tiny_vae
 }
@@ -36,9 +38,9 @@ def load_vae(
 ) -> Autoencoder | TinyAutoencoder:
     """Load an autoencoder for a checkpoint whose own one is configured as `own`.
 
-    `source` is a folder of diffusers' (of the autoencoder, or of a whole pipeline), a file in diffusers' or the
-    original layout (a whole checkpoint's, too), or a hub id. What latents are scaled by is the checkpoint's where the
-    source does not say it. Raises the errors below `CheckpointError`.
+    `source` is a folder in diffusers' form (of the autoencoder, or of a whole pipeline), a file in diffusers' or the
+    original layout (possibly a whole checkpoint), or a hub id. The scaling factor is the checkpoint's unless the source
+    has one. Raises subclasses of `CheckpointError`.
     """
     path = locate_vae(source, dtype == mx.float16, progress)
     (progress or (lambda message, fraction: None))("Loading the VAE", None)
@@ -52,9 +54,9 @@ def load_vae(
 
 
 def locate_vae(source: str | os.PathLike, float16: bool, progress: hub.Progress | None = None) -> Path:
-    """The file, or the folder with the config.json, fetched from the hub first where it is not here yet."""
+    """The file, or the folder with config.json, fetched from the hub if necessary."""
     name = os.fspath(source)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name and path.exists():
         return _component(path) if path.is_dir() else path
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
@@ -71,7 +73,7 @@ def _component(folder: Path) -> Path:
 
 
 def _load_folder(folder: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> Autoencoder | TinyAutoencoder:
-    present = sorted(path.name for path in folder.iterdir())
+    present = [path.name for path in visible(folder)]
     weights = hub.weight_files(present, float16=dtype == mx.float16)
     files = [folder / name for name in weights if name.endswith(".safetensors")]
     if not files:
@@ -96,12 +98,12 @@ def _config(file: Path, own: AutoencoderConfig) -> AutoencoderConfig | Autoencod
             f"{file} is of an {kind}; this engine builds AutoencoderKL and AutoencoderTiny."
         )
     config = AutoencoderConfig.from_dict(values, str(file))
-    # Files of before diffusers 0.12 do not say it; then it is the checkpoint's, for whose latents this VAE is meant.
+    # Files from before diffusers 0.12 lack it; the checkpoint's then applies, since the VAE is meant for its latents.
     return config if "scaling_factor" in values else dataclasses.replace(config, scaling_factor=own.scaling_factor)
 
 
 def cached_tiny_vae(own: AutoencoderConfig, family: str, dtype: mx.Dtype) -> TinyAutoencoder | None:
-    """The tiny VAE for a checkpoint's latents, where it has been downloaded; asks no network."""
+    """The tiny VAE for a checkpoint's latents, if it has been downloaded; makes no request."""
     repository = TINY.get((own.scaling_factor, own.latent_channels))
     folder = hub.cached_vae(repository) if repository else None
     vae = _load_folder(folder, own, family, dtype) if folder else None
@@ -113,7 +115,7 @@ def _load_file(path: Path, own: AutoencoderConfig, family: str, dtype: mx.Dtype)
         keys = _own_keys(file)
         sources = _sources(file, keys)
         shapes = ldm.Shapes({target: source.shape for target, source in sources.items()}, names.SAME)
-        config = _told_by_shapes(shapes, own, path)
+        config = _config_from_shapes(shapes, own, path)
         model = Autoencoder(config)
         give(model, sources, str(path), vae_dtype(family, config, dtype))
         file.check_unchanged()
@@ -138,15 +140,16 @@ def _sources(file: TensorFile, keys: Mapping[str, str]) -> dict[str, Source]:
     return sources
 
 
-def _told_by_shapes(shapes: ldm.Shapes, own: AutoencoderConfig, path: Path) -> AutoencoderConfig:
-    """The checkpoint's own configuration, with the sizes of this file's tensors."""
+def _config_from_shapes(shapes: ldm.Shapes, own: AutoencoderConfig, path: Path) -> AutoencoderConfig:
+    """The checkpoint's own configuration with the sizes of this file's tensors."""
     whole = "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes
     if not whole or len(shapes.found["decoder.conv_in.weight"]) != 4:
         raise UnsupportedCheckpointError(f"{path} holds no whole VAE: its encoder is missing, or damaged.")
     try:
-        sizes = ldm.vae_sizes(shapes)
-        told: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()}
-        config = dataclasses.replace(own, **told)
+        sizes: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in ldm.vae_sizes(shapes).items()
+        }
+        config = dataclasses.replace(own, **sizes)
         config.check()
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -10,14 +10,13 @@ from .. import backend
 from ..backend import mx
 from ..config import UNET_PREDICTIONS
 from ..errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError
-from ..places import packaged
+from ..places import expanded, packaged
 from . import hub
 from .checkpoint import Checkpoint
 from .load_file import load_single_file
-from .load_folder import is_complete, load_folder
+from .load_folder import load_folder, read_index
 
 EMBEDDED = packaged("checkpoints")
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def load(
@@ -27,12 +26,14 @@ def load(
     check_values: bool = False,
     prediction_type: str | None = None,
     half_unet: bool = False,
+    other_vae: bool = False,
 ) -> Checkpoint:
-    """Load a folder or a single file; `prediction_type` overrides what it says of itself.
+    """Load a folder or a single file; `prediction_type` overrides the file's.
 
-    `half_unet` leaves those weights of the U-Net in float16 that are so in the file, whatever the `dtype`.
+    `half_unet` keeps in float16 those weights of the U-Net that are float16 in the file, whatever the `dtype`. With
+    `other_vae` the caller has another VAE: the checkpoint's own gets no weights, and may be missing.
 
-    Raises `InputError` for another prediction type, and the errors below `CheckpointError`.
+    Raises `InputError` for an unknown prediction type, and subclasses of `CheckpointError`.
     """
     if prediction_type not in (None, *UNET_PREDICTIONS):
         raise InputError(
@@ -40,8 +41,8 @@ def load(
         )
     backend.prepare()
     if not path.is_dir():
-        return load_single_file(path, dtype, progress, check_values, prediction_type, half_unet)
-    checkpoint = load_folder(path, dtype, progress, check_values, half_unet)
+        return load_single_file(path, dtype, progress, check_values, prediction_type, half_unet, other_vae)
+    checkpoint = load_folder(path, dtype, progress, check_values, half_unet, other_vae)
     if prediction_type:
         scheduler = dataclasses.replace(checkpoint.scheduler, prediction_type=prediction_type)
         checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
@@ -49,37 +50,37 @@ def load(
 
 
 def embedded_models() -> list[str]:
-    """The names of the checkpoints that travel with this package."""
+    """The names of the checkpoints that come with this package."""
     return sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json"))
 
 
 def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | None = None) -> tuple[str, Path]:
-    """A checkpoint's name and its folder or file on this disk, fetched from the hub first where it is not here yet.
+    """A checkpoint's name and its folder or file on this disk, fetched from the hub if necessary.
 
     `model` is an embedded model's name, a folder, a single file, or a hub id "organisation/name". Raises
     `CheckpointNotFoundError`, `UnsupportedCheckpointError` or `DownloadError`.
     """
     name = os.fspath(model)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in embedded_models():
         return name, EMBEDDED / name
     if name and path.is_dir():
         return path.resolve().name, path
-    if path.suffix in SINGLE_FILES:
+    if path.suffix in hub.SINGLE_FILES:
         if not path.exists():
             raise CheckpointNotFoundError(f"No checkpoint file at {name!r}.")
         return path.stem, path
     if name and path.exists():
         raise UnsupportedCheckpointError(
-            f"{name!r} is no checkpoint: give a folder in diffusers' form, a file ending in "
-            f"{', '.join(SINGLE_FILES)}, or a hub id."
+            f"{name!r} is not a checkpoint: give a folder in diffusers' form, a file ending in "
+            f"{', '.join(hub.SINGLE_FILES)}, or a hub id."
         )
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
         folder = hub.cached_folder(name)
-        if folder is None or not is_complete(folder):
-            folder = hub.download(name, float16, progress)
+        if folder is None or not hub.is_complete(folder):
+            folder = hub.download(name, float16, progress, read_index)
         return name, folder
     raise CheckpointNotFoundError(
-        f"No checkpoint {name!r}: it is no folder on this disk, no hub id (organisation/name), and not one of the "
-        f"embedded models ({', '.join(embedded_models())})."
+        f"No checkpoint {name!r}: it is neither a folder on this disk, nor a hub id (organisation/name), nor one of "
+        f"the embedded models ({', '.join(embedded_models())})."
     )

@@ -73,7 +73,7 @@ class Row:
         inner, _, end = rest.partition("}")
         pieces = [start + each + end for each in inner.split(",")] if brace else [ours]
         if form not in FORMS or any(theirs.count("{n}") != piece.count("{n}") for piece in pieces):
-            raise ValueError(f"{line!r} is no row of a table of names.")
+            raise ValueError(f"{line!r} is not a row of a table of names.")
         return cls(Piece(theirs), tuple(map(Piece, pieces)), form)
 
     def read(self, place: Place) -> list[Place]:

@@ -7,12 +7,11 @@ either direction. No other file knows foreign names, except describe.py for the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 
-from .. import families
 from ..config import UNetConfig
 from ..errors import WeightsError
-from ..families import Family, TextEncoder
+from ..families import CLIP, OPEN_CLIP, Family
 from .name_table import ALIAS, Names, table
 
 # --- Folders of diffusers and transformers
@@ -33,7 +32,7 @@ _KERNELS = """
     quant_conv.weight         quant_conv.weight         kernel
     post_quant_conv.weight    post_quant_conv.weight    kernel
 """
-# Of U-Nets without use_linear_projection.
+# In U-Nets without use_linear_projection.
 _PROJECTIONS = """
     attentions.{n}.proj_in.weight     attentions.{n}.proj_in.weight     kernel
     attentions.{n}.proj_out.weight    attentions.{n}.proj_out.weight    kernel
@@ -79,6 +78,16 @@ def unet(config: UNetConfig) -> Names:
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
+# Where the first and the second text encoder may lie, and whose names follow: LDM's places, then SGM's.
+TEXT_PLACES = (
+    (
+        ("cond_stage_model.transformer.", CLIP),
+        ("cond_stage_model.model.", OPEN_CLIP),
+        ("conditioner.embedders.0.transformer.", CLIP),
+        ("conditioner.embedders.0.model.", OPEN_CLIP),
+    ),
+    (("conditioner.embedders.1.model.", OPEN_CLIP), ("conditioner.embedders.1.transformer.", CLIP)),
+)
 
 _ENDS = """
     input_blocks.0.0        conv_in
@@ -120,7 +129,7 @@ _ORIGINAL_VAE_KERNELS = """
     attention.to_v.weight      attention.to_v.weight      kernel
     attention.to_out.weight    attention.to_out.weight    kernel
 """
-OPEN_CLIP = table("""
+OPEN_CLIP_TEXT = table("""
     positional_embedding     position_embedding.weight
     text_projection          text_projection.weight              transposed
     ln_final                 final_layer_norm
@@ -147,10 +156,12 @@ _STRAY = "|".join((
     r"^(cond_stage_model|conditioner\.embedders\.0)\.text_projection$|^embedding_manager\.",
     r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_projection\.weight|logit_scale)$",
     r"^(cond_stage_model|conditioner\.embedders\.\d+)\.(model\.visual|transformer\.vision_model)\.",
-    r"^cond_stage_model\.model\.(text_projection(\.weight)?|transformer\.resblocks\.23\..*)$",  # SD 2.x leaves them out
+    # SD 2.x uses neither the projection nor the last layer of 24; CLIP's own text encoder has 12.
+    r"^(cond_stage_model|conditioner\.embedders\.0)\.model\.(text_projection(\.weight)?|transformer\.resblocks\.23\..*)$",
+    r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_model\.)?encoder\.layers\.23\.",
     r"\.position_ids$",  # 0, 1, 2, ...
 ))  # fmt: skip
-# The same for a file that holds an autoencoder alone.
+# The same for a file that holds only an autoencoder.
 _STRAY_BESIDE_VAE = r"^(loss|model_ema|discriminator|epoch|global_step|optimizer|lr_schedulers|callbacks)(\.|$)"
 _VAE_PREFIXES = (VAE_PREFIX, "vae.", "")
 
@@ -158,7 +169,7 @@ _VAE_PREFIXES = (VAE_PREFIX, "vae.", "")
 def unet_layout(keys: Collection[str]) -> list[list[bool]]:
     """For each level of an original U-Net's way down, for each of its layers: whether it attends to the text.
 
-    Raises `WeightsError` where levels have no layers, or one more than another.
+    Raises `WeightsError` unless all levels have the same number of layers, at least one.
     """
     levels: list[list[bool]] = [[]]
     attending = {key.partition(".transformer_blocks.")[0] for key in keys if ".transformer_blocks." in key}
@@ -171,8 +182,8 @@ def unet_layout(keys: Collection[str]) -> list[list[bool]]:
             break
     if not all(levels) or len({len(level) for level in levels}) != 1:
         raise WeightsError(
-            f"The U-Net's levels have {', '.join(str(len(level)) for level in levels)} layers; all should have as "
-            f"many. The file is damaged, or of a kind that is not known here."
+            f"The U-Net's levels have {', '.join(str(len(level)) for level in levels)} layers; all should have the "
+            f"same number. The file is damaged, or of an unknown kind."
         )
     return levels
 
@@ -187,14 +198,14 @@ def original_unet(config: UNetConfig) -> Names:
 
 
 def original_unet_of(layout: Sequence[Sequence[bool]]) -> Names:
-    """The same for a file of which only the `unet_layout` is known; for reading, not for writing."""
+    """The same, for reading a file of which only the `unet_layout` is known."""
     attends = [any(level) for level in layout]
     blocks = _blocks([len(level) for level in layout], attends, attends[::-1])
     return table("\n".join(blocks), _ENDS, _RESNETS, _FEED_FORWARD, _OUTPUT)
 
 
 def _blocks(layers: Sequence[int], down: Sequence[bool], up: Sequence[bool]) -> Iterator[str]:
-    """Rows for the blocks: the original numbers them through, the modules here within their level.
+    """Rows for the blocks, which the original numbers consecutively and the modules here within their level.
 
     `layers` per level on the way down; `down` and `up` say which levels attend to the text.
     """
@@ -226,20 +237,36 @@ def vae_levels(keys: Collection[str]) -> int:
 
 
 def original_vae(levels: int) -> Names:
-    """The original numbers the decoder's levels from the highest resolution; here level 0 runs first."""
+    """The original numbers the decoder's levels from the highest resolution down; here level 0 runs first."""
     ups = [f"decoder.up.{level}  decoder.up_blocks.{levels - 1 - level}" for level in range(levels)]
     return table("\n".join(ups), _ORIGINAL_VAE, _ORIGINAL_VAE_KERNELS, _KERNELS)
 
 
-def text_encoder(encoder: TextEncoder) -> Names:
+def text_encoder(kind: str) -> Names:
     """The names of a text encoder in a single file."""
-    return OPEN_CLIP if encoder.kind == families.OPEN_CLIP else TEXT_ENCODER
+    return OPEN_CLIP_TEXT if kind == OPEN_CLIP else TEXT_ENCODER
 
 
-def split_by_part(keys: Iterable[str], family: Family) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """For each part, key without prefix -> the file's key; and the keys that belong to no part."""
+def text_place(index: int, has: Callable[[str], bool]) -> tuple[str, str] | None:
+    """The prefix of a file's first (0) or second (1) text encoder, and whose names follow: CLIP or OPEN_CLIP.
+
+    `has(prefix)` says whether any key starts so.
+    """
+    return next((place for place in TEXT_PLACES[index] if has(place[0])), None)
+
+
+def text_places(family: Family, has: Callable[[str], bool]) -> dict[str, tuple[str, str]]:
+    """The same of each of a family's text encoders that is in the file, by the names of their folders."""
+    found = {part: text_place(i, has) for i, part in enumerate(family.encoders)}
+    return {part: place for part, place in found.items() if place}
+
+
+def split_by_part(
+    keys: Iterable[str], text_places: Mapping[str, tuple[str, str]]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """For each part, {key without prefix: the file's key}; and the keys that belong to no part."""
     prefixes = {"unet": UNET_PREFIX, "vae": VAE_PREFIX}
-    prefixes |= {part: encoder.prefix for part, encoder in family.encoders.items()}
+    prefixes |= {part: prefix for part, (prefix, _) in text_places.items()}
     parts: dict[str, dict[str, str]] = {part: {} for part in prefixes}
     unknown = []
     stray = re.compile(_STRAY)
@@ -256,7 +283,7 @@ def split_by_part(keys: Iterable[str], family: Family) -> tuple[dict[str, dict[s
 
 
 def vae_keys(keys: Collection[str]) -> dict[str, str]:
-    """An autoencoder's keys, without prefix -> the file's key, in its own file or a checkpoint; {} if there is none."""
+    """An autoencoder's {key without prefix: the file's key}, in its own file or a checkpoint; {} if there is no VAE."""
     for prefix in _VAE_PREFIXES:
         found = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
         if "decoder.conv_in.weight" in found:
@@ -288,7 +315,7 @@ def has_averages_alone(keys: Container[str]) -> bool:
     return UNET_PREFIX + first not in keys and _AVERAGES + first.replace(".", "") in keys
 
 
-# --- Adapters: LoRA and its kin
+# --- Adapters: LoRA and its relatives
 
 # Before peft, diffusers named a text encoder's attention like the U-Net's.
 _OLD_ATTENTION = """

@@ -1,4 +1,4 @@
-"""Weights in the form of the modules here: their names, channels last, quantised or not. Nothing is to be converted."""
+"""Weights in the modules' own form: their names, channels last, quantised or not. Loading converts nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .strict import read_header
 
 FORMAT = {"format": "mlx", "names": "stable_diffusion"}  # in the metadata of the file
 FILE = "model.safetensors"
-QUANTIZATION = "quantization"  # the key in config.json that says how weights are kept, as mlx-lm has it
+QUANTIZATION = "quantization"  # the key in config.json for how weights are stored, as in mlx-lm
 
 
 def is_own_form(path: Path) -> bool:
-    """True where a safetensors file says of itself that it is of this form."""
+    """True if a safetensors file's metadata say that it has this form."""
     try:
         with safe_open(path, framework="numpy") as file:
             return FORMAT.items() <= (file.metadata() or {}).items()
     except (SafetensorError, OSError, ValueError):
-        return False  # what is wrong with it, strict loading will say
+        return False  # strict loading reports what is wrong with it
 
 
 def load_own_form(
@@ -35,12 +35,12 @@ def load_own_form(
     check_values: bool = False,
     keep_half: bool = False,
 ) -> None:
-    """Give `model` the tensors of a file, lazily; `quantization` is what its config.json says of that, or None.
+    """Load a file's tensors into `model`, lazily; `quantization` is its config.json's entry, or None.
 
-    `keep_half` leaves in float16 what the file has so, whatever the `dtype`.
+    `keep_half` keeps the file's float16 tensors in float16, whatever the `dtype`.
 
-    Raises `WeightsError` for tensors that are missing, left over, or of another shape or kind, and, where
-    `check_values` asks for it, for NaN or infinite values; `ConfigError` for a quantization that is none.
+    Raises `WeightsError` for tensors that are missing, left over, or of another shape or kind, and, with
+    `check_values`, for NaN or infinite values; `ConfigError` for an invalid `quantization`.
     """
     given = {key: (shape, dtype_name == "U32") for key, (shape, dtype_name) in read_header(path).items()}
     if quantization is not None:
@@ -51,8 +51,8 @@ def load_own_form(
     }
     bad = sorted(key for key in given.keys() | wanted.keys() if given.get(key) != wanted.get(key))
     if bad:
-        told = "; ".join(f"{key} should be {_told(wanted.get(key))}, is {_told(given.get(key))}" for key in bad[:4])
-        raise WeightsError(f"{path} does not go with its config.json in {len(bad)} tensors: {told}.")
+        listed = "; ".join(f"{key} should be {_words(wanted.get(key))}, is {_words(given.get(key))}" for key in bad[:4])
+        raise WeightsError(f"{path} does not match its config.json in {len(bad)} tensors: {listed}.")
     tensors = cast(dict[str, mx.array], mx.load(str(path)))
     if check_values and (broken := [key for key, tensor in tensors.items() if not mx.isfinite(tensor).all().item()]):
         raise WeightsError(f"{path} holds NaN or infinite values: {', '.join(broken[:4])}. The file is damaged.")
@@ -61,7 +61,7 @@ def load_own_form(
     model.load_weights(loaded, strict=True)
 
 
-def _told(tensor: tuple[tuple[int, ...], bool] | None) -> str:
+def _words(tensor: tuple[tuple[int, ...], bool] | None) -> str:
     if tensor is None:
         return "absent"
     return f"{tensor[0]}{' of packed numbers' * tensor[1]}"

@@ -1,4 +1,4 @@
-"""8- and 4-bit weights: which layers take them, and networks turned over to them."""
+"""8- and 4-bit weights: which layers take them, and converting networks to them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .hub import Progress
 
 BITS = (8, 4)
 GROUP_SIZES = (32, 64, 128)
-# Below this many weights a layer's share of the memory is nothing, its share of the error is not.
+# Smaller layers would save next to no memory and still add to the error.
 SMALL = 1 << 14
 
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How weights are kept: whole numbers of `bits`, with a scale and a bias for each `group_size` of a row."""
+    """How weights are stored: integers of `bits`, with a scale and a bias per `group_size` numbers of a row."""
 
     bits: int
     group_size: int = 64
 
     @classmethod
     def from_config(cls, values: Any, source: str) -> Quantisation:
-        """What a config.json has as "quantization"; raises an error below `CheckpointError`."""
+        """From a config.json's "quantization". Raises a subclass of `CheckpointError`."""
         if not isinstance(values, dict):
             raise ConfigError(f"{source}: quantization = {values!r} should hold bits and group_size.")
         known = {"bits", "group_size", "mode"}
@@ -43,18 +43,20 @@ class Quantisation:
         return cls(bits, group_size)
 
     def to_config(self) -> dict[str, Any]:
-        """What config.json says of it."""
+        """The entry for config.json."""
         return {"bits": self.bits, "group_size": self.group_size, "mode": "affine"}
 
     def takes(self, path: str, layer: nn.Module) -> bool:
-        """True for a layer that gains by it: linear or an embedding, not small, its rows made of whole groups."""
-        if type(layer) not in (nn.Linear, nn.Embedding) or path == "position_embedding":  # which is read, not called
+        """True for a layer worth quantising: linear or an embedding, not small, its rows made of whole groups."""
+        if (
+            type(layer) not in (nn.Linear, nn.Embedding) or path == "position_embedding"
+        ):  # whose weights are read directly
             return False
         return layer.weight.size >= SMALL and layer.weight.shape[-1] % self.group_size == 0
 
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """MLX's layer, multiplied as the device does it best."""
+    """MLX's layer, with the device's best form of the product."""
 
     def __call__(self, x: mx.array) -> mx.array:
         y = ops.quantized_matmul(x, self.weight, self.scales, self["biases"], self.group_size, self.bits)
@@ -62,21 +64,21 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 
 def check_bits(bits: int | None) -> None:
-    """Refuse what weights cannot be quantised to: raises `InputError`."""
+    """Raise `InputError` for bits other than 8, 4 or None."""
     if bits is not None and (type(bits) is not int or bits not in BITS):
-        raise InputError(f"bits = {bits!r} should be {_either(BITS)}, or None for weights as they are.")
+        raise InputError(f"bits = {bits!r} should be {_either(BITS)}, or None to leave weights as they are.")
 
 
 def quantise(unet: nn.Module, text_encoders: Sequence[nn.Module], bits: int, progress: Progress | None = None) -> None:
-    """Turn the large linear layers and embeddings over, one by one, so that memory is never more than the outcome's.
+    """Quantise the large linear layers and embeddings one by one, so that memory never exceeds the result's.
 
-    Raises `InputError` for networks that are quantised to other bits: rounding twice is not what was asked for.
+    Raises `InputError` for networks already quantised to other bits, since that would round twice.
     """
     before = quantisation_of(unet)
     if before is not None and before.bits != bits:
         raise InputError(
-            f"bits = {bits}: the checkpoint's weights have {before.bits} bits already. Leave bits away, or start from "
-            f"the checkpoint that it was made of."
+            f"bits = {bits}: the checkpoint's weights have {before.bits} bits already. Leave bits out, or start from "
+            f"the checkpoint that it was made from."
         )
     quantisation = before or Quantisation(bits)
     found = [
@@ -88,21 +90,21 @@ def quantise(unet: nn.Module, text_encoders: Sequence[nn.Module], bits: int, pro
     for done, (model, path) in enumerate(found):
         if progress:
             progress(f"Quantising to {bits} bits", done / len(found))
-        mx.eval(_turn_over(model, path, quantisation).parameters())
+        mx.eval(_convert(model, path, quantisation).parameters())
 
 
 def prepare(model: nn.Module, quantisation: Quantisation, paths: Iterable[str], source: str) -> None:
-    """Give the layers at `paths` the form that quantised weights load into. Raises `ConfigError` for any other path."""
+    """Convert the layers at `paths` so that quantised weights can be loaded. Raises `ConfigError` for other paths."""
     layers = _layers(model)
     for path in paths:
         layer = layers.get(path)
         if not isinstance(layer, nn.Linear | nn.Embedding) or layer.weight.shape[-1] % quantisation.group_size:
             raise ConfigError(f"{source}: the weights of {path!r} are quantised, but no such layer can be.")
-        _turn_over(model, path, quantisation)
+        _convert(model, path, quantisation)
 
 
 def quantisation_of(model: nn.Module) -> Quantisation | None:
-    """How a network's weights are kept; None for plain weights."""
+    """How a network's weights are quantised; None for plain weights."""
     for layer in _layers(model).values():
         if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
             return Quantisation(layer.bits, layer.group_size)
@@ -110,7 +112,7 @@ def quantisation_of(model: nn.Module) -> Quantisation | None:
 
 
 def dequantised(layer: nn.Module) -> mx.array:
-    """The weights (outputs, inputs) that a quantised layer stands for."""
+    """A quantised layer's weights, unpacked: (outputs, inputs)."""
     return mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
 
 
@@ -124,7 +126,7 @@ def plain_parameters(model: nn.Module) -> dict[str, mx.array]:
     return parameters
 
 
-def _turn_over(model: nn.Module, path: str, quantisation: Quantisation) -> nn.Module:
+def _convert(model: nn.Module, path: str, quantisation: Quantisation) -> nn.Module:
     *above, name = path.split(".")
     parent: Any = model
     for part in above:

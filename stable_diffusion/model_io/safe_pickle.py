@@ -1,8 +1,8 @@
-"""Pickle without its danger: the opcodes and names that torch.save writes, read into plain data and tensors' places.
+"""Pickles parsed without executing them: the opcodes and names that torch.save writes -> plain data, tensors' places.
 
-Nothing is imported and nothing is called: a name in the pickle is looked up in the tables below, and what is in none of
-them is refused. Reference: CPython's pickletools.py (the opcodes), torch/_utils.py and torch/serialization.py (what
-their arguments mean).
+Nothing is imported or called: names in the pickle are looked up in the tables below, and any other name is refused.
+Reference: CPython's pickletools.py (the opcodes), torch/_utils.py and torch/serialization.py (what their arguments
+mean).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from ..errors import UnsupportedCheckpointError, WeightsError
 
-MAX_OPCODES = 2_000_000  # some twenty times what a checkpoint with its optimiser's state takes
-MAX_BYTES = 64 << 20  # of one pickle; a checkpoint's own is below 1 MB, with an optimiser's state some more
+MAX_OPCODES = 2_000_000  # about twenty times those of a checkpoint with optimiser state
+MAX_BYTES = 64 << 20  # of one pickle; a checkpoint's is below 1 MB, somewhat more with optimiser state
 MAX_DIMENSIONS = 16
 
-# A storage's class in torch -> the type of its numbers, in safetensors' words.
+# A storage's class in torch -> the type of its numbers, as safetensors names it.
 STORAGES = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",
@@ -37,6 +37,8 @@ DTYPES = {
     "float32": "F32",
     "float16": "F16",
     "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
     "int64": "I64",
     "int32": "I32",
     "int16": "I16",
@@ -44,9 +46,12 @@ DTYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ITEM_SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 
-# Names that training tools leave in real checkpoints, and that no weight depends on: they become an empty `Inert`.
+# Names that training tools leave in real checkpoints and that no weight depends on; each becomes an empty `Inert`.
 INERT = frozenset(
     """_codecs.encode numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar torch.Size torch.device
     pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint
@@ -56,7 +61,7 @@ INERT = frozenset(
 
 
 class Inert:
-    """Stands for an object that is of no use here; it keeps nothing of it."""
+    """Stands for an object that is not needed; keeps nothing of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,12 +209,12 @@ class _Machine:
         if type(target) is list:
             target.extend(items)
         elif type(target) is not Inert:
-            raise _Malformed("it appends to what is no list")
+            raise _Malformed("it appends to something other than a list")
 
     def add(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not set:
-            raise _Malformed("it adds to what is no set")
+            raise _Malformed("it adds to something other than a set")
         for item in items:
             target.add(_as_key(item))
 
@@ -219,7 +224,7 @@ class _Machine:
             for i in range(0, len(items), 2):
                 target[_as_key(items[i])] = items[i + 1]
         elif type(target) is not Inert:
-            raise _Malformed("it sets items of what is no dict")
+            raise _Malformed("it sets items of something other than a dict")
 
     def remember(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
@@ -256,7 +261,7 @@ class _Machine:
         elif type(function) is Inert or (type(function) is Name and function.name in INERT):
             self.stack[-1] = Inert()
         else:
-            raise _Malformed("it calls what is no function of torch's")
+            raise _Malformed("it calls something other than torch's functions")
 
     def build(self) -> None:
         """Objects that are kept have no state, but for a ParameterDict; an OrderedDict's metadata is of no use."""
@@ -270,7 +275,7 @@ class _Machine:
         """A storage: ("storage", class, key, device, count), and a view of another one in files before torch 1.6."""
         found = self.stack.pop()
         if type(found) is not tuple or len(found) not in (5, 6) or found[0] != "storage":
-            raise _Malformed("it refers to something that is no storage")
+            raise _Malformed("it refers to something other than a storage")
         kind, key, count = found[1], found[2], found[4]
         dtype = _dtype_of(kind.name) if type(kind) is Name else None
         if dtype is None or type(key) is not str or type(count) is not int or count < 0:
@@ -321,7 +326,7 @@ def _tensor_with_dtype(
 
 
 def _view(storage: Storage, dtype: str, offset: Any, shape: Any, strides: Any) -> PickledTensor:
-    """Check the claims: a tensor lies inside of its storage, and is no larger than it."""
+    """Check that the tensor lies within its storage."""
     if type(shape) is not tuple or type(strides) is not tuple or not len(shape) == len(strides) <= MAX_DIMENSIONS:
         raise _Malformed("a tensor's shape makes no sense")
     for number in (offset, *shape, *strides):

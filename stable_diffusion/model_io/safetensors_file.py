@@ -1,4 +1,4 @@
-"""Writing a safetensors file tensor by tensor, so that no more than one of them need be in memory."""
+"""Write a safetensors file tensor by tensor, so that only one at a time needs to be in memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "
 def write_safetensors(
     path: Path, tensors: dict[str, mx.array], metadata: Mapping[str, str], written: Callable[[int], None]
 ) -> None:
-    """Write a new file, and take every tensor out of `tensors` once it is written: nothing else should hold it.
+    """Write a new file, removing each tensor from `tensors` once it is written; nothing else should hold them.
 
-    `written(bytes)` hears of each. Raises OSError: FileExistsError, or what the disk says.
+    `written(bytes)` is called after each. Raises OSError, such as FileExistsError.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

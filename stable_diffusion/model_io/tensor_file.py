@@ -1,15 +1,17 @@
-"""A file of tensors, opened: what its header says of them, and their bytes when they are asked for.
+"""An open file of tensors: its header's entries, and tensors' bytes on demand.
 
-Safetensors files, and what torch.save writes: a zip archive since torch 1.6, a row of pickles before. Tensors are read
-by positioned reads and not through a memory map, in which another program's change could crash this one.
+Safetensors files, and what torch.save writes: a zip archive since torch 1.6, a sequence of pickles before. Tensors are
+read by positioned reads rather than a memory map, in which a change by another program could crash this one.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
 import os
+import re
 import stat
 import struct
 import threading
@@ -25,23 +27,25 @@ import numpy as np
 from ..errors import CheckpointNotFoundError, UnsupportedCheckpointError, WeightsError
 from . import safe_pickle
 
-MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
-# Numpy's type for each of safetensors' names; bfloat16, which numpy lacks, as bare bits.
+MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
+# Numpy's type for each of safetensors' names; bfloat16 and the fp8 types, which numpy lacks, as raw bits.
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "BOOL": "u1",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
 }  # fmt: skip
+FLOAT8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15)}  # bits of exponent and mantissa, the exponent's bias
 ITEM_SIZES = {name: np.dtype(form).itemsize for name, form in DTYPES.items()}
+STATE_DICTS = ("state_dict", "model")  # a pickle's keys below which tensors lie
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # a pickle of torch's magic number
 AGAIN = "Download or copy it again."
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in its file. `strides` count numbers; None is row after row without gaps."""
+    """Where a tensor lies in its file. `strides` count numbers; None is contiguous."""
 
     key: str
-    dtype: str  # in safetensors' words: "F32", "BF16", ...
+    dtype: str  # as safetensors names it: "F32", "BF16", ...
     shape: tuple[int, ...]
     start: int  # of its first byte, from the file's beginning
     strides: tuple[int, ...] | None = None
@@ -65,7 +69,7 @@ class StoredTensor:
 
 
 class HeaderText(Mapping[str, StoredTensor]):
-    """The tensors of a safetensors header, parsed only where one looks: a listing looks at a few keys of many."""
+    """The tensors of a safetensors header, parsed on demand: a listing needs a few keys of thousands."""
 
     def __init__(self, text: bytes, data_start: int):
         self._text = text
@@ -84,21 +88,33 @@ class HeaderText(Mapping[str, StoredTensor]):
         return sum(1 for _ in self)
 
     def has_prefix(self, prefix: str) -> bool:
-        """True where a tensor's name begins so."""
+        """True if any tensor's name starts with `prefix`."""
         return self._find(b'"' + prefix.encode()) >= 0
 
+    @property
+    def end(self) -> int:
+        """Where the last tensor ends in the file."""
+        ends = re.findall(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]', self._text)
+        return self._data_start + max(map(int, ends), default=0)
+
+    def ending_with(self, suffix: str) -> StoredTensor | None:
+        """The first tensor whose name ends with `suffix`."""
+        at = self._find(suffix.encode() + b'":')
+        start = self._text.rfind(b'"', 0, at) + 1
+        return self.get(self._text[start : at + len(suffix)].decode("utf-8", "replace")) if at >= 0 else None
+
     def value(self, key: str) -> Any:
-        """What stands after a key, or None."""
+        """The value of a key, or None."""
         name = json.dumps(key).encode() + b":"
         at = self._find(name)
         if at < 0:
             return None
-        # No entry of a tensor is longer; what is longer is metadata, and first.
+        # No tensor's entry is longer; only metadata are.
         end = len(self._text) if key == "__metadata__" else at + len(name) + 1024
         return json.JSONDecoder().raw_decode(self._text[at + len(name) : end].decode("utf-8", "replace").lstrip())[0]
 
     def _find(self, text: bytes) -> int:
-        """Where a text stands that is not inside of another, where its first quote would be escaped."""
+        """Where a text stands, but not within a string, where its first quote would be escaped."""
         at = self._text.find(text)
         while at > 0 and self._text[at - 1] == ord("\\"):
             at = self._text.find(text, at + 1)
@@ -107,18 +123,44 @@ class HeaderText(Mapping[str, StoredTensor]):
     def _parsed(self) -> dict[str, Any]:
         header = json.loads(self._text)
         if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is not a JSON object")
         return header
 
 
+@functools.cache
+def float8_values(dtype: str) -> np.ndarray:
+    """The float32 value of each of the 256 codes of an 8-bit type, "F8_E4M3" (without infinities) or "F8_E5M2".
+
+    Micikevicius et al. 2022, "FP8 formats for deep learning", table 1.
+    """
+    exponent_bits, mantissa_bits, bias = FLOAT8[dtype]
+    codes = np.arange(256)
+    exponent = codes >> mantissa_bits & (1 << exponent_bits) - 1
+    mantissa = (codes & (1 << mantissa_bits) - 1) / (1 << mantissa_bits)
+    values = np.where(exponent > 0, np.ldexp(1 + mantissa, exponent - bias), np.ldexp(mantissa, 1 - bias))
+    top = exponent == (1 << exponent_bits) - 1
+    if dtype == "F8_E4M3":
+        values[top & (codes & 7 == 7)] = np.nan
+    else:
+        values[top] = np.where(mantissa[top] == 0, np.inf, np.nan)
+    return np.where(codes < 128, values, -values).astype(np.float32)
+
+
+def as_floats(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """Numbers as `TensorFile.read` gives them, of a type that may be one that numpy lacks, as float32."""
+    if dtype == "BF16":  # the upper half of a float32
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return float8_values(dtype)[numbers] if dtype in FLOAT8 else numbers.astype(np.float32)
+
+
 class Scratch(threading.local):
-    """Memory that is used again and again, each thread its own: to get new memory takes longer than to fill it."""
+    """Reusable buffers, per thread: allocating memory takes longer than filling it."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        """An array for one use at a time; of a name, each ends the use of the one before it."""
+        """An array for temporary use; the next call with the same name reuses its memory."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if name not in self._buffers or self._buffers[name].size < size:
             self._buffers.pop(name, None)
@@ -133,7 +175,7 @@ class TensorFile:
     path: Path
     tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)  # a safetensors file's
-    values: dict[str, Any] = field(default_factory=dict)  # a pickle's numbers and texts beside its tensors
+    values: dict[str, Any] = field(default_factory=dict)  # a pickle's numbers and texts other than tensors
     form: str = "safetensors"  # or "pickle"
 
     def __post_init__(self) -> None:
@@ -153,11 +195,11 @@ class TensorFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; its tensors can be read no more."""
+        """Close the file; its tensors can no longer be read."""
         self._stream.close()
 
     def bytes(self, start: int, size: int) -> bytes:
-        """Some of the file's bytes; `WeightsError` where it has not as many."""
+        """Some of the file's bytes. Raises `WeightsError` if it has fewer."""
         if start < 0 or size < 0 or start + size > self.size:
             raise WeightsError(f"{self.path} is cut short: it has {self.size} bytes, not {start + size}. {AGAIN}")
         buffer = bytearray(size)
@@ -167,7 +209,7 @@ class TensorFile:
     def read(self, tensor: StoredTensor, buffer: np.ndarray | None = None) -> np.ndarray:
         """A tensor's numbers, in the file's type; bfloat16 as its bits in uint16. `buffer`: bytes to read into.
 
-        Raises `WeightsError` where the file has changed since it was opened.
+        Raises `WeightsError` if the file has changed since it was opened.
         """
         size = ITEM_SIZES[tensor.dtype]
         if buffer is None:
@@ -181,7 +223,7 @@ class TensorFile:
         return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
 
     def check_unchanged(self) -> None:
-        """Raise `WeightsError` where somebody has written to the file since it was opened."""
+        """Raise `WeightsError` if the file has been written to since it was opened."""
         if self._stat() != self._state:
             raise WeightsError(f"{self.path} has changed while it was being read. Try again when it is complete.")
 
@@ -199,19 +241,19 @@ class TensorFile:
         found = os.fstat(self._stream.fileno())
         if not stat.S_ISREG(found.st_mode):
             self.close()
-            raise UnsupportedCheckpointError(f"{self.path} is no ordinary file.")
+            raise UnsupportedCheckpointError(f"{self.path} is not a regular file.")
         return found.st_size, found.st_mtime_ns
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    """A pipe has no bytes until somebody writes some: then let it be refused and not waited for."""
+    """Open without blocking on a pipe, which would wait for a writer; it is refused afterwards."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def open_tensors(path: Path, check: bool = True) -> TensorFile:
-    """Open a file of tensors, whatever its form; the form is told from its first bytes, not from its name.
+    """Open a file of tensors; its form is recognised by its first bytes, not its name.
 
-    `check` holds every tensor's claims against the file; without it (for a listing, which reads no tensor) only the
+    `check` verifies every tensor's entry against the file; without it (for a listing, which reads no tensor) only the
     header is parsed. Raises `CheckpointNotFoundError`, `UnsupportedCheckpointError` or `WeightsError`.
     """
     file = TensorFile(path)
@@ -235,11 +277,11 @@ def open_tensors(path: Path, check: bool = True) -> TensorFile:
 
 def _unknown(path: Path, start: bytes) -> Exception:
     if start.startswith(b"version https://git-lfs"):
-        return WeightsError(f"{path} is a pointer of git-lfs, not the file itself; run `git lfs pull` for it.")
+        return WeightsError(f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` for it.")
     if start.lstrip()[:1] == b"<":
         return WeightsError(f"{path} is a web page, not a checkpoint; download the file itself.")
     if path.suffix == ".safetensors":
-        return WeightsError(f"{path} is no intact safetensors file; it may be cut short. {AGAIN}")
+        return WeightsError(f"{path} is not an intact safetensors file; it may be cut short. {AGAIN}")
     return UnsupportedCheckpointError(
         f"{path} is neither a safetensors file nor one of torch's (a zip archive, or a pickle with torch's mark), "
         f"or it is damaged. {AGAIN}"
@@ -253,7 +295,7 @@ def _read_safetensors(file: TensorFile, check: bool) -> None:
     (size,) = struct.unpack("<Q", file.bytes(0, 8))
     if size > min(MAX_HEADER, file.size - 8):
         raise WeightsError(
-            f"{file.path} is no intact safetensors file: its header claims {size} bytes, the file has {file.size}. "
+            f"{file.path} is not an intact safetensors file: its header claims {size} bytes, the file has {file.size}. "
             f"{AGAIN}"
         )
     text = HeaderText(file.bytes(8, size), 8 + size)
@@ -261,10 +303,12 @@ def _read_safetensors(file: TensorFile, check: bool) -> None:
         metadata = text.value("__metadata__")
         texts = metadata.items() if isinstance(metadata, dict) else ()
         file.metadata = {key: value for key, value in texts if isinstance(value, str)}
+        if text.end > file.size:
+            raise ValueError(f"it is cut short: its tensors end at {text.end} bytes, the file at {file.size}")
         file.tensors = text if not check else _checked_tensors(file, text, 8 + size)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = error if type(error) is ValueError else "its header is damaged"
-        raise WeightsError(f"{file.path} is no intact safetensors file: {reason}. {AGAIN}") from None
+        raise WeightsError(f"{file.path} is not an intact safetensors file: {reason}. {AGAIN}") from None
 
 
 def _stored(key: str, entry: Any, data_start: int) -> StoredTensor:
@@ -293,7 +337,7 @@ def _check_claims(file: TensorFile, tensor: StoredTensor, end: int) -> None:
 
 
 def _check_order(file: TensorFile, tensors: Mapping[str, StoredTensor], start: int) -> None:
-    """Tensors follow one another without gaps or overlaps, and fill the file, as the format demands."""
+    """Tensors must follow one another without gaps or overlaps and fill the file, as the format demands."""
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
         if tensor.start != start:
             raise ValueError(f"the tensor {tensor.key} does not follow on the one before it")
@@ -315,7 +359,9 @@ def _read_zip(file: TensorFile) -> None:
         finally:
             reader.detach()  # which leaves the file open
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, OverflowError) as error:
-        raise WeightsError(f"{file.path} is no intact zip archive ({error}); it may be cut short. {AGAIN}") from None
+        raise WeightsError(
+            f"{file.path} is not an intact zip archive ({error}); it may be cut short. {AGAIN}"
+        ) from None
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise UnsupportedCheckpointError(
@@ -344,7 +390,7 @@ def _read_zip(file: TensorFile) -> None:
 
 
 def _place(file: TensorFile, entry: zipfile.ZipInfo, most: int) -> tuple[int, int]:
-    """Where an entry's bytes lie: start and size."""
+    """Start and size of an entry's bytes."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
         raise UnsupportedCheckpointError(
             f"{file.path}: {entry.filename!r} is compressed or encrypted, which torch never writes. Ask for the file "
@@ -361,7 +407,7 @@ def _place(file: TensorFile, entry: zipfile.ZipInfo, most: int) -> tuple[int, in
 
 
 def _read_legacy(file: TensorFile) -> None:
-    """Pickles of a magic number, a version, the machine, the content and the storages' keys; then the storages."""
+    """Five pickles (magic number, version, machine, content, the storages' keys), then the storages."""
     file.form = "pickle"
     label = str(file.path)
     data = file.bytes(0, min(file.size, safe_pickle.MAX_BYTES))
@@ -372,7 +418,7 @@ def _read_legacy(file: TensorFile) -> None:
     version, machine, content, keys = (each.content for each in found[1:])
     if version != 1001 or type(machine) is not dict or machine.get("little_endian") is not True:
         raise UnsupportedCheckpointError(
-            f"{label} is of another version than torch's 1001, or of a big-endian machine."
+            f"{label} has a version other than torch's 1001, or was written by a big-endian machine."
         )
     if type(keys) is not list or any(type(key) is not str for key in keys):
         raise WeightsError(f"{label}: its list of storages is damaged. {AGAIN}")
@@ -399,14 +445,17 @@ def _read_legacy(file: TensorFile) -> None:
 
 
 def _collect(file: TensorFile, content: Any, place: Callable[[safe_pickle.Storage], tuple[int, int]]) -> None:
-    """Fill in the file's tensors from its pickle's state dict, and the plain values beside them."""
+    """Set the file's tensors from its pickle's state dict, and the plain values next to them."""
     for _ in range(8):  # "state_dict" may lie in "state_dict"
-        if type(content) is not dict or type(content.get("state_dict")) is not dict:
+        if type(content) is not dict:
+            break
+        inner = next((content[key] for key in STATE_DICTS if type(content.get(key)) is dict), None)
+        if inner is None:
             break
         file.values |= _plain(content)
-        content = content["state_dict"]
+        content = inner
     if type(content) is not dict:
-        raise UnsupportedCheckpointError(f"{file.path} holds no state dict, so it is no checkpoint.")
+        raise UnsupportedCheckpointError(f"{file.path} holds no state dict, so it is not a checkpoint.")
     file.values |= _plain(content)
     tensors = {}
     for key, value in _tensors(content):
@@ -418,7 +467,7 @@ def _collect(file: TensorFile, content: Any, place: Callable[[safe_pickle.Storag
             raise WeightsError(f"{file.path}: the tensor {key} is larger than its data, {size} bytes. {AGAIN}")
         tensors[key] = tensor
     if not tensors:
-        raise UnsupportedCheckpointError(f"{file.path} is a pickle that holds no tensors, so it is no checkpoint.")
+        raise UnsupportedCheckpointError(f"{file.path} is a pickle that holds no tensors, so it is not a checkpoint.")
     file.tensors = tensors
 
 
@@ -427,7 +476,7 @@ def _plain(content: dict) -> dict[str, Any]:
 
 
 def _tensors(content: dict) -> Iterator[tuple[str, safe_pickle.PickledTensor]]:
-    """The tensors of a dict, and those of the dicts and ParameterDicts in it under names joined by dots."""
+    """The tensors of a dict, and of dicts and ParameterDicts in it, under names joined by dots."""
     for key, value in content.items():
         if type(value) is safe_pickle.Module and type(value.state) is dict:
             value = value.state.get("_parameters")

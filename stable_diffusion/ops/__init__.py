@@ -1,8 +1,9 @@
 """The few operations whose best form depends on the machine. Networks call these and know nothing about machines.
 
 plain.py says what each operation means. cpu.py (with winograd.py and lanes.py) is for a CPU on which MLX's exp is slow,
-gpu.py fuses kernels, learning.py has gradients where cpu.py has none. tables.py lists which form belongs to which
-machine; `with ops.use("plain"):`, or STABLE_DIFFUSION_OPS=plain for a whole process, selects a table by name.
+gpu.py fuses kernels, heads.py fits attention to the kernels that a GPU has, learning.py has gradients where cpu.py has
+none. tables.py lists which form belongs to which machine; `with ops.use("plain"):`, or STABLE_DIFFUSION_OPS=plain for a
+whole process, selects a table by name.
 """
 
 from __future__ import annotations

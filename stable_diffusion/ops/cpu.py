@@ -176,17 +176,14 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
         and min(channels, outputs) >= WINOGRAD_CHANNELS
     ):
         return conv3x3(x, weight, bias)
-    height, width = ((side + 2 * padding - size) // stride + 1 for side, size in zip(x.shape[1:3], kernel, strict=True))
+    height, width = plain.conv2d_size(x, weight, stride, padding)
     rows = max(1, UNFOLDED // (width * math.prod(kernel) * channels))
     if not x.dtype == weight.dtype == mx.float32 or rows >= height:
         return plain.conv2d(x, weight, bias, stride, padding)
 
     def strip(place: tuple[int, slice]) -> mx.array:
         image, out = place
-        start, stop = out.start * stride - padding, (min(out.stop, height) - 1) * stride - padding + kernel[0]
-        lines = x[image : image + 1, max(start, 0) : stop]
-        lines = mx.pad(lines, [(0, 0), (max(-start, 0), max(stop - x.shape[1], 0)), (padding, padding), (0, 0)])
-        return plain.conv2d(lines, weight, bias, stride)[0]
+        return plain.conv2d_rows(x[image : image + 1], weight, bias, stride, padding, out.start, out.stop)[0]
 
     places = [(image, slice(row, row + rows)) for image in range(len(x)) for row in range(0, height, rows)]
     return lanes.filled((len(x), height, width, outputs), places, strip, (x, weight, bias))

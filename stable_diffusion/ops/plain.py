@@ -42,7 +42,13 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None
     q (B, heads, N, D), k and v (B or 1, heads, M, D); `mask` is None, "causal" or additive (N, M). Returns
     (B, heads, N, D).
     """
+    k, v = for_batch(len(q), k, v)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(q.shape[-1]), mask=mask)
+
+
+def for_batch(batch: int, *arrays: mx.array) -> list[mx.array]:
+    """Arrays of one row or `batch` rows, all with `batch`: MLX's attention takes no others."""
+    return [x if len(x) == batch else mx.broadcast_to(x, (batch, *x.shape[1:])) for x in arrays]
 
 
 def group_norm(
@@ -80,6 +86,24 @@ def quantized_matmul(
 def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
     """2-D convolution: x (B, H, W, C), weight (O, kH, kW, C), bias (O,). Returns (B, H', W', O)."""
     return mx.conv2d(x, weight, stride=stride, padding=padding) + bias
+
+
+def conv2d_size(x: mx.array, weight: mx.array, stride: int, padding: int) -> tuple[int, int]:
+    """(H', W') of `conv2d`."""
+    kernel = weight.shape[1:3]
+    height, width = ((side + 2 * padding - k) // stride + 1 for side, k in zip(x.shape[1:3], kernel, strict=True))
+    return height, width
+
+
+def conv2d_rows(
+    x: mx.array, weight: mx.array, bias: mx.array, stride: int, padding: int, first: int, last: int
+) -> mx.array:
+    """The rows from `first` up to `last`, exclusive, of what `conv2d` returns; `last` may lie beyond the end."""
+    height, _ = conv2d_size(x, weight, stride, padding)
+    start, stop = first * stride - padding, (min(last, height) - 1) * stride - padding + weight.shape[1]
+    lines = x[:, max(start, 0) : stop]
+    lines = mx.pad(lines, [(0, 0), (max(-start, 0), max(stop - x.shape[1], 0)), (padding, padding), (0, 0)])
+    return conv2d(lines, weight, bias, stride)
 
 
 def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, *inputs: Any) -> mx.array:

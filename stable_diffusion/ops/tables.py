@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import backend
 from ..backend import mx
-from . import cpu, gpu, lanes, learning, plain
+from . import cpu, gpu, heads, lanes, learning, plain
 from .plain import Activation
 
 OPS_VARIABLE = "STABLE_DIFFUSION_OPS"
@@ -41,6 +41,8 @@ class Forms:
 PLAIN = Forms(**{name: getattr(plain, name) for name in Forms.__dataclass_fields__})
 GPU = replace(
     PLAIN,
+    attention=heads.attention,
+    conv2d=gpu.conv2d,
     geglu=gpu.geglu,
     group_norm=gpu.group_norm,
     quantized_matmul=gpu.quantized_matmul,

@@ -1,7 +1,8 @@
-"""The formats of picture files in one table: what they are called, and what they can carry. Imports nothing."""
+"""The formats of picture files in one table: what they are called, and what they can carry. Imports no Pillow."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -26,18 +27,21 @@ class Format:
         return self.suffixes[0]
 
 
-FORMATS = (
+FORMATS: tuple[Format, ...] = (
     Format("png", "PNG", (".png",), "PNG", "image/png", "text", lossless=True, carries_files=True, written=True),
-    Format("jpeg", "JPEG", (".jpg", ".jpeg"), "JPEG", "image/jpeg", "exif", written=True),
+    Format("jpeg", "JPEG", (".jpg", ".jpeg", ".jfif"), "JPEG", "image/jpeg", "exif", written=True),
     Format("webp", "WebP", (".webp",), "WEBP", "image/webp", "exif", written=True),
     Format("bmp", "BMP", (".bmp",), "BMP", "image/bmp"),
     Format("tiff", "TIFF", (".tif", ".tiff"), "TIFF", "image/tiff"),
+    Format("avif", "AVIF", (".avif",), "AVIF", "image/avif", "exif"),
     Format("gif", "GIF", (".gif",), "GIF", "image/gif", "comment"),
 )
+if importlib.util.find_spec("pi_heif"):  # an optional package, LGPL: a decoder alone
+    FORMATS += (Format("heic", "HEIC", (".heic", ".heif"), "HEIF", "image/heic"),)
 BY_KEY = {each.key: each for each in FORMATS}
 WRITTEN = tuple(each for each in FORMATS if each.written)
 WRITTEN_SUFFIXES = tuple(suffix for each in WRITTEN for suffix in each.suffixes)
-UPLOADS = tuple(suffix[1:] for suffix in WRITTEN_SUFFIXES)  # what the page's file fields take
+UPLOADS = tuple(suffix[1:] for each in FORMATS for suffix in each.suffixes)  # what the page's file fields take
 
 
 def format_of(path: str | os.PathLike) -> Format | None:

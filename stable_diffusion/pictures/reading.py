@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import PictureError
 from . import FITS
-from .formats import FORMATS, titles
+from .formats import BY_KEY, FORMATS, titles
 
 MAX_PIXELS = 64_000_000  # above the largest phone cameras, far below what a forged header can claim
 
@@ -34,7 +34,7 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=[each.pillow for each in FORMATS])
+            image = Image.open(source, formats=_pillow_formats())
         _check_size(image, name)
         image.load()
         return to_rgb(image, under)
@@ -46,6 +46,15 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
         if isinstance(error, PictureError):
             raise
         raise PictureError(f"{name} cannot be read, it may be cut short or damaged: {error}") from None
+
+
+def _pillow_formats() -> list[str]:
+    """Pillow's names of the formats that are read; registers the optional one."""
+    if "heic" in BY_KEY:
+        import pi_heif
+
+        pi_heif.register_heif_opener()
+    return [each.pillow for each in FORMATS]
 
 
 def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:

@@ -5,6 +5,7 @@ The settings' own keys stand beside their fields in request.py. A1111's names ar
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .used import Used
@@ -15,7 +16,9 @@ LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
 BLEND_PROMPT, BLEND_SEED, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend share"
 BLEND_FRAMES, BLEND_FPS = "Blend frames", "Blend fps"
+STOPPED = "Stopped after"  # of a picture that was not finished: "12 of 20 steps"
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
+_PAIR = re.compile(r"(.+?): ?([^\s:,]+)(?:, *|$)")
 
 
 def of_used(used: Used) -> dict[str, str]:
@@ -52,6 +55,11 @@ def of_blend(frame: Any, fps: float) -> dict[str, str]:
 def of_batch(size: int, position: int) -> dict[str, str]:
     """The place in a batch: matrix products round by their size, so the last bit may depend on the batch."""
     return {BATCH_SIZE: str(size), BATCH_POSITION: str(position)} if size > 1 else {}
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """What `of_used` writes, "name:value, other: value": names may have commas and colons in them."""
+    return [(match[1].strip(), match[2]) for match in _PAIR.finditer(text)]
 
 
 def plain(value: float) -> str:

@@ -52,7 +52,7 @@ class Download:
         self._cancel.set()
 
     def report(self, message: str, fraction: float | None) -> None:
-        """Note the progress; raises if it was cancelled."""
+        """Record the progress; raises if it was cancelled."""
         if self.cancelling:
             raise _Cancelled
         self.note, self.fraction = message, fraction

@@ -1,7 +1,7 @@
 """The finished pictures under outputs/YYYY-MM-DD/: an index to page and search in, thumbnails, favourites, a trash.
 
-The files are the truth. The index is built from them, and rebuilt if it is missing or broken, so whoever saves a
-picture need not update it. Any number of processes may work on the same folder.
+The files are the truth. The index is built from them, and rebuilt if it is missing or broken, so saving a picture
+needs no update of it. Any number of processes may work on the same folder.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ THUMBNAIL_SIDE = 320  # pixels: sharp at half of that, on a screen with two pixe
 MAX_ZIP_BYTES = 256 * 2**20  # it is built in memory
 BATCH = 50  # pictures read between two commits
 SETTLED = 3.0  # seconds; some disks store times that coarsely: a younger folder may change without a new time
-STALE_PART = 24 * 3600.0  # seconds; then a half-written file is that of a killed process
+STALE_PART = 24 * 3600.0  # seconds; an older half-written file was left by a killed process
 HIDDEN, TRASH, FAVOURITES = ".gallery", ".trash", "favourites.txt"
 
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -59,7 +59,7 @@ class Gallery:
     """The pictures below one folder. Every method may be called from any thread."""
 
     def __init__(self, outputs: Path) -> None:
-        self.outputs = Path(os.path.realpath(outputs))  # the folder itself may be a symbolic link; nothing in it may
+        self.outputs = Path(os.path.realpath(outputs))  # may be a symbolic link itself; nothing inside it may
         self._hidden = self.outputs / HIDDEN
         self._index = Index(self._hidden / "index.sqlite")
         self.models = self._index.models
@@ -74,7 +74,7 @@ class Gallery:
         return self._index.page(query, number, per_page)
 
     def get(self, picture_id: str | None) -> Entry | None:
-        """The entry of an id, or None if it does not exist (any more)."""
+        """The entry with this id, or None if it does not exist (any more)."""
         found = self.find([picture_id] if picture_id else [])
         return found[0] if found else None
 
@@ -210,6 +210,9 @@ class Gallery:
             mtime = folders[folder]
             if known.get(folder) == mtime:
                 continue
+            if changes and time.monotonic() >= end:  # one batch of a call is enough to get on
+                left += self._estimate(index, folder)
+                continue
             unread, changed = self._scan_folder(index, folder, end)
             left, changes = left + unread, changes + changed
             settled = not unread and now - mtime / 1e9 > SETTLED
@@ -231,6 +234,13 @@ class Gallery:
             except (FileNotFoundError, NotADirectoryError):
                 continue
         return found
+
+    def _estimate(self, index: sqlite3.Connection, folder: str) -> int:
+        """About how many files are left to read in a folder that changed, at least 1: a count of names is quick."""
+        with contextlib.suppress(OSError):
+            (known,) = index.execute("SELECT COUNT(*) FROM pictures WHERE folder = ?", [folder]).fetchone()
+            return max(1, len(os.listdir(self.outputs / folder)) - known)
+        return 1
 
     def _scan_folder(self, index: sqlite3.Connection, folder: str, end: float) -> tuple[int, int]:
         """The number of files left to read, and the number of changes."""

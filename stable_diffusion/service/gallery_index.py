@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ..errors import StableDiffusionError
 
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 
 class GalleryError(StableDiffusionError):
-    """The gallery cannot do what it was asked for."""
+    """The gallery cannot do what was asked."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,13 @@ class Entry:
         """The day in the path, YYYY-MM-DD."""
         return day_of(self.path)
 
-    @property
-    def made(self) -> datetime:
-        """When the file was written."""
-        return datetime.fromtimestamp(self.mtime / 1e9)
+    def made_in(self, zone: str | None) -> datetime:
+        """When the file was written, in a time zone such as "Europe/Berlin"; in this machine's if that is not known."""
+        try:
+            known = ZoneInfo(zone) if zone else None
+        except (ZoneInfoNotFoundError, ValueError, OSError):  # from a browser: any text
+            known = None
+        return datetime.fromtimestamp(self.mtime / 1e9, known)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""Requests and what becomes of them, as plain objects that any thread may read."""
+"""Jobs, their states and pictures, as plain objects that any thread may read."""
 
+import dataclasses
 import secrets
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import MAX_SEED
+from ..record.used import Used
 from ..request import Request
 
 QUICK_STEP = 0.5  # seconds
@@ -62,11 +65,17 @@ class Picture:
 
     frames: list[Frame] = field(default_factory=list)
     seed: int | None = None
-    variation_seed: int | None = None
+    seeds: dict[str, Any] = field(default_factory=dict)  # the engine's arguments
+    used: Used | None = None  # by the engine, once it has begun
     size: tuple[int, int] = (0, 0)
     path: Path | None = None
     unsaved: bytes | None = None
     skipped: bool = False
+
+    @property
+    def variation_seed(self) -> int | None:
+        """The seed of the variation, if it is one."""
+        return self.seeds.get("variation_seed")
 
     @property
     def finished(self) -> bool:
@@ -77,7 +86,7 @@ class Picture:
 class Work:
     """Something for the worker to do. Only its thread writes here (but for `cancel_event`); any thread may read.
 
-    `model` is the name of the model that it needs, None for none; `options` say how that is loaded.
+    `model` names the model it needs, if any; `options` say how to load it.
     """
 
     def __init__(self, model: str | None, options: Mapping[str, Any] | None = None) -> None:
@@ -105,11 +114,11 @@ class Work:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the worker took it up."""
+        """Seconds since the worker started it."""
         return 0.0 if self.started is None else (self.ended or time.time()) - self.started
 
     def report(self, message: str, fraction: float | None = None) -> None:
-        """Note the progress. Raises Cancelled if it was asked to stop."""
+        """Record the progress. Raises Cancelled if it was asked to stop."""
         self.note, self.note_fraction = message, fraction
         self.stop_if_cancelled()
 
@@ -120,7 +129,7 @@ class Work:
 
 
 class Task(Work):
-    """A call of `function(model, report)`, which returns plain objects; `model` is None if none was asked for."""
+    """A call of `function(model, report)`, which returns plain objects; without a model name, `model` is None."""
 
     def __init__(
         self, model: str | None, function: Callable[[Any, Report], Any], options: Mapping[str, Any] | None = None
@@ -131,10 +140,15 @@ class Task(Work):
 
 
 class Job(Work):
-    """A request in the queue, and its pictures; without `save` these stay in memory."""
+    """A request in the queue, and its pictures; without `save` these stay in memory.
 
-    def __init__(self, request: Request, save: bool = True) -> None:
+    With `repeat` it is queued again with the next seeds whenever it is done, as a new job of the same `series`.
+    """
+
+    def __init__(self, request: Request, repeat: bool = False, series: str = "", save: bool = True) -> None:
         super().__init__(request.model, request.to_load())
+        self.repeat = repeat  # any thread may change it
+        self.series = series or self.id
         self.request = request
         self.save = save
         self.drawn = request.with_seeds()  # what is painted
@@ -180,3 +194,14 @@ class Job(Work):
             return None
         steps = frame.total * self.request.n_images * (1 - self.fraction)
         return steps / pace
+
+
+def next_request(request: Request) -> Request:
+    """What a repeating job continues with: the seeds after this request's; seeds that are drawn stay so."""
+    name = "variation_seed" if request.variation_strength else "seed"
+    seed = getattr(request, name)
+    if seed is None:
+        return request
+    following = seed + request.n_images
+    seeds: dict[str, Any] = {name: following if following + request.n_images <= MAX_SEED else 0}
+    return dataclasses.replace(request, **seeds)

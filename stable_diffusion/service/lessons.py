@@ -1,6 +1,6 @@
-"""What the page "How it works" shows: each lesson is a function of a loaded model that gives plain objects.
+"""The lessons of the page "How it works": each is a function of a loaded model that returns plain objects.
 
-They run in the worker's thread, where the model lives; what they return, any thread may read.
+They run in the worker's thread; any thread may read what they return.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the lessons that paint are given."""
+    """Settings of the lessons that paint."""
 
     prompt: str
     negative: str = ""
@@ -87,7 +87,7 @@ class Settings:
 
 
 def schedule(model: Any, report: Report) -> Schedule:
-    """The betas that the model was trained with, and what follows from them."""
+    """The betas that the model was trained with, and the quantities derived from them."""
     noise = _noise_schedule(model)
     alpha_bar = noise.alpha_bars.astype(np.float64)
     beta = 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
@@ -107,13 +107,15 @@ def forward(model: Any, report: Report, picture: Image.Image | None, settings: S
     """A picture's latents with the noise of several times, and each decoded; without a picture the model paints one."""
     import mlx.core as mx
 
+    from ..diffusion.noise import unit_normal
+
     if picture is None:
         x_0 = _paint(model, report, settings, "Painting a picture to begin with").latents
     else:
         report("Encoding the picture", None)
         x_0 = model.encode(picture, seed=settings.seed)
     noise = _noise_schedule(model)
-    eps = mx.random.normal(x_0.shape, key=mx.random.key(settings.seed))
+    eps = unit_normal(x_0.shape, mx.random.key(settings.seed))
     shown = []
     for i, thousandth in enumerate(TIMES):
         report("Adding noise", i / len(TIMES))
@@ -146,7 +148,7 @@ def projected(texts: tuple[str, ...], vectors: np.ndarray) -> Space:
 
 
 def denoising(model: Any, report: Report, settings: Settings) -> tuple[Moment, ...]:
-    """One picture on its way: at some of its steps, x_t and what the model believes x_0 to be."""
+    """One picture in the making: x_t and the estimate of x_0 at some of its steps."""
     shown = []
     wanted = set(np.linspace(1, settings.steps, min(N_COLUMNS, settings.steps)).round().astype(int).tolist())
     with closing(_steps(model, settings)) as steps:
@@ -161,7 +163,7 @@ def denoising(model: Any, report: Report, settings: Settings) -> tuple[Moment, .
 
 
 def guidances(model: Any, report: Report, settings: Settings) -> tuple[tuple[float, bytes], ...]:
-    """The same seed with more and more guidance."""
+    """The same seed with increasing guidance."""
     shown = []
     for i, cfg in enumerate(GUIDANCES):
         step = _paint(model, report, settings, f"Guidance {cfg:g}, picture {i + 1} of {len(GUIDANCES)}", cfg_weight=cfg)
@@ -172,7 +174,7 @@ def guidances(model: Any, report: Report, settings: Settings) -> tuple[tuple[flo
 def strengths(
     model: Any, report: Report, picture: Image.Image | None, settings: Settings, other: str
 ) -> tuple[tuple[float, bytes], ...]:
-    """A picture (strength 0) painted over, with the prompt `other`, from later and later noise levels."""
+    """A picture (strength 0) repainted with the prompt `other`, from increasing noise levels."""
     if picture is None:
         first = _paint(model, report, settings, "Painting a picture to begin with")
         picture = arrays.to_picture(np.asarray(model.decode(first.latents), dtype=np.float32)[0])

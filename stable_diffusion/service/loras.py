@@ -1,15 +1,15 @@
 """The LoRA files that the page offers: by name alone, so that nothing from a browser or a picture names a path."""
 
-import re
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..adapters import files
-from ..adapters.lora import ARCHITECTURES, BASE_MODELS, TEXT_WIDTHS
+from ..adapters.lora_family import family_of
 from ..errors import StableDiffusionError
+from ..listing import ambiguous
 from ..model_io.tensor_file import open_tensors
+from ..record import keys
 
 Chosen = tuple[tuple[str, float], ...]  # names and strengths
 
@@ -17,11 +17,9 @@ STRENGTHS = (-2.0, 2.0)
 MAX_CHOSEN = 8
 MAX_NAME = 200
 
-_READS_TEXT = re.compile(r"attn2[._]to_k.*(lora_down|lora_A|hada_w1_b)")
-
 
 def listed() -> dict[str, Path]:
-    """Every LoRA by its name: those in loras/ beside the program, and in the folders of $STABLE_DIFFUSION_LORAS."""
+    """Every LoRA by its name: those in loras/, and in the folders of $STABLE_DIFFUSION_LORAS."""
     return files.listed(files.LORAS)
 
 
@@ -40,7 +38,7 @@ def family(path: Path) -> str:
 
 
 def clean(value: Any) -> list[tuple[str, float]]:
-    """What of a value are names and strengths, each name once, the strengths within their bounds."""
+    """The names and strengths in a value, each name once, the strengths within their bounds."""
     found: dict[str, float] = {}
     for pair in value if isinstance(value, (list, tuple)) else ():
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)):
@@ -51,39 +49,28 @@ def clean(value: Any) -> list[tuple[str, float]]:
     return list(found.items())[:MAX_CHOSEN]
 
 
-def from_text(text: str) -> tuple[list[tuple[str, float]], list[str]]:
-    """What a picture says of its LoRAs, "name:0.8, other:1": those that are here, and the names of the others."""
-    known = listed()
-    here, missing = [], []
-    for part in filter(None, text[:10_000].split(", ")):
-        name, _, strength = part.rpartition(":")
+def from_text(text: str, hashes: str = "") -> tuple[list[tuple[str, float]], list[str]]:
+    """What a picture records of its LoRAs: listed names with strengths, and in words what was left out, or differs."""
+    digits = dict(keys.pairs(hashes[:10_000]))
+    chosen, notes = [], []
+    for name, strength in keys.pairs(text[:10_000]):
         try:
             value = float(strength)
         except ValueError:
-            name, value = part, 1.0
-        if name in known:
-            here.append((name, value))
+            name, value = f"{name}:{strength}", 1.0
+        found = files.matching(files.LORAS, name, digits=digits.get(name, ""))
+        if len(found) == 1:
+            chosen.append((found[0], value))
+            if name in digits and not files.has_hash(listed()[found[0]], digits[name]):
+                notes.append(f"The LoRA {name!r} here is another file than the picture's, of hash {digits[name]}.")
+        elif found:
+            notes.append(f"{ambiguous('LoRA', name, found)} It was left out.")
         else:
-            missing.append(name)
-    return here, missing
+            notes.append(f"The LoRA {name!r} is not here, and was left out.")
+    return chosen, notes
 
 
 @lru_cache(maxsize=1024)
 def _family(path: Path, mtime_ns: int, size: int) -> str:
     with open_tensors(path) as file:
-        shapes = {key: tensor.shape for key, tensor in file.tensors.items()}
-        told = file.metadata.get("modelspec.architecture") or file.metadata.get("ss_base_model_version") or ""
-    return _by_keys(list(shapes)) or _by_width(shapes) or _by_metadata(told)
-
-
-def _by_keys(keys: Sequence[str]) -> str:
-    return next((title for pattern, title in ARCHITECTURES if any(re.search(pattern, key) for key in keys)), "")
-
-
-def _by_width(shapes: dict[str, tuple[int, ...]]) -> str:
-    widths = (shape[1] for key, shape in shapes.items() if len(shape) > 1 and _READS_TEXT.search(key))
-    return TEXT_WIDTHS.get(next(widths, 0), "")
-
-
-def _by_metadata(told: str) -> str:
-    return next((title for start, title in BASE_MODELS.items() if told.startswith(start)), "")
+        return family_of({key: tensor.shape for key, tensor in file.tensors.items()}, file.metadata)

@@ -1,4 +1,4 @@
-"""What a prompt's signs mean, in few words, for the row under its field."""
+"""What a prompt's syntax means, in a few words, for the row under its field."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from ..text.prompt import Change, parse
 
 MAX_LENGTH = 32  # characters of a piece of text
-MOST = 50  # schedules, and as many that take turns
+MOST = 50  # changes by schedule, and as many by turns
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A piece of a prompt, and what is done with it."""
+    """A piece of a prompt, and its effect."""
 
     text: str
     meaning: str
 
     @property
     def words(self) -> str:
-        """Both, as the row says them."""
+        """Both, as the row shows them."""
         return f"{self.text} {self.meaning}".strip()
 
 
 def marks(text: str, steps: int, negative: bool = False) -> list[Mark]:
-    """What weighs more or less than 1, what changes from step to step, what guides for itself; each once, in order.
+    """Weights other than 1, parts that change from step to step, and parts joined by AND; each once, in order.
 
     A negative prompt has no AND.
     """

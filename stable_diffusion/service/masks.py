@@ -1,4 +1,4 @@
-"""Masks as the page has them: what a browser painted, judged as an upload is, and kept beside the picture it is for."""
+"""Masks painted in the browser: checked like any upload, and kept with their picture."""
 
 import base64
 import binascii
@@ -19,8 +19,8 @@ CONTENTS = {"original": "Original", "noise": "Noise", "fill": "Fill"}
 AREAS = {False: "Whole picture", True: "Only masked"}  # by `only_masked`
 
 MAX_PIXELS = 24_000_000  # of a picture to paint on: a browser holds the mask several times over
-MAX_URL = 20 << 20  # characters; a mask of MAX_PIXELS takes a hundredth of it
-SHOWN_SIDE = 1280  # pixels of the longer side of the picture that is painted on, as the browser gets it
+MAX_URL = 20 << 20  # characters; a typical mask of MAX_PIXELS takes a hundredth of it
+SHOWN_SIDE = 1280  # pixels; the longer side of the picture as sent to the browser
 URL_START = "data:image/png;base64,"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -29,26 +29,26 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 class Painting:
     """A picture and the mask painted over it: mode "L" of the picture's size, 255 where painted, None before that.
 
-    A browser's message counts only with the token of the painting that it was given.
+    A browser's message counts only if it carries this painting's token.
     """
 
     picture: Image.Image
     mask: Image.Image | None = None
     token: str = field(default_factory=lambda: secrets.token_hex(6))
-    heard: Any = None
+    last_message: Any = None
 
     @property
     def turn(self) -> Any:
-        """The browser's count of changes when it was last heard."""
-        return self.heard.get("turn", 0) if self.heard else 0
+        """The browser's count of changes in its last message."""
+        return self.last_message.get("turn", 0) if self.last_message else 0
 
-    def hear(self, message: Any) -> None:
-        """Take over {"token", "turn", "mask": a data URL, "" for none} from the browser. Raises PictureError."""
-        if not isinstance(message, dict) or message.get("token") != self.token or message == self.heard:
+    def receive(self, message: Any) -> None:
+        """Take {"token", "turn", "mask": a data URL or ""} from the browser. Raises PictureError."""
+        if not isinstance(message, dict) or message.get("token") != self.token or message == self.last_message:
             return
         url = message.get("mask")
         self.mask = None if url == "" else mask_from_url(url, self.picture.size)
-        self.heard = message
+        self.last_message = message
 
 
 def check_paintable(size: tuple[int, int]) -> None:
@@ -61,7 +61,7 @@ def check_paintable(size: tuple[int, int]) -> None:
 
 
 def mask_from_url(url: Any, size: tuple[int, int]) -> Image.Image:
-    """A PNG data URL as a mask (mode "L", 0 or 255). Raises PictureError for anything else, and for another size."""
+    """A PNG data URL as a mask (mode "L", 0 or 255). Raises PictureError for anything else, or for the wrong size."""
     if not isinstance(url, str) or not url.startswith(URL_START):
         raise PictureError(f"A painted mask should arrive as a PNG, not as {str(url)[:40]!r}. Paint it again.")
     if len(url) > MAX_URL:
@@ -71,9 +71,9 @@ def mask_from_url(url: Any, size: tuple[int, int]) -> Image.Image:
     except (binascii.Error, ValueError):
         raise PictureError("The painted mask arrived damaged. Paint it again.") from None
     if not content.startswith(PNG_START):
-        raise PictureError("A painted mask should arrive as a PNG, and this is none. Paint it again.")
+        raise PictureError("A painted mask should arrive as a PNG, and this is not one. Paint it again.")
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
-    _check_size((width, height), size)  # what the header says, before anything is decoded
+    _check_size((width, height), size)  # from the header, before anything is decoded
     mask = open_picture(content)
     _check_size(mask.size, size)
     return hard(mask)
@@ -88,22 +88,22 @@ def _check_size(found: tuple[int, int], wanted: tuple[int, int]) -> None:
 
 
 def hard(mask: Image.Image) -> Image.Image:
-    """A mask of nothing but 0 and 255: from the middle on it counts as painted."""
+    """A mask of 0 and 255 only: 128 and above counts as painted."""
     return mask.convert("L").point(lambda value: 255 if value >= 128 else 0)
 
 
 def url_of(mask: Image.Image | None) -> str:
-    """A mask as a PNG data URL; "" for none."""
+    """A mask as a PNG data URL; "" without a mask."""
     if mask is None:
         return ""
     return URL_START + base64.b64encode(_png(_one_bit(mask))).decode()
 
 
 def check(mask: Image.Image | None, invert: bool) -> Image.Image:
-    """The mask to generate with, or, where it leaves nothing to change, an InputError in words."""
+    """The mask to generate with. Raises InputError if it leaves nothing to change."""
     if invert:
         if mask is not None and mask.getextrema() == (255, 255):
-            raise InputError("All is painted over, and what is painted stays: leave out what should change.")
+            raise InputError("Everything is painted over, and what is painted stays: leave a part unpainted.")
         if mask is not None and mask.getbbox():
             return mask
         raise InputError("Paint over what should stay.")
@@ -128,9 +128,9 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def extended(painting: Painting, left: int, right: int, top: int, bottom: int) -> Painting:
-    """The picture with so many more pixels at its sides, the new ones painted over beside what was painted before.
+    """The picture extended by this many pixels at each side; the new pixels are added to the mask.
 
-    Raises InputError where there is nothing to add, PictureError where the picture would become too large.
+    Raises InputError if there is nothing to add, PictureError if the picture would become too large.
     """
     width, height = painting.picture.size
     check_paintable((width + left + right, height + top + bottom))
@@ -141,7 +141,7 @@ def extended(painting: Painting, left: int, right: int, top: int, bottom: int) -
 
 
 def shown(picture: Image.Image) -> bytes:
-    """A picture as the browser gets it to paint on: a JPEG of at most SHOWN_SIDE."""
+    """The picture to paint on, for the browser: a JPEG of at most SHOWN_SIDE."""
     small = picture.copy()
     small.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

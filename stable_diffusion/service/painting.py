@@ -1,4 +1,4 @@
-"""A job's pictures, one after another: the engine's steps recorded, the end saved; for the worker's thread alone."""
+"""A job's pictures, one after another: the engine's steps recorded, the result saved. For the worker's thread only."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from ..errors import StableDiffusionError
 from ..pictures import arrays
 from ..pictures.formats import BY_KEY
-from ..record import picture_files
+from ..record import keys, picture_files
 from ..record.parameters import Parameters
 from ..request import Request
 from . import loras, masks, preview
@@ -25,8 +25,8 @@ from .jobs import Frame, Job, Picture
 from .words import in_plain_words
 
 DECODE_EVERY = 0.2  # seconds at least between two decodes while painting
-FULL_SHARE, DRAFT_SHARE = 1 / 2, 1 / 8  # of the time, at most: of full decodes, which are asked for, and of drafts
-DRAFT_PATIENCE = 0.4  # seconds; of drafts that take longer, too few would come to be worth watching
+FULL_SHARE, DRAFT_SHARE = 1 / 2, 1 / 8  # of the time, at most, for full decodes (on request) and for drafts
+DRAFT_PATIENCE = 0.4  # seconds; with slower drafts, too few would arrive to be worth watching
 SLOW_DRAFTS = 2  # one after another; a single one may be a hiccup of the machine
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def overlaid(model: Any, request: Request) -> Iterator[None]:
-    """The model with the request's LoRAs over it, until the end. Raises what `set_loras` raises."""
+    """Apply the request's LoRAs to the model, and take them off at the end. Raises what `set_loras` raises."""
     if request.loras:
         model.set_loras(loras.located(request.loras))
     try:
@@ -45,9 +45,9 @@ def overlaid(model: Any, request: Request) -> Iterator[None]:
 
 
 def paint(model: Any, job: Job, outputs: Path) -> None:
-    """Make the job's next picture: note every step, look for a cancel or a skip after each, save the end.
+    """Paint the job's next picture: record every step, check for cancel and skip after each, save the result.
 
-    Raises Cancelled, and whatever the engine raises; what was recorded until then stays.
+    Raises Cancelled, and whatever the engine raises; the steps recorded so far are kept.
     """
     picture = Picture()
     job.pictures.append(picture)
@@ -55,11 +55,11 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     decodes = Decodes(job)
     request = _carrying(job.drawn)
     call = request.to_call(model.default_size)
-    seeds = request.seeds_of(len(job.pictures) - 1)
+    seeds = picture.seeds = request.seeds_of(len(job.pictures) - 1)
     before = time.perf_counter()
     last = None
     with closing(model.generate_latents(**call.arguments | seeds)) as steps:
-        used = steps.used
+        used = picture.used = steps.used
         for step in steps:
             frame = _record(step)
             picture.seed = step.seed
@@ -70,27 +70,45 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
                 decodes.make(model, frame)
             picture.frames.append(frame)
             now = time.perf_counter()
-            if step.index > 1:  # the first one carries the text encoder and whatever else is made once
+            if step.index > 1:  # the first includes the text encoder and other one-time work
                 job.step_seconds.append(now - before)
             before = now
-            if last is None:  # a picture that is ready is kept, whatever was wished meanwhile
+            if last is None:  # a finished picture is kept, even if a cancel came meanwhile
                 job.stop_if_cancelled()
                 if job.skip_event.is_set():
                     picture.skipped = True
                     return
     if last is None:
-        raise StableDiffusionError("The model made no step at all: nothing to show.")
+        raise StableDiffusionError("The model ran no step, so there is no picture.")
     finished = call.finish(last)
     picture.size = finished.size
     _save(job, picture, finished, request, request.to_record(used, last.size, **seeds), outputs)
 
 
+def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
+    """Finish a picture that was stopped: decode and save its last estimate of x_0, and record how far it came."""
+    if picture.finished or not picture.frames or picture.used is None:
+        return
+    frame = picture.frames[-1]
+    request = _carrying(job.drawn)
+    decoded = arrays.to_picture(_decoded(model.decode, frame.denoised))
+    finished = request.to_call(model.default_size).finish(decoded)
+    said = request.to_record(picture.used, decoded.size, **picture.seeds)
+    said.extra[keys.STOPPED] = f"{frame.index} of {frame.total} steps"
+    frame.decoded = preview.jpeg(decoded)
+    picture.size = finished.size
+    _save(job, picture, finished, request, said, outputs)
+
+
 def decoded_jpeg(decode: Callable[[Any], Any], latents: np.ndarray) -> bytes:
-    """Have (h, w, C) decoded by one of the model's functions, and make a small JPEG of it."""
+    """Decode latents (h, w, C) with one of the model's functions, to a small JPEG."""
+    return preview.jpeg(arrays.to_picture(_decoded(decode, latents)))
+
+
+def _decoded(decode: Callable[[Any], Any], latents: np.ndarray) -> np.ndarray:
     import mlx.core as mx
 
-    pictures = decode(mx.array(latents.astype(np.float32))[None])
-    return preview.jpeg(arrays.to_picture(np.asarray(pictures, dtype=np.float32)[0]))
+    return np.asarray(decode(mx.array(latents.astype(np.float32))[None]), dtype=np.float32)[0]
 
 
 def halved(latents: np.ndarray) -> np.ndarray:
@@ -101,10 +119,10 @@ def halved(latents: np.ndarray) -> np.ndarray:
 
 
 class Decodes:
-    """When to decode an estimate while painting.
+    """Decides when to decode an estimate while painting.
 
-    In full where that is asked for, or nothing else can show colours; as a draft of half the size where nothing is
-    asked for, and the machine is quick enough that drafts cost little.
+    In full if requested, or if nothing else can show colours; else as a draft of half the size, where the machine is
+    quick enough for drafts to cost little.
     """
 
     def __init__(self, job: Job) -> None:
@@ -113,14 +131,14 @@ class Decodes:
         self._slow = 0
 
     def make(self, model: Any, frame: Frame) -> None:
-        """Decode the frame's estimate, if it is time to, and put off the next one. What fails costs no picture."""
+        """Decode the frame's estimate if it is time to, and schedule the next; a failure does not cost the picture."""
         start = time.perf_counter()
         if start < self._next:
             return
         try:
             self._decode(model, frame, start)
         except Exception:
-            log.exception("a preview failed; there are no more of this picture")
+            log.exception("a preview failed; there are no more for this picture")
             self._next = math.inf
 
     def _decode(self, model: Any, frame: Frame, start: float) -> None:
@@ -138,9 +156,9 @@ class Decodes:
         self._next = now + max(DECODE_EVERY, (now - start) * (1 / share - 1))
 
     def _in_full(self, frame: Frame) -> bool:
-        wished = self._job.request.previews
-        colours = "fast" in wished or "auto" in wished
-        return "full" in wished or (colours and not preview.knows_colours(frame.denoised, self._job.latent_space))
+        requested = self._job.request.previews
+        colours = "fast" in requested or "auto" in requested
+        return "full" in requested or (colours and not preview.knows_colours(frame.denoised, self._job.latent_space))
 
 
 def _record(step: Any) -> Frame:
@@ -149,7 +167,7 @@ def _record(step: Any) -> Frame:
 
 
 def _carrying(request: Request) -> Request:
-    """The request with the files that a PNG carries: a painted mask was made here, and is nowhere else."""
+    """The request with the files that a PNG carries: a painted mask exists nowhere else."""
     if request.mask is None or request.picture is None or not BY_KEY[request.file_format].carries_files:
         return request
     picture_file, mask_file = masks.files(request.picture, request.mask)
@@ -157,7 +175,7 @@ def _carrying(request: Request) -> Request:
 
 
 def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said: Parameters, outputs: Path) -> None:
-    """Save a finished picture; where its format refuses, as PNG; where the disk refuses, keep it for a download."""
+    """Save a finished picture; if its format refuses, as PNG; if the disk refuses, keep it for a download."""
     if not job.save:
         picture.unsaved = _png(image, said)
         return

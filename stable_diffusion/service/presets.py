@@ -28,7 +28,7 @@ def save(path: Path, name: str, values: Mapping[str, Any]) -> None:
     """Save settings under a name, replacing earlier ones. Raises InputError for a bad name, and OSError."""
     name = name.strip()
     if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise InputError(f"{name[:MAX_NAME]!r} is no name for a preset: give one of 1 to {MAX_NAME} characters.")
+        raise InputError(f"{name[:MAX_NAME]!r} is not a valid name for a preset: use 1 to {MAX_NAME} characters.")
     with _lock:
         presets = load(path)
         if name not in presets and len(presets) >= MAX_PRESETS:

@@ -1,4 +1,4 @@
-"""What a recorded step looks like, as small JPEGs. Any thread may ask: it is arithmetic, no model is needed."""
+"""A recorded step as small JPEGs. Any thread may call: no model is needed."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from .jobs import Frame
 
 KINDS = {"auto": "Automatic", "fast": "Approximate colours", "latents": "Latents", "full": "Full decode"}
 MAX_SIDE = 512  # pixels; larger previews cost bandwidth and memory, and show nothing more
-LATENTS_SIDE, COLOURS_SIDE = 256, 384  # pixels: at most about what the panel shows of them
+LATENTS_SIDE, COLOURS_SIDE = 256, 384  # pixels: about the size at which the panel shows them
 QUALITY = 85
 
 
@@ -23,14 +23,14 @@ def latents_jpeg(latents: np.ndarray) -> bytes:
 
 
 def approximate_jpeg(denoised: np.ndarray, latent_space: Sequence[str]) -> bytes | None:
-    """Encode a linear map of an x_0 estimate (h, w, C) to colours, or None where none is known for the latent space."""
+    """Encode a linear map of an x_0 estimate (h, w, C) to colours, or None if the latent space has no known map."""
     scale = min(8, max(1, COLOURS_SIDE // max(denoised.shape[:2])))
     picture = arrays.approximate_rgb(denoised, latent_space, scale)
     return None if picture is None else jpeg(picture)
 
 
 def frame_jpeg(frame: Frame, kind: str, latent_space: Sequence[str]) -> bytes | None:
-    """A step as latents or in approximate colours, or as its full decode; None where that is not to be had (yet)."""
+    """A step as latents or in approximate colours, or as its full decode; None if that does not exist (yet)."""
     if kind == "latents":
         return latents_jpeg(frame.latents)
     return frame.decoded if kind == "full" else approximate_jpeg(frame.denoised, latent_space)
@@ -42,7 +42,7 @@ def knows_colours(latents: np.ndarray, latent_space: Sequence[str]) -> bool:
 
 
 def data_url(data: bytes) -> str:
-    """Put a JPEG into a URL, which a browser shows without asking the server again (and so without blinking)."""
+    """A JPEG as a data URL, which a browser shows without another request (and so without blinking)."""
     return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
 
 

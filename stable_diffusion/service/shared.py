@@ -1,20 +1,19 @@
-"""What a process has one of: the worker, the downloads, and the folder that finished pictures go to.
+"""One per process: the worker, the downloads, and the folder for finished pictures.
 
-The page and whatever else serves requests get them here, so there is one engine however many tabs, clients or threads
-ask. Each is made when first asked for, and ends with the process.
+The page and whatever else serves requests get them here, so all tabs, clients and threads share one
+engine. Each is created on first use, and ends with the process.
 """
 
 import atexit
-import os
 import threading
 from pathlib import Path
 
-from ..places import home
+from ..places import folders_in, home
 from .downloads import Downloads
 from .worker import Worker
 
 OUTPUTS_VARIABLE = "STABLE_DIFFUSION_OUTPUTS"
-PATIENCE = 5.0  # seconds for downloads to notice, at the end of the process, that they are cancelled
+PATIENCE = 5.0  # seconds that the end of the process waits for cancelled downloads to stop
 
 _lock = threading.Lock()
 _worker: Worker | None = None
@@ -23,11 +22,11 @@ _downloads: Downloads | None = None
 
 def outputs() -> Path:
     """The folder for finished pictures: $STABLE_DIFFUSION_OUTPUTS, or outputs/ in `home()`."""
-    return Path(os.environ.get(OUTPUTS_VARIABLE) or home() / "outputs")
+    return next(iter(folders_in(OUTPUTS_VARIABLE, several=False)), home() / "outputs")
 
 
 def the_worker() -> Worker:
-    """The worker of this process; it saves to `outputs()` as that was at the first call."""
+    """The worker of this process; it saves to what `outputs()` was at the first call."""
     global _worker
     with _lock:
         if _worker is None:
@@ -46,7 +45,7 @@ def the_downloads() -> Downloads:
 
 
 def close() -> None:
-    """Cancel all jobs and downloads, and end the worker; the next call makes new ones. Tests start afresh by this."""
+    """Cancel all jobs and downloads, and end the worker; the next call creates new ones. Tests start with this."""
     global _worker, _downloads
     with _lock:
         worker, downloads, _worker, _downloads = _worker, _downloads, None, None

@@ -1,4 +1,4 @@
-"""How many tokens a prompt takes, before any model is loaded: the tokenizer's files alone are read."""
+"""How many tokens a prompt takes, before any model is loaded: only the tokenizer's files are read."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,22 +14,22 @@ from ..text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Count:
-    """The tokens of a text, and how many its chunks hold."""
+    """The tokens of a text, and the capacity of its chunks."""
 
     tokens: int
     limit: int
 
     @property
     def words(self) -> str:
-        """The count as the form says it."""
+        """The count as the form shows it."""
         return f"{self.tokens} / {self.limit} tokens"
 
 
 def count(model: catalogue.Model, text: str, steps: int = 20, negative: bool = False) -> Count:
     """Count a text as the model's first text encoder will: in chunks of 75, of which all but the last count in full.
 
-    Of a text that changes from step to step, and of the parts of a composition, the longest is counted; a negative
-    text has no parts. Tags of LoRAs take no tokens.
+    If a text changes from step to step, or has several parts, the longest version is counted; a negative text has
+    no parts. Tags of LoRAs take no tokens.
     """
     tokenizer = tokenizer_of(model)
     room = tokenizer.max_length - 2
@@ -41,7 +41,7 @@ def count(model: catalogue.Model, text: str, steps: int = 20, negative: bool = F
 
 
 def tokenizer_of(model: catalogue.Model) -> Tokenizer:
-    """The model's own tokenizer where its files are on this machine, else CLIP's, which nearly all have."""
+    """The model's own tokenizer if its files are on this machine, else CLIP's, which nearly all models use."""
     return _tokenizer(_folder(model))
 
 
@@ -61,6 +61,6 @@ def _tokenizer(folder: Path | None) -> Tokenizer:
     if folder is not None and folder.is_dir():
         try:
             return Tokenizer.from_files(folder)
-        except StableDiffusionError:  # loading the model will say what is wrong with it
+        except StableDiffusionError:  # loading the model will report what is wrong
             pass
     return _tokenizer(None) if folder is not None else Tokenizer.clip()

@@ -1,11 +1,13 @@
-"""The form's values as plain data: their bounds, and what may be put back into the form from a file or an address."""
+"""The form's values as plain data: their bounds, and what may be put back into the form from a file or a URL."""
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from .. import catalogue, families
 from ..checks import Choice, Flag, Number, Text, Whole
+from ..errors import InputError
 from ..request import DEFAULTS, SETTINGS
 from ..sampler import SAMPLERS, key_of
 from . import loras
@@ -28,28 +30,51 @@ EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such
     ),
 }
 SCHEDULES = {known.key: (AUTOMATIC, *known.schedules) for known in SAMPLERS}
-OF_MODEL = ("steps", "cfg", "width", "height", "strength")  # what it paints best with
+OF_MODEL = ("steps", "cfg", "width", "height", "strength")  # the model's own best values
 FORM = {name: each for name, each in SETTINGS.items() if each.page}
+EXACT = 2**53 - 1  # the largest integer that a browser counts exactly
+TYPED = tuple(name for name, each in FORM.items() if isinstance(each.check, Whole) and each.check.high > EXACT)
 KEYS = ("model", "sampler", "schedule", "loras", "file_format", "previews", *FORM)
 
 
 def bounds(name: str) -> tuple[Any, Any]:
-    """The least and the largest value that a number of the form has."""
+    """The bounds of a number of the form."""
     each = FORM[name]
-    assert isinstance(each.check, (Whole, Number)), f"{name} is no number"
+    assert isinstance(each.check, (Whole, Number)), f"{name} is not a number"
     kind = int if isinstance(each.check, Whole) else float
     return each.shown or (kind(each.check.low), kind(each.check.high))
 
 
 def fresh() -> dict[str, Any]:
-    """What the form shows at first, beside what the model decides."""
-    return {name: each.to_form(DEFAULTS[name]) for name, each in FORM.items() if name not in OF_MODEL}
+    """The form's initial values, except those that the model decides."""
+    found = {name: each.to_form(DEFAULTS[name]) for name, each in FORM.items() if name not in OF_MODEL}
+    return found | {name: str(found[name]) for name in TYPED}
+
+
+def typed(name: str, text: str) -> int:
+    """The number that a text field holds; blank is its unset value. Raises InputError, which names the field."""
+    each = FORM[name]
+    low, high = bounds(name)
+    number = _integer(text) if text.strip() else each.unset
+    if number is None or not low <= number <= high:
+        raise InputError(f"{each.title}: {text.strip()[:30]!r} should be a whole number from {low} to {high}.")
+    return number
+
+
+def shows(name: str, value: Any) -> bool:
+    """Whether the form can show exactly this value: its bounds are narrower than the engine's."""
+    found = clean({name: value}, []).get(name)
+    return found == (str(value) if name in TYPED else value)
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text) else None
 
 
 def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str, Any]:
-    """What of `values` the form can show: of a known name and type, numbers within their bounds; the rest is left out.
+    """The part of `values` that the form can show: known names and types, numbers clamped to their bounds.
 
-    `sampler` may come with its schedule, as the engine's key "dpmpp_2m_karras".
+    `sampler` may include its schedule, as in the engine's key "dpmpp_2m_karras".
     """
     found = {name: value for name in FORM if (value := _shown(name, values.get(name))) is not None}
     if values.get("model") in known_models:
@@ -72,6 +97,8 @@ def _shown(name: str, value: Any) -> Any:
     each = FORM[name]
     if name == "vae":
         return value if value == each.unset or value in catalogue.vaes() else None
+    if name in TYPED and isinstance(value, str):
+        value = _integer(value)
     if isinstance(each.check, Text):
         return value[:MAX_TEXT] if isinstance(value, str) else None
     if isinstance(each.check, Flag):
@@ -82,7 +109,8 @@ def _shown(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     low, high = bounds(name)
-    return type(low)(min(max(value, low), high))
+    shown = type(low)(min(max(value, low), high))
+    return str(shown) if name in TYPED else shown
 
 
 def split_sampler(key: Any) -> tuple[str | None, str]:
@@ -100,7 +128,7 @@ def join_sampler(sampler: str, schedule: str) -> str:
 
 
 def examples(model: catalogue.Model) -> tuple[str, ...]:
-    """Prompts that a model can do something with."""
+    """Prompts that suit a model."""
     return EXAMPLES.get(model.name, EXAMPLES[""])
 
 

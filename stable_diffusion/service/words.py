@@ -1,4 +1,4 @@
-"""Errors in words that a person may read."""
+"""Errors in plain words."""
 
 import errno
 import logging
@@ -13,7 +13,7 @@ OUT_OF_MEMORY = re.compile(
 
 
 def in_plain_words(error: BaseException) -> str:
-    """Say an error as a person may read it; what nobody foresaw goes to the terminal in full."""
+    """An error in plain words; unexpected ones are logged to the terminal in full."""
     if isinstance(error, StableDiffusionError):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -23,4 +23,4 @@ def in_plain_words(error: BaseException) -> str:
     if isinstance(error, PermissionError):
         return f"No permission to write or read {error.filename}."
     log.error("a job failed", exc_info=error)
-    return f"Something went wrong that nobody foresaw ({type(error).__name__}: {error}). The terminal says more."
+    return f"Something unexpected went wrong ({type(error).__name__}: {error}). The terminal says more."

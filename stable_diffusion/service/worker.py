@@ -16,12 +16,12 @@ from typing import Any
 from .. import catalogue
 from ..errors import CheckpointNotFoundError, InputError, StableDiffusionError, UnsupportedCheckpointError
 from ..request import Request
-from .jobs import Cancelled, Frame, Job, Report, State, Task, Work
-from .painting import decoded_jpeg, overlaid, paint
+from .jobs import Cancelled, Frame, Job, Picture, Report, State, Task, Work, next_request
+from .painting import decoded_jpeg, keep, overlaid, paint
 from .words import in_plain_words
 
-MAX_WAITING = 50  # more than anyone means to queue: a stuck key, or a client in a loop
-MAX_KEPT = 20  # finished jobs whose steps can be replayed; their pictures stay on the disk
+MAX_WAITING = 50  # more than anyone queues on purpose: a stuck key, or a client in a loop
+MAX_KEPT = 20  # finished jobs that can be replayed; their pictures stay on disk
 MAX_RESULTS = 64  # of finished tasks that are kept
 MAX_FRAME_BYTES = 256 << 20  # of recorded steps, over all jobs; the oldest are forgotten first
 
@@ -41,7 +41,7 @@ def load_model(name: str, progress: Report, vae: str | None = None, **options: A
         if vae not in (known := catalogue.vaes()):
             raise CheckpointNotFoundError(f"There is no VAE {vae!r}: put it into models/VAE, or choose another one.")
         options["vae"] = known[vae]
-    return StableDiffusion(catalogue.find(name).source, progress=progress, **options)
+    return StableDiffusion(catalogue.find_listed(name).source, progress=progress, **options)
 
 
 def release_memory() -> None:
@@ -64,7 +64,7 @@ def release_thread() -> None:
 class Worker:
     """The thread that owns the engine, with the queue of its jobs (pictures) and tasks (anything else).
 
-    Finished pictures are saved at once under `outputs`/YYYY-MM-DD/. A process that ends closes its workers.
+    Finished pictures are saved at once under `outputs`/YYYY-MM-DD/. The end of the process closes its workers.
     """
 
     def __init__(self, outputs: Path) -> None:
@@ -85,9 +85,12 @@ class Worker:
 
     # --- Called by any thread
 
-    def submit(self, request: Request, save: bool = True) -> Job:
-        """Append a request to the queue; without `save` its pictures stay in memory. Raises QueueFullError."""
-        job = Job(request, save)
+    def submit(self, request: Request, repeat: bool = False, save: bool = True) -> Job:
+        """Append a request to the queue, with `repeat` until it is cancelled. Raises QueueFullError.
+
+        Without `save` its pictures stay in memory.
+        """
+        job = Job(request, repeat, save=save)
         with self._changed:
             self._enqueue(job)
             self._jobs[job.id] = job
@@ -103,8 +106,8 @@ class Worker:
     ) -> Task:
         """Queue a call of `function(model, report)`, or return the earlier task with the same key.
 
-        `model` names the model that the function is given, loaded with `options`. Without one it is given None: nothing
-        is loaded for it, and the model in memory stays. A task that failed or was cancelled is not kept, so it runs
+        `model` names the model that the function is given, loaded with `options`. Without one it is given None,
+        and the model in memory stays. A task that failed or was cancelled is not kept, so it runs
         again. `soon` puts this one at the head of the queue. The function may call `report(note, fraction)`, which also
         raises Cancelled when it should stop. Raises QueueFullError.
         """
@@ -120,7 +123,7 @@ class Worker:
         return task
 
     def task(self, key: Hashable) -> Task | None:
-        """The task of a key, or None if there was none or it is no longer kept."""
+        """The task with this key, or None if it is unknown or no longer kept."""
         with self._changed:
             return self._tasks.get(key)
 
@@ -132,29 +135,50 @@ class Worker:
 
         return self.compute((job.id, id(frame)), decode, job.model, True, job.options)
 
-    def job(self, job_id: str | None) -> Job | None:
-        """The job of an id, or None if it is unknown or no longer kept."""
-        with self._changed:
-            return self._jobs.get(job_id) if job_id else None
+    def keep(self, job: Job, picture: Picture) -> Task:
+        """Queue the decoding and saving of a stopped picture as far as it came. Raises QueueFullError."""
+
+        def save(model: Any, report: Report) -> None:
+            keep(model, job, picture, self.outputs)
+
+        return self.compute((job.id, "keep", id(picture)), save, job.model, True, job.options)
 
     def queue(self) -> list[Work]:
         """What runs, and what waits in its order."""
         with self._changed:
             return [*([] if self._in_hand is None else [self._in_hand]), *self._waiting]
 
+    def move(self, work: Work, by: int) -> None:
+        """Move waiting work by this many places, negative towards the front; other work stays."""
+        with self._changed:
+            if work in self._waiting:
+                place = self._waiting.index(work) + by
+                self._waiting.remove(work)
+                self._waiting.insert(max(0, place), work)
+
+    def latest(self, job: Job) -> Job:
+        """The newest job of the same series, which is the job itself unless it repeats."""
+        with self._changed:
+            return next((other for other in reversed(self._jobs.values()) if other.series == job.series), job)
+
+    def job(self, job_id: str | None) -> Job | None:
+        """The job with this id, or None if it is unknown or no longer kept."""
+        with self._changed:
+            return self._jobs.get(job_id) if job_id else None
+
     def unload(self) -> Task:
         """Queue a task that drops the model in memory. Raises QueueFullError."""
         return self.compute(object(), lambda model, report: self._drop_model())
 
     def position(self, work: Work) -> int:
-        """How many come before this one, including the one that runs; 0 if it runs itself or is over."""
+        """How many come before this one, including the running one; 0 if it is running or over."""
         with self._changed:
             if work.state is not State.QUEUED or work not in self._waiting:
                 return 0
             return self._waiting.index(work) + (self._in_hand is not None)
 
     def cancel(self, work: Work) -> None:
-        """Stop a job or task: at once if it waits, after the current step if it runs. Finished pictures stay."""
+        """Stop a job or task: at once if it waits, after the current step if it runs. Finished pictures are kept."""
         work.cancel_event.set()
         with self._changed:
             if work in self._waiting:
@@ -168,7 +192,7 @@ class Worker:
     def close(self, timeout: float | None = 10.0) -> None:
         """Cancel everything and end the thread.
 
-        Waits for the current step, `timeout` seconds at most (None: as long as it takes, as at the process's end).
+        Waits up to `timeout` seconds for the current step (None: as long as it takes, as at the process's end).
         """
         with self._changed:
             self._closed = True
@@ -220,6 +244,8 @@ class Worker:
         with self._changed:
             self._in_hand = None
             self._end(work, state)
+            if isinstance(work, Job) and work.repeat and state is State.DONE and not (work.cancelling or self._closed):
+                self._repeat(work)
 
     def _end(self, work: Work, state: State) -> None:
         work.ended = time.time()
@@ -228,6 +254,15 @@ class Worker:
         over = [other.id for other in self._jobs.values() if not other.active]
         for job_id in over[:-MAX_KEPT]:
             del self._jobs[job_id]
+
+    def _repeat(self, done: Job) -> None:
+        job = Job(next_request(done.request), True, done.series)
+        try:
+            self._enqueue(job)
+        except QueueFullError as error:
+            done.warning = str(error)
+            return
+        self._jobs[job.id] = job
 
     def _model_for(self, work: Work) -> Any:
         if work.model is None:

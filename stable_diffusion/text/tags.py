@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
-TAG = re.compile(r"<(?:lora|lyco):([^>]*)>", re.IGNORECASE)
+TAG = re.compile(r"<(?:lora|lyco|hypernet):([^>]*)>", re.IGNORECASE)
+HYPERNETWORK = "<hypernet:"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ def read_tag(tag: str) -> tuple[str, Strength]:
     """The LoRA that a tag names, and its strength.
 
     The form is A1111's: `<lora:name>`, `<lora:name:0.8>`, `<lora:name:TEXT:UNET>`, `<lora:name:te=0.5:unet=1>`. Raises
-    `InputError` for a tag without a name, or with a strength that is not a number.
+    `InputError` for a tag without a name, or with a strength that is not a number, and for `<hypernet:name>`.
     """
+    if tag.lower().startswith(HYPERNETWORK):
+        raise InputError(f"{tag!r} names a hypernetwork, which is not supported: take it out of the prompt.")
     items = [item.strip() for item in tag[:-1].split(":")[1:]]
     named = dict(item.split("=", 1) for item in items[1:] if "=" in item)
     plain = [item for item in items if "=" not in item] if "=" not in items[0] else [items[0], *items[1:]]

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import InputError, PictureError
+from ..listing import walk
 from ..pictures.reading import fit, open_picture
 from .postcards.painter import caption, paint, random_postcard
 
@@ -120,16 +121,16 @@ def _size(size: int) -> int:
 def _captioned(folder: Path) -> list[tuple[str, str, str]]:
     """(file name, caption, problem or "") of every picture in the folder or in its metadata, sorted by name."""
     written = _metadata(folder / METADATA)
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
+    found = {path.relative_to(folder).as_posix() for path in walk(folder) if path.suffix.lower() in SUFFIXES}
     rows = []
     for name in sorted(found | written.keys()):
-        beside = (folder / name).with_suffix(".txt")
+        caption_file = (folder / name).with_suffix(".txt")
         text, reason = written.get(name, ""), ""
-        if not text and beside.is_file():
+        if not text and caption_file.is_file():
             try:
-                text = " ".join(beside.read_text(encoding="utf-8-sig").split())
+                text = " ".join(caption_file.read_text(encoding="utf-8-sig").split())
             except (OSError, UnicodeDecodeError):
-                reason = f"{beside.name} is not UTF-8 text"
+                reason = f"{caption_file.name} is not UTF-8 text"
         rows.append((name, text, reason or ("" if text else "no caption")))
     return rows
 

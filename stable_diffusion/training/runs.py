@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import MAX_SEED, Check, Number, Text, Whole
+from ..checks import MAX_SEED, Check, FilePath, Number, Whole
 from ..errors import InputError
 from .recipe import Recipe
 
@@ -66,7 +66,7 @@ class Run:
         """All options, with this run's defaults."""
         recipe, many = self.recipe, Whole(1, 65536)
         return (
-            Option("data", Text(), DATA_HELP, default="postcards", metavar="postcards|FOLDER"),
+            Option("data", FilePath(), DATA_HELP, default="postcards", metavar="postcards|FOLDER"),
             Option("size", Whole(64, 1024, 64), "side of the square pictures, in pixels", self.size),
             Option("batch", many, "examples per step", recipe.batch),
             Option("accumulate", many, "split each batch into N parts to save memory", recipe.accumulate),
@@ -140,7 +140,11 @@ RUNS = {
             builder="diffusion:new_task",
             recipe=Recipe(batch=16, learning_rate=7e-4, warm_up=200, average_decay=0.998),
             needs=("vae",),
-            own=(Option("vae", Text(), "the vae/ folder to train with (default: the one in --output)", metavar="DIR"),),
+            own=(
+                Option(
+                    "vae", FilePath(), "the vae/ folder to train with (default: the one in --output)", metavar="DIR"
+                ),
+            ),
         ),
         Run(
             name="decoder",

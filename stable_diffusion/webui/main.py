@@ -1,7 +1,8 @@
-"""The page as a whole: the server's guard, the navigation, the sidebar and the live panel."""
+"""The whole page: the server's middleware, the navigation, the sidebar and the live panel."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import streamlit as st
@@ -12,15 +13,17 @@ from stable_diffusion.places import packaged
 from stable_diffusion.service.api import routes as api_routes
 from stable_diffusion.service.api.app import DOCKER
 from stable_diffusion.service.guard import guards
-from stable_diffusion.webui.components import handover, live, look, session, settings
+from stable_diffusion.service.serving import PASSWORD_VARIABLE
+from stable_diffusion.webui.components import handover, job_queue, live, look, session, settings
 
 PAGES = Path(__file__).with_name("pages")
-WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # the live panel stands beside these, below all others
+WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # these have the live panel, others a strip
 
 
 def middleware() -> list[Middleware]:
-    """What stands before the server: the guard, for the hosts that the settings allow."""
-    return guards([*(st.get_option("server.allowedHosts") or ["*"]), DOCKER])
+    """What requests pass before they reach Streamlit: the check of hosts and origins, and the password if any."""
+    hosts = st.get_option("server.allowedHosts")
+    return guards([*hosts, DOCKER] if hosts else ["*"], os.environ.get(PASSWORD_VARIABLE))
 
 
 def routes() -> list[Route]:
@@ -53,6 +56,8 @@ def draw() -> None:
             page.run()
         with picture, st.container(key="live"):
             live.panel()
+            job_queue.draw()
     else:
         page.run()
         live.strip()
+        job_queue.draw()

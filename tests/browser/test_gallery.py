@@ -187,5 +187,5 @@ def test_it_fits_the_screen(gallery, open_page, width, scheme):
     info.locator("input[type=file]").set_input_files(
         {"name": "a.webp", "mimeType": "image/webp", "buffer": buffer.getvalue()}
     )
-    expect(info.get_by_text("says nothing about how it was made")).to_be_visible()
+    expect(info.get_by_text("does not say how it was made")).to_be_visible()
     assert info.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -151,7 +151,25 @@ def test_a_mask_without_a_mouse_an_uploaded_one_and_other_pages(painter):
     page.locator("input[type=file]").nth(1).set_input_files(
         {"name": "in.png", "mimeType": "image/png", "buffer": b"nonsense"}
     )
-    expect(page.get_by_text("That file is no picture")).to_be_visible()
+    expect(page.get_by_text("The browser cannot read that file")).to_be_visible()
+
+
+@pytest.mark.parametrize("zoom", [0.5, 1.5, 3])
+def test_strokes_land_where_they_are_drawn_in_a_browser_that_is_zoomed(painter, zoom):
+    width, height = round(1280 / zoom), round(900 / zoom)  # as a browser zooms: fewer and larger CSS pixels
+    page = painter(width=width, height=height, device_scale_factor=zoom)
+    stroke(page, (40, 64), (120, 64))
+    painted = mask_of(page)
+    assert painted[56:72, 40:120].all() and not painted[:50].any() and not painted[78:].any()
+
+
+def test_strokes_land_where_they_are_drawn_on_a_screen_that_is_pinched(painter):
+    page = painter(width=390, height=844, has_touch=True)
+    page.context.new_cdp_session(page).send("Emulation.setPageScaleFactor", {"pageScaleFactor": 2})
+    page.evaluate("document.documentElement.style.zoom = 1.25")
+    stroke(page, (40, 64), (120, 64))
+    painted = mask_of(page)
+    assert painted[56:72, 40:120].all() and not painted[:50].any() and not painted[78:].any()
 
 
 def test_what_is_painted_changes_and_nothing_else(painter, request):

@@ -67,6 +67,22 @@ UNETS = {
         "projection_class_embeddings_input_dim": 6 * 8 + 24,
         "cross_attention_dim": 64 + 128,
     },
+    "distilled": {  # SDXL as Segmind has it
+        **UNET,
+        "sample_size": 128,
+        "block_out_channels": (64, 128, 192),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (1, 2, 3),
+        "transformer_layers_per_block": [1, [2, 2], [2, 3]],
+        "reverse_transformer_layers_per_block": [[2, 1, 3], [2, 1, 1], 1],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 24,
+        "cross_attention_dim": 64 + 128,
+    },
     "inpainting": {**UNET, "in_channels": 9},
     "lcm": {**UNET, "time_cond_proj_dim": 48},
 }
@@ -103,9 +119,10 @@ SCHEDULERS = {
         "use_karras_sigmas": False,
     },
 }
-KINDS = {"sdxl": "StableDiffusionXLPipeline", "lcm": "LatentConsistencyModelPipeline",
+KINDS = {"sdxl": "StableDiffusionXLPipeline", "distilled": "StableDiffusionXLPipeline",
+         "lcm": "LatentConsistencyModelPipeline",
          "inpainting": "StableDiffusionInpaintPipeline"}  # fmt: skip
-FAMILIES = {"inpainting": "sd1", "lcm": "sd1"}
+FAMILIES = {"inpainting": "sd1", "lcm": "sd1", "distilled": "sdxl"}
 
 
 def build(name: str) -> dict[str, torch.nn.Module]:

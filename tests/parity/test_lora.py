@@ -139,7 +139,18 @@ def test_what_peft_made(family, style, folders, tmp_path, same_noise):  # noqa: 
     assert np.array_equal(ours(sd), plain)
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}, {"alpha_pattern": {"attn2.to_k": 9}}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"alpha_pattern": {"attn2.to_k": 9}},
+        {
+            "alpha_pattern": {r".*attn[12]\.to_(q|k)": 9, r"down_blocks\.0\..*to_v": 1, "layers.1.mlp.fc1": 8},
+            "rank_pattern": {r"attn2\.to_.": 2, "^conv_in": 3},
+        },
+    ],
+)
 def test_pefts_options(options, folders, tmp_path, same_noise):  # noqa: F811
     pipe = adapted(folders["sd1"], "sd1", **options)
     file = write(tmp_path, pipe, "sd1", "diffusers", 3.0)
@@ -148,6 +159,51 @@ def test_pefts_options(options, folders, tmp_path, same_noise):  # noqa: F811
     picture = ours(sd)
     same_noise(5, 1, **SIZE)
     assert_same_pictures(picture, theirs(pipe))
+
+
+@pytest.mark.parametrize("kind", ["LoKr", "LoKr of full matrices", "LoKr, both low", "LoHa"])
+@pytest.mark.parametrize("header", ["adapter_config.json", "plain header"])
+def test_pefts_other_forms(kind, header, folders, tmp_path):
+    """The U-Net's merged weights, with peft's alpha over rank on the whole product, and patterns."""
+    targets = ["to_k", "to_v", "conv1", "proj_in"]
+    patterns = {"alpha_pattern": {r".*attn2\.to_v": 5.0}, "rank_pattern": {r"mid_block\..*conv1": 2}}
+    options = {
+        "LoKr": {},
+        "LoKr of full matrices": {"r": 64},
+        "LoKr, both low": {"r": 1, "decompose_both": True, "decompose_factor": 4},
+        "LoHa": {},
+    }[kind]
+    build = peft.LoHaConfig if kind == "LoHa" else peft.LoKrConfig
+    config = build(**{"r": 4, "alpha": 6, "target_modules": targets, **patterns, **options})
+    unet = pipelines.unet("sd1")
+    plain = {name: module.weight.detach().clone() for name, module in unet.named_modules() if hasattr(module, "weight")}
+    model = peft.get_peft_model(unet, config)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lokr_" in key or "hada_" in key:
+                parameter.copy_(torch.from_numpy(drawn.normal(key, *parameter.shape)) * 0.3)
+    folder = tmp_path / "x"
+    model.save_pretrained(folder)
+    if header == "plain header":
+        from safetensors.torch import load_file
+
+        file = folder / "adapter_model.safetensors"
+        values = (folder / "adapter_config.json").read_text()
+        (folder / "adapter_config.json").unlink()
+        save_file(load_file(file), file, {"lora_adapter_metadata": values})
+    merged = model.merge_and_unload()
+    sd = StableDiffusion(folders["sd1"], float16=False)
+    sd.set_loras([folder])
+    ours = dict(sd._unet.named_modules())
+    changed = 0
+    for name, module in merged.named_modules():
+        if name.rpartition(".")[2] in targets and name in ours:
+            weight = np.array(ours[name].weight)
+            weight = weight.transpose(0, 3, 1, 2) if weight.ndim == 4 else weight
+            expected = module.weight.detach().numpy()
+            assert relative_error(weight.reshape(expected.shape), expected) < 1e-5, name
+            changed += np.abs(expected - plain[name].numpy()).max() > 1e-3
+    assert changed > 20
 
 
 @pytest.mark.parametrize("family, style", [("sd1", "kohya"), ("sdxl", "ldm"), ("sd1", "old diffusers")])

@@ -24,7 +24,11 @@ from .test_pipeline import HEIGHT, NEGATIVE, PROMPT, WIDTH, assert_same_pictures
 pytestmark = pytest.mark.parity
 
 FORMS = ("safetensors", "ckpt", "legacy")
-PIPELINES = {"sdxl": diffusers.StableDiffusionXLPipeline, "lcm": diffusers.LatentConsistencyModelPipeline}
+PIPELINES = {
+    "sdxl": diffusers.StableDiffusionXLPipeline,
+    "distilled": diffusers.StableDiffusionXLPipeline,
+    "lcm": diffusers.LatentConsistencyModelPipeline,
+}
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +59,7 @@ def write(folder: Path, tensors: dict, form: str, metadata: dict | None = None, 
 
 def reference(path: Path, folder: Path, name: str):
     kind = PIPELINES.get(name, diffusers.StableDiffusionPipeline)
-    options: dict = {} if name == "sdxl" else {"safety_checker": None, "feature_extractor": None}
+    options: dict = {} if name in ("sdxl", "distilled") else {"safety_checker": None, "feature_extractor": None}
     if name == "lcm":
         pipe = kind.from_pretrained(folder, local_files_only=True, **options)
     else:
@@ -89,7 +93,7 @@ def ours(path: Path, name: str, **options) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "lcm"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "lcm", "distilled"])
 def test_pictures(name, form, make, tmp_path, same_noise):  # noqa: F811
     tensors, folder = make(name)
     tensors = tensors | original_layout.stray(original_layout.FAMILIES.get(name, name))

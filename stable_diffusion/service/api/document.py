@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import __version__
+from .endpoint import Endpoint
 from .fields import HONOURED, IGNORED, REFUSED, Field
-
-if TYPE_CHECKING:
-    from .routes import Endpoint
 
 HEAD = """\
 # The HTTP API

@@ -68,7 +68,7 @@ def usual_size(model: str) -> tuple[int, int]:
 
 async def paint(http: HttpRequest, request: Request, save: bool = True) -> Job:
     """Queue a request and wait for its end; it is cancelled if the client goes. Raises QueueFullError, ClientGone."""
-    job = the_worker().submit(request, save)
+    job = the_worker().submit(request, save=save)
     await wait(http, job)
     return job
 

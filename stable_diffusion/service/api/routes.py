@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -11,25 +9,9 @@ from starlette.routing import Route
 
 from . import a1111_lists as lists
 from . import a1111_paint, a1111_pictures, a1111_request, a1111_state, document, events, openai, options
-from .errors import Handler, a1111_error, answered
+from .endpoint import Endpoint
+from .errors import Handler, answered
 from .fields import Field
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A route: its method, path, handler, and the fields of its body."""
-
-    method: str
-    path: str
-    handle: Handler
-    fields: tuple[Field, ...] = ()
-    error: Callable[[int, str], Any] = a1111_error
-    multipart: bool = False
-
-    @property
-    def summary(self) -> str:
-        """What it does, in a line."""
-        return (self.handle.__doc__ or "").strip().partition("\n")[0]
 
 
 def _a1111(method: str, name: str, handle: Handler, fields: tuple[Field, ...] = ()) -> Endpoint:

@@ -1,4 +1,4 @@
-"""The gallery: a page of thumbnails to search, choose from and open, and one picture with all that is known of it."""
+"""The gallery: thumbnails to search, choose and open, and one picture with everything known about it."""
 
 import streamlit as st
 
@@ -14,8 +14,8 @@ from stable_diffusion.webui.components import details, handover, session
 CARD = 168  # pixels
 ALL, FAVOURITES, TRASH = "All", "Favourites", "Trash"
 ANY_MODEL = ""
-OPENED = "picture"  # in the address: the id of the picture that is open
-PATIENCE = 1.0  # seconds that a page spends at most on pictures it has not read yet
+OPENED = "picture"  # query parameter: the id of the open picture
+PATIENCE = 1.0  # seconds; the most that one run spends on reading new pictures
 state = st.session_state
 
 
@@ -26,14 +26,14 @@ def the_gallery() -> Gallery:
 
 
 def show() -> None:
-    """Draw the gallery, or the one picture that was opened."""
+    """Draw the gallery, or the picture that is open."""
     try:
         gallery = the_gallery()
         left = gallery.scan(PATIENCE)
         entry = gallery.get(asked := st.query_params.get(OPENED))
         _said()
         if asked and entry is None and not left:
-            st.info("The picture of this address is not in the gallery any more.", icon=":material/info:")
+            st.info("The picture of this address is no longer in the gallery.", icon=":material/info:")
         if entry is not None:
             _one(gallery, entry, _query())
         else:
@@ -122,7 +122,7 @@ def _nothing(query: Query) -> None:
     with st.container(border=True):
         if query.search or query.model:
             st.markdown("**No picture like that**")
-            st.caption("Every word you search for must stand in the prompt. Fewer words find more.")
+            st.caption("Every word must occur in the prompt. Fewer words find more.")
         elif query.favourites:
             st.markdown("**No favourites yet**")
             st.caption("Open a picture, or choose some, and make them favourites.")
@@ -130,11 +130,11 @@ def _nothing(query: Query) -> None:
             st.markdown("**The trash is empty**")
         else:
             st.markdown("**No pictures yet**")
-            st.caption("Every finished picture comes here by itself.")
+            st.caption("Finished pictures appear here automatically.")
 
 
 def _bar(gallery: Gallery, page: Page, query: Query) -> None:
-    """What can be done with the chosen ones."""
+    """Actions for the chosen pictures."""
     chosen = gallery.find(_chosen())
     ids = [entry.id for entry in chosen]
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -157,7 +157,7 @@ def _bar(gallery: Gallery, page: Page, query: Query) -> None:
         )
         favourites = bool(chosen) and all(entry.favourite for entry in chosen)
         st.button(
-            "No favourite" if favourites else "Favourite",
+            "Unfavourite" if favourites else "Favourite",
             on_click=_favour,
             args=(ids, not favourites),
             disabled=not ids,
@@ -229,17 +229,17 @@ def _one(gallery: Gallery, entry: Entry, query: Query) -> None:
         st.image(
             str(path), width="stretch", output_format="PNG" if png else "JPEG", alt=f"Picture: {_title(entry, 300)}"
         )
-        made = f"{entry.made:%d %B %Y, %H:%M}"
-        st.caption(session.plain(f"{entry.name} · {entry.width} × {entry.height} · {made}"))
+        made = entry.made_in(st.context.timezone)
+        st.caption(session.plain(f"{entry.name} · {entry.width} × {entry.height} · {made:%d %B %Y, %H:%M}"))
     with beside:
-        _actions(gallery, entry)
+        _actions(gallery, entry, older or newer)
         if entry.text:
             details.show(entry.text)
         else:
-            st.caption("The file says nothing about how it was made.")
+            st.caption("The file does not say how it was made.")
 
 
-def _actions(gallery: Gallery, entry: Entry) -> None:
+def _actions(gallery: Gallery, entry: Entry, following: Entry | None) -> None:
     with st.container(horizontal=True, gap="small"):
         form = format_of(entry.name)
         st.download_button(
@@ -251,7 +251,7 @@ def _actions(gallery: Gallery, entry: Entry) -> None:
             icon=":material/download:",
         )
         if entry.state == TRASHED:
-            st.button("Restore", on_click=_restore, args=([entry.id],))
+            st.button("Restore", on_click=_restore, args=([entry.id], following))
             return
         parameters = Parameters.from_text(entry.text) if entry.text else None
         st.button(
@@ -261,19 +261,8 @@ def _actions(gallery: Gallery, entry: Entry) -> None:
             disabled=parameters is None,
             icon=":material/edit:",
         )
-        st.button(
-            "Send to image to image",
-            on_click=handover.send,
-            args=(parameters, lambda: _read(gallery, entry)),
-            icon=":material/image:",
-        )
-        st.button(
-            "Send to inpaint",
-            on_click=handover.send,
-            args=(parameters, lambda: _read(gallery, entry), handover.INPAINT_PAGE),
-            icon=":material/brush:",
-        )
-        st.button("Move to trash", on_click=_delete, args=([entry.id],), icon=":material/delete:")
+        st.button("Move to trash", on_click=_delete, args=([entry.id], following), icon=":material/delete:")
+    handover.send_buttons(parameters, lambda: _read(gallery, entry))
     st.toggle(
         "Favourite",
         value=entry.favourite,
@@ -291,7 +280,7 @@ def _read(gallery: Gallery, entry: Entry) -> InputFile:
 
 
 def _open(picture_id: str | None) -> None:
-    """Open a picture, or all; kept in the address, where reloads, bookmarks and the Back button look for it."""
+    """Open a picture, or the list; kept in the address, so that reloads, bookmarks and the Back button work."""
     if picture_id:
         st.query_params[OPENED] = picture_id
     else:
@@ -303,7 +292,7 @@ def _chosen() -> list[str]:
 
 
 def _choose(ids: list[str], fresh: bool = False) -> None:
-    """Add to what is chosen, or begin anew with it; the checkboxes are made new, so that they show it."""
+    """Add to the chosen pictures, or replace them; new keys make the checkboxes show it."""
     state["gallery_chosen"] = list(dict.fromkeys([*([] if fresh else _chosen()), *ids]))
     state["gallery_round"] = state.get("gallery_round", 0) + 1
 
@@ -316,19 +305,31 @@ def _toggle(picture_id: str) -> None:
         chosen.append(picture_id)
 
 
-def _delete(ids: list[str]) -> None:
+def _delete(ids: list[str], following: Entry | None = None) -> None:
+    """Move pictures to the trash, and open the following one, else the list."""
     with _words():
         moved = the_gallery().delete(ids)
         _say(f"{_pictures(len(moved))} moved to the trash.", undo=moved)
-    _open(None)
+    _open(following.id if following else None)
     _choose([], fresh=True)
 
 
-def _restore(ids: list[str]) -> None:
+def _restore(ids: list[str], following: Entry | None = None) -> None:
+    """Move pictures out of the trash, and open the following one, else the list."""
     with _words():
         moved = the_gallery().restore(ids)
         _say(f"{_pictures(len(moved))} restored.")
-    _open(None)
+    _open(following.id if following else None)
+    _choose([], fresh=True)
+
+
+def _undo(ids: list[str]) -> None:
+    """Bring pictures back from the trash; where one picture is open, that is the first of them."""
+    with _words():
+        moved = the_gallery().restore(ids)
+        _say(f"{_pictures(len(moved))} restored.")
+        if OPENED in st.query_params and moved:
+            _open(moved[0])
     _choose([], fresh=True)
 
 
@@ -354,7 +355,7 @@ def _pictures(count: int) -> str:
 
 
 class _words:
-    """Say what goes wrong inside in words, at the top of the page, in place of failing."""
+    """Report errors from the block at the top of the page instead of raising them."""
 
     def __enter__(self) -> None:
         _say("")
@@ -378,4 +379,4 @@ def _said() -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.success(session.plain(words), width="stretch")
             if undo:
-                st.button("Undo", on_click=_restore, args=(undo,))
+                st.button("Undo", on_click=_undo, args=(undo,))

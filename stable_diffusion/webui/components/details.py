@@ -1,6 +1,6 @@
-"""What a picture says about itself, to read: a table, the prompts, and the text as it stands in the file.
+"""A picture's parameters: the prompts, a table, and the text as it is in the file.
 
-A picture may come from anywhere, so nothing of it is ever read as Markdown or HTML.
+A picture may come from anywhere, so none of its text is ever interpreted as Markdown or HTML.
 """
 
 import streamlit as st
@@ -9,7 +9,7 @@ from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.service.gallery_index import storable
 from stable_diffusion.webui.components import session
 
-MAX_SHOWN = 20_000  # characters; more is no prompt but a file that somebody made to be difficult
+MAX_SHOWN = 20_000  # characters; anything longer is not a prompt but a file made to cause trouble
 MAX_ROWS = 40
 
 
@@ -21,12 +21,12 @@ def show(text: str) -> None:
         _text("Negative prompt", parameters.negative)
     if rows := facts(parameters):
         st.table({"Setting": list(rows), "Value": list(rows.values())}, border="horizontal")
-    with st.expander("The text as it stands in the file"):
+    with st.expander("The text as it is in the file"):
         st.code(_shortened(text), language=None, wrap_lines=True)
 
 
 def facts(parameters: Parameters) -> dict[str, str]:
-    """Name and value of each setting that the picture tells, escaped for a table, which reads Markdown."""
+    """Name and value of each recorded setting, escaped for a table, which interprets Markdown."""
     named = {
         "Model": parameters.model,
         "Model hash": parameters.model_hash,

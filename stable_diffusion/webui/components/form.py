@@ -1,20 +1,24 @@
 """The form of a page: prompts, the input picture where there is one, Generate and Cancel."""
 
+import time
+
 import streamlit as st
 from PIL import Image
 
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import fit, open_picture
+from stable_diffusion.request import Request
 from stable_diffusion.service import values
-from stable_diffusion.webui.components import mask_painter, model_choice, prompt_count, session
+from stable_diffusion.webui.components import field_guard, mask_painter, model_choice, paste, prompt_count, session
 
 FITS = {"crop": "Cropped", "pad": "Padded", "stretch": "Stretched"}
 SHOWN_SIDE = 384  # pixels
+DOUBLE_CLICK = 1.0  # seconds within which the same request counts once
 
 
 def prompts() -> None:
-    """Draw the two prompts, each with the tokens that it takes."""
+    """Draw the two prompts, each with its token count."""
     st.text_area(
         "Prompt",
         key="prompt",
@@ -34,21 +38,22 @@ def prompts() -> None:
     if added:
         st.caption(f"Added to every generation: {session.plain(added)}")
     if st.session_state["cfg"] <= 1:
-        st.caption("Not read at CFG 1 or below, but for prompts with AND.")
+        st.caption("Ignored at CFG 1 or below, except for prompts with AND.")
     else:
         prompt_count.draw("Negative prompt", "negative", added)
 
 
 def input_picture() -> Image.Image | None:
-    """Draw the input picture beside its denoising strength, and return the picture, or None where there is none yet."""
+    """Draw the input picture and its denoising strength; return the picture, or None if there is none yet."""
     picture = uploader()
+    sizes()
     how = st.segmented_control(
         "Other shapes are",
         list(FITS),
         key="fit",
         required=True,
         format_func=FITS.__getitem__,
-        help="Crop fills the size and cuts what stands over, pad shows all of it on white, stretch distorts.",
+        help="Crop fills the size and cuts the rest, pad shows all of it on white, stretch distorts.",
         persist_state="session",
     )
     shown, beside = st.columns(2, vertical_alignment="center") if picture is not None else (None, st.container())
@@ -60,32 +65,64 @@ def input_picture() -> Image.Image | None:
 
 
 def uploader() -> Image.Image | None:
-    """Draw the field that takes the input picture; return the picture that there is by now, from here or elsewhere."""
-    st.file_uploader("Input picture", type=UPLOADS, key="upload", on_change=_take_upload)
+    """Draw the upload field; return the input picture, which may also come from elsewhere."""
+    st.file_uploader(
+        "Input picture",
+        type=UPLOADS,
+        key="upload",
+        on_change=_take_upload,
+        help="Drop a file, choose one, or copy a picture elsewhere and paste it anywhere on this page.",
+    )
+    paste.draw()
     if problem := st.session_state.get("upload_problem"):
         st.error(session.plain(problem), icon=":material/error:")
     return st.session_state.get("input_picture")
 
 
+def sizes() -> None:
+    """Say at which size the input picture is painted if that is not its own, and offer to change that."""
+    found = st.session_state.get("input_picture")
+    size = (st.session_state["width"], st.session_state["height"])
+    if found is None or found.size == size:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(
+            f"The picture has {found.width} × {found.height} pixels and is painted at {size[0]} × {size[1]}.",
+            width="content",
+        )
+        st.button(
+            "Take the picture's shape",
+            type="tertiary",
+            help="Set width and height to its shape, as large as the model paints best",
+            on_click=session.take_shape,
+        )
+        st.button(
+            "Take the picture's size",
+            type="tertiary",
+            help="Set width and height to its own, in multiples of 8",
+            on_click=session.take_size,
+        )
+
+
 def strength_slider() -> None:
-    """Draw the denoising strength, and what it leaves of the steps."""
+    """Draw the denoising strength, and how many steps it leaves."""
     strength = st.slider("Denoising strength", 0.0, 1.0, step=0.05, key="strength", persist_state="session")
     st.caption(strength_in_words(strength, int(st.session_state["steps"])))
 
 
 def _as_painted(picture: Image.Image, how: str) -> Image.Image:
-    """The picture as the chosen size and fit leave it, small."""
+    """The picture at the chosen size and fit, small."""
     width, height = st.session_state["width"], st.session_state["height"]
     scale = min(1.0, SHOWN_SIDE / max(width, height))
     return fit(picture, max(1, round(width * scale)), max(1, round(height * scale)), how)
 
 
 def strength_in_words(strength: float, steps: int) -> str:
-    """Say what a denoising strength leaves of the steps."""
+    """Say how many steps a denoising strength leaves."""
     left = min(steps, int(steps * strength))
     if left == 0:
-        return f"Leaves none of {steps} steps: choose more."
-    return f"Runs the last {left} of {steps} steps. 0 keeps the picture, 1 paints it anew."
+        return f"Leaves none of {steps} steps: choose a higher one."
+    return f"Runs the last {left} of {steps} steps. 0 keeps the picture, 1 repaints it completely."
 
 
 def _take_upload() -> None:
@@ -100,22 +137,29 @@ def _take_upload() -> None:
 
 
 def buttons(kind: str) -> None:
-    """Draw Generate and Cancel, and what went wrong last. kind: what the page starts from (text, picture or mask)."""
+    """Draw Generate and Cancel, and the last error. kind: what the page starts from: text, picture or mask."""
     job = session.current_job()
     active = job is not None and job.active
+    field_guard.draw()
     with st.container(horizontal=True):
         st.button(
             "Generate",
             type="primary",
             shortcut="Ctrl+Enter",
-            disabled=active,
+            help="Joins the queue while another picture is painted" if active else None,
             on_click=_generate,
             args=(kind,),
             width="stretch",
         )
-        st.button("Cancel", shortcut="Esc", disabled=not active, on_click=_cancel, width="stretch")
+        # Not Esc: that closes lists, full screen and menus, and ends typing.
+        st.button("Cancel", shortcut="Ctrl+Shift+Enter", disabled=not active, on_click=_cancel, width="stretch")
         if job is not None and job.active and job.request.n_images > 1:
-            st.button("Skip", help="Go on with the next picture", on_click=_skip, width="stretch")
+            st.button("Skip", help="Continue with the next picture", on_click=_skip, width="stretch")
+    if st.toggle("Generate forever", key="forever", on_change=session.repeat_jobs, persist_state="session"):
+        st.caption(
+            "Paints with new seeds until you cancel or switch this off, even after this tab is closed. Other jobs get "
+            "their turn in between."
+        )
     problem = st.session_state.get("form_problem") or (job.error if job is not None else "")
     if problem:
         st.error(session.plain(problem), icon=":material/error:")
@@ -125,9 +169,6 @@ def buttons(kind: str) -> None:
 
 def _generate(kind: str) -> None:
     st.session_state["form_problem"] = ""
-    job = session.current_job()
-    if job is not None and job.active:  # a second click before the page knew of the first
-        return
     picture = st.session_state.get("input_picture") if kind != "text" else None
     if kind != "text" and picture is None:
         st.session_state["form_problem"] = "Choose an input picture first."
@@ -136,10 +177,20 @@ def _generate(kind: str) -> None:
         st.session_state["form_problem"] = problem
         return
     try:
+        field_guard.check()
         mask = mask_painter.mask() if kind == "mask" else None
-        session.show_job(session.the_worker().submit(session.request_from_form(picture, mask)))
+        _submit(session.request_from_form(picture, mask))
     except StableDiffusionError as error:
         st.session_state["form_problem"] = str(error)
+
+
+def _submit(request: Request) -> None:
+    """Queue a request, but for the second one of a double click."""
+    now, (then, before) = time.monotonic(), st.session_state.get("submitted", (0.0, None))
+    if request == before and request.picture is before.picture and now - then < DOUBLE_CLICK:
+        return
+    session.add_job(session.the_worker().submit(request, st.session_state["forever"]))
+    st.session_state["submitted"] = (now, request)
 
 
 def _cancel() -> None:

@@ -1,15 +1,14 @@
-"""From a picture to the form: what it says about itself, and the picture itself, as the start of the next generation.
+"""From a picture to the form: its parameters, and the picture itself as the next input.
 
 `send` is for a button's `on_click`. The form's keys can be written there only, before the sidebar is drawn; `follow`
-then goes to the page that was meant, and `notes` says there what could not be taken over.
+then switches to the page, and `notes` says there what could not be taken over.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import streamlit as st
 
-from stable_diffusion import catalogue
+from stable_diffusion import catalogue, recorded
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.places import packaged
 from stable_diffusion.record import keys
@@ -30,7 +29,7 @@ def send(
     read: Callable[[], InputFile] | None = None,
     page: str = PICTURE_PAGE,
 ) -> None:
-    """Fill the form, and go to it: to `page` with the picture in a file that is read now, else to text to image."""
+    """Fill the form and go to it: to `page` with the picture of the file that `read` returns, else to text to image."""
     try:
         file = None if read is None else read()
         picture = None if file is None else file.open()
@@ -44,6 +43,25 @@ def send(
     st.session_state["go_to"] = page if picture is not None else TEXT_PAGE
 
 
+def send_buttons(parameters: Parameters | None, read: Callable[[], InputFile]) -> None:
+    """Draw the buttons that send a picture to a form, alone or with its parameters."""
+    whole = False
+    if parameters is not None:
+        whole = st.toggle(
+            "Send with its prompt and settings",
+            value=True,
+            key="send_whole",
+            help="Off: the picture alone is sent, and the form stays as it is.",
+            persist_state="session",
+        )
+    with st.container(horizontal=True, gap="small"):
+        for label, icon, page in (
+            ("Send to image to image", ":material/image:", PICTURE_PAGE),
+            ("Send to inpaint", ":material/brush:", INPAINT_PAGE),
+        ):
+            st.button(label, icon=icon, on_click=send, args=(parameters if whole else None, read, page))
+
+
 def follow() -> None:
     """Go to the page that `send` chose, if it did."""
     if page := st.session_state.pop("go_to", None):
@@ -52,60 +70,46 @@ def follow() -> None:
 
 
 def notes() -> None:
-    """Say once what could not be taken over; a page that was just gone to is shown from its top."""
+    """Say once what could not be taken over; scroll a page that was just opened to its top."""
     if st.session_state.pop("arrived", False):
-        with st.sidebar:  # at whose end it takes no room
+        with st.sidebar:  # where it takes no space
             st.html(TO_THE_TOP, unsafe_allow_javascript=True)
     if left_out := st.session_state.pop("handover_notes", None):
         st.info("  \n".join(session.plain(details.one_line(note, 300)) for note in left_out), icon=":material/info:")
 
 
 def fill(parameters: Parameters) -> list[str]:
-    """Put a picture's parameters into the form; return, in words, what was left as it is and why.
+    """Put a picture's parameters into the form; return, in words, what was left unchanged and why.
 
-    A picture may come from anywhere: a model counts only by a name of the catalogue (never as a path or as something to
-    download), and numbers only within what the form offers.
+    A picture may come from anywhere: models, VAEs and LoRAs count only by listed names and hashes (never as paths or as
+    something to download), and numbers only within what the form offers.
     """
     said, left_out = read_record(parameters)
-    # What a picture does not name, it was painted without.
+    # A setting that the picture does not name had its default.
     found = {name: each.to_form(DEFAULTS[name]) for name, each in values.FORM.items() if each.key and not each.always}
     found |= {"loras": [], "vae": ""}
-    if parameters.model:
-        if name := model_named(parameters.model):
-            session.put({"model": name})
-            session.apply_defaults()
+    if parameters.model or parameters.model_hash:
+        try:
+            model = recorded.find_model(parameters.model or "", parameters.model_hash)
+        except StableDiffusionError as error:
+            left_out.append(f"{error} The chosen one was left.")
         else:
-            left_out.append(f"The model {parameters.model!r} is not here; the chosen one was left.")
+            session.put({"model": model.name})
+            session.apply_defaults()
     for name, value in said.items():
-        if _can_be_shown(name, value):
+        if name == "sampler" or name not in values.FORM or values.shows(name, value):
             found[name] = value
         else:
             title = values.FORM[name].title or name.title()
             left_out.append(f"{title} {value} is not offered here, and was left as it is.")
     if vae := parameters.extra.get(keys.VAE):
-        if vae in catalogue.vaes():
-            found["vae"] = vae
-        else:
-            left_out.append(f"The VAE {vae!r} is not here, and was left out.")
-    found["loras"], missing = loras.from_text(parameters.extra.get(keys.LORA, ""))
-    left_out += [f"The LoRA {name!r} is not here, and was left out." for name in missing]
+        try:
+            path = recorded.find_vae(vae, parameters.extra.get(keys.VAE_HASH))
+            found["vae"] = next((name for name, other in catalogue.vaes().items() if other == path), "")
+        except StableDiffusionError as error:
+            left_out.append(f"{error} It was left out.")
+    laid_over, hashes = parameters.extra.get(keys.LORA, ""), parameters.extra.get(keys.LORA_HASHES, "")
+    found["loras"], notes = loras.from_text(laid_over, hashes)
+    left_out += notes
     session.put(found)
     return left_out
-
-
-def _can_be_shown(name: str, value: Any) -> bool:
-    """Whether the form has this very value: its bounds are narrower than the engine's."""
-    return name == "sampler" or name not in values.FORM or values.clean({name: value}, []).get(name) == value
-
-
-def model_named(wanted: str) -> str | None:
-    """The catalogue's name of the model that a picture names, or None where it has none of that name."""
-    listed = catalogue.all()
-    for fits in (
-        lambda model: wanted == model.name,
-        lambda model: wanted.casefold() in (model.name.casefold(), model.title.casefold()),
-        lambda model: wanted.casefold() == model.name.rpartition("/")[2].casefold(),
-    ):
-        if model := next(filter(fits, listed), None):
-            return model.name
-    return None

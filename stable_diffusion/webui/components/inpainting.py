@@ -1,4 +1,4 @@
-"""What the Inpaint page asks beside the prompts: a picture, a mask painted over it, and how the mask is used."""
+"""The Inpaint page's own controls: a picture, a mask painted over it, and how the mask is used."""
 
 from typing import Any
 
@@ -27,42 +27,23 @@ def settings() -> None:
             "Masked content",
             "masked_content",
             CONTENTS,
-            "What the steps begin with under the mask: the picture as it is, noise, or the colours around it.",
+            "What the masked part starts from: the picture as it is, noise, or the surrounding colours.",
         )
         only_masked = _choice(
             "Inpaint area",
             "only_masked",
             AREAS,
-            "Only masked: the surroundings of the mask are painted at the full width and height, and put back "
-            "smaller. That gives finer details, and knows less of the rest of the picture.",
+            "Only masked: the mask and its surroundings are painted at the full width and height, then scaled back. "
+            "Finer details, but the model sees less of the rest of the picture.",
         )
-    _sizes()
+    form.sizes()
     with st.expander("Mask settings"):
-        _choice("Mask mode", "invert", MODES, "Which part is painted anew.")
-        _pixels("Mask blur", "mask_blur", "How softly the new passes into the old at the edge of the mask.")
-        _pixels("Padding", "padding", "How far around the mask it is looked, with Only masked.", not only_masked)
+        _choice("Mask mode", "invert", MODES, "Which part is repainted.")
+        _pixels("Mask blur", "mask_blur", "How softly new and old blend at the edge of the mask.")
+        _pixels("Padding", "padding", "With Only masked: how much around the mask the model sees.", not only_masked)
     if st.session_state.get("input_picture") is not None:
         with st.expander("Extend the canvas"):
             _extension()
-
-
-def _sizes() -> None:
-    """Say at which size the picture is painted, where that is not its own."""
-    found = st.session_state.get("input_picture")
-    size = (st.session_state["width"], st.session_state["height"])
-    if found is None or found.size == size:
-        return
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(
-            f"The picture has {found.width} × {found.height} pixels and is painted at {size[0]} × {size[1]}.",
-            width="content",
-        )
-        st.button(
-            "Take the picture's shape",
-            type="tertiary",
-            help="Set width and height to its shape, as large as the model paints best",
-            on_click=session.take_shape,
-        )
 
 
 def _choice(label: str, key: str, titles: dict[Any, str], words: str) -> Any:
@@ -84,7 +65,7 @@ def _pixels(label: str, key: str, words: str, disabled: bool = False) -> None:
 
 
 def _extension() -> None:
-    st.caption("Adds pixels at the sides of the picture, painted over as what should change.")
+    st.caption("Adds pixels at the sides of the picture and masks them.")
     columns = st.columns(2) * 2
     for side, column in zip(SIDES, columns, strict=True):
         column.number_input(side.title(), 0, MAX_EXTENSION, step=8, key=f"extend_{side}", persist_state="session")
@@ -94,7 +75,7 @@ def _extension() -> None:
 
 
 def _extend() -> None:
-    """Put the larger picture in the place of the one that is there, with what is new painted over."""
+    """Replace the input picture with the larger one, its new parts masked."""
     state = st.session_state
     try:
         found = mask_painter.painting()

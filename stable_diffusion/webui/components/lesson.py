@@ -40,7 +40,7 @@ def draw() -> None:
     """Draw the page."""
     model = model_or_default()
     st.header("How it works")
-    st.caption(f"All of this, but for the training, is computed here and now, with {session.plain(model.title)}.")
+    st.caption(f"Everything here except the training is computed live, with {session.plain(model.title)}.")
     name = st.segmented_control(
         "Lesson", list(LESSONS), default=next(iter(LESSONS)), required=True, key="lesson", persist_state="session"
     )
@@ -86,7 +86,7 @@ def _tokens(model: catalogue.Model) -> None:
 def _forward(model: catalogue.Model) -> None:
     st.markdown(
         "Noise is not added to the pixels but to the latents: the autoencoder's much smaller picture of the picture, "
-        "where one number stands for a patch. This is the way that training goes; painting goes it backwards. Below "
+        "where one number stands for a patch. Training goes this way; painting goes it backwards. Below "
         "each time stand the latents' channels, and what the decoder makes of them."
     )
     st.latex(
@@ -106,9 +106,9 @@ def _forward(model: catalogue.Model) -> None:
 
 def _space(model: catalogue.Model) -> None:
     st.markdown(
-        "The text encoder turns a text into points of a space with hundreds of dimensions; texts that mean alike lie "
-        "close together there. Here each text is one point, the mean of its tokens' states, seen from the side that "
-        "shows most of the differences. On the right is how alike each two are: 1 is the same direction."
+        "The text encoder turns a text into points of a space with hundreds of dimensions; texts with similar "
+        "meanings lie close together. Here each text is one point, the mean of its tokens' states, projected so that "
+        "most of the differences show. On the right, the similarity of each pair: 1 is the same direction."
     )
     st.latex(r"\cos(a, b) = \frac{a \cdot b}{\lVert a \rVert\, \lVert b \rVert}")
     own = TEXTS.get(model.name, TEXTS[""])
@@ -161,7 +161,7 @@ def _denoising(model: catalogue.Model) -> None:
     st.markdown(
         "Painting starts from pure noise. At each step the U-Net looks at xₜ and says which part of it is noise; "
         "taking all of that away at once gives its estimate of the picture, x₀, which is blurred at first, since many "
-        "pictures would fit. The sampler therefore goes only a little in its direction, and asks again."
+        "pictures would fit. So the sampler moves only a little in its direction, and asks again."
     )
     st.latex(r"\hat x_0 = \frac{x_t - \sqrt{1 - \bar\alpha_t}\,\varepsilon_\theta(x_t, t)}{\sqrt{\bar\alpha_t}}")
     settings = _settings(model, _prompt())
@@ -198,8 +198,8 @@ def _guidance(model: catalogue.Model) -> None:
 def _strength(model: catalogue.Model) -> None:
     st.markdown(
         "Image to image does not start from pure noise but from a picture, brought to a noise level on the way. The "
-        "strength says how far up: a low one leaves only details to be painted anew, 1 nearly everything. So the "
-        "sampler runs the last part of its steps only."
+        "strength says how far up: a low one repaints only details, 1 nearly everything. The "
+        "sampler runs only the last part of its steps."
     )
     st.latex(r"\text{steps run} = \lfloor \text{strength} \cdot n \rfloor")
     picture = _picture()

@@ -1,4 +1,4 @@
-"""The panel that shows this tab's job: step by step while it runs, then the pictures and a replay of their steps."""
+"""The panel that shows this tab's job: each step while it runs, then the pictures and a replay of their steps."""
 
 import io
 import time
@@ -38,7 +38,7 @@ def panel() -> None:
 
 
 def strip() -> None:
-    """Draw how far the job is, for pages that are about something else; nothing where none is active."""
+    """Draw the job's progress, for pages about something else; nothing if no job is active."""
     job = session.current_job()
     if job is not None and job.active:
         st.divider()
@@ -61,7 +61,7 @@ def _welcome() -> None:
         st.caption("Describe a picture, then press Generate or Ctrl + Enter. Every step will show here.")
     st.caption("Or begin with one of these:")
     for example in values.examples(session.chosen_model()):
-        # As wide as the panel: on a telephone, a narrow one would break the words.
+        # As wide as the panel: on a phone, a narrow one would break words.
         st.button(example, key=f"example-{example}", on_click=session.put, args=({"prompt": example},), width="stretch")
 
 
@@ -97,7 +97,7 @@ def progress_in_words(job: Job) -> str:
     if job.cancelling:
         return " · ".join([*parts, "cancelling"])
     if job.elapsed >= 0.5:
-        parts.append(f"{duration(job.elapsed)} gone")
+        parts.append(f"{duration(job.elapsed)} elapsed")
     if job.seconds_left is not None and job.seconds_left >= 0.5:
         parts.append(f"{duration(job.seconds_left)} left")
     if job.steps_per_second is not None:
@@ -107,7 +107,7 @@ def progress_in_words(job: Job) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Say a time span shortly: 8 s, 2 min 5 s, 1 h 20 min."""
+    """A time span in few words: 8 s, 2 min 5 s, 1 h 20 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -117,7 +117,7 @@ def duration(seconds: float) -> str:
 
 
 def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
-    """Draw a step as each of the kinds, side by side."""
+    """Draw a step as each of these kinds, side by side."""
     where = f"step {frame.index} of {frame.total}"
     shown = [(kind, found) for kind in KINDS if kind in kinds and (found := _jpeg(job, frame, kind)) is not None]
     if not shown:
@@ -129,7 +129,7 @@ def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
 
 
 def _jpeg(job: Job, frame: Frame, kind: str) -> tuple[bytes, str] | None:
-    """A step as one kind, and what it is; while a job runs, the newest decode stands in for that of other steps."""
+    """A step as one kind, with a caption; while a job runs, the newest decode stands in for newer steps."""
     estimate = "The model's current estimate of the picture, x₀"
     if kind in ("auto", "full"):
         frames = reversed(job.pictures[-1].frames) if job.active and job.pictures else [frame]
@@ -172,6 +172,8 @@ def _result(job_id: str) -> None:
     if picture.finished:
         st.image(_source(picture), width="stretch", output_format="PNG", alt=f"Finished picture, seed {picture.seed}")
         _download(job, picture)
+    else:
+        _keep(job, picture)
     _replay(job, picture)
 
 
@@ -204,7 +206,7 @@ def _download(job: Job, picture: Picture) -> None:
             on_click="ignore",
             icon=":material/download:",
         )
-        # Not by a callback: this is a fragment, and the whole page has to be drawn anew to go to another one.
+        # Not in a callback: this is a fragment, and only a full run can switch pages.
         if st.button("Send to image to image", icon=":material/image:", help="Start the next picture from this one"):
             handover.send(None, lambda: InputFile(name, _bytes(picture)))
             st.rerun()
@@ -212,6 +214,25 @@ def _download(job: Job, picture: Picture) -> None:
             handover.send(None, lambda: InputFile(name, _bytes(picture)), handover.INPAINT_PAGE)
             st.rerun()
         st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
+
+
+def _keep(job: Job, picture: Picture) -> None:
+    """Offer to save a picture that was stopped, as far as it came."""
+    worker = session.the_worker()
+    if not st.button("Keep the picture so far", help="Decode the last estimate, and save it as a picture"):
+        return
+    try:
+        task = worker.keep(job, picture)
+    except StableDiffusionError as error:
+        st.error(session.plain(str(error)), icon=":material/error:")
+        return
+    _wait(task)
+    if task.error:
+        st.error(session.plain(task.error), icon=":material/error:")
+    elif task.active:
+        st.caption("It is saved when the step that is being computed, and what is loaded for it, is done.")
+    else:
+        st.rerun()
 
 
 def _download_sheet(job: Job, pictures: list[Picture]) -> None:
@@ -249,7 +270,7 @@ def _replay(job: Job, picture: Picture) -> None:
 
 
 def _decode(job: Job, frame: Frame, asked: bool) -> None:
-    """Have a step decoded, and wait a little for it; say what prevents it only where it was asked for."""
+    """Have a step decoded, and wait briefly for it; report a failure only if the decode was requested."""
     worker = session.the_worker()
     try:
         task = worker.decode(job, frame)

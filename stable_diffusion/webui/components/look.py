@@ -1,4 +1,4 @@
-"""What the theme in .streamlit/config.toml cannot say about the page's looks, as one constant style sheet."""
+"""A style sheet for what the theme in streamlit.toml cannot say."""
 
 import streamlit as st
 
@@ -23,5 +23,5 @@ STYLE = """<style>
 
 
 def draw() -> None:
-    """Put the style sheet into the page, where it takes no room."""
+    """Add the style sheet to the page; it takes no space."""
     st.html(STYLE)

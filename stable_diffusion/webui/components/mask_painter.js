@@ -1,10 +1,10 @@
 // The mask is a byte for each pixel of the picture, 255 where painted: no antialiasing, and nothing is ever scaled. The
-// canvas over the picture only shows it. Python hears of it a moment after each change, and at once where something
-// outside is touched, so that nothing painted is lost to a click on Generate. A change of pages may be faster still; so
-// the window keeps the newest painting with its history, and tells Python again where that has not heard of it.
+// canvas over the picture only shows it. Python gets it a moment after each change, and at once when something outside
+// is touched, so that a click on Generate loses nothing. A change of pages may be faster still, so the window keeps the
+// newest painting with its history, and sends it again if Python has missed it.
 
-const QUIET = 200 // milliseconds without a change before Python is told
-const PACE = 10_000 // pixels for one more of them: what takes longer is done less often
+const QUIET = 200 // milliseconds without a change before the mask is sent
+const PACE = 10_000 // pixels that add one more: larger masks are sent less often
 const HISTORY = { steps: 200, bytes: 96 << 20 }
 const STRIPE = 5 // CSS pixels; the mask is shown in two colours, so that one of them stands out from any picture
 const COLOURS = [
@@ -383,7 +383,7 @@ class Painter {
             const given = await this.read(url)
             if (token === this.token) this.step((mask) => mask.set(given))
         } catch {
-            this.say("That file is no picture that a browser can read: white for what is painted, as PNG, JPEG or WebP.")
+            this.say("The browser cannot read that file. A mask is a PNG, JPEG or WebP, white where painted.")
         } finally {
             URL.revokeObjectURL(url)
         }

@@ -1,4 +1,4 @@
-"""A picture to paint a mask over, in the picture's own size; the browser's side is mask_painter.js.
+"""A picture to paint a mask over, at the picture's own size; mask_painter.js is the browser's side.
 
 The mask comes back as a part of the component's state, so it travels with every click (Generate's too), whichever
 comes first. It is kept beside the picture in the session, whatever page is shown.
@@ -21,9 +21,9 @@ _painter = st.components.v2.component(KEY, html=_html, css=_css, js=_js)
 
 
 def painting() -> Painting | None:
-    """The input picture with what is painted over it by now; None where there is no picture.
+    """The input picture and its mask so far; None without a picture.
 
-    Raises PictureError where the picture is too large, or the browser sent what is no mask of it.
+    Raises PictureError if the picture is too large, or the browser sent something that is not its mask.
     """
     picture: Image.Image | None = st.session_state.get("input_picture")
     if picture is None:
@@ -32,12 +32,12 @@ def painting() -> Painting | None:
     found: Painting | None = st.session_state.get("painting")
     if found is None or found.picture is not picture:
         found = st.session_state["painting"] = Painting(picture)
-    found.hear((st.session_state.get(KEY) or {}).get("painted"))
+    found.receive((st.session_state.get(KEY) or {}).get("painted"))
     return found
 
 
 def mask() -> Image.Image:
-    """The mask to generate with. Raises InputError where nothing is left to change, PictureError as `painting`."""
+    """The mask to generate with. Raises InputError if nothing is left to change, PictureError as `painting` does."""
     found = painting()
     return check(found.mask if found is not None else None, st.session_state["invert"])
 
@@ -45,7 +45,7 @@ def mask() -> Image.Image:
 def draw() -> None:
     """Draw the picture and the tools.
 
-    This is no fragment: a stroke and a click on Generate may come in one message, and that runs one fragment or all.
+    This is not a fragment: a stroke and a click on Generate may come in one message, and that runs one fragment or all.
     """
     try:
         found = painting()
@@ -72,7 +72,7 @@ def draw() -> None:
 
 
 def _take() -> None:
-    """Hear the browser even where the next page has no painter; what is wrong with it, `draw` says."""
+    """Receive the mask even if the next page has no painter; `draw` reports errors."""
     with contextlib.suppress(StableDiffusionError):
         painting()
 

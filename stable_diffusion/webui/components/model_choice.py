@@ -1,4 +1,4 @@
-"""The dropdown of models: what each one is, whether it is here, and its download where it is not."""
+"""The dropdown of models: what each one is, and its download if it is not here yet."""
 
 import streamlit as st
 
@@ -35,14 +35,16 @@ def draw() -> None:
 
 
 def _mark(model: catalogue.Model) -> str:
+    if model.lacks_vae:
+        return " (needs a VAE)"
     if model.problem:
         return " (cannot be used)"
     return "" if model.present else " (not downloaded)"
 
 
 def why_not(model: catalogue.Model) -> str:
-    """Say why a model cannot paint as things are, or ""."""
-    if model.problem:
+    """Why a model cannot paint at present, or ""."""
+    if model.problem and not (model.lacks_vae and st.session_state.get("vae")):
         return model.problem
     if model.present:
         return ""
@@ -51,14 +53,14 @@ def why_not(model: catalogue.Model) -> str:
 
 
 def size_in_words(n_bytes: int | None) -> str:
-    """Say a size on disk shortly: 4.3 GB, 26 MB."""
+    """A size on disk in few words: 4.3 GB, 26 MB."""
     if not n_bytes:
         return ""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def model_or_default() -> catalogue.Model:
-    """The chosen model where it can be loaded without the network, else the embedded one."""
+    """The chosen model if it can be loaded without the network, else the embedded one."""
     model = session.chosen_model()
     return catalogue.find(catalogue.DEFAULT) if model.problem or not model.present else model
 

@@ -1,4 +1,4 @@
-"""Picture info: drop a picture, read how it was made, send that to the form."""
+"""Picture info: upload a picture, read how it was made, send that to the form."""
 
 import io
 
@@ -38,7 +38,7 @@ def show() -> None:
         if text:
             details.show(text)
         else:
-            st.info("This picture says nothing about how it was made.", icon=":material/info:")
+            st.info("This picture does not say how it was made.", icon=":material/info:")
 
 
 def _actions(upload: UploadedFile, text: str | None) -> None:
@@ -51,15 +51,4 @@ def _actions(upload: UploadedFile, text: str | None) -> None:
             disabled=parameters is None,
             icon=":material/edit:",
         )
-        st.button(
-            "Send to image to image",
-            on_click=handover.send,
-            args=(parameters, lambda: session.input_file(upload)),
-            icon=":material/image:",
-        )
-        st.button(
-            "Send to inpaint",
-            on_click=handover.send,
-            args=(parameters, lambda: session.input_file(upload), handover.INPAINT_PAGE),
-            icon=":material/brush:",
-        )
+    handover.send_buttons(parameters, lambda: session.input_file(upload))

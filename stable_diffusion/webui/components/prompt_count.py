@@ -1,6 +1,6 @@
-"""The row under a prompt: its tokens, and what its signs mean.
+"""The row under a prompt: its token count, and what its syntax means.
 
-It follows while one types: Streamlit itself hears of a text only when its field is left.
+It updates while one types; Streamlit itself sends a text only when its field loses focus.
 """
 
 import streamlit as st
@@ -9,23 +9,23 @@ from stable_diffusion.service import marks, tokens
 from stable_diffusion.service.values import with_default
 from stable_diffusion.webui.components import session
 
-# Tells of the text in the field with this label, a moment after the last key.
+# Sends the text of the field with this label, a moment after the last key.
 LISTENER = """
 export default function ({ data, parentElement, setStateValue }) {
     const field = document.querySelector(`textarea[aria-label="${data.label}"]`)
     if (!field) return
     let timer
-    const tell = () => {
+    const send = () => {
         clearTimeout(timer)
         timer = setTimeout(() => {
-            if (field.value !== parentElement.told) setStateValue("text", parentElement.told = field.value)
+            if (field.value !== parentElement.sent) setStateValue("text", parentElement.sent = field.value)
         }, 250)
     }
-    field.addEventListener("input", tell)
-    if (parentElement.told !== undefined) tell() // what was typed while this was drawn anew
+    field.addEventListener("input", send)
+    if (parentElement.sent !== undefined) send() // what was typed during a redraw
     return () => {
         clearTimeout(timer)
-        field.removeEventListener("input", tell)
+        field.removeEventListener("input", send)
     }
 }
 """
@@ -48,7 +48,7 @@ def draw(label: str, key: str, added: str = "") -> None:
 
 
 def _badges(text: str, steps: int, negative: bool) -> list[str]:
-    """What the signs of a text mean, each as a small badge."""
+    """What the syntax of a text means, each as a small badge."""
     found = marks.marks(text, steps, negative)
     words = [mark.words for mark in found[:MAX_MARKS]]
     if len(found) > MAX_MARKS:
@@ -57,7 +57,7 @@ def _badges(text: str, steps: int, negative: bool) -> list[str]:
 
 
 def _newest(memory: str, committed: str, typed: str | None) -> str:
-    """Of the text that Streamlit knows and the one that the listener told of, whichever changed last."""
+    """The text that Streamlit has, or the listener's, whichever changed last."""
     before = st.session_state.get(memory, (None, None, committed))
     text = before[2]
     if committed != before[0]:

@@ -1,4 +1,4 @@
-"""What this tab remembers: its settings, its job, its input picture; and the worker and downloads it shares."""
+"""What this tab remembers: its settings, jobs and input picture; and the worker and downloads that tabs share."""
 
 import os
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 from stable_diffusion import catalogue
 from stable_diffusion.pictures.inpainting import suitable_size
 from stable_diffusion.record.inputs import InputFile, recordable
-from stable_diffusion.request import Request
+from stable_diffusion.request import GRID, Request
 from stable_diffusion.service import loras, presets, values
-from stable_diffusion.service.jobs import Job
+from stable_diffusion.service.jobs import Job, Picture, State
 from stable_diffusion.service.masks import Painting
 from stable_diffusion.service.shared import outputs
 from stable_diffusion.service.shared import the_downloads as the_downloads
@@ -22,25 +22,26 @@ from stable_diffusion.service.shared import the_worker as the_worker
 
 CATALOGUE_AGE = 2.0  # seconds
 MAX_FILE_NAME = 255  # characters
-FRESH: dict[str, Any] = {  # what the form shows at first, beside what the model decides
+FRESH: dict[str, Any] = {  # the form's initial values, except those that the model decides
     **values.fresh(),
     "model": catalogue.DEFAULT,
     "loras": (),
     "file_format": Request.file_format,
     "previews": Request.previews,
+    "forever": False,
 }
 NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
 
 @st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
 def listed_models() -> list[catalogue.Model]:
-    """Every model to choose from; looked up anew after a moment, not at every click."""
+    """Every model to choose from; refreshed after CATALOGUE_AGE, not at every click."""
     return catalogue.all()
 
 
 @st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
 def loras_here() -> dict[str, str]:
-    """Every LoRA to choose from, by name, and what it is for where that is known."""
+    """Every LoRA to choose from, by name, with its family if known."""
     return {name: loras.family(path) for name, path in loras.listed().items()}
 
 
@@ -50,13 +51,23 @@ def presets_file() -> Path:
 
 
 def current_job() -> Job | None:
-    """The job that this tab shows: kept over page switches in the session, over a reload in the address."""
-    job_id = st.session_state.get("job_id") or st.query_params.get("job")
-    return the_worker().job(job_id)
+    """The job that this tab shows: of its own, the one that runs, else the first that waits, else the last."""
+    jobs = own_jobs()
+    for states in ((State.LOADING, State.RUNNING), (State.QUEUED,)):
+        if job := next((job for job in jobs if job.state in states), None):
+            return job
+    return max(jobs, key=lambda job: job.ended or 0.0, default=None)
+
+
+def own_jobs() -> list[Job]:
+    """The jobs that this tab started or watches; a reload keeps the one in the address."""
+    ids = st.session_state.get("job_ids") or [st.query_params.get("job")]
+    found = (the_worker().job(each) for each in ids)
+    return [the_worker().latest(job) for job in found if job is not None]
 
 
 def shown_job() -> Job | None:
-    """The job whose pictures this tab shows: the current one, or the last with pictures where that one came to none."""
+    """The job whose pictures this tab shows: the current one, or, if that has none, the last one that had."""
     job = current_job()
     if job is not None and (job.active or job.frame is not None):
         st.session_state["shown_id"] = job.id
@@ -65,9 +76,34 @@ def shown_job() -> Job | None:
     return shown if shown is not None and shown.frame is not None else None
 
 
-def show_job(job: Job) -> None:
-    """Make this tab show a job from now on."""
-    st.session_state["job_id"] = job.id
+def shown_picture() -> Picture | None:
+    """The picture that the panel shows: the newest while a job runs, then the chosen one; of all, the first."""
+    job = shown_job()
+    pictures = [] if job is None else [picture for picture in job.pictures if picture.frames]
+    if job is None or not pictures:
+        return None
+    chosen = st.session_state.get(f"picture-{job.id}")
+    if job.active:
+        return pictures[-1]
+    return pictures[chosen] if isinstance(chosen, int) and 0 <= chosen < len(pictures) else pictures[0]
+
+
+def add_job(job: Job) -> None:
+    """Let this tab follow a job, after those that it follows already."""
+    st.session_state["job_ids"] = [*(each.id for each in own_jobs() if each.active), job.id]
+
+
+def watch(job: Job) -> None:
+    """Let this tab show a job, whoever started it."""
+    st.session_state["job_ids"] = [job.id]
+    st.session_state["forever"] = job.repeat
+
+
+def repeat_jobs() -> None:
+    """Let this tab's active jobs repeat, or not, as the form says."""
+    for job in own_jobs():
+        if job.active:
+            job.repeat = st.session_state["forever"]
 
 
 def begin() -> None:
@@ -80,9 +116,11 @@ def begin() -> None:
         apply_defaults()
         if job is not None:
             recall(job.request)
+            st.session_state["forever"] = job.repeat and job.active
     _make_showable()
     if job is not None:
         st.session_state["job_id"] = job.id
+        st.session_state["job_ids"] = [each.id for each in own_jobs() if each.active or each is job]
         if st.query_params.get("job") != job.id:
             st.query_params["job"] = job.id
     elif "job" in st.query_params:
@@ -90,7 +128,7 @@ def begin() -> None:
 
 
 def _make_showable() -> None:
-    """Bring what others put into the form, or what went away meanwhile, to what the form can show."""
+    """Replace values that the form cannot show: set by others, or of models that have gone."""
     state = st.session_state
     known = [model.name for model in listed_models()]
     if state["model"] not in known:
@@ -98,7 +136,7 @@ def _make_showable() -> None:
         state["model"] = catalogue.DEFAULT
         apply_defaults()
     for key, value in values.clean({key: state.get(key) for key in values.KEYS}, known).items():
-        if state.get(key) != value:
+        if state.get(key) != value and not (key in values.TYPED and isinstance(state.get(key), str)):
             state[key] = value
     typed = values.without_default(state["negative"], default_negative())
     if typed != state["negative"].strip():
@@ -112,14 +150,14 @@ def chosen_model() -> catalogue.Model:
 
 
 def default_negative() -> str:
-    """What is added to every negative prompt: the chosen model's own, and that of whoever installed this."""
+    """What is added to every negative prompt: the chosen model's own, and $STABLE_DIFFUSION_NEGATIVE."""
     own = chosen_model().defaults.negative or ""
     everyones = os.environ.get(NEGATIVE_VARIABLE, "").strip()
     return ", ".join(dict.fromkeys(part for part in (own, everyones) if part))
 
 
 def apply_defaults() -> None:
-    """Set steps, guidance and size to what the chosen model does best."""
+    """Set steps, guidance and size to the chosen model's defaults."""
     model = chosen_model()
     width, height = values.usual_size(model)
     put(
@@ -135,7 +173,7 @@ def apply_defaults() -> None:
 
 
 def put(settings: Mapping[str, Any]) -> None:
-    """Put settings into the form, as far as it can show them; a model that is not here is left out."""
+    """Put settings into the form, as far as it can show them; unknown models are left out."""
     st.session_state.update(values.clean(settings, [model.name for model in listed_models()]))
 
 
@@ -152,10 +190,10 @@ def recall(request: Request) -> None:
 
 
 def recall_seed() -> None:
-    """Put the seed of the picture that is shown into the form."""
-    job = shown_job()
-    if job is not None and job.pictures and job.pictures[0].seed is not None:
-        put({"seed": job.pictures[0].seed})
+    """Put the seed of the picture that is shown into the form, and that of its variation."""
+    picture = shown_picture()
+    if picture is not None:
+        put({"seed": picture.seed, "variation_seed": picture.variation_seed})
 
 
 def settings_of_form() -> dict[str, Any]:
@@ -180,11 +218,22 @@ def take_shape() -> None:
         put({"width": width, "height": height})
 
 
+def take_size() -> None:
+    """Set width and height to the size of the input picture, as nearly as the form can."""
+    picture: Image.Image | None = st.session_state.get("input_picture")
+    if picture is not None:
+        width, height = (round(side / GRID) * GRID for side in picture.size)
+        put({"width": width, "height": height})
+
+
 def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
-    """Gather the form into a request."""
+    """Gather the form into a request. Raises InputError for what is not valid in it."""
     state = st.session_state
+    numbers = {name: values.typed(name, state[name]) for name in values.TYPED if name != "variation_seed"}
+    if state["variation_strength"]:
+        numbers["variation_seed"] = values.typed("variation_seed", state["variation_seed"])
     return Request.from_values(
-        {key: state[key] for key in values.KEYS},
+        {key: state[key] for key in values.KEYS if key not in values.TYPED} | numbers,
         prompt=state["prompt"].strip(),
         negative=values.with_default(state["negative"], default_negative()),
         sampler=values.join_sampler(state["sampler"], state.get("schedule", values.AUTOMATIC)),
@@ -197,13 +246,13 @@ def request_from_form(input_picture: Image.Image | None, mask: Image.Image | Non
 
 
 def begin_from(picture: Image.Image, file: InputFile | None = None) -> None:
-    """Make a picture the input picture; `file` is what it was read from, which the painted ones then name."""
+    """Set the input picture; `file` is what it was read from, for the record of its results."""
     st.session_state["input_picture"] = picture
     st.session_state["input_file"] = (picture, file)
 
 
 def input_file(upload: UploadedFile) -> InputFile:
-    """An uploaded file, named as it was called where it came from."""
+    """An uploaded file, under its original name."""
     return InputFile(recordable(upload.name[-MAX_FILE_NAME:]), upload.getvalue())
 
 
@@ -213,6 +262,6 @@ def _input_file(picture: Image.Image | None) -> InputFile | None:
 
 
 def plain(text: str) -> str:
-    """Escape a text for the places that read Markdown, so that it shows as it was written."""
+    """Escape a text for places that interpret Markdown, so that it shows as written."""
     escaped = "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:^&@=\"'" else c for c in text)
     return escaped.replace("\n", "  \n")

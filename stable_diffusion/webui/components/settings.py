@@ -16,7 +16,7 @@ from stable_diffusion.webui.components import model_choice, session
 
 
 def sidebar() -> None:
-    """Draw the settings that all pages share; their values live in the session's state."""
+    """Draw the settings that all pages share; their values live in the session state."""
     with st.sidebar:
         model_choice.draw()
         _sampling()
@@ -43,7 +43,7 @@ def _sampling() -> None:
         schedules,
         key="schedule",
         format_func=str.title,
-        help="How the noise levels are spaced. Automatic: as the checkpoint asks.",
+        help="How the noise levels are spaced. Automatic: as the checkpoint says.",
         persist_state="session",
     )
     st.slider("Steps", *values.bounds("steps"), key="steps", persist_state="session")
@@ -52,7 +52,7 @@ def _sampling() -> None:
         *values.bounds("cfg"),
         step=0.5,
         key="cfg",
-        help="How closely the picture follows the prompt. Up to 1: no guidance, and each step costs half.",
+        help="How closely the picture follows the prompt. At 1 and below: no guidance, and each step costs half.",
         persist_state="session",
     )
 
@@ -84,13 +84,7 @@ def _swap_sides() -> None:
 
 
 def _seed() -> None:
-    st.number_input(
-        "Seed",
-        *values.bounds("seed"),
-        key="seed",
-        help="The same seed and settings give the same picture. -1: a new one every time.",
-        persist_state="session",
-    )
+    _typed("seed")
     with st.container(horizontal=True, gap="small"):
         st.button(
             "Random",
@@ -102,7 +96,7 @@ def _seed() -> None:
         st.button(
             "Reuse last",
             icon=":material/history:",
-            help="The seed of the picture that is shown",
+            help="The seed of the picture that is shown; of all, the first one's",
             on_click=session.recall_seed,
         )
 
@@ -112,7 +106,7 @@ def _advanced() -> None:
     _number("clip_skip")
     _slider("guidance_rescale")
     _slider("variation_strength")
-    _number("variation_seed", disabled=not st.session_state["variation_strength"])
+    _typed("variation_seed", disabled=not st.session_state["variation_strength"])
     _choice("prompt_language", {"a1111": "A1111's", "plain": "Plain"})
     st.pills(
         "Preview",
@@ -120,15 +114,16 @@ def _advanced() -> None:
         selection_mode="multi",
         key="previews",
         format_func=KINDS.__getitem__,
-        help="What shows the picture while it is painted. Automatic: drafts where the machine is quick, else "
-        "approximate colours. A full decode is sharper, and takes time from the painting.",
+        help="What to show while painting. Automatic: drafts if the machine is quick, else approximate colours. A full "
+        "decode is sharper, but slows the painting down.",
         persist_state="session",
     )
     _choice("file_format", {each.key: each.title for each in WRITTEN})
 
 
 def _of_model() -> None:
-    """Draw how the model is loaded; a change takes effect with the next picture, which loads it again."""
+    """Draw how the model is loaded."""
+    st.caption("A change takes effect with the next picture: the model is loaded again for it.")
     here = catalogue.vaes()
     chosen = st.session_state["vae"]
     _select("vae", {"": "The model's own", **{name: name for name in sorted({*here, *filter(None, [chosen])})}})
@@ -154,6 +149,23 @@ def _number(name: str, disabled: bool = False) -> None:
         help=_sentence(each.help),
         persist_state="session",
     )
+
+
+def _typed(name: str, disabled: bool = False) -> None:
+    """Draw a text field for a number that may be larger than a browser can count."""
+    each = values.FORM[name]
+    st.text_input(
+        each.title,
+        key=name,
+        disabled=disabled,
+        max_chars=24,
+        help=f"{_sentence(each.help)} -1: a new one every time.",
+        persist_state="session",
+    )
+    try:
+        values.typed(name, st.session_state[name])
+    except StableDiffusionError as error:
+        st.error(session.plain(str(error)), icon=":material/error:")
 
 
 def _select(name: str, titles: dict[Any, str]) -> None:
@@ -186,7 +198,7 @@ def _sentence(text: str) -> str:
 
 
 def _loras() -> None:
-    """Draw the chosen LoRAs with a strength each; what counts is `loras` in the session's state, pairs of the two."""
+    """Draw the chosen LoRAs with a strength each; the value is `loras` in the session state, pairs of both."""
     state = st.session_state
     here, chosen = session.loras_here(), dict(state["loras"])
     state["lora_names"] = list(chosen)
@@ -232,17 +244,17 @@ def _apply_preset() -> None:
 
 
 def _delete_preset() -> None:
-    _mending(presets.delete, session.presets_file(), st.session_state["preset"])
+    _reporting(presets.delete, session.presets_file(), st.session_state["preset"])
 
 
 def _save_preset() -> None:
     name = st.session_state["preset_name"].strip()
-    if _mending(presets.save, session.presets_file(), name, session.settings_of_form()):
+    if _reporting(presets.save, session.presets_file(), name, session.settings_of_form()):
         st.session_state.update(preset=name, preset_name="")
 
 
-def _mending(function, *arguments) -> bool:
-    """Call, and keep in words what went wrong; True where nothing did."""
+def _reporting(function, *arguments) -> bool:
+    """Call; on an error keep it for display and return False."""
     try:
         function(*arguments)
     except (StableDiffusionError, OSError) as error:

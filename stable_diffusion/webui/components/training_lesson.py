@@ -16,7 +16,7 @@ WINDOW = 9  # points that are averaged for the line
 
 
 def draw(model: catalogue.Model) -> None:
-    """Draw it; whatever the model is, the record is of a small one that was trained with `train`."""
+    """Draw it; whatever the chosen model, the record is of a small one that was trained with `train`."""
     st.markdown(
         "A model learns from examples: a picture goes in, an error comes out, and every weight is moved a little in "
         "the direction that makes the error smaller. It is trained in two parts, one after the other. These are the "
@@ -24,17 +24,17 @@ def draw(model: catalogue.Model) -> None:
     )
     st.subheader("The autoencoder")
     st.markdown(
-        "It learns to get a picture through a bottleneck: the 192 numbers of a patch of 8 by 8 pixels become 4. The "
+        "It learns to pass a picture through a bottleneck: the 192 numbers of a patch of 8 by 8 pixels become 4. The "
         "second term, weighted little, keeps these latents near a normal distribution."
     )
     st.latex(
         r"z = \mu(x) + \sigma(x)\,\varepsilon, \qquad "
         r"L = \lVert x - D(z) \rVert^2 + \lambda\, D_{KL}\left(N(\mu, \sigma^2)\,\Vert\,N(0, 1)\right)"
     )
-    _part("vae", "Postcards that were not learnt from, and below each row what the autoencoder makes of it")
+    _part("vae", "Postcards held out of the training; below each row, what the autoencoder makes of it")
     st.markdown(
-        "The decoder can go on learning alone: edges become finer, and since the latents stay what they are, so does "
-        "a diffusion that has been trained on them."
+        "The decoder can be trained further on its own: edges become finer, and since the latents stay the same, a "
+        "diffusion model that was trained on them still fits."
     )
     _part("decoder", "The same postcards, as the decoder learnt on")
     st.subheader("The diffusion")

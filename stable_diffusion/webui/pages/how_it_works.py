@@ -1,5 +1,6 @@
 """The page that teaches: one lesson at a time, computed with the loaded model."""
 
-from stable_diffusion.webui.components import lesson
+from stable_diffusion.webui.components import about_machine, lesson
 
 lesson.draw()
+about_machine.draw()
