@@ -1,20 +1,20 @@
-"""What this machine is: its device, the arithmetic that suits it, a fast BLAS where MLX comes without, memory limits.
+"""This machine: its device, the precision that suits it, a fast BLAS if MLX comes without one, memory limits.
 
-Everything else takes MLX from here (`from .backend import mx, nn`), so that a faulty installation is explained
+All other modules import MLX from here (`from .backend import mx, nn`), so that a faulty installation is explained
 (`BackendError`). Importing this module changes nothing in the process. `prepare` does, when the first model is loaded
 or trained:
 
-- On a Linux CPU the MLX wheel brings the reference BLAS, 40 to 70 times slower than a tuned one; so MLX's matrix
-  products are pointed at scipy-openblas32 or mkl (both on PyPI), whichever is installed. STABLE_DIFFUSION_BLAS chooses:
-  `auto` (the default), `openblas`, `mkl` or `none`. If anything is not as expected MLX stays as it is, and one warning
+- On a Linux CPU the MLX wheel has the reference BLAS, 40 to 70 times slower than a tuned one; so MLX's matrix products
+  are redirected to scipy-openblas32 or mkl (both on PyPI), whichever is installed. STABLE_DIFFUSION_BLAS chooses:
+  `auto` (the default), `openblas`, `mkl` or `none`. If anything is unexpected, MLX is left unchanged, and one warning
   says why and what to do.
 - There the C library keeps the memory that MLX frees; STABLE_DIFFUSION_MALLOC=system leaves that to itself.
 - On a GPU a lock file warns of a second process that uses it (gpu_lock.py).
 - On Metal weights stay resident up to STABLE_DIFFUSION_WIRED (in GiB), where that is set, and MLX's cache of freed
   buffers is limited to an eighth of the memory.
 
-Once anything has been evaluated, MLX hangs in a forked child (its threads are not copied), and preparing evaluates
-a small product: use the "spawn" start method of multiprocessing.
+Once anything has been evaluated, MLX hangs in a forked child (threads are not copied), and `prepare` evaluates a small
+product: use multiprocessing's "spawn" start method.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ MALLOC_VARIABLE = "STABLE_DIFFUSION_MALLOC"
 WIRED_VARIABLE = "STABLE_DIFFUSION_WIRED"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 BLAS_CHOICES = ("auto", "openblas", "mkl", "none")
-REMEDY = "`pip install scipy-openblas32` brings one that is about 40 times faster"
+REMEDY = "`pip install scipy-openblas32` installs one that is about 40 times faster"
 PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 FAST_NAMES = ("openblas", "mkl", "blis", "armpl", "nvpl", "accelerate")  # in file names of libraries that need no help
 CACHE_SHARE = 8  # of the device's memory, one part may stay in MLX's cache
@@ -92,15 +92,15 @@ SGEMM = ctypes.CFUNCTYPE(None, *[_INT] * 6, _FLOAT, _ARRAY, _INT, _ARRAY, _INT, 
 
 
 class BlasError(Exception):
-    """A BLAS library that cannot serve MLX; the message says why."""
+    """A BLAS library that MLX cannot use; the message says why."""
 
 
 @dataclass(frozen=True)
 class Blas:
-    """The library that computes MLX's matrix products; `library` is None where MLX came with it.
+    """The library that computes MLX's matrix products; `library` is None if it came with MLX.
 
-    `threads` is how many it may use, `fixed` whether the environment said so, `set_threads` changes it; `sgemm` is
-    its cblas_sgemm, to be called by ctypes.
+    `threads` is its number of threads, `fixed` whether the environment sets that, `set_threads` changes it; `sgemm` is
+    its cblas_sgemm, for ctypes.
     """
 
     name: str
@@ -117,12 +117,12 @@ _threads: int | None = None  # as `fit_threads` set them last
 
 
 def blas() -> Blas:
-    """What computes matrix products on the CPU; prepares the machine if nobody has."""
+    """The BLAS for matrix products on the CPU; calls `prepare` if needed."""
     return _blas or prepare()
 
 
 def has_gpu() -> bool:
-    """True where MLX's default device is a GPU (Metal or CUDA)."""
+    """True if MLX's default device is a GPU (Metal or CUDA)."""
     return mx.default_device().type == mx.gpu
 
 
@@ -156,12 +156,12 @@ def _bytes(value: object) -> int | None:
 
 
 def scalar_functions() -> bool:
-    """True where MLX computes exp and its kin one element at a time, 50 times slower than it adds: on a Linux CPU."""
+    """True where MLX computes exp and the like one element at a time, 50 times slower than additions: a Linux CPU."""
     return sys.platform == "linux" and not has_gpu()
 
 
 def default_float16() -> bool:
-    """Whether networks run in float16 when nobody says: on a GPU. The CPU's fast matrix products are float32 only."""
+    """Whether networks run in float16 by default: on a GPU. The CPU's fast matrix products are float32 only."""
     return has_gpu()
 
 
@@ -177,13 +177,13 @@ def describe() -> str:
 
 
 def version() -> str:
-    """This program, its MLX and the kind of device: where all of it is the same, pictures are so to the last bit."""
+    """This program, its MLX and the kind of device. If all three are the same, pictures are bit-identical."""
     kind = "gpu" if has_gpu() else "cpu"
     return f"stable_diffusion {__version__} with MLX {mx.__version__} on {kind}"  # type: ignore[attr-defined]
 
 
 def prepare() -> Blas:
-    """Make the machine ready for a model; loading and training call it. Idempotent, and safe from several threads.
+    """Set up BLAS and memory; loading and training call it. Idempotent and thread-safe.
 
     Warns where another process uses the GPU. Raises `InputError` for a $STABLE_DIFFUSION_WIRED that is not a number.
     """
@@ -202,9 +202,9 @@ def prepare() -> Blas:
 def fit_threads(multiply_adds: int) -> int | None:
     """Give the BLAS one thread if a model's largest matrix product has few `multiply_adds`, all cores otherwise.
 
-    Threads of one product wait for each other actively. In a small product they gain little, and where another program
-    holds one of the cores each product waits for the scheduler: 5 to 10 times slower (docs/benchmarks.md). A number
-    of threads that the environment asks for stays. Returns the number, or None where this is not ours to set.
+    The threads of a product wait actively for each other. For a small product they gain little, and if another program
+    occupies a core, each product waits for the scheduler: 5 to 10 times slower (docs/benchmarks.md). A number of
+    threads set by the environment is kept. Returns the number, or None if it cannot be set.
     """
     global _threads
     used = blas()
@@ -216,15 +216,15 @@ def fit_threads(multiply_adds: int) -> int | None:
 
 
 def product_threads() -> int | None:
-    """How many threads each matrix product has been given for the model in hand; None: nobody has said."""
+    """The number of threads that `fit_threads` chose last; None if it was not called."""
     return _threads
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Inside, each matrix product has one thread, for the whole process: several threads compute products."""
+    """Inside, each matrix product of the whole process has one thread, so that several threads can run products."""
     used = blas()
-    assert used.set_threads and used.threads, "the BLAS's threads are not ours to set"
+    assert used.set_threads and used.threads, "the BLAS's threads cannot be set"
     used.set_threads(1)
     try:
         yield
@@ -233,7 +233,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def cpu_threads() -> int:
-    """Cores that this process may use: affinity, without hyper-threads, and no more than a container's quota."""
+    """Physical cores that this process may use, limited by affinity and a container's quota."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed}
     quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
@@ -250,9 +250,9 @@ def _read(path: str) -> str:
 
 
 def _keep_weights_resident() -> None:
-    """On Metal wire memory up to $STABLE_DIFFUSION_WIRED GiB, but no more than the device recommends.
+    """On Metal, wire memory up to $STABLE_DIFFUSION_WIRED GiB, but no more than the device recommends.
 
-    Only where that is asked for: machines with a wired limit have panicked (github.com/ml-explore/mlx, issue 3186).
+    Opt-in, because machines with a wired limit have panicked (github.com/ml-explore/mlx, issue 3186).
     """
     asked = os.environ.get(WIRED_VARIABLE, "").strip()
     if not asked:
@@ -288,33 +288,33 @@ def end_phase() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """On a Linux CPU let the C library keep what MLX frees, for the next arrays.
+    """On a Linux CPU, let the C library keep what MLX frees for the next arrays.
 
-    Large arrays would else be new memory from the system each time, whose pages it has to clear: a third of the time
-    that a decoding takes (docs/benchmarks.md). `give_back_memory` gives it back.
+    Otherwise large arrays are new memory from the system each time, which has to clear the pages: a third of the time
+    of a decoding (docs/benchmarks.md). `give_back_memory` releases it.
     """
     if not scalar_functions() or os.environ.get(MALLOC_VARIABLE, "").strip().lower() == "system":
         return
-    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc: it stays as it is
+    with contextlib.suppress(AttributeError, OSError):  # not glibc: leave it unchanged
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 1 << 26)):
             mallopt(option, value)
 
 
 def keep_little_memory() -> None:
-    """From now on give large freed memory back to the system at once, in the whole process: MLX and the C library."""
-    prepare()  # which has the C library keep it, and is not to come after this
+    """From now on, return large freed memory to the system at once, in the whole process."""
+    prepare()  # first, because it sets the opposite
     mx.set_cache_limit(0)
     if scalar_functions():
         with contextlib.suppress(AttributeError, OSError):
             mallopt = ctypes.CDLL(None).mallopt
-            large = 1 << 25  # the most that malloc takes for a limit; what is smaller is used again
+            large = 1 << 25  # malloc's largest threshold; smaller blocks are reused
             for option, value in ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, large), (M_TRIM_THRESHOLD, 2 * large)):
                 mallopt(option, value)
 
 
 def give_back_memory() -> None:
-    """Give the system back what is no longer in use, after a model was dropped."""
+    """Return unused memory to the system, after a model was dropped."""
     gc.collect()
     mx.clear_cache()
     if scalar_functions():
@@ -323,14 +323,14 @@ def give_back_memory() -> None:
 
 
 def _choose_blas() -> Blas:
-    """Try the libraries in order of preference; the one warning of this module comes from here."""
+    """Try the libraries in order of preference; issues this module's only warning."""
     choice = os.environ.get(BLAS_VARIABLE, "").strip().lower() or "auto"
     bundled = Blas("the BLAS that MLX came with")
     if choice == "none":
         return bundled
     problems = []
     if choice not in BLAS_CHOICES:
-        problems.append(f"{BLAS_VARIABLE}={choice!r} is not one of {', '.join(BLAS_CHOICES)}, auto is taken")
+        problems.append(f"{BLAS_VARIABLE}={choice!r} is not one of {', '.join(BLAS_CHOICES)}; using auto")
         choice = "auto"
     try:
         used = _fast_already() or _first_usable(choice, problems)
@@ -338,14 +338,14 @@ def _choose_blas() -> Blas:
         used = None
         problems.append(f"this build of MLX is not as expected ({error})")
     if used is None:
-        problems.append(f"MLX keeps the slow BLAS that it came with; {BLAS_VARIABLE}=none accepts that in silence")
+        problems.append(f"MLX keeps its own slow BLAS; {BLAS_VARIABLE}=none hides this warning")
     if problems:
         warnings.warn("; ".join(problems), RuntimeWarning, stacklevel=3)
     return used or bundled
 
 
 def _first_usable(choice: str, problems: list[str]) -> Blas | None:
-    """The first library of the preference that is installed and serves MLX; what goes wrong is added to `problems`."""
+    """The first installed library, in order of preference, that works; what goes wrong is added to `problems`."""
     found = False
     for name in _preference(choice):
         path = FINDERS[name]()
@@ -364,9 +364,9 @@ def _first_usable(choice: str, problems: list[str]) -> Blas | None:
 
 
 def _preference(choice: str) -> tuple[str, ...]:
-    """The libraries to try, best first; the other one stands in for a choice that fails."""
+    """The libraries to try, best first; if the chosen one fails, the other is tried."""
     if choice == "auto":
-        # Measured: mkl is the faster on Intel's processors, OpenBLAS on the others (docs/benchmarks.md).
+        # Measured: mkl is faster on Intel's processors, OpenBLAS on others (docs/benchmarks.md).
         choice = "mkl" if "Intel" in str(mx.device_info(mx.cpu).get("device_name", "")) else "openblas"
     return (choice, *(name for name in FINDERS if name != choice))
 
@@ -381,7 +381,7 @@ def _find_openblas() -> str | None:
 
 
 def _find_mkl() -> str | None:
-    """The one dynamic library of PyPI's mkl; pip puts it into lib/ of the environment or of the user's folder."""
+    """The library of PyPI's mkl, which pip puts into lib/ of the environment or of the user's folder."""
     for folder in (sys.prefix, site.getuserbase()):
         for path in sorted(glob.glob(os.path.join(glob.escape(folder), "lib", "libmkl_rt.so*")), key=len, reverse=True):
             return path
@@ -392,7 +392,7 @@ FINDERS: dict[str, Callable[[], str | None]] = {"openblas": _find_openblas, "mkl
 
 
 def _fast_already() -> Blas | None:
-    """The BLAS that MLX is bound to, if its file name tells that it is a tuned one (conda, a build from source)."""
+    """MLX's own BLAS, if its file name is that of a tuned one (conda, a build from source)."""
     regions = relink.mapped_regions()
     image = relink.Image.named("libmlx.so", regions)
     for slot in image.slots(PRODUCTS[:1]).get(PRODUCTS[0], []):
@@ -404,9 +404,9 @@ def _fast_already() -> Blas | None:
 
 
 def _use(name: str, path: str) -> Blas:
-    """Load the library, check that it is what it should be, let MLX call it, check MLX; undo if that is wrong."""
+    """Load and check the library, redirect MLX to it, check MLX's products, and undo that if they are wrong."""
     if name == "mkl" and os.environ.get("LD_BIND_NOW"):
-        raise BlasError("LD_BIND_NOW is set, with which mkl ends the process")
+        raise BlasError("LD_BIND_NOW is set, which makes mkl end the process")
     library = ctypes.CDLL(path)
     prefix = "scipy_" if name == "openblas" else ""
     try:
@@ -430,7 +430,7 @@ def _use(name: str, path: str) -> Blas:
 
 
 def _asked_threads(name: str) -> int | None:
-    """The number of threads that the environment asks for, by the variables that the library itself knows."""
+    """The number of threads set by the library's own environment variables."""
     for variable in THREAD_VARIABLES[name]:
         value = os.environ.get(variable, "").strip()
         if value.isdigit() and int(value) > 0:
@@ -441,9 +441,9 @@ def _asked_threads(name: str) -> int | None:
 def _check_integer_width(sgemm: Callable) -> None:
     """Raise BlasError unless `sgemm` is a CBLAS function with 32-bit integers (LP64).
 
-    The upper half of the 64-bit argument that carries n = 2 is set: a function with 32-bit integers does not see it,
-    one with 64-bit integers sees n > ldb, which CBLAS has it refuse, so that the result stays as it was. The other
-    integers are given in 64 bits too, since ctypes leaves the upper half of a shorter argument to chance.
+    The 64-bit argument for n = 2 has a bit of its upper half set. A function with 32-bit integers does not see it; one
+    with 64-bit integers sees n > ldb, which CBLAS requires it to refuse, so the result is not written. The other
+    integers are 64-bit too, because ctypes leaves the upper half of a shorter argument undefined.
     """
     matrix = ctypes.c_float * 6
     a, b, c = matrix(1, 2, 3, 4, 5, 6), matrix(1, -1, 2, 0, -3, 5), matrix(*[7] * 6)
@@ -456,7 +456,7 @@ def _check_integer_width(sgemm: Callable) -> None:
 
 
 def _products_are_right() -> bool:
-    """Whether MLX multiplies small whole numbers exactly, each of the three types, plain and transposed."""
+    """Whether MLX multiplies small integers exactly, in three types, plain and transposed."""
     rows, columns = range(1, 8), range(-2, 3)
     a = [[i * j - 3 for j in columns] for i in rows]
     b = [[i - 2 * j for j in range(3)] for i in columns]

@@ -1,6 +1,6 @@
-"""Arguments of a call, refused at the door: each check returns the value in the form that is worked with.
+"""Validation of arguments: each check returns the value, normalised, or raises `InputError`.
 
-All raise `InputError`, which quotes the value and says what is wanted. Needs no MLX.
+The error quotes the value and says what is expected. Does not import MLX.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def number(name: str, value: Any, low: float, high: float, unit: str = "") -> fl
     return found
 
 
-# --- Checks as objects, for what is asked for in several places: on a command line, a form, in JSON, in a picture
+# --- Checks as objects, for settings that come from several places: a command line, a form, JSON, a picture
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Whole:
     multiple: int = 1
 
     def __call__(self, name: str, value: Any) -> int:
-        """The value; `InputError` where it is out of range or no integer."""
+        """Return the value; raises `InputError` if it is out of range or not an integer."""
         found = whole(name, value, self.low, self.high)
         if found % self.multiple:
             raise InputError(f"{name} = {value!r} should be a multiple of {self.multiple}.")
         return found
 
     def read(self, text: str) -> int:
-        """The value that a text spells; `InputError` where it spells none."""
+        """Parse a string. Raises `InputError` if it is not a valid value."""
         try:
             value = int(text)
         except ValueError:
@@ -86,11 +86,11 @@ class Number:
     high: float
 
     def __call__(self, name: str, value: Any) -> float:
-        """The value; `InputError` where it is out of range or no number."""
+        """Return the value; raises `InputError` if it is out of range or not a number."""
         return number(name, value, self.low, self.high)
 
     def read(self, text: str) -> float:
-        """The value that a text spells; `InputError` where it spells none."""
+        """Parse a string. Raises `InputError` if it is not a valid value."""
         try:
             value = float(text)
         except ValueError:
@@ -108,13 +108,13 @@ class Choice:
     options: tuple[Any, ...]
 
     def __call__(self, name: str, value: Any) -> Any:
-        """The value; `InputError` where it is none of the options."""
+        """Return the value; raises `InputError` if it is not one of the options."""
         if value not in self.options:
             raise InputError(f"{name} = {value!r} should be one of {', '.join(map(str, self.options))}.")
         return value
 
     def read(self, text: str) -> Any:
-        """The option that a text spells; `InputError` where it spells none."""
+        """Parse a string. Raises `InputError` if it is not one of the options."""
         found = next((option for option in self.options if str(option) == text), None)
         if found is None:
             raise InputError(f"{text!r} should be one of {', '.join(map(str, self.options))}")
@@ -126,11 +126,11 @@ class Text:
     """A string."""
 
     def __call__(self, name: str, value: Any) -> str:
-        """The value; `InputError` where it is no string."""
+        """Return the value; raises `InputError` if it is not a string."""
         return text(name, value)
 
     def read(self, text: str) -> str:
-        """The text itself."""
+        """Return the string unchanged."""
         return text
 
 
@@ -148,13 +148,13 @@ class Flag:
     """True or false."""
 
     def __call__(self, name: str, value: Any) -> bool:
-        """The value; `InputError` where it is neither."""
+        """Return the value; raises `InputError` if it is neither."""
         if not isinstance(value, bool):
             raise InputError(f"{name} = {value!r} should be true or false.")
         return value
 
     def read(self, text: str) -> bool:
-        """What "true" and "false" spell; `InputError` for anything else."""
+        """Parse "true" or "false", in any case. Raises `InputError` for anything else."""
         return Choice(("true", "false")).read(text.lower()) == "true"
 
 

@@ -14,11 +14,11 @@ from .config import CLIPTextConfig
 
 @dataclass(frozen=True)
 class CLIPOutput:
-    """What the encoder made of ids (B, N)."""
+    """The encoder's outputs for ids (B, N)."""
 
     hidden_states: tuple[mx.array, ...]  # (B, N, D): the embeddings, then each layer's output, none of them normalised
     last_hidden_state: mx.array  # (B, N, D): the last layer's output after the final norm
-    pooled: mx.array  # (B, D), or (B, P) where the encoder has a projection: at the end-of-text position
+    pooled: mx.array  # (B, D), or (B, P) with a projection: at the end-of-text position
 
 
 class CLIPAttention(nn.Module):
@@ -56,7 +56,7 @@ class CLIPLayer(nn.Module):
 
 
 class CLIPTextModel(nn.Module):
-    """The encoder, with a `text_projection` where the configuration's architecture has one."""
+    """The encoder, with a `text_projection` if the configuration's architecture has one."""
 
     def __init__(self, config: CLIPTextConfig):
         super().__init__()
@@ -84,9 +84,9 @@ class CLIPTextModel(nn.Module):
     def _end_of_text(self, ids: mx.array) -> mx.array:
         """The position (B,) of each text's end.
 
-        Files from before transformers' correction say `eos_token_id` 2, and mean the highest id, which in CLIP's
-        vocabulary is the end of text.
+        Older files have `eos_token_id` 2 (a bug that transformers fixed later) and mean the highest id, which is the
+        end of text in CLIP's vocabulary.
         """
         if self.config.eos_token_id == 2:
-            return mx.argmax(mx.where(ids < self.config.vocab_size, ids, 0), axis=1)  # ids beyond stand for embeddings
+            return mx.argmax(mx.where(ids < self.config.vocab_size, ids, 0), axis=1)  # ids beyond are embeddings
         return mx.argmax((ids == self.config.eos_token_id).astype(mx.int32), axis=1)

@@ -1,27 +1,47 @@
-"""What can go wrong, as a tree that a caller can catch.
+"""What can go wrong, as a tree of exceptions.
 
-Every message quotes the value that was refused and says how to mend it, so that a caller may show it as it stands.
+Every message quotes the refused value and says how to fix it, so that a caller can show it unchanged.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class StableDiffusionError(Exception):
-    """The root: anything that this package refuses or cannot do."""
+    """The base class: anything that this package refuses or cannot do."""
 
 
 class BackendError(StableDiffusionError, ImportError):
-    """MLX cannot be imported here, or two of its libraries lie in one another's way."""
+    """MLX cannot be imported, or two of its libraries conflict."""
 
 
 class InputError(StableDiffusionError, ValueError):
-    """An argument of a call is out of range, of the wrong type, or does not go with the others."""
+    """An argument is out of range, of the wrong type, or contradicts another."""
 
 
 class SamplerError(InputError):
-    """No sampler of this name, or an option that the named sampler does not have."""
+    """An unknown sampler, or an option that the sampler does not have."""
 
 
 class PictureError(InputError):
-    """A file or array that is no picture, or one that cannot be used."""
+    """A file or array is not a picture, or not one that can be used."""
+
+
+class NotFiniteError(StableDiffusionError):
+    """A network gave NaN or infinite numbers, so that there is no picture.
+
+    `part` is "unet", "text" (a text encoder), "lora" or "vae". If some pictures of a batch are whole, `pictures`
+    is the batch, (B, H, W, 3), with NaN in the others.
+    """
+
+    def __init__(self, message: str, part: str, pictures: Any = None):
+        super().__init__(message)
+        self.part = part
+        self.pictures = pictures
 
 
 class CheckpointError(StableDiffusionError):
@@ -29,24 +49,24 @@ class CheckpointError(StableDiffusionError):
 
 
 class CheckpointNotFoundError(CheckpointError):
-    """Nothing of this name: no embedded model, no folder, no file, not in the hub or not downloaded yet."""
+    """No embedded model, folder, file or hub repository of this name, or it is not downloaded yet."""
 
 
 class UnsupportedCheckpointError(CheckpointError):
-    """The checkpoint is of another architecture, or its configuration asks for what is not built here."""
+    """The checkpoint has another architecture, or its configuration asks for something unsupported."""
 
 
 class ConfigError(CheckpointError):
-    """A configuration file is missing, is not JSON, or holds a value that makes no sense."""
+    """A configuration file is missing, is not JSON, or holds an invalid value."""
 
 
 class WeightsError(CheckpointError):
-    """A weights file is cut short, corrupt, or does not hold the tensors that its configuration calls for."""
+    """A weights file is truncated, corrupt, or lacks tensors that its configuration requires."""
 
 
 class TokenizerError(CheckpointError):
-    """The tokenizer's files are missing or do not fit together."""
+    """The tokenizer's files are missing or inconsistent."""
 
 
 class DownloadError(CheckpointError):
-    """The hub could not be reached, or refused."""
+    """The hub cannot be reached, or refuses."""

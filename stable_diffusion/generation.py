@@ -1,9 +1,9 @@
-"""What a generation gives: its steps, one after another, and finished pictures with their records."""
+"""The results of a generation: its steps, then finished pictures with their records."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,51 +24,61 @@ from .text.prompt import Blend
 
 @dataclass(frozen=True)
 class GenerationStep:
-    """What one denoising step reached. The arrays are lazy; the networks in them are not on a Linux CPU."""
+    """What one denoising step reached.
 
-    index: int  # 1 .. total
+    `index` counts from 1 to `total`. `t` is the time reached, in training steps, and `sigma` its noise level, noise to
+    signal (k-diffusion's sigma). `seed` is the first picture's; picture i has seed + i, or with a variation the same.
+    `latents` are x_t (B, h, w, C), float32, of unit variance at the prior, and `denoised` is the current estimate of
+    x_0, of the same shape. Both arrays are lazy, except for networks on a Linux CPU.
+    """
+
+    index: int
     total: int
-    t: float  # the time reached, in training steps
-    sigma: float  # the noise level reached: noise to signal, k-diffusion's sigma
-    seed: int  # of the first picture; picture i has seed + i, or with a variation the same
-    latents: mx.array  # x_t (B, h, w, C), float32, of unit variance at the prior
-    denoised: mx.array  # the current estimate of x_0, same shape
+    t: float
+    sigma: float
+    seed: int
+    latents: mx.array
+    denoised: mx.array
 
 
 class Generation(Iterator[GenerationStep]):
-    """A generation under way: its steps, one after another, and what it paints with. Closing it cancels it."""
+    """A generation under way: an iterator of its steps. Closing it cancels it.
 
-    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None]):
+    `used` are its model and other files; `notes` say what was changed or looks wrong, and are warned of as well.
+    """
+
+    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None], notes: Sequence[str] = ()):
         self.used = used
+        self.notes = tuple(notes)
         self._steps = steps
 
     def __next__(self) -> GenerationStep:
         return next(self._steps)
 
     def close(self) -> None:
-        """Cancel what is not done yet."""
+        """Cancel the remaining steps."""
         self._steps.close()
 
 
 @dataclass(frozen=True)
 class GeneratedPicture:
-    """A finished picture, and how it was made."""
+    """A finished picture and its record."""
 
     image: Image.Image  # RGB
     parameters: Parameters
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write it as PNG, JPEG or WebP, as the path ends, with its parameters inside; return the path.
+        """Write it as PNG, JPEG or WebP, by the path's suffix, with its parameters inside; return the path.
 
-        A file of that name is replaced. Raises `PictureError` for another ending, and OSError.
+        An existing file is replaced. Raises `PictureError` for another suffix, and OSError.
         """
         return save_picture(self.image, path, self.parameters)
 
 
 def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) -> Parameters:
-    """The record of one picture of a call's batch, from 0; `asked` are the fields of a `Request` for its model.
+    """The record of picture `place` (from 0) of a call's batch; `asked` are the fields of a `Request` for its model.
 
-    What a picture or latents were that the call started from, it does not know.
+    Where an input picture or latents came from is not known here, and not recorded.
     """
     prompt, negative = call.prompts[place], call.negatives[place]
     varied = call.seeds.strength > 0
@@ -83,7 +93,7 @@ def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) 
         **asked,
     )
     if isinstance(call.start, InputPicture) and call.start.mask is not None:
-        some = Image.new("L", (1, 1))  # that there was a mask is all that counts
+        some = Image.new("L", (1, 1))  # only that there was a mask matters
         request = replace(request, mask=some, mask_blur=0.0, masked_content=call.start.mask.content)
     made = request.to_record(used, call.size)
     made.strength = call.strength
@@ -96,7 +106,7 @@ def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) 
 
 
 def _can_be_repeated(call: Call) -> bool:
-    """True for a batch of one prompt and seeds in a row, which is all that a record can say of a batch."""
+    """Whether a batch has one prompt and consecutive seeds, which is all that a record can express."""
     seeds = call.seeds.of_variations()
     same = all(each.typed == call.prompts[0].typed for each in call.prompts)
     return same and len(set(call.negatives)) == 1 and seeds == list(range(seeds[0], seeds[0] + len(seeds)))

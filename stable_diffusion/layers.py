@@ -1,7 +1,7 @@
 """Blocks that the U-Net and the autoencoder share. Pictures and latents are (B, H, W, C).
 
-Parameters carry the names of Hugging Face's files, less the list indices that mean nothing here; model_io/names.py
-holds the few differences.
+Parameters have the names of Hugging Face's files, without list indices that have no use here; model_io/names.py holds
+the few differences.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .backend import mx, nn
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with an activation after it where one is given."""
+    """Group normalisation, then an activation if one is given."""
 
     def __init__(self, groups: int, channels: int, eps: float, act: str | None = None):
         super().__init__()
@@ -70,9 +70,9 @@ class Upsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Norm, activation, convolution, twice, with the time embedding added between (diffusers resnet.py).
+    """Norm, activation and convolution, twice, with the time embedding added in between (diffusers resnet.py).
 
-    x (B, H, W, C_in) and, where the block has a time projection, the *activated* embedding (B or 1, T).
+    x (B, H, W, C_in) and, if the block has a time projection, the *activated* embedding (B or 1, T).
     Returns (B, H, W, C_out).
     """
 
@@ -98,7 +98,7 @@ class ResnetBlock(nn.Module):
         self.output_scale = output_scale
 
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
-        # One by one under one name: what a layer has been given goes before the next one takes memory.
+        # One name for all: each layer's input is freed before the next layer allocates.
         y = self.norm1(x)
         y = self.conv1(y)
         if time is not None:
@@ -112,7 +112,7 @@ class ResnetBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of x (B, N, C) to itself or to a context (B or 1, M, D) (diffusers attention_processor.py).
 
-    Keys and values are projected apart from the queries, so that those of a prompt serve a whole generation.
+    Keys and values are projected separately, so that a prompt's are computed once per generation.
     """
 
     def __init__(

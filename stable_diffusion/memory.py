@@ -1,4 +1,4 @@
-"""How much memory a generation takes, and how much there is: what cannot fit is refused before it starts.
+"""How much memory a generation needs, and how much there is: what cannot fit is refused before it starts.
 
 The estimates are linear in the pixels, as all operations are, but for attention's scores on a GPU, of which never more
 than a few blocks exist (ops/heads.py); their factors were measured (benchmarks/growth.py, docs/performance.md).
@@ -22,26 +22,26 @@ from .errors import CheckpointError, InputError
 from .ops import heads
 
 MEMORY_VARIABLE = "STABLE_DIFFUSION_MEMORY"
-# Values at the peak of each pixel of a picture that is decoded, in multiples of the first level's channels. Not
-# measured on a GPU, where nothing is cut into blocks.
+# Peak values per pixel of a decoded picture, in multiples of the first level's channels. The GPU's, without blocks,
+# is not measured.
 DECODER_VALUES = 12 if has_gpu() else 8
-TILE, OVERLAP = 64, 16  # of the latents, where a picture is decoded in tiles
-STEP = 64  # pixels between the sizes that are proposed
+TILE, OVERLAP = 64, 16  # of the latents, if a picture is decoded in tiles
+STEP = 64  # pixels between proposed sizes
 GIB = 1 << 30
-LARGE = GIB  # weights of a model that paints for a minute on a CPU: its text encoders are held only while they read
+LARGE = GIB  # above this, a CPU paints for a minute: the text encoders are unloaded once the texts are encoded
 
 
 @dataclass(frozen=True)
 class Needs:
-    """The memory that a model takes besides its weights, by the shapes of its networks."""
+    """A model's memory for weights and activations, from the shapes of its networks."""
 
     values_per_latent: int  # `DenoisingNetwork.values_per_latent`
     vae: LatentSpace
-    weights: int  # bytes that are held while the denoising network is called
+    weights: int  # bytes resident while the denoising network runs
     item_size: int  # of a value in that network, in bytes
     vae_item_size: int
-    decoder_weights: int | None = None  # bytes that are held while a picture is decoded; None: as many
-    one_by_one: bool = False  # one row of a batch after the other
+    decoder_weights: int | None = None  # bytes resident while a picture is decoded; None: the same
+    one_by_one: bool = False  # the rows of a batch in turn
 
     def network_bytes(self, rows: int, width: int, height: int) -> int:
         """Of one call of the denoising network, whose rows are pictures times texts."""
@@ -63,23 +63,23 @@ class Needs:
         return there is not None and self._decoder_weights + needed > there
 
     def check(self, rows: int, n_images: int, width: int, height: int, with_low_memory: Needs | None = None) -> None:
-        """Raise `InputError` where a generation cannot fit, with what would; `rows` are those of a network's call.
+        """Raise `InputError` if a generation cannot fit, with what would; `rows` are those of a network's call.
 
-        `with_low_memory` are the needs of the same model with `low_memory`, where that is to be proposed.
+        `with_low_memory` are the needs of the same model with `low_memory`, if that may be proposed.
         """
         there = available()
         if there is None or self._bytes(rows, width, height) <= there:
             return
         texts = rows // n_images
         fewer = next((n for n in range(n_images - 1, 0, -1) if self._bytes(n * texts, width, height) <= there), 0)
-        spares = with_low_memory is not None and with_low_memory._bytes(rows, width, height) <= there
-        fitting = ["the same with --low-memory (low_memory=True)"] * spares
+        saves = with_low_memory is not None and with_low_memory._bytes(rows, width, height) <= there
+        fitting = ["the same with --low-memory (low_memory=True)"] * saves
         fitting += [f"{fewer} picture{'s' * (fewer > 1)} at a time"] * bool(fewer)
         fitting += [f"{w} x {h}" for w, h in _smaller(width, height) if self._bytes(rows, w, h) <= there][:1]
         proposal = f"{' or '.join(fitting)} would fit" if fitting else "a smaller or a quantised model might fit"
         raise InputError(
             f"{width} x {height} pixels, {n_images} at a time, need about {_gib(self._bytes(rows, width, height))} of "
-            f"memory, and {_gib(there)} are there: {proposal}. (${MEMORY_VARIABLE}, in GiB, overrules what is there.)"
+            f"memory, and {_gib(there)} are available: {proposal}. (${MEMORY_VARIABLE}, in GiB, overrides that.)"
         )
 
     def _bytes(self, rows: int, width: int, height: int) -> int:
@@ -93,18 +93,18 @@ class Needs:
 
 
 class Unloader:
-    """A model's networks, some of whose weights can be dropped, since they can be read again from their files."""
+    """Drops weights that can be read again from their files."""
 
     def __init__(self, networks: Iterable[Any], reloads: Sequence[tuple[Any, Callable[[], None]]]):
-        """`reloads` has those networks, each with what gives it its weights again, lazily."""
+        """`reloads` pairs each such network with a function that gives it its weights again, lazily."""
         self.weights = weight_bytes(*networks)
         self._reloads = {id(network): reload for network, reload in reloads}
         self._sizes = {id(network): weight_bytes(network) for network, _ in reloads}
 
     def drop(self, *networks: Any) -> None:
-        """Drop the weights of those that can be read again, and all memory that is free.
+        """Drop the weights of those that can be read again, and release free memory.
 
-        What cannot be read again, since its file is gone, stays.
+        Weights whose file is gone stay.
         """
         for network in networks:
             if id(network) in self._reloads:
@@ -113,24 +113,24 @@ class Unloader:
         give_back_memory()
 
     def held_without(self, *networks: Any) -> int:
-        """Bytes of the weights that are still held once these are dropped, as far as they can be."""
+        """Bytes of weights still resident after these are dropped, if they can be."""
         return self.weights - sum(self._sizes.get(id(each), 0) for each in networks)
 
 
 def largest_product(network: DenoisingNetwork, vae: LatentSpace, n_images: int, width: int, height: int) -> int:
-    """About how many multiply-adds the largest matrix product of a guided generation takes, decoding included."""
+    """Approximate multiply-adds of a guided generation's largest matrix product, decoding included."""
     channels = vae.block_out_channels
     decoder = width * height * 9 * channels[0] * channels[min(1, len(channels) - 1)]
     return max(network.largest_product(2 * n_images, width * height // vae.downscale**2), decoder)
 
 
 def weight_bytes(*modules: Any) -> int:
-    """What the parameters take once they are computed."""
+    """Bytes of the parameters once evaluated."""
     return sum(tree_reduce(lambda size, value: size + value.nbytes, each.parameters(), 0) for each in modules)
 
 
 def available() -> int | None:
-    """Bytes for a model and what it computes, those in its use included; None where nobody knows."""
+    """Bytes available to a model, including what it uses already; None if unknown."""
     chosen = os.environ.get(MEMORY_VARIABLE, "").strip()
     if chosen:
         with contextlib.suppress(ValueError):
@@ -143,7 +143,7 @@ def available() -> int | None:
 
 
 def _free() -> Iterator[int]:
-    """The machine's and the container's free memory, where Linux tells."""
+    """The machine's and the container's free memory, on Linux."""
     lines = _read("/proc/meminfo").splitlines()
     yield from (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))

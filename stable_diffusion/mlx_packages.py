@@ -1,6 +1,6 @@
-"""Which of MLX's packages are installed. On Linux its library comes in one of three, and exactly one may be there.
+"""Which of MLX's packages are installed. On Linux its library comes in one of three, and only one may be installed.
 
-On a Mac plain `mlx` has all that it needs. A build from source, or conda's, has none of the three and works.
+On a Mac plain `mlx` is enough. A build from source, or conda's, has none of the three and works.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EXTRAS = {"mlx-cpu": "cpu", "mlx-cuda-12": "cuda12", "mlx-cuda-13": "cuda13"}  #
 
 
 def check_single() -> None:
-    """Raise `BackendError` where several of the three are installed: each overwrites the others' files."""
+    """Raise `BackendError` if several of the three are installed: each overwrites the others' files."""
     found = _installed() if sys.platform == "linux" else []
     if len(found) > 1:
         raise BackendError(
@@ -24,7 +24,7 @@ def check_single() -> None:
 
 
 def import_failed(error: ImportError) -> BackendError:
-    """What to raise where MLX cannot be imported: what is missing, and the command that brings it."""
+    """The error for an MLX that cannot be imported: what is missing, and the command that installs it."""
     found = _installed()
     if sys.platform != "linux":
         return BackendError(f"MLX cannot be imported ({error}): pip install --force-reinstall mlx")
@@ -35,8 +35,8 @@ def import_failed(error: ImportError) -> BackendError:
     except BackendError as several:
         return several
     return BackendError(
-        f"MLX's library is not installed: {_install('mlx-cpu')} brings the one for CPUs (with an NVIDIA GPU take "
-        "cuda12 or cuda13 in the place of cpu)."
+        f"MLX's library is not installed: {_install('mlx-cpu')} installs the one for CPUs (with an NVIDIA GPU take "
+        "cuda12 or cuda13 instead of cpu)."
     )
 
 

@@ -1,13 +1,17 @@
-"""A loaded checkpoint: its networks and what lies over them, pictures <-> latents, and what memory it takes."""
+"""A loaded checkpoint: its networks with LoRAs and embeddings, pictures <-> latents, and its memory."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+import numpy as np
 
 from . import backend, checks, memory
 from .adapters.embeddings import Embeddings, with_embeddings
@@ -18,13 +22,16 @@ from .config import AutoencoderConfig
 from .diffusion.call import Call, check_size
 from .diffusion.network import DenoisingNetwork, PictureAutoencoder, TextReader
 from .diffusion.noise import NoiseStream
-from .errors import InputError
+from .diffusion.schedule import contradictions, with_zero_terminal_snr
+from .errors import InputError, NotFiniteError
+from .finite import blame_latents, blame_vae, is_finite, one_colour
 from .model_io import hashes
 from .model_io.checkpoint import Checkpoint, vae_dtype
 from .model_io.hub import Progress
 from .model_io.load_vae import cached_tiny_vae, load_vae
 from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
+from .pictures.arrays import ONE_COLOUR
 from .pictures.reading import as_input
 from .places import expanded
 from .text.conditioning import TextConditioner
@@ -39,11 +46,11 @@ M = TypeVar("M", bound="LoadedModel")
 
 
 class LoadedModel:
-    """What `StableDiffusion` paints with; its docstring says what the arguments mean."""
+    """The networks of a `StableDiffusion`, whose docstring explains the arguments."""
 
     _file: Path | None = None  # the single file that it was loaded from
-    _other_vae: str | os.PathLike | None = None  # in place of its own
-    _asked: Mapping[str, Any] = MappingProxyType({})  # for the record: in what it is other than its file
+    _other_vae: str | os.PathLike | None = None  # replaces its own
+    _asked: Mapping[str, Any] = MappingProxyType({})  # for the record: how it differs from its file
 
     def __init__(
         self,
@@ -55,8 +62,11 @@ class LoadedModel:
         prediction_type: str | None = None,
         vae: str | os.PathLike | None = None,
         low_memory: bool = False,
+        zero_terminal_snr: bool | None = None,
     ):
         check_bits(bits)
+        if zero_terminal_snr not in (None, True, False):
+            raise InputError(f"zero_terminal_snr = {zero_terminal_snr!r} should be true, false or None.")
         if low_memory:
             backend.keep_little_memory()
         float16 = backend.default_float16() if float16 is None else float16
@@ -64,11 +74,14 @@ class LoadedModel:
         name, path = locate(model, float16, progress)
         half_unet = low_memory and not backend.has_gpu()
         checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet, vae is not None)
+        if zero_terminal_snr is not None:
+            scheduler = with_zero_terminal_snr(checkpoint.scheduler, zero_terminal_snr)
+            checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
         if bits is not None:
             quantise(checkpoint.unet, checkpoint.text_encoders, bits, progress)
         other = None if vae is None else load_vae(vae, checkpoint.vae.config, checkpoint.family, dtype, progress)
         self._set_up(checkpoint, name, float16, low_memory, other, changed=bits is not None)
-        self._asked = {"bits": bits, "prediction_type": prediction_type}
+        self._asked = {"bits": bits, "prediction_type": prediction_type, "zero_terminal_snr": zero_terminal_snr}
         self._other_vae = vae
         if path.is_file():
             self._file = path
@@ -77,9 +90,9 @@ class LoadedModel:
     def from_checkpoint(
         cls: type[M], checkpoint: Checkpoint, name: str, float16: bool | None = None, low_memory: bool = False
     ) -> M:
-        """Paint with networks that are loaded, or made, already; whatever fits diffusion/network.py will do.
+        """Paint with networks that already exist and implement the protocols of diffusion/network.py.
 
-        `float16` is the precision that they are in.
+        `float16` is their precision.
         """
         sd = cls.__new__(cls)
         sd._set_up(checkpoint, name, backend.default_float16() if float16 is None else float16, low_memory)
@@ -94,7 +107,7 @@ class LoadedModel:
         vae: PictureAutoencoder | None = None,
         changed: bool = False,
     ) -> None:
-        """Take the parts; weights that were `changed` are no longer what the files hold."""
+        """Take the parts; `changed` says that weights differ from the files."""
         backend.prepare()
         self.name = name
         self.family = checkpoint.family
@@ -102,6 +115,9 @@ class LoadedModel:
         self._dtype = mx.float16 if float16 else mx.float32
         self.default_size = checkpoint.default_size
         self.scheduler_config = checkpoint.scheduler
+        self.notes = tuple(contradictions(checkpoint.scheduler))
+        for note in self.notes:
+            warnings.warn(note, stacklevel=3)
         self.tokenizer = next(iter(checkpoint.tokenizers), None)
         self._unet: DenoisingNetwork = checkpoint.unet
         self._vae: PictureAutoencoder = checkpoint.vae if vae is None else vae
@@ -120,10 +136,10 @@ class LoadedModel:
             parts |= {"unet": checkpoint.unet, **dict(zip(names, checkpoint.text_encoders, strict=False))}
         self._unloader = memory.Unloader(
             (self._unet, self._vae, *self._conditioner.encoders),
-            [(parts[name], reload) for name, reload in checkpoint.again.items() if name in parts],
+            [(parts[name], reload) for name, reload in checkpoint.reloads.items() if name in parts],
         )
-        # Where a step takes seconds, the tenths in which text encoders are read again do not count.
-        self._spares = low_memory or (not backend.has_gpu() and self._unloader.weights >= memory.LARGE)
+        # If a step takes seconds, the tenths for reloading text encoders do not matter.
+        self._unloads_encoders = low_memory or (not backend.has_gpu() and self._unloader.weights >= memory.LARGE)
         self._painting = 0  # generations under way
         self._overlay = Overlay(Networks(checkpoint.unet, checkpoint.text_encoders), self.family)
         self._loras: tuple[Choice, ...] = ()
@@ -131,28 +147,28 @@ class LoadedModel:
 
     @property
     def lora_folders(self) -> list[Path]:
-        """Where LoRAs are looked for by name: loras/ beside the program, $STABLE_DIFFUSION_LORAS; add your own."""
+        """Where LoRAs are found by name: loras/ next to the program, $STABLE_DIFFUSION_LORAS; add your own."""
         return self._overlay.folders
 
     @property
     def embedding_folders(self) -> list[Path]:
-        """Where a prompt's words are looked for as embeddings: embeddings/, $STABLE_DIFFUSION_EMBEDDINGS, your own."""
+        """Where embeddings are found by name: embeddings/, $STABLE_DIFFUSION_EMBEDDINGS; add your own."""
         return self._embeddings.folders
 
     @property
     def loras(self) -> list[tuple[str, Strength]]:
-        """What `set_loras` has set: the files' names and strengths."""
+        """The LoRAs of `set_loras`: names and strengths."""
         return [(choice.name, choice.strength) for choice in self._loras]
 
     def set_loras(self, loras: Loras) -> None:
-        """Lay LoRAs (LoCon, LoHa, LoKr, DoRA) over the checkpoint, in the place of those before; {} takes all off.
+        """Apply LoRAs (LoCon, LoHa, LoKr, DoRA), replacing the previous ones; {} removes all.
 
         `loras` is {name or file: strength}, or a list of (name or file, strength); a strength is a number, or two:
-        (of the U-Net, of the text encoders). A prompt's tags, `<lora:name:0.8>`, come on top of these for one
-        generation. The checkpoint's weights stay as they are, so taking off is exact, and costs nothing.
+        (for the U-Net, for the text encoders). A prompt's tags, `<lora:name:0.8>`, are added to these for one
+        generation. The checkpoint's own weights are kept, so removal is exact and free.
 
         Raises `CheckpointNotFoundError` for a name that is in no folder, `UnsupportedCheckpointError` for a LoRA of
-        another family, `WeightsError` for a damaged one; then nothing has changed. Warns with `AdapterWarning` of
+        another family, `WeightsError` for a damaged one; then nothing has changed. Warns with `AdapterWarning` about
         tensors that match nothing.
         """
         choices = self._overlay.choose(loras)
@@ -162,7 +178,7 @@ class LoadedModel:
     def encode_text(self, text: str | Blend, clip_skip: int | None = None, prompt_language: str = A1111) -> mx.array:
         """A text -> the hidden states (1, 77 n, D) that the U-Net attends to; lazy. Raises `InputError`.
 
-        Weights and BREAK are read; schedules and AND, which belong to a generation, stand as text.
+        Weights and BREAK are read; schedules and AND, which need a generation, are taken as text.
         """
         found = as_text(check_text("text", text), prompt_language)
         reader = self._conditioner.replaced(clip_skip=clip_skip)
@@ -176,31 +192,31 @@ class LoadedModel:
 
     @property
     def downscale(self) -> int:
-        """Pixels to one latent along each side, 8 for Stable Diffusion."""
+        """Pixels per latent along each side, 8 for Stable Diffusion."""
         return self._vae.config.downscale
 
     @property
     def size_multiple(self) -> int:
-        """Width and height are multiples of it: pixels to a latent, times the latents that the network takes as one."""
+        """Width and height are multiples of it: pixels per latent times the network's patch."""
         return self.downscale * self._unet.patch
 
     @property
     def inpainting(self) -> bool:
-        """True for an inpainting checkpoint, whose network is shown picture and mask, and needs both."""
+        """True for an inpainting checkpoint, whose network takes picture and mask, and needs both."""
         return self._unet.in_channels == 2 * self.latent_channels + 1
 
     def decode(self, latents: mx.array) -> mx.array:
-        """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1]; lazy.
+        """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1], evaluated.
 
-        In tiles, which are blended, where a whole picture would not fit into memory. Raises `InputError` for another
-        shape.
+        In blended tiles if a whole picture would not fit into memory. Warns about pictures of a single colour. Raises
+        `InputError` for another shape, and `NotFiniteError` for NaN and infinite numbers.
         """
         if latents.ndim != 4 or latents.shape[-1] != self.latent_channels:
             raise InputError(
                 f"latents of shape {latents.shape} cannot be decoded; (B, h, w, {self.latent_channels}) is expected."
             )
         height, width = (side * self.downscale for side in latents.shape[1:3])
-        if self._spares:
+        if self._unloads_encoders:
             mx.eval(latents)
             self._unloader.drop(*([self._unet] if self.low_memory and not self._painting else []))
         if not self._painting:
@@ -208,16 +224,35 @@ class LoadedModel:
         decode = self._vae.decode
         if self._needs.in_tiles(width, height):
             decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
-        # One by one: memory is one picture's, whatever the batch.
+        # One by one: memory for one picture, whatever the batch.
         pictures = [decode(one) for one in mx.split(latents, latents.shape[0])]
-        result = mx.clip(mx.concatenate(pictures).astype(mx.float32) / 2 + 0.5, 0, 1)
+        whole = mx.concatenate(pictures).astype(mx.float32)
+        result = mx.clip(whole / 2 + 0.5, 0, 1)
+        self._check_pictures(latents, whole, result)
         if self.low_memory:
-            mx.eval(result)
             self._unloader.drop(self._vae)
         return result
 
+    def _check_pictures(self, latents: mx.array, whole: mx.array, result: mx.array) -> None:
+        """Raise `NotFiniteError`, with the `result` if some pictures are whole; `whole` is before clipping."""
+        finite = mx.isfinite(whole).all(axis=(1, 2, 3))
+        mx.eval(result, finite)
+        if not finite.all().item():
+            error = blame_vae(self.name, self._vae) if is_finite(latents) else self._blame_latents()
+            if finite.any().item():
+                error.pictures = np.where(np.asarray(finite)[:, None, None, None], np.asarray(result), np.nan)
+            raise error
+        if flat := one_colour(result):
+            which = "The picture is" if len(result) == 1 else f"Of {len(result)} pictures {len(flat)} are"
+            warnings.warn(f"{which} a single colour. {ONE_COLOUR}", stacklevel=3)
+
+    def _blame_latents(self) -> NotFiniteError:
+        choices = self._overlay.choices or self._loras
+        encoders = self._overlay.bare.text_encoders or self._conditioner.encoders
+        return blame_latents(self.name, self.float16, self._overlay, choices, encoders, self._vae)
+
     def preview(self, latents: mx.array) -> mx.array:
-        """As `decode`, but roughly, by the tiny VAE for these latents (TAESD), where the hub's cache has it."""
+        """As `decode`, but approximately, by the tiny VAE for these latents (TAESD), if the hub's cache has it."""
         if self._tiny_vae is None:
             return self.decode(latents)
         return mx.clip(self._tiny_vae.decode(latents).astype(mx.float32) / 2 + 0.5, 0, 1)
@@ -230,7 +265,7 @@ class LoadedModel:
     def encode(self, picture: Any, width: int | None = None, height: int | None = None, seed: int = 0) -> mx.array:
         """A PIL image or uint8 array (H, W, 3), cropped to the size -> its latents (1, h, w, latent_channels); lazy.
 
-        Width and height as in `generate_latents`; the posterior is drawn from with `seed`. Raises `InputError` and
+        Width and height are as in `generate_latents`; the posterior is sampled with `seed`. Raises `InputError` and
         `PictureError`.
         """
         seed = checks.whole("seed", seed, 0, checks.MAX_SEED)
@@ -256,7 +291,7 @@ class LoadedModel:
         return reader.replaced(tokenizers=tokenizers, encoders=encoders)
 
     def _check(self, call: Call) -> None:
-        """Refuse what needs to be looked up: LoRAs, the text encoders' layers, memory."""
+        """Refuse missing LoRAs, a `clip_skip` beyond the layers, and what exceeds the memory."""
         self._overlay.choose(call.loras, names_only=True)
         self._conditioner.replaced(clip_skip=call.clip_skip)
         with_low_memory = None if self.low_memory else self._needs_with(low_memory=True)
@@ -278,7 +313,7 @@ class LoadedModel:
     def _needs_with(self, low_memory: bool) -> memory.Needs:
         config, dtype = self._own_vae_config, self._dtype
         vae_size = vae_dtype(self.family, config, dtype).size
-        unloaded = self._conditioner.encoders if low_memory or self._spares else ()
+        unloaded = self._conditioner.encoders if low_memory or self._unloads_encoders else ()
         painting = self._unloader.held_without(*unloaded, *[self._vae] * low_memory)
         decoding = self._unloader.held_without(*unloaded, *[self._unet] * low_memory)
         values = self._unet.values_per_latent
@@ -288,5 +323,5 @@ class LoadedModel:
 def _hash(path: Path | None) -> str | None:
     try:
         return hashes.short_hash(path) if path is not None and path.is_file() else None
-    except OSError:  # it went away meanwhile
+    except OSError:  # deleted meanwhile
         return None

@@ -1,4 +1,4 @@
-"""StableDiffusion: the steps of a generation, from prompt to picture, as a generator."""
+"""StableDiffusion: a generation, from prompt to picture, as a generator of steps."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class StableDiffusion(LoadedModel):
     """A loaded checkpoint that paints.
 
     `model` is an embedded model's name, a hub id, a folder in diffusers' form, or a single file (.safetensors, .ckpt,
-    .pt) in the original layout. `float16` None takes what suits the device. `progress(message, fraction or None)` hears
-    of downloads and loading, and may raise to cancel them; `check_weights` refuses NaN and infinite weights (and reads
-    all of them for it). `bits` 8 or 4 keeps the U-Net's and the text encoders' large layers as integers of that many
-    bits. `prediction_type` ("epsilon", "v_prediction" or "sample") overrides what the checkpoint says of itself. `vae`
-    (a folder, a file or a hub id) takes the place of the checkpoint's own. `low_memory` takes less memory and more
-    time, for the same pictures but for rounding (docs/performance.md says what it does). Raises the errors below
-    `CheckpointError`, and `InputError` for other bits or prediction types.
+    .pt) in the original layout. `float16` None is the device's default. `progress(message, fraction or None)` is called
+    while downloading and loading, and may raise to cancel; `check_weights` refuses NaN and infinite weights (and has to
+    read all of them). `bits` 8 or 4 quantises the large layers of the U-Net and the text encoders. `prediction_type`
+    ("epsilon", "v_prediction" or "sample") overrides the checkpoint's own. `vae` (a folder, a file or a hub id)
+    replaces the checkpoint's own. `zero_terminal_snr` True or False overrides whether its noise schedule ends in pure
+    noise. `low_memory` trades time for memory; pictures differ by rounding only
+    (docs/performance.md). Raises the subclasses of `CheckpointError`, and `InputError` for other bits or prediction
+    types.
     """
 
     def generate_latents(
@@ -62,33 +63,33 @@ class StableDiffusion(LoadedModel):
         prompt_language: str = A1111,
         input_latents: Any = None,
     ) -> Generation:
-        """Generate step by step; the arguments are checked before the first one is taken.
+        """Generate step by step; the arguments are checked at once.
 
         `width` and `height` are pixels, multiples of `size_multiple`; None is the checkpoint's own size. `cfg_weight`
         up to 1 is no guidance, at half the work. `input_image`, a PIL image or a uint8 array (H, W, 3), is cropped to
         the size, encoded, noised, and denoised by the schedule's last int(num_steps * denoising_strength) steps.
         `mask_image`, a picture of any mode and size, is white where the input picture is repainted; `masked_content`
-        ("original", "noise", "fill") is what that part begins from, but for strength 1, which begins from pure noise.
-        `input_latents` (n_images or 1, h, w, latent_channels) are clean latents in the place of an `input_image`, such
-        as `encode` or another generation gives. Those of `encode(picture, seed=seed)` lead to the same bits as the
-        picture does, for one picture: those of a batch have each its own draw of the picture's latents, by seed + i.
+        ("original", "noise", "fill") is what that part begins from, except at strength 1, which begins from pure noise.
+        `input_latents` (n_images or 1, h, w, latent_channels) are clean latents instead of an `input_image`, such as
+        those of `encode`. For one picture, `encode(picture, seed=seed)` gives the same bits as the
+        picture; in a batch each picture samples its own latents, with seed + i.
 
-        `latents` (n_images, h, w, latent_channels) is unit normal noise to begin with, in place of the seed's.
+        `latents` (n_images, h, w, latent_channels) is unit normal noise that replaces the seed's first draw.
         `guidance_rescale` is Lin et al.'s (2023). With a `variation_strength` all pictures have the same seed, and the
         first noise of picture i is turned that far, from 0 to 1, towards the noise of the seed `variation_seed` + i.
-        Dropping the generator cancels the generation.
+        Closing the generator cancels the generation.
 
-        Both texts are read in A1111's language (stable_diffusion.text.language); its schedules count the steps that are
-        run. `prompt_language` "plain" takes them literally, truncated after 75 tokens. A `Blend` is a text between two.
+        Both texts are in A1111's prompt language (stable_diffusion.text.language); its schedules count the steps that
+        are run. With `prompt_language` "plain" they are literal, truncated after 75 tokens. A `Blend` mixes two texts.
         `clip_skip` 2 takes the text encoder's penultimate layer, and so on; None is the checkpoint's own.
 
-        `<lora:name:0.8>` in the text lays a LoRA over this generation, besides those of `set_loras`; the name of a file
-        in `embedding_folders` stands for its vectors, in both texts.
+        `<lora:name:0.8>` in the text adds a LoRA for this generation to those of `set_loras`; in both texts the name of
+        a file in `embedding_folders` stands for its vectors.
 
-        Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range or of a wrong type or
-        asks for more memory than there is, and what `set_loras` raises for what the texts name.
+        Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range, of a wrong type or
+        beyond the memory, and for the texts' LoRAs what `set_loras` raises.
         """
-        # 1. Everything that can be refused is refused here.
+        # 1. All arguments are checked.
         call = check_call(
             self,
             self._unet,
@@ -122,13 +123,12 @@ class StableDiffusion(LoadedModel):
         n_images: int = 1,
         **settings: Any,
     ) -> list[GeneratedPicture]:
-        """Finished pictures with their records, `n_images` of each prompt, one prompt's after the other's.
+        """Finished pictures with their records, `n_images` of each prompt, in the order of the prompts.
 
         `settings` are those of `generate_latents`; picture i of the whole list has seed + i. `negatives` is one text
-        for all, or one for each prompt. All are painted in one batch, in which each picture is the one that it is alone
-        but for rounding. Prompts with other LoRAs, with parts (AND) of other weights or with another number of 75-token
-        chunks than the others cannot share a batch without that, and come in batches of their own. Raises as
-        `generate_latents` does, before anything is painted.
+        for all, or one for each prompt. All are painted in one batch, which changes each picture by rounding only.
+        Prompts that differ in LoRAs, in weights of parts (AND) or in the number of 75-token chunks are painted in
+        separate batches, because sharing one would change them. Raises as `generate_latents` does, before painting.
         """
         texts: list[Any] = list(prompts) if _is_list(prompts) else [prompts]
         against: list[Any] = list(negatives) if _is_list(negatives) else [negatives] * len(texts)
@@ -147,7 +147,7 @@ class StableDiffusion(LoadedModel):
         return [pictures[place] for place in sorted(pictures)]
 
     def _groups(self, call: Call) -> list[list[int]]:
-        """The pictures that can share a batch."""
+        """The indices of pictures that can share a batch."""
         alone = [call.only([place]) for place in range(len(call.prompts))]
         pieces = [piece for each in alone for piece in each.script.pieces]
         pieces = list(dict.fromkeys(pieces))
@@ -171,20 +171,20 @@ class StableDiffusion(LoadedModel):
 
     def _begin(self, call: Call) -> Generation:
         self._check(call)
-        # 2. The LoRAs and embeddings that the texts name are laid over, and noted down.
+        # 2. The LoRAs and embeddings that the texts name are applied and recorded.
         network, reader = self._networks(call)
-        return Generation(self._used(call), self._steps(call, network, reader))
+        return Generation(self._used(call), self._steps(call, network, reader), (*self.notes, *call.notes))
 
     def _steps(
         self, call: Call, network: DenoisingNetwork, reader: TextReader
     ) -> Generator[GenerationStep, None, None]:
         width, height = call.size
         backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.size))
-        # 3. The texts are encoded, and prepared for the network, once.
+        # 3. The texts are encoded and prepared for the network, once.
         conditioned = ConditionedNetwork(
             network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory
         )
-        if self._spares:
+        if self._unloads_encoders:
             conditioned.compute_texts()
             self._unloader.drop(*self._conditioner.encoders)
         denoiser = Denoiser(
@@ -195,13 +195,13 @@ class StableDiffusion(LoadedModel):
             call.embeds_guidance,
             call.script.weights,
         )
-        # 4. The first latents: noise, or what is given with noise of the plan's first level.
+        # 4. The first latents: noise, or the input noised to the plan's first level.
         noise = NoiseStream(call.seeds, (height // self.downscale, width // self.downscale, self.latent_channels))
         start = start_from(call.start, call.plan, denoiser, noise, call.noise, self._vae.encode, self.inpainting)
         if self.low_memory:
             mx.eval(start.x)
             self._unloader.drop(self._vae)
-        # 5. Step by step towards x_0.
+        # 5. The sampler steps towards x_0.
         self._painting += 1
         try:
             for step in call.sampler.sample(start.denoiser, start.x, call.plan, noise):
@@ -210,7 +210,7 @@ class StableDiffusion(LoadedModel):
             self._painting -= 1
 
     def _networks(self, call: Call) -> tuple[DenoisingNetwork, TextReader]:
-        """What paints and what reads for one generation: with the LoRAs and the embeddings that its texts name."""
+        """Network and text reader of one generation, with the LoRAs and embeddings that its texts name."""
         network, reader = self._unet, self._conditioner.replaced(clip_skip=call.clip_skip)
         choices = self._chosen(call.loras)
         if call.loras:
@@ -224,7 +224,7 @@ class StableDiffusion(LoadedModel):
         return (*self._loras, *self._overlay.choose(tags, names_only=True))
 
     def _used(self, call: Call) -> Used:
-        """What a generation paints with, as it is on the disk now."""
+        """The files of a generation, with their current hashes."""
         loras = self._chosen(call.loras)
         named = self._embeddings.named_in(call.script.pieces, self.tokenizer) if self.tokenizer is not None else {}
         return Used(

@@ -1,4 +1,4 @@
-"""Where files lie: those that come with the package, and the folders of the person who runs it."""
+"""Where files are: those of the package, and the user's folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folders_in(variable: str, several: bool = True) -> list[Path]:
 
 
 def packaged(*parts: str) -> Path:
-    """A file or folder that comes with the package, such as `packaged("checkpoints", "postcards-tiny")`."""
+    """A file or folder of the package, such as `packaged("checkpoints", "postcards-tiny")`."""
     return Path(str(resources.files(__package__).joinpath(*parts)))
 
 
@@ -36,7 +36,7 @@ def cache_folder() -> Path:
 def home() -> Path:
     """The folder that holds models/, loras/, embeddings/ and outputs/.
 
-    $STABLE_DIFFUSION_HOME, else the checkout that this package is part of, else (installed by pip) the current folder.
+    $STABLE_DIFFUSION_HOME, else the checkout that contains this package, else (installed by pip) the current folder.
     """
     if named := folders_in(HOME_VARIABLE, several=False):
         return named[0]

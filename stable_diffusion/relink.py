@@ -1,9 +1,9 @@
-"""Point the functions that a loaded shared library imports at others, without building anything (Linux, 64-bit ELF).
+"""Redirect the functions that a loaded shared library imports, without building anything (Linux, 64-bit ELF).
 
-A shared library calls what it imports through slots: one pointer each, in its global offset table, which the dynamic
-loader has filled. `Image` finds the slots of given names and `redirect` rewrites them. Nothing is taken on trust:
-every address is looked up in /proc/self/maps before it is read or written, and whatever is not as the ELF
-specification has it raises `RelinkError` while the process is still as it was.
+A shared library calls imported functions through slots, pointers in its global offset table that the dynamic loader
+has filled. `Image` finds the slots of given names, `redirect` rewrites them. Every address is looked up in
+/proc/self/maps before it is read or written, and anything that deviates from the ELF specification raises
+`RelinkError` before the process is changed.
 
 Reference: System V ABI, chapter 5 ("Dynamic Linking"), with the x86-64 and AArch64 supplements.
 """
@@ -21,12 +21,12 @@ DT_PLTRELSZ, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ, DT_RELAENT = 2, 5, 6, 7, 
 DT_STRSZ, DT_SYMENT, DT_PLTREL, DT_JMPREL = 10, 11, 20, 23
 SYMBOL, RELA, PROGRAM_HEADER = struct.Struct("<IBBHQQ"), struct.Struct("<QQq"), struct.Struct("<IIQQQQQQ")
 
-# e_machine -> the relocations whose result is the bare address of a symbol: JUMP_SLOT, GLOB_DAT and the 64-bit word.
+# e_machine -> the relocations whose result is the plain address of a symbol: JUMP_SLOT, GLOB_DAT and the 64-bit word.
 SLOT_RELOCATIONS = {62: (7, 6, 1), 183: (1026, 1025, 257)}  # x86-64 (62) and AArch64 (183)
 
 
 class RelinkError(Exception):
-    """The library is not what `Image` knows how to read; nothing has been changed."""
+    """The library cannot be read or changed safely; nothing has been changed."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Region:
 
 
 def mapped_regions() -> list[Region]:
-    """What is mapped into this process, in the order of addresses."""
+    """This process's memory map, ordered by address."""
     try:
-        # Latin-1 reads any file name; names are only compared and shown.
+        # Latin-1 decodes any file name; names are only compared and shown.
         with open("/proc/self/maps", encoding="latin-1") as lines:
             fields = [line.rstrip("\n").split(None, 5) for line in lines]
     except OSError as error:
@@ -61,7 +61,7 @@ def region_at(address: int, regions: Iterable[Region]) -> Region | None:
 
 
 class Image:
-    """A shared library as the loader has laid it out: `regions` are the mappings of its file."""
+    """A loaded shared library; `regions` are the mappings of its file."""
 
     def __init__(self, regions: Iterable[Region]) -> None:
         self.regions = sorted(regions, key=lambda region: region.start)
@@ -80,7 +80,7 @@ class Image:
         return cls(own)
 
     def read(self, address: int, size: int) -> bytes:
-        """`size` bytes from `address`; RelinkError unless all of them are mapped from this file and readable."""
+        """Read `size` bytes at `address`; RelinkError unless all of them are mapped from this file and readable."""
         reached = address
         for region in self.regions:
             if region.start <= reached < region.end and "r" in region.mode:
@@ -121,12 +121,12 @@ class Image:
         return self.read(self._address(address_tag), self.dynamic[size_tag])
 
     def _address(self, tag: int) -> int:
-        # glibc adds the load bias to these entries in memory, musl leaves them as they are in the file.
+        # glibc adds the load bias to these entries in memory, musl does not.
         value = self.dynamic.get(tag, 0)
         return value if value >= self.base else self.base + value
 
     def slots(self, names: Iterable[str]) -> dict[str, list[int]]:
-        """The addresses of the slots through which the library calls each of `names` that it imports."""
+        """The slots' addresses of each of `names` that the library imports."""
         wanted = {name.encode(): name for name in names}
         sizes = (
             self.dynamic.get(DT_SYMENT),
@@ -149,7 +149,7 @@ class Image:
         for offset, symbol, addend in imports:
             name_at, _info, _other, section, _value, _size = SYMBOL.unpack_from(table, symbol * SYMBOL.size)
             name = wanted.get(strings[name_at : strings.find(b"\0", name_at)])
-            if name and section == 0 and addend == 0:  # section 0: imported, not the library's own
+            if name and section == 0 and addend == 0:  # section 0: imported, not defined here
                 address = self.base + offset
                 if address % 8:
                     raise RelinkError(f"the slot of {name} at {address:#x} is not aligned")
@@ -158,15 +158,15 @@ class Image:
         return found
 
     def target(self, slot: int) -> int:
-        """The address of the function that `slot` points at now."""
+        """The function address in `slot` now."""
         return struct.unpack("<Q", self.read(slot, 8))[0]
 
 
 def redirect(image: Image, functions: Mapping[str, int], regions: Iterable[Region]) -> Callable[[], None]:
-    """Make `image` call the function at the given address for each imported name; returns a call that undoes it.
+    """Make `image` call the function at the given address for each imported name; returns a function that undoes it.
 
-    All names must be imported, and all slots must point at code at the time of the call, or RelinkError is raised
-    before the first is written. Page protections are as before when this returns.
+    All names must be imported, and all slots must point at code, or else RelinkError is raised before the first write.
+    Page protections are restored.
     """
     regions = list(regions)
     slots = image.slots(functions)
@@ -194,7 +194,7 @@ def redirect(image: Image, functions: Mapping[str, int], regions: Iterable[Regio
 
 
 def _write(address: int, value: int, regions: Iterable[Region]) -> None:
-    """Store an aligned pointer (at once, so no thread sees half of it), opening its page where that is closed."""
+    """Store an aligned pointer, atomically; a read-only page is made writable meanwhile."""
     region = region_at(address, regions)
     if region is None or "x" in region.mode:
         raise RelinkError(f"the slot at {address:#x} does not lie in data")

@@ -1,8 +1,8 @@
-"""What a person asks for, in one place: from a command line, a form, JSON or a picture; to the engine and the record.
+"""Everything a generation can be asked for: read from a command line, form, JSON or picture; sent to engine and record.
 
-A setting of a generation is one field of `Request`. Its `Setting` says how it is checked, what it is called on the
-command line, by the engine and in pictures, and in which words it is explained. Needs neither MLX nor Streamlit, and
-imports neither numpy nor Pillow before a picture is there, so that `--help` is quick.
+Each setting is one field of `Request`. Its `Setting` defines how it is checked, its names on the command line, in the
+engine and in records, and its help text. Needs neither MLX nor Streamlit, and imports numpy and Pillow only once there
+is a picture, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .record.inputs import InputFile
     from .sampler import Sampler
 
-GRID = 8  # pixels: what widths and heights are multiples of
+GRID = 8  # pixels; widths and heights are multiples of this
 
 
 def _dimension(name: str) -> Any:
@@ -55,11 +55,11 @@ def _masked(request: Request) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that one generation is asked for.
+    """The settings of one generation.
 
-    Sizes are in pixels; None is the checkpoint's own. A seed of None is drawn (`with_seeds`). `loras` are names or
-    files with their strengths. Input picture (RGB) and mask (white where repainted, of any size) are decoded; the files
-    that they were read from go into the record. `previews` and `file_format` are the page's.
+    Sizes are in pixels; None means the checkpoint's own. A seed of None is drawn at random (`with_seeds`). `loras` are
+    names or files with their strengths. Input picture (RGB) and mask (white where repainted, any size) are decoded; the
+    files they were read from go into the record. `previews` and `file_format` are the page's.
     """
 
     prompt: str = setting("", Text())
@@ -86,13 +86,13 @@ class Request:
         title="Variation strength", group=SEVERAL, metavar="S", key=keys.VARIATION_STRENGTH,
     )  # fmt: skip
     variation_seed: int | None = setting(
-        None, Whole(-1, MAX_SEED), "that other seed; picture i gets it + i", group=SEVERAL, metavar="N", unset=-1,
+        None, Whole(-1, MAX_SEED), "the other seed; picture i gets it + i", group=SEVERAL, metavar="N", unset=-1,
         title="Variation seed", usual="-1, a new one", key=keys.VARIATION_SEED,
         counts=lambda request: request.variation_strength > 0,
     )  # fmt: skip
     batch_size: int = setting(
         1, Whole(1, 256),
-        "pictures to paint side by side: faster on a GPU, more memory; but for rounding the pictures are the same",
+        "pictures to paint in parallel: faster on a GPU, more memory; the same pictures up to rounding",
         group=SEVERAL, metavar="N", page=False,
     )  # fmt: skip
 
@@ -105,14 +105,21 @@ class Request:
     )  # fmt: skip
     prediction_type: str | None = setting(
         None, Choice(UNET_PREDICTIONS),
-        "what the model was trained to predict, where its file does not say or says it wrongly",
+        "what the model was trained to predict, if its file does not say or is wrong",
         title="Prediction type", group=HOW, load="prediction_type", key="Prediction type", usual="as the file says",
         unset="",
+    )  # fmt: skip
+    zero_terminal_snr: bool | None = setting(
+        None, Flag(),
+        "whether the model's noise schedule ends in pure noise, where its file does not say or says it wrongly; many "
+        "models that predict v do",
+        title="Zero terminal SNR", group=HOW, load="zero_terminal_snr", key="Zero terminal SNR",
+        usual="as the file says", unset="",
     )  # fmt: skip
     clip_skip: int | None = setting(
         None, Whole(0, 12),
         "read the prompt from the text encoder's N-th layer from the end: 1 is the last, 2 the penultimate; 0 is the "
-        "one that the model was trained with",
+        "one the model was trained with",
         title="Clip skip", group=HOW, metavar="N", unset=0, call="clip_skip", key="Clip skip",
         usual="the model's, 1 or for SDXL 2",
     )  # fmt: skip
@@ -126,7 +133,7 @@ class Request:
     )  # fmt: skip
     guidance_rescale: float = setting(
         0.0, Number(0, 1),
-        "how much to take back of the contrast that guidance adds, from 0 to 1; about 0.7 suits models that predict v",
+        "how much of the contrast added by guidance to remove, from 0 to 1; about 0.7 suits v-prediction models",
         title="Guidance rescale", group=HOW, metavar="S", call="guidance_rescale", key="CFG Rescale",
     )  # fmt: skip
     sampler: str | Sampler = "euler"
@@ -140,29 +147,29 @@ class Request:
     )  # fmt: skip
     fit: str = setting(
         "crop", Choice(FITS),
-        "how PICTURE comes to the size that is painted: cut to its shape, padded with white, or distorted",
+        "how PICTURE is fitted to the painted size: cropped, padded with white, or stretched",
         group=PICTURE, key="Resize mode", counts=lambda request: request.mask is None,
     )  # fmt: skip
     mask: Image.Image | None = dataclasses.field(default=None, compare=False, repr=False)
     mask_file: InputFile | None = dataclasses.field(default=None, compare=False, repr=False)
     masked_content: str = setting(
         "original", Choice(MASKED_CONTENTS),
-        "what the masked part begins from at a strength below 1: what is there, noise, or the colours around it",
+        "what the masked part starts from at a strength below 1: the original, noise, or the surrounding colours",
         group=MASK, call="masked_content", key="Masked content", counts=_masked, always=True,
         words=(("original", "original"), ("noise", "latent noise"), ("fill", "fill")),
     )  # fmt: skip
     mask_blur: float = setting(
-        4.0, Number(0, 256), "how softly new and old meet, in pixels of the picture", group=MASK, metavar="N",
+        4.0, Number(0, 256), "how softly old and new blend, in pixels of the picture", group=MASK, metavar="N",
         title="Mask blur", key="Mask blur", counts=_masked, always=True, shown=(0, 64),
     )  # fmt: skip
     only_masked: bool = setting(
         False, Flag(),
-        "see and paint the surroundings of the white alone, at the model's full size: more detail in small parts",
+        "paint only the area around the white, at the model's full size: more detail in small parts",
         group=WHITE, key="Inpaint area", counts=_masked, always=True,
         words=((False, "Whole picture"), (True, "Only masked")),
     )  # fmt: skip
     padding: int = setting(
-        32, Whole(0, 4096), "with --only-masked, how many pixels around the white to see", group=WHITE, metavar="N",
+        32, Whole(0, 4096), "with --only-masked, pixels of context around the white", group=WHITE, metavar="N",
         title="Padding", key="Masked area padding", always=True, shown=(0, 256),
         counts=lambda request: _masked(request) and request.only_masked,
     )  # fmt: skip
@@ -181,19 +188,19 @@ class Request:
     )  # fmt: skip
     low_memory: bool = setting(
         False, Flag(),
-        "hold one network at a time in memory, where it can be read again from the model's folder, and paint one "
-        "row of a batch after the other: slower, the same pictures but for rounding",
+        "keep one network at a time in memory, if it can be reloaded from the model's folder, and paint a batch one "
+        "row at a time: slower, the same pictures up to rounding",
         title="Low memory", group=MACHINE, load="low_memory",
     )  # fmt: skip
     bits: int | None = setting(
         None, Choice((8, 4)),
-        "keep the large layers as integers of 8 or 4 bits: less memory, slightly (8) or clearly (4) other pictures",
+        "quantise the large layers to 8 or 4 bits: less memory; pictures differ slightly (8) or clearly (4)",
         title="Bits", group=MACHINE, metavar="N", load="bits", key="Bits", unset=0,
-        usual="as the checkpoint has them",
+        usual="as in the checkpoint",
     )  # fmt: skip
     file_format: str = setting(
         "png", Choice(tuple(each.key for each in WRITTEN)),
-        "each keeps the parameters inside the file. PNG loses nothing; JPEG and WebP are smaller", title="File format",
+        "all keep the parameters inside the file. PNG is lossless; JPEG and WebP are smaller", title="File format",
     )  # fmt: skip
     previews: tuple[str, ...] = ("auto", "latents")
 
@@ -207,7 +214,7 @@ class Request:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], **more: Any) -> Request:
-        """From a form or a command line: values by field, with what stands for None there; others are passed over."""
+        """From a form or a command line: values by field, `unset` for None; other names are ignored."""
         found = {name: values[name] for name in DEFAULTS if name in values}
         return cls(
             **{name: SETTINGS[name].from_form(value) if name in SETTINGS else value for name, value in found.items()}
@@ -216,7 +223,7 @@ class Request:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Request:
-        """From JSON's values by field. Raises `InputError` for a name that is not known, with near ones."""
+        """From JSON: values by field. Raises `InputError` for an unknown name, and suggests similar ones."""
         for name in values:
             if name not in JSON_FIELDS:
                 near = difflib.get_close_matches(name, JSON_FIELDS, 3)
@@ -231,9 +238,9 @@ class Request:
 
     @classmethod
     def from_record(cls, parameters: Parameters) -> tuple[Request, list[str]]:
-        """From what a picture says of itself; and, in words, what was not understood, or is not known here.
+        """From a picture's record; also returns notes, in words, on what was not understood.
 
-        Model, LoRAs, VAE and input files are named there only: they are for the caller to find.
+        The record only names its model, LoRAs, VAE and input files; finding them is up to the caller.
         """
         found, notes = read_record(parameters)
         return cls(**found), notes
@@ -241,7 +248,7 @@ class Request:
     # --- ... to the engine ...
 
     def with_seeds(self) -> Request:
-        """The same with seeds drawn where none were asked for. Raises `InputError` near the largest seed."""
+        """A copy in which missing seeds are drawn at random. Raises `InputError` near the largest seed."""
         if self.variation_seed is not None and not self.variation_strength:
             raise InputError("variation_seed needs a variation_strength (--variation-strength), such as 0.1.")
         drawn: dict[str, Any] = {"variation_seed": None}
@@ -257,7 +264,7 @@ class Request:
     def seeds_of(self, place: int) -> dict[str, Any]:
         """The engine's arguments for the seeds of picture `place`, from 0; needs `with_seeds`.
 
-        As A1111 counts: picture i has seed + i; with a variation all have one seed, and the variation's seed counts.
+        As in A1111: picture i has seed + i; with a variation, the seed is fixed and the variation's seed counts up.
         """
         assert self.seed is not None, "with_seeds draws one"
         if self.variation_seed is None:
@@ -269,7 +276,7 @@ class Request:
         }
 
     def to_load(self) -> dict[str, Any]:
-        """The arguments of `StableDiffusion`, beside the model, that are not its own defaults."""
+        """The arguments of `StableDiffusion`, other than the model, that differ from its defaults."""
         return {
             each.load: getattr(self, name)
             for name, each in SETTINGS.items()
@@ -277,7 +284,7 @@ class Request:
         }
 
     def to_call(self, default_size: tuple[int, int]) -> Call:
-        """The arguments of `generate_latents`, but for seeds and numbers; the model's own size is `default_size`."""
+        """The arguments of `generate_latents`, without seeds and counts; `default_size` is the model's own."""
         arguments: dict[str, Any] = {
             each.call: getattr(self, name)
             for name, each in SETTINGS.items()
@@ -299,7 +306,7 @@ class Request:
         return Call(arguments | {"input_image": inpainting.picture, "mask_image": inpainting.mask}, inpainting)
 
     def painted_size(self, default_size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) to paint at: as asked for, else the model's; where a mask is in the picture's own shape."""
+        """(width, height) to paint at: as requested, else the model's; with a mask, in the picture's own shape."""
         if self.width and self.height:
             return self.width, self.height
         width, height = default_size
@@ -318,9 +325,9 @@ class Request:
     # --- ... and to the record
 
     def to_record(self, used: Used, size: tuple[int, int], **seeds: Any) -> Parameters:
-        """What a picture of this size says of itself; `seeds` are the picture's `seeds_of`."""
+        """The record of a picture of this size; `seeds` are the picture's `seeds_of`."""
         from .record.inputs import record
-        from .sampler import a1111_name  # here, since it takes MLX
+        from .sampler import a1111_name  # not at the top, since it imports MLX
 
         sampler, schedule = a1111_name(self.sampler)
         own = dataclasses.replace(self, **seeds)
@@ -357,22 +364,22 @@ _PLAIN_FIELDS = ("prompt", "negative", "steps", "cfg", "seed", "width", "height"
 
 @dataclass(frozen=True)
 class Call:
-    """A request made ready for a model: the arguments of `generate_latents`, and the way back into the picture."""
+    """A request prepared for a model: the arguments of `generate_latents`, and how to finish what it paints."""
 
     arguments: dict[str, Any]
     inpainting: Inpainting | None
 
     def finish(self, painted: Image.Image) -> Image.Image:
-        """What is saved of what was painted."""
+        """The picture to save, given what was painted."""
         return painted if self.inpainting is None else self.inpainting.finish(painted)
 
 
 def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
-    """What a picture says, by field of `Request`, and in words what of it was not understood.
+    """The values in a record, by field of `Request`, and notes, in words, on what was not understood.
 
-    A1111 leaves out what is its default; so where one setting of a mask is said, the others are those defaults.
+    A1111 omits its defaults, so if one setting of a mask is recorded, the missing ones have their defaults.
     """
-    from .sampler import key_of, sampler_from_a1111  # here, since it takes MLX
+    from .sampler import key_of, sampler_from_a1111  # not at the top, since it imports MLX
 
     found: dict[str, Any] = {}
     notes: list[str] = []
@@ -401,19 +408,21 @@ def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
 
 
 def option_of(name: str) -> str:
-    """The option of the command line that asks for a field."""
+    """The command line's option for a field."""
     return f"--{name.replace('_', '-')}"
 
 
 def to_options(values: Mapping[str, Any], groups: Collection[str]) -> list[str]:
-    """The options of the command line that ask for these values by field, of the groups that a command has."""
-    said = []
+    """The command line's options for these values by field, limited to the groups a command has."""
+    options = []
     for name, value in values.items():
         each = SETTINGS.get(name)
         if each is None or each.group not in groups or value is None:
             continue
-        if not isinstance(value, bool):
-            said.append(f"{option_of(name)}={value if isinstance(value, str) else keys.plain(value)}")
+        if isinstance(value, bool) and not value and DEFAULTS[name] is None:
+            options.append(option_of(name).replace("--", "--no-", 1))
+        elif not isinstance(value, bool):
+            options.append(f"{option_of(name)}={value if isinstance(value, str) else keys.plain(value)}")
         elif value:
-            said.append(option_of(name))
-    return said
+            options.append(option_of(name))
+    return options

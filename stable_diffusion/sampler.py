@@ -1,4 +1,4 @@
-"""The samplers by name: keys, the names that users know, and the pairs that A1111 writes into pictures."""
+"""The registry of samplers: their keys, the names that users know, and the pairs that A1111 writes into pictures."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .errors import SamplerError
 __all__ = [
     "DEFAULT_SAMPLER",
     "SAMPLERS",
+    "SCHEDULE_TITLES",
     "DDIMSampler",
     "DDPMSampler",
     "DPMSolverMultistepSDESampler",
@@ -46,7 +47,7 @@ __all__ = [
 
 DEFAULT_SAMPLER = "euler"
 
-# A class, and the names besides its key and title under which users know it: A1111, ComfyUI, InvokeAI, diffusers.
+# Further names of each class, in addition to key and title: A1111's, ComfyUI's, InvokeAI's, diffusers'.
 _KNOWN_AS: dict[type[Sampler], tuple[str, ...]] = {
     SimpleEulerSampler: ("k_euler", "EulerDiscreteScheduler", "SimpleEulerSampler"),
     EulerAncestralSampler: ("euler ancestral", "k_euler_a", "EulerAncestralDiscreteScheduler"),
@@ -61,9 +62,17 @@ _KNOWN_AS: dict[type[Sampler], tuple[str, ...]] = {
     PNDMSampler: ("PLMS", "PNDMScheduler"),
     LCMSampler: ("LCMScheduler",),
 }
-_SUFFIXES = {"karras": ("karras", "k"), "exponential": ("exponential",)}
-_A1111_SAMPLERS: dict[type[Sampler], str] = {PNDMSampler: "PLMS"}  # where A1111 has another name than our title
-_A1111_UNNAMED = ("automatic", "uniform", "normal", "")  # no sigma schedule of its own
+# The schedules by key, with their names in A1111, and the suffixes of samplers' names that mean them.
+SCHEDULE_TITLES = {
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "uniform": "Uniform",
+    "sgm_uniform": "SGM Uniform",
+    "simple": "Simple",
+}
+_SUFFIXES = {**{key: (key,) for key in SCHEDULE_TITLES}, "karras": ("karras", "k")}
+_A1111_SAMPLERS: dict[type[Sampler], str] = {PNDMSampler: "PLMS"}  # where A1111's name is not our title
+_FROM_A1111 = {title.casefold(): key for key, title in SCHEDULE_TITLES.items()} | {"normal": "uniform"}
 
 
 @dataclass(frozen=True)
@@ -92,9 +101,9 @@ _BY_NAME: dict[str, tuple[type[Sampler], str | None]] = {
 
 
 def sampler_by_name(name: str | Sampler) -> Sampler:
-    """The sampler of a key or of a name that users know ("DPM++ 2M Karras"), whatever the case; a sampler is itself.
+    """The sampler of a key or of a name that users know ("DPM++ 2M Karras"), in any case; samplers are returned as is.
 
-    Raises `SamplerError` for a name that is not known, with near ones, and for a sigma schedule that it does not have.
+    Raises `SamplerError` for an unknown name, with similar ones, and for a sigma schedule that the sampler lacks.
     """
     if isinstance(name, Sampler):
         return name
@@ -113,9 +122,10 @@ def sampler_by_name(name: str | Sampler) -> Sampler:
 
 
 def sampler_names() -> dict[str, str]:
-    """Every key with the name to show, sigma schedules spelt out: {"dpmpp_2m_karras": "DPM++ 2M Karras", ...}."""
+    """Every key, including those with a sigma schedule, and its title: {"dpmpp_2m_karras": "DPM++ 2M Karras", ...}."""
     return {
-        known.key + (f"_{schedule}" if schedule else ""): known.title + (f" {schedule.title()}" if schedule else "")
+        known.key + (f"_{schedule}" if schedule else ""): known.title
+        + (f" {SCHEDULE_TITLES[schedule]}" if schedule else "")
         for known in SAMPLERS
         for schedule in (None, *known.schedules)
     }
@@ -127,21 +137,21 @@ def samplers() -> list[SamplerName]:
 
 
 def name_of(sampler: str | Sampler) -> str:
-    """The name to show of a sampler or key: "DPM++ 2M Karras"."""
+    """The title of a sampler or key: "DPM++ 2M Karras"."""
     return sampler_names()[key_of(sampler)]
 
 
 def key_of(sampler: str | Sampler) -> str:
-    """The registry's key of a sampler or of any name of it: "dpmpp_2m_karras"."""
+    """The registry's key of a sampler or of any of its names: "dpmpp_2m_karras"."""
     found = sampler_by_name(sampler)
     return f"{found.key}_{found.sigma_schedule}" if found.sigma_schedule in found.schedules else found.key
 
 
 def a1111_name(sampler: str | Sampler) -> tuple[str, str | None]:
-    """(Sampler, Schedule type) as A1111 writes them into pictures; None where the key Schedule type is left out."""
+    """(Sampler, Schedule type) as A1111 writes them into pictures; None if Schedule type is left out."""
     found = sampler_by_name(sampler)
     schedule = found.sigma_schedule if found.sigma_schedule in found.schedules else None
-    return _A1111_SAMPLERS.get(type(found), found.title), schedule.title() if schedule else None
+    return _A1111_SAMPLERS.get(type(found), found.title), SCHEDULE_TITLES[schedule] if schedule else None
 
 
 def sampler_from_a1111(sampler: str, schedule_type: str | None = None) -> Sampler:
@@ -151,12 +161,14 @@ def sampler_from_a1111(sampler: str, schedule_type: str | None = None) -> Sample
     """
     found = sampler_by_name(sampler)
     wanted = (schedule_type or "").strip().casefold()
-    if wanted in _A1111_UNNAMED:
+    if wanted in ("automatic", ""):
         return found
-    if wanted not in _SUFFIXES:
-        raise SamplerError(f"Schedule type {schedule_type!r} is not known: choose Automatic, Karras or Exponential.")
-    # A1111 lets any schedule type stand beside samplers that have none; it means nothing there.
-    return sampler_by_name(f"{found.key}_{wanted}") if found.schedules else found
+    if wanted not in _FROM_A1111:
+        known = ", ".join(SCHEDULE_TITLES.values())
+        raise SamplerError(f"Schedule type {schedule_type!r} is not known: choose Automatic, {known}.")
+    # A1111 also writes a schedule type for samplers that ignore it.
+    schedule = _FROM_A1111[wanted]
+    return sampler_by_name(f"{found.key}_{schedule}") if schedule in found.schedules else found
 
 
 def _unknown(name: str) -> str:

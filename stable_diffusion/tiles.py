@@ -1,7 +1,6 @@
-"""A network's work on a picture in tiles, where all of it would not fit into memory; they are blended.
+"""Run a network on overlapping tiles of a picture that would not fit into memory whole, and blend the results.
 
-For decoders and upscalers alike. Almost the same picture: group norms and attention see a tile in the place of the
-whole.
+For decoders and upscalers. The result differs slightly, since group norms and attention see one tile at a time.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from .backend import mx
 
 
 def in_tiles(function: Callable[[mx.array], mx.array], array: mx.array, tile: int, overlap: int) -> mx.array:
-    """`function` of (1, h, w, C), which makes it (1, H, W, D) of any whole multiple of the size: float32.
+    """Apply `function`, (1, h, w, C) -> (1, k h, k w, D) for an integer k, in tiles; float32.
 
-    Tiles are `tile` x `tile` of the array's places, and overlap by `overlap` at least. Each is computed before the
-    next.
+    Tiles are `tile` x `tile` of the input, and overlap by at least `overlap`. Each is evaluated before the next.
     """
     _, height, width, _ = array.shape
     whole = shares = np.zeros(())
@@ -36,12 +34,12 @@ def in_tiles(function: Callable[[mx.array], mx.array], array: mx.array, tile: in
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side; the last one ends with it, and may overlap more."""
+    """Where tiles start along a side; the last one ends with the side, and may overlap more."""
     last = max(0, size - tile)
     return [*range(0, last, tile - overlap), last]
 
 
 def _ramp(size: int, overlap: int) -> np.ndarray:
-    """A tile's share along a side: rising over the overlap, one in the middle, falling."""
+    """A tile's weight along a side: rising over the overlap, 1 in the middle, falling."""
     places = np.arange(size, dtype=np.float32) + 0.5
     return np.minimum(1.0, np.minimum(places, size - places) / overlap)

@@ -16,15 +16,15 @@ from .config import ONE_RESNET, UNetConfig
 from .diffusion.network import Conditioning, Extras, Tap
 from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
 
-# Keys and values of one transformer block: of "attn2", and of "attn1" where it too attends to the text. In a call that
-# is tapped also "tap", a function of queries and keys.
+# Keys and values of one transformer block, for "attn2", and for "attn1" if it too attends to the text. In a tapped call
+# also "tap", a function of queries and keys.
 BlockContext = dict[str, Any]
 # The same of all blocks of one transformer, and of all transformers of one level.
 LevelContext = list[list[BlockContext]]
 
 
 def sinusoidal_embedding(values: mx.array, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> mx.array:
-    """Sinusoids (Vaswani et al. 2017) of values (N,), float32: (N, channels), as diffusers embeddings.py has them."""
+    """Sinusoids (Vaswani et al. 2017) of values (N,), float32: (N, channels), as in diffusers embeddings.py."""
     half = channels // 2
     rates = mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(10000) / (half - freq_shift)))
     angles = values.astype(mx.float32)[:, None] * rates
@@ -60,7 +60,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward, each after a layer norm and around a skip."""
+    """Self-attention, cross-attention and feed-forward, each after a layer norm and with a residual."""
 
     def __init__(self, channels: int, context: int, heads: int, head_dim: int, only_cross: bool, upcast: bool):
         super().__init__()
@@ -85,9 +85,9 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-    """Transformer blocks over the places of a feature map (B, H, W, C).
+    """Transformer blocks over the positions of a feature map (B, H, W, C).
 
-    `proj_in` and `proj_out` are 1x1 convolutions in some files and linear layers in others: the same thing here.
+    `proj_in` and `proj_out` are 1x1 convolutions in some files and linear layers in others; here always the latter.
     """
 
     def __init__(self, channels: int, heads: int, depth: int, context: int, only_cross: bool, config: UNetConfig):
@@ -113,7 +113,7 @@ class Transformer2D(nn.Module):
 
 
 class UNetLevel(nn.Module):
-    """The blocks at one resolution, of the way down, of the middle or of the way up: resnets and transformers."""
+    """The resnets and transformers at one resolution, on the way down, in the middle or on the way up."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class UNetLevel(nn.Module):
         return [attention.project_text(text) for attention in self.attentions]
 
     def down(self, x: mx.array, time: mx.array, context: LevelContext) -> tuple[mx.array, list[mx.array]]:
-        """x (B, H, W, C_in) -> the level's output, and the outputs to be kept for the way up."""
+        """x (B, H, W, C_in) -> the level's output, and its skip connections."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
@@ -153,7 +153,7 @@ class UNetLevel(nn.Module):
         return x
 
     def up(self, x: mx.array, skips: list[mx.array], time: mx.array, context: LevelContext) -> mx.array:
-        """Take one kept output off `skips` for each resnet; the next one left tells the size to grow to."""
+        """Pop one of `skips` for each resnet; the next one gives the size to upsample to."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(mx.concatenate([x, skips.pop()], axis=-1), time)
             if self.attentions:
@@ -165,9 +165,9 @@ class UNetLevel(nn.Module):
 
 
 class UNet(nn.Module):
-    """See the module's docstring; a `DenoisingNetwork`: `prepare` once for a generation, `predict` once for each step.
+    """See the module's docstring. A `DenoisingNetwork`: `prepare` once per generation, `predict` once per step.
 
-    Both are put together from `project_text` and a call.
+    Both are built on `project_text` and a call.
     """
 
     def __init__(self, config: UNetConfig):
@@ -193,24 +193,24 @@ class UNet(nn.Module):
 
     @property
     def in_channels(self) -> int:
-        """Channels of what it is given: the latents', or of an inpainting U-Net the mask's and masked picture's too."""
+        """Channels of its input: the latents', and for an inpainting U-Net also the mask's and the masked picture's."""
         return self.config.in_channels
 
     @property
     def sample_size(self) -> tuple[int, int]:
-        """(h, w) in latents, the size that it was trained for."""
+        """(h, w) in latents, the training size."""
         size = self.config.sample_size or 64
         height, width = size if isinstance(size, tuple) else (size, size)
         return height, width
 
     @property
     def embeds_guidance(self) -> bool:
-        """True for a latent consistency model's, which takes the guidance weight as an input."""
+        """True for latent consistency models, which take the guidance weight as an input."""
         return self.config.time_cond_proj_dim is not None
 
     @property
     def values_per_latent(self) -> int:
-        """Values at the peak of a call, as measured (benchmarks/growth.py), but not on a GPU, which cuts no blocks."""
+        """Values at the peak of a call; measured on a CPU (benchmarks/growth.py), estimated for a GPU (no blocks)."""
         return (48 if has_gpu() else 32) * self.config.block_out_channels[0]
 
     def largest_product(self, rows: int, latents: int) -> int:
@@ -231,14 +231,14 @@ class UNet(nn.Module):
         return context | ({"cfg_weight": cfg_weight} if self.embeds_guidance else {})
 
     def predict(self, x: mx.array, t: mx.array, context: dict[str, Any], extras: Extras | None = None) -> mx.array:
-        """A call with what `prepare` has made. Takes the extras `residuals` and `tap`, no `keys_values` yet."""
+        """A call with the context of `prepare`. Supports the extras `residuals` and `tap`, not yet `keys_values`."""
         context = dict(context)
         if "cfg_weight" in context:
             context["guidance"] = self.guidance_embedding(context.pop("cfg_weight"))
         return self(x, t, **context, extras=extras)
 
     def project_text(self, text: mx.array) -> list[LevelContext]:
-        """The keys and values of a text's hidden states (B or 1, N, D), for every level, in the order of the call."""
+        """The keys and values of a text's hidden states (B or 1, N, D), for each level in the order of the call."""
         return [level.project_text(text) for level in self._levels()]
 
     def __call__(
@@ -251,7 +251,7 @@ class UNet(nn.Module):
         guidance: mx.array | None = None,
         extras: Extras | None = None,
     ) -> mx.array:
-        """Predict eps, v or x_0, whichever the checkpoint was trained for.
+        """Predict eps, v or x_0, depending on the checkpoint.
 
         x (B, H, W, in_channels) of unit variance; t (B,) or (1,), in training steps; `context` from `project_text`,
         its batch B or 1; `pooled` (B, P) and `time_ids` (B, 6) for `addition_embed_type` "text_time" (SDXL);
@@ -294,7 +294,7 @@ class UNet(nn.Module):
         return self.conv_out(self.conv_norm_out(x))
 
     def guidance_embedding(self, cfg_weight: float) -> mx.array:
-        """The guidance weight w as latent consistency models take it, (1, time_cond_proj_dim) (Luo et al. 2023)."""
+        """The embedded guidance weight of latent consistency models, (1, time_cond_proj_dim) (Luo et al. 2023)."""
         channels = self.config.time_cond_proj_dim
         assert channels, "this U-Net takes no guidance weight"
         return sinusoidal_embedding(mx.array([(cfg_weight - 1) * 1000.0]), channels, False, freq_shift=1)
@@ -304,7 +304,7 @@ class UNet(nn.Module):
         return [*self.down_blocks, *middle, *self.up_blocks]
 
     def _level_names(self) -> list[str]:
-        """The same levels as parameters name them."""
+        """The names of the same levels in the parameters."""
         down, up = ([f"{way}_blocks.{i}" for i in range(len(self[f"{way}_blocks"]))] for way in ("down", "up"))
         return [*down, *["mid_block"] * ("mid_block" in self), *up]
 
@@ -330,7 +330,7 @@ class UNet(nn.Module):
 
 
 def _tapped(context: list[LevelContext], names: list[str], tap: Tap) -> list[LevelContext]:
-    """A context whose blocks have their attention to the text tapped, under the layer's own name."""
+    """A context with a tap in each block, called with the layer's name."""
 
     def tapped(path: str, blocks: list[BlockContext]) -> list[BlockContext]:
         paths = (f"{path}.transformer_blocks.{i}.attn2" for i in range(len(blocks)))
@@ -341,7 +341,7 @@ def _tapped(context: list[LevelContext], names: list[str], tap: Tap) -> list[Lev
 
 
 class _LevelBuilder:
-    """Reads the configuration's keys that may be one value, one for each level, or one for each layer."""
+    """Builds levels from keys that may hold one value, one per level, or one per layer."""
 
     def __init__(self, config: UNetConfig, time_channels: int):
         self.config = config

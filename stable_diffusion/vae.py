@@ -13,11 +13,11 @@ from .config import AutoencoderConfig
 from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
 
 EPS = 1e-6  # of every group norm in the autoencoder
-OUTPUT_ACT = "silu"  # before the last convolutions, whatever act_fn says of the resnets
+OUTPUT_ACT = "silu"  # before the last convolutions; act_fn applies to the resnets only
 
 
 class SpatialAttention(nn.Module):
-    """Self-attention over the places of a feature map (B, H, W, C), one head, around a skip."""
+    """Single-head self-attention over the positions of a feature map (B, H, W, C), with a residual."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -45,14 +45,14 @@ class MidBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The resnets at one resolution, then a halving or a doubling where there is one."""
+    """The resnets at one resolution, then a downsample or upsample if there is one."""
 
     def __init__(self, inputs: int, outputs: int, layers: int, config: AutoencoderConfig):
         super().__init__()
         self.resnets = [_resnet(inputs if i == 0 else outputs, outputs, config) for i in range(layers)]
 
     def layers(self) -> list[nn.Module]:
-        """To be called one after another. (A call of the level would hold its input to the end.)"""
+        """To be called one after another. (A single call would keep the input in memory to the end.)"""
         return [*self.resnets, *(self[name] for name in ("downsample", "upsample") if name in self)]
 
 
@@ -129,12 +129,12 @@ class Autoencoder(nn.Module):
         return mean, mx.exp(0.5 * mx.clip(log_variance, -30.0, 20.0))
 
     def encode(self, picture: mx.array, noise: mx.array) -> mx.array:
-        """Sample the posterior of a picture (B, H, W, 3) in [-1, 1] with unit `noise`, and scale it."""
+        """Scaled latents of a picture (B, H, W, 3) in [-1, 1]: a sample of the posterior with unit `noise`."""
         mean, deviation = self.moments(picture)
         return self._scale(mean + deviation * noise)
 
     def decode(self, latents: mx.array) -> mx.array:
-        """Scaled latents (B, h, w, latent_channels) -> picture (B, 8h, 8w, 3), in [-1, 1] but for overshoots."""
+        """Scaled latents (B, h, w, latent_channels) -> picture (B, 8h, 8w, 3), in [-1, 1] apart from overshoots."""
         z = self._unscale(latents).astype(self.decoder.conv_in.weight.dtype)
         if "post_quant_conv" in self:
             z = self.post_quant_conv(z)

@@ -1,4 +1,4 @@
-"""The tiny autoencoder (TAESD, Ollin Boer Bohan 2023): picture <-> latents by a few convolutions, for previews.
+"""The tiny autoencoder (TAESD, Ollin Boer Bohan 2023): picture <-> latents with a few convolutions, for previews.
 
 The reference is diffusers' AutoencoderTiny (autoencoder_tiny.py, vae.py). Parameters keep the files' own names.
 """
@@ -12,7 +12,7 @@ from .layers import Conv2d
 
 
 class Activation(nn.Module):
-    """A layer without parameters, so that the others keep their numbers in the file."""
+    """A layer without parameters, so that the other layers keep their indices in the file."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -23,7 +23,7 @@ class Activation(nn.Module):
 
 
 class Double(nn.Module):
-    """Nearest neighbours, as many times larger."""
+    """Nearest-neighbour upsampling by a factor."""
 
     def __init__(self, factor: int):
         super().__init__()
@@ -46,7 +46,7 @@ class BareConv2d(Conv2d):
 
 
 class TinyBlock(nn.Module):
-    """Three convolutions around a skip."""
+    """Three convolutions with a residual."""
 
     def __init__(self, channels: int, act: str):
         super().__init__()
@@ -79,7 +79,7 @@ class TinyEncoder(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """Latents (B, h, w, latent_channels) -> picture (B, 8h, 8w, 3), in [0, 1] but for overshoots."""
+    """Latents (B, h, w, latent_channels) -> picture (B, 8h, 8w, 3), in [0, 1] apart from overshoots."""
 
     def __init__(self, config: AutoencoderTinyConfig):
         super().__init__()
@@ -105,13 +105,13 @@ class TinyAutoencoder(nn.Module):
         self.decoder = TinyDecoder(config)
 
     def encode(self, picture: mx.array, noise: mx.array | None = None) -> mx.array:
-        """A picture's latents; there is no posterior to draw from, so `noise` is of no effect."""
+        """A picture's latents; there is no posterior, so `noise` is ignored."""
         x = (picture + 1) / 2
         z = self.encoder(x.astype(self.encoder.layers[0].weight.dtype))
         return z.astype(mx.float32) * self.config.scaling_factor
 
     def decode(self, latents: mx.array) -> mx.array:
-        """Latents (B, h, w, latent_channels) -> picture (B, 8h, 8w, 3), in [-1, 1] but for overshoots."""
+        """Latents (B, h, w, latent_channels) -> picture (B, 8h, 8w, 3), in [-1, 1] apart from overshoots."""
         z = latents / self.config.scaling_factor
         return self.decoder(z.astype(self.decoder.layers[0].weight.dtype)) * 2 - 1
 

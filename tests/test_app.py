@@ -325,7 +325,7 @@ def test_the_schedule_goes_with_the_sampler(engine, page):
     labelled(page.selectbox, "Sampler").set_value("dpmpp_2m")
     page.run()
     schedule = labelled(page.selectbox, "Schedule")
-    assert schedule.options == ["Automatic", "Karras", "Exponential"]
+    assert schedule.options == ["Automatic", "Karras", "Exponential", "Uniform", "SGM Uniform", "Simple"]
     schedule.set_value("karras")
     over(job := generate(page))
     assert engine.models[0].calls[0][1]["sampler"] == "dpmpp_2m_karras"
@@ -334,7 +334,11 @@ def test_the_schedule_goes_with_the_sampler(engine, page):
     assert labelled(again.selectbox, "Schedule").value == "karras"
     labelled(again.selectbox, "Sampler").set_value("ddim")
     again.run()
-    assert labelled(again.selectbox, "Schedule").options == ["Automatic"]
+    assert labelled(again.selectbox, "Schedule").options == ["Automatic", "Uniform", "SGM Uniform", "Simple"]
+    labelled(again.selectbox, "Schedule").set_value("sgm_uniform")
+    over(job := generate(again))
+    assert engine.models[0].calls[-1][1]["sampler"] == "ddim_sgm_uniform"
+    assert picture_files.read_parameters(job.pictures[0].path).schedule == "SGM Uniform"
 
 
 def test_ratios_and_swap_set_the_size(page):
@@ -681,6 +685,7 @@ def test_several_pictures_are_shown_together_and_one_by_one(engine, page):
     assert not page.exception
     assert labelled(page.slider, "Step").value == 2
     sheet = Image.open(io.BytesIO(live._sheet(job.pictures)))
+    assert picture_files.read_parameters(io.BytesIO(live._sheet(job.pictures))).seed == job.pictures[0].seed
     assert sheet.size == (132, 132)
 
 

@@ -202,7 +202,7 @@ def test_how_the_model_was_asked_for():
     "arguments, options, match",
     [
         (([],), {}, "0 texts"),
-        (([RED, BLUE], ["fog"]), {}, "2 texts with 1 negative ones"),
+        (([RED, BLUE], ["fog"]), {}, "2 texts with 1 negative texts"),
         (([RED, 3],), {}, "text should be a string, not 3"),
         ((3,), {}, "text should be a string, not 3"),
         (([RED, BLUE], [None, 3]), {}, "negative_text should be a string, not 3"),

@@ -178,7 +178,7 @@ def painted(request):
 
 
 def request(**more):
-    return Request("a", width=64, height=64, steps=2, picture=noisy(), mask=dotted(), **more)
+    return Request("a", **{"width": 64, "height": 64, "steps": 2, "picture": noisy(), "mask": dotted()} | more)
 
 
 @pytest.mark.parametrize("area", masks.AREAS)
@@ -254,6 +254,17 @@ def test_a_file_says_how_its_mask_was_used_and_carries_it(engine, used, known):
         opened[key] = inputs.find(inputs.recorded(found.extra, key), result.filename).open()
     assert opened[inputs.PICTURE].tobytes() == noisy().tobytes()
     assert opened[inputs.MASK].convert("L").tobytes() == dotted().tobytes()
+
+
+def test_an_uploaded_picture_is_carried_as_the_file_that_it_was(engine):
+    buffer = io.BytesIO()
+    noisy().save(buffer, "JPEG", quality=90)
+    file = inputs.InputFile("holiday.jpg", buffer.getvalue())
+    path = painted(request(picture=file.open(), picture_file=file)).filename
+    found = picture_files.read_parameters(path)
+    assert found.extra["Input picture"] == "holiday.jpg" and found.extra["Input sha256"] == file.sha256
+    assert [data[:3] for data in inputs.carried(path)] == [file.data[:3], b"\x89PN"]
+    assert inputs.find(inputs.recorded(found.extra, inputs.PICTURE), path).data == file.data
 
 
 def test_another_file_format_carries_the_words_alone(engine):
@@ -398,7 +409,7 @@ def test_the_canvas_can_be_extended(inpaint):
     assert inpaint.session_state["painting"].mask.getbbox() == (10, 0, 128, 60)
     assert labelled(inpaint.number_input, "Right").value == 0
     button(inpaint, "Extend").click().run()
-    assert "on which side" in errors(inpaint)[0]
+    assert "number of pixels to add" in errors(inpaint)[0]
 
 
 def test_width_and_height_take_the_shape_of_the_picture(inpaint):

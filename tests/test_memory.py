@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_refused_with_what_would(monkeypatch, gib, n_images
     with pytest.raises(InputError, match=said) as refused:
         SD1.check(2 * n_images, n_images, size, size)
     assert f"{size} x {size} pixels, {n_images} at a time" in str(refused.value)
-    assert f"{gib:.1f} GiB are there" in str(refused.value)
+    assert f"{gib:.1f} GiB are available" in str(refused.value)
 
 
 @settings(deadline=None)

@@ -37,13 +37,13 @@ def run(*command: str, path: Path) -> subprocess.CompletedProcess:
     [
         (
             ("mlx",),
-            "MLX's library is not installed: pip install 'mlx[cpu]==0.32.4' brings the one for CPUs (with an NVIDIA "
-            "GPU take cuda12 or cuda13 in the place of cpu).",
+            "MLX's library is not installed: pip install 'mlx[cpu]==0.32.4' installs the one for CPUs (with an NVIDIA "
+            "GPU take cuda12 or cuda13 instead of cpu).",
         ),
         (
             (),
-            "MLX's library is not installed: pip install 'mlx[cpu]' brings the one for CPUs (with an NVIDIA GPU take "
-            "cuda12 or cuda13 in the place of cpu).",
+            "MLX's library is not installed: pip install 'mlx[cpu]' installs the one for CPUs (with an NVIDIA GPU take "
+            "cuda12 or cuda13 instead of cpu).",
         ),
         (
             ("mlx", "mlx-cuda-13"),

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 st = pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest  # noqa: E402
@@ -246,7 +246,8 @@ def test_reuse_takes_every_setting(outputs, tmp_path, monkeypatch):
     monkeypatch.setenv("STABLE_DIFFUSION_MODELS", str(tmp_path / "models"))
     said = {
         "Prompt language": "plain", "CFG Rescale": "0.7", "Prediction type": "v_prediction", "Bits": "4",
-        "VAE": "sharp.vae.pt", "Clip skip": "2", "Variation seed": "5", "Variation seed strength": "0.25",
+        "VAE": "sharp.vae.pt", "Clip skip": "2", "Zero terminal SNR": "False", "Variation seed": "5",
+        "Variation seed strength": "0.25",
     }  # fmt: skip
     save(outputs, extra=said | {"Version": "x"})
     page = open_page(GALLERY)
@@ -258,6 +259,7 @@ def test_reuse_takes_every_setting(outputs, tmp_path, monkeypatch):
         "plain", 0.7, "v_prediction", 4, "sharp.vae.pt"
     ]  # fmt: skip
     assert [state[key] for key in ("clip_skip", "variation_seed", "variation_strength")] == [2, "5", 0.25]
+    assert state["zero_terminal_snr"] is False
 
 
 def test_reuse_finds_files_in_folders_and_with_commas_in_their_names(outputs, tmp_path, monkeypatch):
@@ -402,6 +404,25 @@ def test_picture_info_sends_the_picture_alone_where_it_says_nothing(outputs):
     assert labelled(page.button, "Reuse all settings").disabled
     press(page, "Send to image to image")
     assert page.session_state["input_picture"].size == (40, 30)
+
+
+def test_picture_info_reads_other_programs(outputs):
+    page = open_page(INFO)
+    upload(page, (Path(__file__).with_name("pictures") / "comfy.webp").read_bytes())
+    assert [code.value for code in page.code][:2] == ["a red mill by a lake", "fog"]
+    assert "Made with ComfyUI" in [caption.value for caption in page.caption]
+    press(page, "Reuse all settings")
+    assert form_of(page)["seed"] == "4031" and form_of(page)["sampler"] == "dpmpp_2m"
+
+
+def test_picture_info_says_what_is_not_understood(outputs, tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", text := '{"what": "is this", "prompt": ["a mill"]}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    page = open_page(INFO)
+    upload(page, (tmp_path / "a.png").read_bytes())
+    assert "not understood" in page.info[0].value and [code.value for code in page.code] == [text]
+    assert labelled(page.button, "Reuse all settings").disabled
 
 
 def test_picture_info_shows_sixteen_bits_of_grey(outputs):

@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 from stable_diffusion import StableDiffusion, catalogue
 from stable_diffusion import __main__ as program
 from stable_diffusion.adapters import files
+from stable_diffusion.errors import PictureError
 from stable_diffusion.record import picture_files
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.request import Request
@@ -245,8 +246,15 @@ def test_a_failing_preview_costs_no_picture(engine, worker, monkeypatch):
     ]
 
 
-def test_what_a_format_refuses_is_saved_as_png(engine, worker):
-    """A JPEG's EXIF has no room for so long a record."""
+def test_what_a_format_refuses_is_saved_as_png(engine, worker, monkeypatch):
+    save = picture_files.save_new_picture
+
+    def refuses_jpeg(image, folder, said, suffix, carry):
+        if suffix == ".jpg":
+            raise PictureError("a.jpg cannot be written as JPEG.")
+        return save(image, folder, said, suffix, carry)
+
+    monkeypatch.setattr(picture_files, "save_new_picture", refuses_jpeg)
     over(job := worker.submit(Request("word " * 10_000, steps=1, file_format="jpeg")))
     assert job.state is State.DONE, job.error
     assert job.pictures[0].path.suffix == ".png" and "could not be saved as jpg" in job.warning

@@ -1,5 +1,6 @@
 """Picture files: written whole, and read back with their parameters."""
 
+import io
 import os
 import struct
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from stable_diffusion.errors import PictureError
 from stable_diffusion.pictures import arrays
-from stable_diffusion.record import picture_files
+from stable_diffusion.record import long, picture_files
 from stable_diffusion.record.parameters import Parameters
 from tests.test_parameters import CLASSIC
 
@@ -53,6 +54,16 @@ def test_png_text_is_latin_1_where_that_suffices_and_utf_8_else(tmp_path):
 def test_exif_user_comment_is_utf_16_big_endian(tmp_path):
     path = picture_files.save_picture(A_PICTURE, tmp_path / "a.jpg", Parameters("猫", steps=1))
     assert b"UNICODE\0" + "猫\nSteps: 1".encode("utf-16-be") in path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_the_user_comment_has_the_type_that_exif_asks_for(tmp_path, suffix):
+    path = picture_files.save_picture(A_PICTURE, tmp_path / f"a{suffix}", Parameters("猫", steps=1))
+    comment = b"UNICODE\0" + "猫\nSteps: 1".encode("utf-16-be")
+    undefined = 7
+    assert struct.pack(">HHI", 0x9286, undefined, len(comment)) in path.read_bytes()
+    with Image.open(path) as picture:
+        assert picture.getexif().get_ifd(0x8769) == {0x9286: comment}, "Pillow reads it too"
 
 
 @pytest.mark.parametrize(
@@ -146,9 +157,51 @@ def test_a_device_or_folder_is_not_replaced(tmp_path):
             picture_files.save_picture(A_PICTURE, tmp_path / name)
 
 
-def test_parameters_too_long_for_jpeg_are_refused_in_words(tmp_path):
-    with pytest.raises(PictureError, match=r"a\.jpg"):
-        picture_files.save_picture(A_PICTURE, tmp_path / "a.jpg", Parameters("x" * 40_000))
+LONG = [
+    Parameters("x" * 40_000, "no", 20, "Euler", seed=5),
+    Parameters("a mill", "猫 " * 30_000, 20, "Euler", seed=5, model="m"),
+    Parameters("a, " * 15_000, "b" * 30_000, 20, extra={"Template": '"quoted", ' * 3_000, "Clip skip": "2"}),
+    Parameters("a", steps=1, extra={f"Key {i}": "1" for i in range(9_000)}),
+]
+
+
+@pytest.mark.parametrize("parameters", LONG)
+def test_a_record_too_long_for_jpeg_is_shortened_there_and_whole_beside_it(tmp_path, parameters):
+    with pytest.warns(UserWarning, match=r"'a\.jpg' was made is too long .* in full in 'a\.txt'"):
+        path = picture_files.save_picture(A_PICTURE, tmp_path / "a.jpg", parameters)
+    assert (tmp_path / "a.txt").read_text() == parameters.to_text()
+    assert picture_files.read_parameters(path) == parameters, "from the text file"
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    short = picture_files.read_parameters(path)
+    assert "Shortened" in short.extra and short.steps == parameters.steps and short.model == parameters.model
+    assert parameters.prompt.startswith(short.prompt) and parameters.negative.startswith(short.negative)
+    assert len(short.to_text()) > 15_000 or len(short.prompt) == len(parameters.prompt)
+    with pytest.warns(UserWarning):
+        new = picture_files.save_new_picture(A_PICTURE, tmp_path / "new", parameters, ".jpg")
+    assert picture_files.read_parameters(new) == parameters
+    assert picture_files.read_parameters(io.BytesIO(picture_files.encoded(A_PICTURE, ".jpg", parameters))) == short
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_other_formats_hold_any_record(tmp_path, suffix, recwarn):
+    path = picture_files.save_picture(A_PICTURE, tmp_path / f"a{suffix}", LONG[1])
+    assert picture_files.read_parameters(path) == LONG[1] and not recwarn.list
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_longest_record_that_a_jpeg_holds_is_not_shortened(tmp_path, recwarn):
+    rest = len(Parameters("", steps=1).to_text())
+    most = Parameters("x" * (long.MAX_BYTES // 2 - rest), steps=1)
+    assert picture_files.read_parameters(picture_files.save_picture(A_PICTURE, tmp_path / "a.jpg", most)) == most
+    assert not recwarn.list and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_caption_next_to_a_jpeg_is_left_alone(tmp_path):
+    (tmp_path / "a.txt").write_text("a caption to train with")
+    with pytest.warns(UserWarning, match="nowhere in full"):
+        path = picture_files.save_picture(A_PICTURE, tmp_path / "a.jpg", LONG[0])
+    assert (tmp_path / "a.txt").read_text() == "a caption to train with"
+    assert picture_files.read_parameters(path).prompt.startswith("xxx")
 
 
 def test_half_a_surrogate_pair_does_not_cost_the_picture(tmp_path):

@@ -179,7 +179,9 @@ class TestImageToImage:
             assert run(sd, input_image=image).latents.shape == (1, 8, 8, 4)
 
     def test_a_strength_that_leaves_no_step(self, sd):
-        with pytest.raises(InputError, match=r"denoising_strength = 0\.04 leaves none of 20 steps; 0\.05"):
+        with pytest.raises(
+            InputError, match=r"denoising_strength = 0\.04 leaves none of 20 steps; it takes at least 0\.05"
+        ):
             sd.generate_latents(PROMPT, input_image=picture(), denoising_strength=0.04)
         assert len(list(sd.generate_latents(PROMPT, input_image=picture(), denoising_strength=0.05))) == 1
 

@@ -97,7 +97,7 @@ def test_exif_rotation_is_applied():
     "data, match",
     [
         (b"", "not a picture"),
-        (b"GIF89a but not really", "cut short|not a picture"),
+        (b"GIF89a but not really", "truncated|not a picture"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
         (encoded(Image.new("RGB", (64, 64)), "EPS"), "not a picture"),
         (claiming(12000, 12000), "12000 x 12000"),

@@ -20,6 +20,7 @@ from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.record.used import Used
 from stable_diffusion.request import DEFAULTS, JSON_FIELDS, SETTINGS, Request, option_of, read_record, to_options
+from stable_diffusion.setting import HOW, MACHINE
 
 ROOT = Path(__file__).parents[1]
 USED = Used("postcards-tiny", "float32", "a version")
@@ -122,7 +123,15 @@ def test_json_is_checked_and_unknown_names_are_refused():
 
 def test_a_form_has_values_that_stand_for_none():
     asked = Request.from_values(
-        {"prompt": "a", "seed": -1, "clip_skip": 0, "bits": 0, "vae": "", "prediction_type": ""}
+        {
+            "prompt": "a",
+            "seed": -1,
+            "clip_skip": 0,
+            "bits": 0,
+            "vae": "",
+            "prediction_type": "",
+            "zero_terminal_snr": "",
+        }
     )
     assert asked == Request("a")
     for name, each in SETTINGS.items():
@@ -139,6 +148,10 @@ def test_options_ask_for_what_they_are_made_from(name):
     assert spelt == option_of(name)
     assert value is True if isinstance(value, bool) else SETTINGS[name].check.read(text) == value
     assert to_options({name: value}, []) == []
+
+
+def test_options_ask_for_no_where_none_would_be_the_files_own():
+    assert to_options({"zero_terminal_snr": False, "low_memory": False}, [HOW, MACHINE]) == ["--no-zero-terminal-snr"]
 
 
 def test_seeds_are_drawn_once_and_counted_as_a1111_does():

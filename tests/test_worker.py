@@ -335,6 +335,15 @@ def test_a_model_that_is_not_there_leaves_the_worker_usable(engine, worker):
     assert [model.name for model in engine.models] == ["one", "one"]
 
 
+def test_a_record_too_long_for_a_jpeg_is_beside_it_and_that_is_said(worker):
+    job = worker.submit(Request("a " * 20_000, steps=1, file_format="jpeg"))
+    with pytest.warns(UserWarning, match="too long"):
+        over(job)
+    path = job.pictures[0].path
+    assert path.suffix == ".jpg" and ".txt" in job.warning
+    assert picture_files.read_parameters(path).prompt == "a " * 20_000
+
+
 def test_a_full_disk_keeps_the_picture_in_memory(engine, worker, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -75,6 +75,11 @@ class Overlay:
             found = {**self._bundles[choice], **found}
         return found
 
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The LoRAs of the last overlay."""
+        return self._last[0]
+
     def forget(self) -> None:
         """Drop the cached networks, so that the memory of their weights can be freed."""
         self._last = ((), self.bare)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, NotFiniteError
 from ..pictures.formats import WRITTEN_SUFFIXES
 
 if TYPE_CHECKING:
@@ -77,12 +78,15 @@ class Painter:
         self.output = output
         self.preview_every = preview_every
         self.quiet = quiet
+        self.problem: NotFiniteError | None = None  # of some pictures of a batch
 
     def paint(self, only: int | None = None) -> list[Path]:
         """Paint the request's pictures, `batch_size` at a time, and print the files, even when interrupted.
 
         `only` is the one picture to save, counted from 0.
         """
+        import numpy as np
+
         from ..pictures import arrays
 
         request = self.request
@@ -95,7 +99,7 @@ class Painter:
             for batch in batches:
                 pictures, used = self._batch(batch, bar, len(batches))
                 for i, picture in zip(batch, pictures, strict=True):
-                    if only in (None, i):
+                    if only in (None, i) and np.isfinite(picture).all():
                         made = self._record(used, batch, i, picture)
                         painted = self.call.finish(arrays.to_picture(picture))
                         paths.append(self.output.save(painted, i + 1, made))
@@ -104,6 +108,8 @@ class Painter:
             bar.close()
             for line in lines:
                 print(line)
+        if self.problem is not None:
+            raise self.problem
         return paths
 
     def bar(self) -> Any:
@@ -128,11 +134,24 @@ class Painter:
                 bar.total = step.total * n_runs
                 bar.update()
                 if preview and step.index % self.preview_every == 0 and step.index < step.total:
-                    self._write_preview(np.asarray(self.sd.decode(step.denoised)), preview)
-            return np.asarray(self.sd.decode(latents)), generation.used
+                    with contextlib.suppress(NotFiniteError):
+                        self._write_preview(np.asarray(self.sd.decode(step.denoised)), preview)
+            return self._decoded(latents), generation.used
         finally:
             if preview:
                 preview.unlink(missing_ok=True)
+
+    def _decoded(self, latents: Any) -> Any:
+        """Finished pictures; those that are NaN are left for `paint` to leave out, unless there is no other."""
+        import numpy as np
+
+        try:
+            return np.asarray(self.sd.decode(latents))
+        except NotFiniteError as error:
+            if error.pictures is None:
+                raise
+            self.problem = error
+            return error.pictures
 
     def _batch(self, batch: range, bar: Any, n_batches: int) -> tuple[Any, Used]:
         """The pictures of one batch (B, H, W, 3), and what painted them."""

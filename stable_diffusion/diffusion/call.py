@@ -27,10 +27,13 @@ from .schedule import Plan
 from .start import InputLatents, InputPicture, check_task, read_input
 
 MAX_IMAGES = 256
+# Pure noise is taken for x_t of a plan's first level. A level whose ve_sigma is below this share of the schedule's top
+# (at most that of Stable Diffusion, about 15) has so much of x_0 in it that noise alone leads to no picture.
+FAR_BELOW, TOP = 1 / 3, 14.6
 
 
 class ModelLimits(Protocol):
-    """What a call is checked against, besides the network."""
+    """What a call is checked against, in addition to the network."""
 
     name: str
     default_size: tuple[int, int]
@@ -62,15 +65,16 @@ class Call:
     sampler: Sampler
     plan: Plan
     start: InputPicture | InputLatents | None
-    strength: float | None  # with a start: how much of the noise's levels it goes through again
-    noise: mx.array | None  # (B, h, w, C), in place of the seeds' first
+    strength: float | None  # with a start: the share of the plan's steps that is run
+    noise: mx.array | None  # (B, h, w, C), replaces the seeds' first draw
     clip_skip: int | None
     prompt_language: str
     embeds_guidance: bool
+    notes: tuple[str, ...] = ()  # what was changed or looks wrong, in words; warned of as well
 
     @cached_property
     def script(self) -> Script:
-        """The texts of each step. Raises `InputError` for weights that no text encoder can bear."""
+        """The texts of each step. Raises `InputError` for weights out of range."""
         return write_script(self.prompts, self.negatives, len(self.plan), self.cfg_weight, self.embeds_guidance)
 
     @property
@@ -80,7 +84,7 @@ class Call:
 
     @property
     def num_steps(self) -> int:
-        """The steps of the whole plan, those included that a start passes over."""
+        """Steps of the whole plan, including those that a start skips."""
         return len(self.plan.levels)
 
     def only(self, places: Sequence[int]) -> Call:
@@ -125,15 +129,18 @@ def check_call(
 ) -> Call:
     """Check the arguments of `StableDiffusion.generate_latents` and `generate`, whose docstrings explain them.
 
-    Of each text `n_images` are painted, one text's after the other's. Raises `InputError`, `SamplerError` and
+    `n_images` pictures are painted of each text, in the order of the texts. Raises `InputError`, `SamplerError` and
     `PictureError`.
     """
     if not texts or len(texts) != len(negative_texts):
-        raise InputError(f"{len(texts)} texts with {len(negative_texts)} negative ones: give one or more of both.")
+        raise InputError(
+            f"{len(texts)} texts with {len(negative_texts)} negative texts: give as many of both, and at least one."
+        )
     prompts = [parse(check_text("text", each), prompt_language) for each in texts]
     negatives = [_negative(each, prompt_language) for each in negative_texts]
+    notes = []
     if any(each is not None and each.loras for each in negatives):
-        warnings.warn("LoRA tags in the negative text have no effect; write them into the text.", stacklevel=3)
+        notes.append("LoRA tags in the negative text have no effect; write them into the text.")
     n_images = checks.whole("n_images", n_images, 1, MAX_IMAGES)
     total = checks.whole("the number of pictures", n_images * len(texts), 1, MAX_IMAGES)
     size = check_size(model, width, height)
@@ -141,19 +148,25 @@ def check_call(
     seeds = _seeds(seed, total, variation_seed, variation_strength)
     noise = None if latents is None else _latents("latents", latents, (total, *shape))
     if noise is not None and seeds.strength:
-        raise InputError("latents are the first noise themselves: leave out variation_strength, or the latents.")
+        raise InputError("latents replace the noise that variation_strength would vary: give one of them.")
     start: InputPicture | InputLatents | None = read_input(
         input_image, mask_image, masked_content, *size, model.downscale
     )
     if input_latents is not None:
         if input_image is not None:
-            raise InputError("input_image and input_latents both say what to start from: give one of them.")
+            raise InputError("input_image and input_latents exclude each other: give one of them.")
         start = InputLatents(_latents("input_latents", input_latents, (total, *shape), or_one=True))
     check_task(model.name, network.in_channels, model.latent_channels, start)
     sampler = sampler_by_name(sampler)
     plan = sampler.plan(model.scheduler_config, num_steps)
     if start is not None:
         plan = _tail(plan, num_steps, denoising_strength)
+    from_noise = start is None or (isinstance(start, InputPicture) and start.mask is not None and not plan.first)
+    if from_noise and _far_below(plan):
+        sampler, plan, note = _from_the_top(sampler, plan, model.scheduler_config)
+        notes.append(note)
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
     return Call(
         prompts=tuple(each for each in prompts for _ in range(n_images)),
         negatives=tuple(each for each in negatives for _ in range(n_images)),
@@ -169,11 +182,12 @@ def check_call(
         clip_skip=clip_skip,
         prompt_language=prompt_language,
         embeds_guidance=network.embeds_guidance,
+        notes=tuple(notes),
     )
 
 
 def check_size(model: ModelLimits, width: int | None, height: int | None) -> tuple[int, int]:
-    """(width, height) in pixels; None is the model's own. Raises `InputError` for what is not a multiple."""
+    """(width, height) in pixels, None being the model's own; `InputError` unless both are multiples."""
     multiple, sides = model.size_multiple, []
     for name, side, own in zip(("width", "height"), (width, height), model.default_size, strict=True):
         side = own if side is None else checks.whole(name, side, multiple, checks.MAX_SIDE)
@@ -191,7 +205,7 @@ def _negative(text: Any, language: str) -> Prompt | None:
 
 
 def _seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any) -> Seeds:
-    """The seeds of a batch; a seed that is None is drawn."""
+    """The seeds of a batch; a random one if `seed` is None."""
     largest = checks.MAX_SEED - n_images + 1
     seed = secrets.randbelow(2**32) if seed is None else checks.whole("seed", seed, 0, largest)
     strength = checks.number("variation_strength", variation_strength, 0.0, 1.0)
@@ -209,16 +223,51 @@ def _latents(name: str, value: Any, shape: tuple[int, ...], or_one: bool = False
         raise InputError(
             f"{name} of shape {tuple(found.shape)} do not fit: (n_images, height, width, channels) is {shape} here."
         )
-    return mx.array(found).astype(mx.float32)
+    array = mx.array(found).astype(mx.float32)
+    if not mx.isfinite(array).all():
+        raise InputError(f"{name} should be finite numbers; some are NaN or infinite.")
+    return array
 
 
 def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
-    """The steps of the plan that a denoising strength leaves, as the reference counts them."""
+    """The last int(num_steps * strength) steps of the plan, as the reference counts them."""
     strength = checks.number("denoising_strength", strength, 0.0, 1.0)
     steps = int(num_steps * strength)
     if not steps:
         raise InputError(
             f"denoising_strength = {strength} leaves none of {num_steps} steps; "
-            f"{math.ceil(100 / num_steps) / 100} is the least that leaves one."
+            f"it takes at least {math.ceil(100 / num_steps) / 100} to leave one."
         )
     return plan.tail(steps)
+
+
+def _far_below(plan: Plan) -> bool:
+    top = plan.schedule.level(len(plan.schedule) - 1)
+    return plan.levels[0].ve_sigma < FAR_BELOW * min(top.ve_sigma, TOP)
+
+
+def _from_the_top(sampler: Sampler, plan: Plan, config: SchedulerConfig) -> tuple[Sampler, Plan, str]:
+    """The sampler with a schedule from the top, its plan and a note; unchanged if the caller chose its spacing.
+
+    With few steps, spacings begin far below the top: one step of leading or linspace at time 1 or 0, four at 751.
+    """
+    num_steps, named = len(plan.levels), plan.config.use_karras_sigmas or plan.config.use_exponential_sigmas
+    begins = (
+        f"{num_steps} step{'s' * (num_steps > 1)} of {sampler.title} with {plan.config.timestep_spacing} spacing "
+        f"begin{'s' * (num_steps == 1)} at time {plan.levels[0].t:g} of {len(plan.schedule) - 1}, too far below the "
+        "top for pure noise"
+    )
+    others: list[dict[str, str]] = [{"spacing": "linspace"}, {"spacing": "trailing"}]
+    if not named:
+        others = [{"sigma_schedule": "sgm_uniform"}] if "sgm_uniform" in sampler.schedules else others[1:]
+    for options in others if sampler.spacing is None else ():
+        other = dataclasses.replace(sampler, **options)
+        replaced = other.plan(config, num_steps)
+        if not _far_below(replaced):
+            how = "with the schedule SGM Uniform" if "sigma_schedule" in options else f"with {other.spacing} spacing"
+            note = f"{begins}: they are run from the top instead, {how}. A sampler such as euler_sgm_uniform says so."
+            return other, replaced, note
+    note = (
+        f"{begins}: what is painted may be little but noise. Take more steps, or a sampler such as euler_sgm_uniform."
+    )
+    return sampler, plan, note

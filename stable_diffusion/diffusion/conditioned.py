@@ -14,12 +14,12 @@ from .network import Context, DenoisingNetwork, TextReader
 
 
 class ConditionedNetwork:
-    """A denoising network that is given, at each step, the texts that its script has there.
+    """A denoising network together with the texts of each step.
 
     Each distinct text is encoded and prepared (for a U-Net, projected to keys and values) once for the whole
-    generation: a schedule of k texts costs k times the text encoder's work, and k times a text's keys and values in
-    memory, and no more work at a step. A composition of k parts costs k + 1 rows at each step instead of 2. With
-    `one_by_one` the network is called for one row of the batch after the other.
+    generation: a schedule of k texts costs k runs of the text encoder and memory for k texts' keys and values, but no
+    more work per step. A composition of k parts costs k + 1 rows per step instead of 2. With `one_by_one` the network
+    is called for each row of the batch in turn.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class ConditionedNetwork:
     ):
         self._network, self._script, self._dtype, self._one_by_one = network, script, dtype, one_by_one
         self._prepared = network.prepare(reader.read(script.texts), *size, dtype, cfg_weight)
-        self._last: tuple[tuple[int, ...], Context] = ((), None)  # kept, as it mostly is the next step's, too
+        self._last: tuple[tuple[int, ...], Context] = ((), None)  # cached: the next step usually has the same
 
     def compute_texts(self) -> None:
-        """Have computed what the text encoders say, after which their weights may be dropped."""
+        """Evaluate the text encoders' outputs; after that their weights can be dropped."""
         mx.eval(self._prepared)
 
     def __call__(self, x: mx.array, t: float, step: int) -> mx.array:
-        """Predict for latents x, a row of them for each place in the script's row for this step, which counts from 1.
+        """Predict for latents x at a step, counted from 1; x has one row for each text of the script's row there.
 
         x is (n_parts * B, h, w, C): all B pictures of the first part, then of the next.
         """

@@ -1,4 +1,4 @@
-"""From what a network predicts to x_0 and eps: the one place that knows prediction types and guidance."""
+"""From a network's prediction to x_0 and eps: the one place that knows prediction types and guidance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..config import PREDICTION_TYPES
 from ..errors import InputError
 from .schedule import NoiseLevel
 
-FLOW_TIMES = 1000  # the time that a flow network is given for pure noise
+FLOW_TIMES = 1000  # a flow network's time for pure noise
 
 # (x (n B, h, w, C), t, step) -> prediction of the same shape; the rows are [negative, text, ...], B of each, and the
 # step counts from 1.
@@ -20,23 +20,23 @@ NetworkCall = Callable[[mx.array, float, int], mx.array]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer of the network, (B, h, w, C) float32 each: what a sampler does not use is never computed."""
+    """One answer of the network, (B, h, w, C) float32 each, lazy: a sampler pays only for what it uses."""
 
     x_0: mx.array
     eps: mx.array
-    output: mx.array  # the guided answer of the network's own prediction type
+    output: mx.array  # the guided answer, still of the network's own prediction type
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The network with its prompt, as a function of latents and noise level.
+    """The network and its prompt as a function of latents and noise level.
 
-    `cfg_weight` above 1 asks for negative and text in one batch; otherwise, or where the network takes the weight as
-    an input of its own (`embedded_guidance`, LCM), the network sees each latent once. A composition of texts has a
-    weight for each in `weights`, and always asks for the negative too, which defines it; under `embedded_guidance`,
-    where there is none, the first text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py). `seen` changes the
-    latents before the network sees them (inpainting puts back what is kept). Raises `InputError` for a weight that is
-    not finite or a `guidance_rescale` outside 0 to 1.
+    With `cfg_weight` above 1 negative and text run in one batch; otherwise, or if the network takes the weight as an
+    input of its own (`embedded_guidance`, LCM), the network sees each latent once. A composition has a weight for each
+    text in `weights`, and always needs the negative too; with `embedded_guidance`, which has no negative, the first
+    text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py). `seen` changes the latents before the network
+    sees them (inpainting restores the kept part). Raises `InputError` for a weight that is not finite or a
+    `guidance_rescale` outside [0, 1].
     """
 
     network: NetworkCall
@@ -59,15 +59,15 @@ class Denoiser:
 
     @property
     def guided(self) -> bool:
-        """True where the network is given the negative text's rows before those of the texts."""
+        """True if the negative text's rows precede those of the texts."""
         return (self.cfg_weight > 1 or len(self.weights) > 1) and not self.embedded_guidance
 
     def __call__(self, x: mx.array, level: NoiseLevel, step: int) -> Prediction:
-        """Ask the network about latents x (B, h, w, C) at a level; `step` of those that are run counts from 1."""
+        """Run the network on latents x (B, h, w, C) at a level; `step` counts the steps that are run, from 1."""
         return self.prediction(self.output(x, level, step), x, level)
 
     def output(self, x: mx.array, level: NoiseLevel, step: int) -> mx.array:
-        """The network's guided answer about x at a level, float32, still of its own prediction type."""
+        """The network's guided answer for x at a level, float32, still of its own prediction type."""
         if self.seen is not None:
             x = self.seen(x, level)
         t = level.t
@@ -84,7 +84,7 @@ class Denoiser:
         return rescaled_guidance(guided, sum(texts[1:], texts[0]) / len(texts), self.guidance_rescale)
 
     def prediction(self, output: mx.array, x: mx.array, level: NoiseLevel) -> Prediction:
-        """What an answer of the network says about x_0 and eps, if x is at `level`."""
+        """x_0 and eps from an answer of the network, with x at `level`."""
         if self.prediction_type == "epsilon":
             return Prediction(x0_from_eps(x, output, level), output, output)
         if self.prediction_type == "v_prediction":
@@ -106,7 +106,7 @@ def composition(negative: mx.array, texts: Sequence[mx.array], weights: Sequence
 
 
 def rescaled_guidance(guided: mx.array, text: mx.array, guidance_rescale: float) -> mx.array:
-    """Bring each image's standard deviation back towards the text's, by the share `guidance_rescale` of 0 to 1.
+    """Bring each image's standard deviation back towards the text's, by the share `guidance_rescale` in [0, 1].
 
     Equations 15 and 16 of Lin et al. 2023, arXiv:2305.08891 (diffusers rescale_noise_cfg).
     """
@@ -133,7 +133,7 @@ def eps_from_v(x: mx.array, v: mx.array, level: NoiseLevel) -> mx.array:
 
 
 def flow_share(level: NoiseLevel) -> float:
-    """s of x_s = (1 - s) x_0 + s eps, the straight way of flow matching, at the signal-to-noise ratio of a level."""
+    """s of x_s = (1 - s) x_0 + s eps, flow matching's straight path, at a level's signal-to-noise ratio."""
     return level.sigma / (level.alpha + level.sigma)
 
 

@@ -1,7 +1,7 @@
-"""What a model is made of, as protocols: a denoising network, what reads its texts, and its autoencoder.
+"""The parts of a model as protocols: a denoising network, a text reader and an autoencoder.
 
-The U-Net, the CLIP text encoders and AutoencoderKL of Stable Diffusion fit them. So may a transformer with other text
-encoders: whatever paints, previews, samples or plans memory asks for no more than what is written here.
+Stable Diffusion's U-Net, CLIP text encoders and AutoencoderKL implement them, and a transformer with other text
+encoders could: painting, previews, samplers and memory estimates use nothing else.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from ..backend import mx
 from ..errors import InputError
 from ..text.prompt import Text
 
-# A tree of lists, tuples and dicts, as mlx.utils.tree_map takes it. Each array in it has one row for each text, or for
-# each row of the batch; what is not an array is the same for all.
+# A tree for mlx.utils.tree_map: lists, tuples, dicts. Each array has one row per text, or per row of the batch; other
+# values apply to all rows.
 Context = Any
-# Given a layer's name, its queries and its keys, (B, heads, N, D) and (B, heads, M, D).
+# Called with a layer's name, its queries (B, heads, N, D) and its keys (B, heads, M, D).
 Tap = Callable[[str, mx.array, mx.array], None]
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """One text as a network sees it: hidden states, and where the network takes one a pooled vector."""
+    """One text as a network sees it: hidden states, and a pooled vector if the network takes one."""
 
     text: mx.array  # (1, N, D); 77 a chunk of CLIP's
     pooled: mx.array | None = None  # (1, P)
@@ -31,11 +31,11 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Extras:
-    """What else a network may be given in one call. Each is optional, and costs nothing where it is None.
+    """Further inputs of one call. Each is optional, and costs nothing when None.
 
-    `residuals` are added to what the way down keeps for the way up, in that order, the last to the middle's output
-    (ControlNet, Zhang et al. 2023). `keys_values` are further keys and values for the attention to the text, by the
-    layer's name (IP-Adapter, Ye et al. 2023). `tap` is called by each layer that attends to the text.
+    `residuals` are added to the skip connections, in order of the way down, and the last one to the middle block's
+    output (ControlNet, Zhang et al. 2023). `keys_values` are further keys and values for cross-attention, by layer name
+    (IP-Adapter, Ye et al. 2023). `tap` is called by each cross-attention layer.
     """
 
     residuals: Sequence[mx.array] | None = None
@@ -43,7 +43,7 @@ class Extras:
     tap: Tap | None = None
 
     def refuse_all_but(self, network: str, *known: str) -> None:
-        """Raise `InputError` for one that a network does not take."""
+        """Raise `InputError` for an extra that a network does not take."""
         for field in fields(self):
             if getattr(self, field.name) is not None and field.name not in known:
                 others = f", only {' and '.join(known)}" if known else " or other extras"
@@ -51,47 +51,47 @@ class Extras:
 
 
 class DenoisingNetwork(Protocol):
-    """Latents, a time and texts -> what the checkpoint's prediction type says. An `nn.Module`, too.
+    """Latents, a time and texts -> eps, v, x_0 or u, by the checkpoint's prediction type. Also an `nn.Module`.
 
-    Latents are (B, h, w, in_channels), of unit variance or, for flow matching, x_s; an inpainting network sees a mask
+    Latents are (B, h, w, in_channels), of unit variance or, for flow matching, x_s. An inpainting network gets a mask
     and the masked picture's latents as further channels.
     """
 
     @property
     def in_channels(self) -> int:
-        """Channels of what it is given."""
+        """Channels of its input."""
 
     @property
     def patch(self) -> int:
-        """Latents that one place of the network covers along each side: h and w are multiples of it."""
+        """Side of a patch in latents; h and w are multiples of it."""
 
     @property
     def sample_size(self) -> tuple[int, int]:
-        """(h, w) in latents, the size that it was trained for."""
+        """(h, w) in latents, the training size."""
 
     @property
     def embeds_guidance(self) -> bool:
-        """True where it takes the guidance weight as an input of its own, and is called without a negative text."""
+        """True if the guidance weight is an input, so that no negative text is needed (LCM)."""
 
     @property
     def values_per_latent(self) -> int:
-        """Values held at the peak of a call, for each latent of each row."""
+        """Values in memory at the peak of a call, per latent and row."""
 
     def largest_product(self, rows: int, latents: int) -> int:
-        """About how many multiply-adds the largest matrix product of a call takes, with `latents` in each row."""
+        """Approximate multiply-adds of a call's largest matrix product, with `latents` per row."""
 
     def prepare(
         self, texts: Sequence[Conditioning], width: int, height: int, dtype: mx.Dtype, cfg_weight: float
     ) -> Context:
-        """What texts, all of one length, mean to the network at a size in pixels; computed once for a generation.
+        """The context of texts, all of one length, at a size in pixels; computed once per generation.
 
-        `cfg_weight` counts where the network embeds it.
+        `cfg_weight` matters only if the network embeds it.
         """
 
     def predict(self, x: mx.array, t: mx.array, context: Context, extras: Extras | None = None) -> mx.array:
         """Predict for latents x (B, h, w, in_channels) and a time t (1,); the context has B rows.
 
-        Raises `InputError` for extras that it does not take.
+        Raises `InputError` for unsupported extras.
         """
 
     def parameters(self) -> Any:
@@ -102,7 +102,7 @@ Reader = TypeVar("Reader", bound="TextReader")
 
 
 class TextReader(Protocol):
-    """What reads a checkpoint's texts."""
+    """Turns texts into conditionings."""
 
     @property
     def encoders(self) -> Sequence[Any]:
@@ -110,23 +110,23 @@ class TextReader(Protocol):
 
     @property
     def tokenizers(self) -> Sequence[Any]:
-        """CLIP's tokenizers, one for each encoder, or none where it does without: then no embedding can be named."""
+        """CLIP tokenizers, one per encoder; without any, embeddings are not supported."""
 
     def replaced(self: Reader, **changes: Any) -> Reader:
-        """The same with another `clip_skip`, where LoRAs fit with other `encoders`, with embeddings `tokenizers`.
+        """A copy with another `clip_skip`, other `encoders` (for LoRAs) or `tokenizers` (for embeddings).
 
-        Raises `InputError` for a `clip_skip` that there is no layer for.
+        Raises `InputError` for a `clip_skip` beyond the layers.
         """
 
     def read(self, texts: Sequence[Text | None]) -> list[Conditioning]:
-        """Encode the texts of one generation, all to one length; None is "no negative text", and never alone."""
+        """Encode the texts of one generation, padded to one length; None is "no negative text", and never alone."""
 
     def n_chunks(self, texts: Sequence[Text | None]) -> int:
-        """The length that `read` brings all texts to, in whatever unit."""
+        """The length that `read` pads all texts to, in units of its own."""
 
 
 class LatentSpace(Protocol):
-    """The part of an autoencoder's configuration that others look at."""
+    """The part of an autoencoder's configuration that others use."""
 
     @property
     def latent_channels(self) -> int:
@@ -134,11 +134,11 @@ class LatentSpace(Protocol):
 
     @property
     def downscale(self) -> int:
-        """Pixels to one latent along each side."""
+        """Pixels per latent, along each side."""
 
     @property
     def block_out_channels(self) -> Sequence[int]:
-        """Channels of its feature maps, from the picture inwards: what its memory is estimated by."""
+        """Channels of its feature maps, from the picture inwards; memory is estimated from them."""
 
 
 class PictureAutoencoder(Protocol):
@@ -149,10 +149,10 @@ class PictureAutoencoder(Protocol):
         """Its shapes."""
 
     def encode(self, picture: mx.array, noise: mx.array) -> mx.array:
-        """Latents of a picture, drawn with unit `noise` of their shape where there is something to draw."""
+        """Latents of a picture, sampled with unit `noise` of their shape if there is a posterior."""
 
     def decode(self, latents: mx.array) -> mx.array:
-        """Pictures of latents, in [-1, 1] but for overshoots."""
+        """Pictures of latents, in [-1, 1] apart from overshoots."""
 
     def parameters(self) -> Any:
         """The weights."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ..backend import mx
 
-PARALLEL = 0.9995  # the cosine from which on a straight line is as good, and does not divide by nearly nothing
+PARALLEL = 0.9995  # above this cosine a straight line is as good, and avoids a division by almost 0
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Seeds:
     n_images: int
     variation: int = 0
     strength: float = 0.0
-    places: tuple[int, ...] | None = None  # the pictures' i, where they are some of a larger batch
+    places: tuple[int, ...] | None = None  # the pictures' i, if they are part of a larger batch
 
     def of_pictures(self) -> list[int]:
         """Each picture's seed."""
@@ -50,9 +50,9 @@ class Seeds:
 
 
 class NoiseStream:
-    """Unit normal draws, one after another, each picture's from its own seed.
+    """A sequence of unit normal draws, each picture's from its own seed.
 
-    Draw n of a seed depends on nothing but the seed, n and the shape.
+    Draw n of a seed depends only on the seed, n and the shape.
     """
 
     def __init__(self, seeds: Sequence[int] | Seeds, shape: Sequence[int]):
@@ -71,7 +71,7 @@ class NoiseStream:
         return mx.stack(draws, stream=mx.cpu)
 
     def varied(self) -> mx.array:
-        """The next draw, turned towards what the variation's seeds draw in the same place; without one, just that."""
+        """The next draw, turned towards the variation seeds' draw of the same number, if there is a variation."""
         place = self._drawn
         draw = self()
         if self._seeds is None or not self._seeds.strength:
@@ -90,8 +90,8 @@ def unit_normal(shape: Sequence[int], key: mx.array) -> mx.array:
 def slerp(start: mx.array, end: mx.array, share: float) -> mx.array:
     """Spherical interpolation (Shoemake 1985) of each picture's noise, (B, ...): `start` at 0, `end` at 1.
 
-    Where a straight line would lead through noise of less than unit variance, an arc keeps it. The angle is that of
-    the whole vectors; A1111 takes one for each row of latents.
+    An arc keeps unit variance, a straight line would not. The angle is that of the whole vectors; A1111 takes one per
+    row of latents.
     """
     with mx.stream(mx.cpu):
         axes = tuple(range(1, start.ndim))

@@ -1,6 +1,6 @@
 """Betas, alpha-bars and sigmas; times to sigmas and back; the noise levels of one generation.
 
-Two forms of the same thing: x_t = alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1 ("variance preserving", what the
+There are two forms: x_t = alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1 ("variance preserving", what the
 engine keeps), and x_0 + ve_sigma eps with ve_sigma = sigma / alpha ("variance exploding", k-diffusion's form).
 """
 
@@ -20,11 +20,13 @@ from ..errors import ConfigError, InputError
 
 # The reference's stand-in for an alpha-bar of 0, so that ve_sigma stays finite (4096).
 TERMINAL_ALPHA_BAR = 2.0**-24
+# Schedules by times, under A1111's names (its modules/sd_schedulers.py): all begin at the last training time.
+TIME_SCHEDULES = ("uniform", "sgm_uniform", "simple")
 
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """A point of the diffusion: the time that the U-Net is given, and x_t = alpha x_0 + sigma eps."""
+    """A point of the diffusion: the U-Net's time, and x_t = alpha x_0 + sigma eps."""
 
     t: float
     alpha: float
@@ -43,12 +45,12 @@ class NoiseLevel:
 
     @property
     def ve_sigma(self) -> float:
-        """k-diffusion's sigma: noise to signal, infinite where nothing of the signal is left."""
+        """k-diffusion's sigma: noise to signal, infinite for pure noise."""
         return self.sigma / self.alpha if self.alpha else math.inf
 
     @property
     def log_snr(self) -> float:
-        """DPM-Solver's lambda = log(alpha / sigma), infinite where no noise is left."""
+        """DPM-Solver's lambda = log(alpha / sigma), infinite without noise."""
         return math.log(self.alpha) - math.log(self.sigma) if self.sigma else math.inf
 
     def noised(self, x_0: mx.array, eps: mx.array) -> mx.array:
@@ -58,14 +60,14 @@ class NoiseLevel:
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """What the checkpoint was trained on: alpha-bar of every training time."""
+    """Alpha-bar of every training time of a checkpoint."""
 
     alpha_bars: np.ndarray  # (num_train_timesteps,) float32; of flow matching float64
     final: NoiseLevel = NoiseLevel(0.0, 1.0, 0.0)  # below time 0
 
     @classmethod
     def from_config(cls, config: SchedulerConfig, floored: bool = False, final_is_clean: bool = True) -> NoiseSchedule:
-        """Build the schedule from a configuration whose betas are all given (see `Sampler.resolve`).
+        """Build the schedule from a resolved configuration (see `Sampler.resolve`).
 
         `floored` replaces an alpha-bar of 0 (zero terminal SNR, flow matching) by 2^-24; without `final_is_clean` the
         level below time 0 is that of time 0 (`set_alpha_to_one`).
@@ -95,7 +97,7 @@ class NoiseSchedule:
         return np.sqrt((np.float32(1) - self.alpha_bars) / self.alpha_bars)
 
     def level(self, t: int) -> NoiseLevel:
-        """The level of a whole training time; below 0 lies `final`. Raises `InputError` beyond the last time."""
+        """The level of an integer time; `final` below 0. Raises `InputError` beyond the last time."""
         if t >= len(self):
             raise InputError(
                 f"The schedule would start at time {t}, but the checkpoint was trained on 0 to {len(self) - 1}: "
@@ -103,26 +105,31 @@ class NoiseSchedule:
             )
         return NoiseLevel.from_alpha_bar(float(t), float(self.alpha_bars[t])) if t >= 0 else self.final
 
-    def sigma_from_t(self, times: np.ndarray) -> np.ndarray:
-        """ve_sigma of times, linear between the training times and constant outside, float64."""
-        return np.interp(times, np.arange(len(self)), self.ve_sigmas)
+    def sigma_from_t(self, times: np.ndarray, by_log: bool = False) -> np.ndarray:
+        """ve_sigma of times, interpolated between training times and constant outside, float64.
+
+        Linear in sigma as in the reference, or with `by_log` in log sigma as in k-diffusion (t_to_sigma).
+        """
+        values = np.log(self.ve_sigmas.astype(np.float64)) if by_log else self.ve_sigmas
+        found = np.interp(times, np.arange(len(self)), values)
+        return np.exp(found) if by_log else found
 
     def t_from_sigma(self, ve_sigmas: np.ndarray) -> np.ndarray:
-        """Times of ve_sigmas, linear in log sigma between the training times, float64 (k-diffusion's sigma_to_t)."""
+        """Times of ve_sigmas, interpolated in log sigma, float64 (k-diffusion's sigma_to_t)."""
         table = np.log(self.ve_sigmas)
         log_sigma = np.log(np.maximum(np.asarray(ve_sigmas, dtype=np.float64), 1e-10))
         below = np.clip(np.searchsorted(table.astype(np.float64), log_sigma, side="right") - 1, 0, len(table) - 2)
-        # The difference of neighbours stays float32, as in the reference: some of these times are cut to whole numbers.
+        # The difference of neighbours stays float32, as in the reference, which truncates some of these times.
         w = np.clip((table[below] - log_sigma) / (table[below] - table[below + 1]), 0, 1)
         return (1 - w) * below + w * (below + 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The levels of one generation: step i goes from `levels[i]`, where the U-Net is asked, to `ends[i]`.
+    """The levels of one generation: step i goes from `levels[i]`, where the U-Net runs, to `ends[i]`.
 
-    `config` lacks nothing any more (class defaults and the sampler's own options filled in). `first` is the step that
-    the generation begins with: 0 but for image to image. `prior_std` is the standard deviation of the first latents.
+    `config` is resolved: class defaults and the sampler's own options are filled in. `first` is the step that the
+    generation begins with, 0 except for image to image. `prior_std` is the standard deviation of the first latents.
     """
 
     config: SchedulerConfig
@@ -130,10 +137,10 @@ class Plan:
     levels: tuple[NoiseLevel, ...]
     ends: tuple[NoiseLevel, ...]
     middles: tuple[NoiseLevel, ...] = ()  # DPM++ SDE's second evaluation of each step but the last
-    calls: tuple[NoiseLevel, ...] = ()  # PNDM's evaluations, which are not one to a step
+    calls: tuple[NoiseLevel, ...] = ()  # PNDM's evaluations; a step may have two
     first: int = 0
     prior_std: float = 1.0
-    indivisible: str = ""  # why the plan cannot be begun midway, where it cannot
+    indivisible: str = ""  # why the plan cannot begin midway, if it cannot
 
     def __len__(self) -> int:
         """The number of steps that the user sees."""
@@ -145,13 +152,13 @@ class Plan:
         return self.levels[self.first]
 
     def number(self, i: int) -> int:
-        """The number, from 1, of step i of the whole plan among those that are run."""
+        """Number step i of the whole plan among the steps that are run, from 1."""
         return i - self.first + 1
 
     def tail(self, steps: int) -> Plan:
-        """The plan's last `steps` steps: int(num_steps * strength) of them make an image to image generation.
+        """The plan's last `steps` steps; image to image takes int(num_steps * strength) of them.
 
-        Raises `InputError` unless 1 <= steps <= len(self), or where the sampler cannot begin midway.
+        Raises `InputError` unless 1 <= steps <= len(self), and if the sampler cannot begin midway.
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= len(self):
             raise InputError(
@@ -163,21 +170,25 @@ class Plan:
         return dataclasses.replace(self, first=len(self.levels) - steps)
 
     def prior(self, noise: mx.array) -> mx.array:
-        """Unit normal noise (B, h, w, C) as the first latents of text to image (the reference's init_noise_sigma)."""
+        """Scale unit normal noise (B, h, w, C) to the first latents of text to image (init_noise_sigma)."""
         return self.prior_std * noise
 
     def renoise(self, x_0: mx.array, noise: mx.array) -> mx.array:
-        """Clean latents (B, h, w, C) brought to the first level (the reference's add_noise)."""
+        """Noise clean latents (B, h, w, C) to the first level (the reference's add_noise)."""
         return self.start.noised(x_0, noise)
 
 
 def spaced_times(config: SchedulerConfig, num_steps: int, rounded: bool = True, one_more: bool = False) -> np.ndarray:
     """Times of `num_steps` steps, falling, float64; `timestep_spacing` and `steps_offset` of the configuration.
 
-    `rounded` says whether linspace gives whole times. With `one_more`, leading and linspace make room for one more
-    step at the end, which is dropped (DPM-Solver, UniPC). Table 2 of Lin et al. 2023, arXiv:2305.08891.
+    `timestep_spacing` may also be one of TIME_SCHEDULES. `rounded` makes linspace and these give integers. With
+    `one_more`, leading and linspace make room for one more step at the end, which is dropped (DPM-Solver, UniPC).
+    Table 2 of Lin et al. 2023, arXiv:2305.08891.
     """
     train_steps = config.num_train_timesteps
+    if config.timestep_spacing in TIME_SCHEDULES:
+        times = _times_by_name(config.timestep_spacing, train_steps, num_steps)
+        return times.round() if rounded else times
     count = num_steps + one_more
     if config.timestep_spacing == "linspace":
         times = np.linspace(0, train_steps - 1, count)[::-1][:num_steps]
@@ -185,8 +196,41 @@ def spaced_times(config: SchedulerConfig, num_steps: int, rounded: bool = True, 
     if config.timestep_spacing == "leading":
         stride, offset = train_steps // count, config.steps_offset or 0
         return (np.arange(count)[::-1] * stride + offset)[:num_steps].astype(np.float64)
-    # For some step counts the reference's range runs over by rounding and gains a step at time -1. It is dropped here.
+    # For some step counts rounding gives the reference's range one more step, at time -1. It is dropped here.
     return np.arange(train_steps, 0, -train_steps / num_steps).round()[:num_steps] - 1
+
+
+def _times_by_name(name: str, train_steps: int, num_steps: int) -> np.ndarray:
+    last = train_steps - 1
+    if name == "uniform":  # both ends included; A1111's Normal is the same
+        return np.linspace(last, 0, num_steps)
+    if name == "sgm_uniform":
+        return np.linspace(last, 0, num_steps + 1)[:-1]
+    return last - np.floor(np.arange(num_steps) * (train_steps / num_steps))  # simple
+
+
+def with_zero_terminal_snr(config: SchedulerConfig, wanted: bool) -> SchedulerConfig:
+    """The configuration with or without zero terminal SNR, which needs steps from the very last time on."""
+    spacing = "trailing" if wanted else config.timestep_spacing
+    return dataclasses.replace(config, rescale_betas_zero_snr=wanted, timestep_spacing=spacing)
+
+
+def contradictions(config: SchedulerConfig) -> list[str]:
+    """What of a checkpoint's prediction type, zero terminal SNR and spacing does not go together, with the remedy."""
+    found = []
+    if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
+        found.append(
+            "The model is marked with zero terminal SNR and predicts epsilon, which says nothing about a picture where "
+            "all is noise. One is wrong: set prediction_type='v_prediction' (--prediction-type v_prediction) or "
+            "zero_terminal_snr=False (--no-zero-terminal-snr)."
+        )
+    if config.rescale_betas_zero_snr and config.timestep_spacing == "leading":
+        found.append(
+            "The model is marked with zero terminal SNR, but with leading spacing no step begins at pure noise, and "
+            "pictures may be grey: take a sampler such as euler_sgm_uniform, or set zero_terminal_snr=True "
+            "(--zero-terminal-snr), which changes the spacing."
+        )
+    return found
 
 
 def karras_sigmas(sigma_min: float, sigma_max: float, num_steps: int, rho: float = 7.0) -> np.ndarray:
@@ -207,7 +251,7 @@ def log_linear_sigmas(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
 
 
 def named_sigmas(config: SchedulerConfig, sigmas: np.ndarray, num_steps: int) -> np.ndarray | None:
-    """Karras or exponential sigmas between the ends of falling `sigmas`; None where neither is asked for."""
+    """Karras or exponential sigmas between the ends of falling `sigmas`; None if neither is wanted."""
     sigma_min = sigmas[-1].item() if config.sigma_min is None else config.sigma_min
     sigma_max = sigmas[0].item() if config.sigma_max is None else config.sigma_max
     if config.use_karras_sigmas:
@@ -218,7 +262,7 @@ def named_sigmas(config: SchedulerConfig, sigmas: np.ndarray, num_steps: int) ->
 
 
 def ve_levels(times: Sequence[float] | np.ndarray, ve_sigmas: np.ndarray) -> tuple[NoiseLevel, ...]:
-    """Levels of times and their ve_sigmas, which pass through float32 as in the reference."""
+    """Levels of times and their ve_sigmas, rounded to float32 as in the reference."""
     return tuple(
         NoiseLevel.from_ve_sigma(float(t), float(np.float32(s))) for t, s in zip(times, ve_sigmas, strict=True)
     )
@@ -257,7 +301,7 @@ def _flow_alpha_bars(config: SchedulerConfig) -> np.ndarray:
 
 
 def _linspace(start: float, end: float, count: int) -> np.ndarray:
-    """float32 as torch rounds it: from both ends towards the middle, each value rounded once."""
+    """float32 with torch's rounding: from both ends towards the middle, each value rounded once."""
     if count == 1:
         return np.array([start], dtype=np.float32)
     low, high, i = np.float32(start), np.float32(end), np.arange(count)

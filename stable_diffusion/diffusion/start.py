@@ -1,6 +1,6 @@
 """Where a generation starts: noise, a picture or latents; and inpainting in the latents.
 
-What a mask keeps is put back at every step, or shown to an inpainting network in channels of its own.
+The kept part of the latents is restored at every step, or given to an inpainting network as further channels.
 
 The reference is diffusers' StableDiffusionInpaintPipeline (pipeline_stable_diffusion_inpaint.py) and its SDXL form.
 """
@@ -28,21 +28,21 @@ from .schedule import NoiseLevel, Plan
 
 @dataclass(frozen=True)
 class Mask:
-    """What is repainted: (1, H, W, 1) bool, True there; and what that part begins from."""
+    """Where to repaint, (1, H, W, 1) bool, and what that part begins from."""
 
     white: mx.array
     content: str
-    downscale: int  # pixels to a latent
+    downscale: int  # pixels per latent
 
     @property
     def latent(self) -> mx.array:
-        """The mask (1, h, w, 1) as the reference scales it down: each square's first pixel decides."""
+        """The mask (1, h, w, 1), scaled down as in the reference: by each square's first pixel."""
         return self.white[:, :: self.downscale, :: self.downscale]
 
 
 @dataclass(frozen=True)
 class InputPicture:
-    """What a generation begins from: a picture (1, H, W, 3) in [-1, 1], filled in where that is asked for."""
+    """A picture to begin from, (1, H, W, 3) in [-1, 1], with the masked part filled in if that is wanted."""
 
     pixels: mx.array
     mask: Mask | None = None
@@ -50,13 +50,13 @@ class InputPicture:
 
 @dataclass(frozen=True)
 class InputLatents:
-    """What a generation begins from, as latents: x_0 (1 or B, h, w, C), clean."""
+    """Clean latents x_0 to begin from, (1 or B, h, w, C)."""
 
     x_0: mx.array
 
 
 def read_input(picture: Any, mask: Any, content: str, width: int, height: int, downscale: int) -> InputPicture | None:
-    """The pictures of a call, checked, cropped alike to the size; None for text to image."""
+    """The picture and mask of a call, checked and cropped to the size; None for text to image."""
     if content not in MASKED_CONTENTS:
         raise InputError(f"masked_content = {content!r} should be one of {', '.join(MASKED_CONTENTS)}.")
     if picture is None:
@@ -75,14 +75,14 @@ def read_input(picture: Any, mask: Any, content: str, width: int, height: int, d
     white = Mask(mx.array(np.asarray(grey)[None, :, :, None] > 0), content, downscale)
     if not mx.any(white.latent):
         raise InputError(
-            f"The mask's white is too thin: none of it is left on the latents' grid, a point every {downscale} pixels "
+            f"The mask's white is too thin: none of it falls on the latents' grid, one point every {downscale} pixels "
             f"of {width} x {height}. stable_diffusion.Inpainting thickens it."
         )
     return InputPicture(mx.array(as_input(picture, width, height))[None], white)
 
 
 def check_task(name: str, channels: int, latent_channels: int, start: InputPicture | InputLatents | None) -> None:
-    """Raise `InputError` for a network that takes more than it would be given: a mask, or something else."""
+    """Raise `InputError` for a network that needs further inputs: a mask, or something unknown."""
     if channels == latent_channels:
         return
     if channels != 2 * latent_channels + 1:
@@ -99,24 +99,21 @@ def check_task(name: str, channels: int, latent_channels: int, start: InputPictu
 
 @dataclass(frozen=True)
 class Kept:
-    """The part of the latents that stays, (B, h, w, C): x_0, and the noise that it has at every level."""
+    """The kept part of the latents, (B, h, w, C): its x_0, and its noise at every level."""
 
     mask: mx.array  # (1, h, w, 1) bool, True: repainted
     x_0: mx.array
     eps: mx.array
-    free: NoiseLevel | None  # the level at which nothing is put back: the first, where that is pure noise
+    free: NoiseLevel | None  # the level at which nothing is restored: the first, if that is pure noise
 
     def put_back(self, x: mx.array, level: NoiseLevel) -> mx.array:
-        """x at a level with the kept part renoised to that level."""
+        """x at a level, with the kept part noised to that level."""
         return x if level == self.free else mx.where(self.mask, x, level.noised(self.x_0, self.eps))
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where the sampler starts: latents x (B, h, w, C) at the plan's first level, and the denoiser to use.
-
-    The denoiser does what a mask asks for.
-    """
+    """Where the sampler starts: latents x (B, h, w, C) at the plan's first level, and a denoiser aware of the mask."""
 
     x: mx.array
     denoiser: Denoiser
@@ -124,16 +121,16 @@ class Start:
 
     @classmethod
     def from_latents(cls, x_0: mx.array, noise: mx.array, plan: Plan, denoiser: Denoiser) -> Start:
-        """Start from clean latents, of a picture or of an earlier generation, with the noise of the first level."""
+        """Start from clean latents, noised to the first level."""
         return cls(plan.renoise(x_0, noise), denoiser)
 
     def shown(self, step: Step) -> tuple[mx.array, mx.array]:
-        """(x_t, x_0) of a step as the caller sees them: with the kept part in both."""
+        """(x_t, x_0) of a step for the caller, with the kept part in both."""
         kept = self.kept
         if kept is None:
             return step.x, step.x_0
         x_0 = mx.where(kept.mask, step.x_0, kept.x_0)
-        if step.index == step.total:  # clean, whatever noise the sampler leaves in its last level
+        if step.index == step.total:  # clean, even if the sampler's last level is not
             return mx.where(kept.mask, step.x, kept.x_0), x_0
         return kept.put_back(step.x, NoiseLevel.from_ve_sigma(step.t, step.sigma)), x_0
 
@@ -147,11 +144,11 @@ def start_from(
     encode: Callable[[mx.array, mx.array], mx.array],
     inpainting_network: bool,
 ) -> Start:
-    """The first latents of a generation. `given_noise` takes the first noise's place; `encode` is the autoencoder's.
+    """The first latents of a generation. `given_noise` replaces the first noise; `encode` is the autoencoder's.
 
-    Draws in the reference's order: the picture's posterior, the noise, the masked picture's posterior. Given latents
-    pass the posterior's draw over, so that those of a picture lead where the picture itself does. At strength 1
-    inpainting begins with pure noise, image to image with the noised picture.
+    Draws in the reference's order: the picture's posterior, the noise, the masked picture's posterior. Input latents
+    skip the posterior's draw, so that those of a picture give the same result as the picture. At strength 1 inpainting
+    begins with pure noise, image to image with the noised picture.
     """
 
     def first() -> mx.array:
@@ -183,7 +180,7 @@ def start_from(
 
 
 def _with_channels(network: NetworkCall, channels: mx.array) -> NetworkCall:
-    """A network that sees more channels (B, h, w, n) after the latents', whose rows are a multiple of B."""
+    """A network with further channels (B, h, w, n) appended to latents whose rows are a multiple of B."""
 
     def call(x: mx.array, t: float, step: int) -> mx.array:
         more = mx.concatenate([channels] * (x.shape[0] // channels.shape[0]))

@@ -36,9 +36,9 @@ class Checkpoint:
     tokenizers: tuple[Tokenizer, ...]
     scheduler: SchedulerConfig
     force_zeros_for_empty_prompt: bool
-    reader: TextReader | None = None  # of texts, if not CLIP's text encoders
-    # Component name -> a function that reads its tensors from their files again, lazily; only where that is possible.
-    again: Mapping[str, Callable[[], None]] = field(default_factory=dict)
+    reader: TextReader | None = None  # of the texts, where that is not CLIP's text encoders
+    # By component, a function that reads its weights from the files again, lazily; only for weights that can be.
+    reloads: Mapping[str, Callable[[], None]] = field(default_factory=dict)
 
     @property
     def pooled(self) -> bool:

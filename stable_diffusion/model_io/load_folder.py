@@ -94,7 +94,7 @@ def load_folder(
     scheduler = SchedulerConfig.from_dict(read_json(scheduler_file), str(scheduler_file))
     zeros = bool(index.get("force_zeros_for_empty_prompt", families.get(family).zeros_for_empty_prompt))
     checkpoint = assemble(repr(str(folder)), family, unet, vae, text_encoders, tokenizers, scheduler, zeros)
-    return dataclasses.replace(checkpoint, again=load.again)
+    return dataclasses.replace(checkpoint, reloads=load.reloads)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class _Loader:
         self.dtype = dtype
         self.check_values = check_values
         self.report = report
-        self.again: dict[str, Callable[[], None]] = {}
+        self.reloads: dict[str, Callable[[], None]] = {}
 
     def __call__(
         self,
@@ -173,10 +173,10 @@ class _Loader:
         dtype = dtype or self.dtype
         if is_own_form(files[0]):
             load_own_form(model, files[0], dtype, quantisation, self.check_values, keep_half)
-            self.again[name] = partial(load_own_form, model, files[0], dtype, keep_half=keep_half)
+            self.reloads[name] = partial(load_own_form, model, files[0], dtype, keep_half=keep_half)
         else:
             load_weights(model, files, table, dtype, self.check_values, keep_half)
-            self.again[name] = partial(load_weights, model, files, table, dtype, keep_half=keep_half)
+            self.reloads[name] = partial(load_weights, model, files, table, dtype, keep_half=keep_half)
         return model
 
 

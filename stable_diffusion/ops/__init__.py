@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _Activation:
-    """An activation that a network keeps: its form is looked up at each call."""
+    """An activation for networks to keep: its form is looked up at each call."""
 
     name: str
 

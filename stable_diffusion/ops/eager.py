@@ -84,7 +84,7 @@ def written(shape: Sequence[int], fill: Callable[[np.ndarray], None]) -> mx.arra
         fill(out)
         return mx.array(out)
     array = mx.zeros(shape)
-    fill(numbers(array))  # nobody else has a reference yet
+    fill(numbers(array))  # there is no other reference yet
     return array
 
 

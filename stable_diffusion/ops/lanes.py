@@ -24,10 +24,10 @@ Result = TypeVar("Result")
 
 
 class _AtEnd:
-    """Dies with the locals of its thread, and takes along what MLX keeps for the thread.
+    """A thread-local object whose deletion, at the thread's end, releases what MLX keeps for the thread.
 
-    MLX asks every thread but the main one for this: left to the end of the thread, which Python does not wait for, it
-    aborts a process whose interpreter is shutting down by then.
+    MLX requires this of every thread but the main one. Left to the end of the thread, which Python does not wait for,
+    it aborts a process whose interpreter is shutting down by then.
     """
 
     def __del__(self) -> None:
@@ -88,7 +88,7 @@ def each(function: Callable[[Part], Result], parts: Sequence[Part], inputs: Any 
     mx.eval(inputs)
     shares = [parts[len(parts) * i // lanes : len(parts) * (i + 1) // lanes] for i in range(lanes)]
     running: list[Future[list[Result]]] = []
-    with contextlib.suppress(RuntimeError):  # the main thread is over and the pool closed: what is left runs here
+    with contextlib.suppress(RuntimeError):  # the main thread has ended and the pool is closed: run the rest here
         for share in shares:
             running.append(_pool(count()).submit(_run, function, share))
     done = [future.result() for future in running] + [_run(function, share) for share in shares[len(running) :]]

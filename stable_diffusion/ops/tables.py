@@ -64,7 +64,7 @@ CPU = replace(
     gelu=cpu.gelu,
     quick_gelu=cpu.quick_gelu,
 )
-# CPU has no gradients: its forms leave MLX's graph. These keep them, and take its place where a network learns.
+# CPU's forms have no gradients, because they leave MLX's graph. These have, and replace them in training.
 LEARNING = replace(
     PLAIN,
     attention=learning.attention,
@@ -78,7 +78,7 @@ LEARNING = replace(
 )
 TABLES = {"plain": PLAIN, "cpu": CPU, "gpu": GPU, "learning": LEARNING}
 
-_current: Forms | None = None  # the whole process's, because lanes run operations in threads of their own
+_current: Forms | None = None  # of the whole process, because lanes run operations in their own threads
 
 
 def forms() -> Forms:

@@ -1,4 +1,4 @@
-"""Pictures without any model: reading, fitting, masks, sheets. The names of what can be chosen cost no import."""
+"""Picture handling without any model: reading, fitting, masks, sheets. This file imports nothing."""
 
-FITS = ("crop", "pad", "stretch")  # how a picture comes to another shape
-MASKED_CONTENTS = ("original", "noise", "fill")  # what a masked part begins from
+FITS = ("crop", "pad", "stretch")  # how a picture is brought to another shape
+MASKED_CONTENTS = ("original", "noise", "fill")  # what a masked part starts from

@@ -1,4 +1,4 @@
-"""Between arrays and pictures: conversions, sheets, and latents made visible.
+"""Conversions between arrays and pictures, contact sheets, and previews of latents.
 
 Needs numpy and Pillow only; anything that numpy can read (MLX arrays included) is accepted as an array.
 """
@@ -15,6 +15,8 @@ from PIL import Image
 from ..errors import InputError, PictureError
 from ..families import RGB_FACTORS
 
+ONE_COLOUR = "Try another seed, the model's own settings, or another VAE."  # what helps against such a picture
+
 # --- Arrays and pictures
 
 
@@ -25,21 +27,27 @@ def to_uint8(array: Any) -> np.ndarray:
 
 
 def to_picture(array: Any) -> Image.Image:
-    """(H, W, 3) or grey (H, W), floats in [0, 1] or uint8, as a Pillow picture; `PictureError` for other shapes."""
+    """(H, W, 3) or grey (H, W), floats in [0, 1] or uint8, to a Pillow picture; other shapes raise `PictureError`."""
     values = np.asarray(array)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] != 3):
-        raise PictureError(f"An array of shape {values.shape} is no picture; (H, W, 3) is expected.")
+        raise PictureError(f"An array of shape {values.shape} is not a picture; (H, W, 3) is expected.")
     return Image.fromarray(values if values.dtype == np.uint8 else to_uint8(values))
+
+
+def is_one_colour(picture: Image.Image) -> bool:
+    """Whether all pixels are the same: what comes out if something went wrong."""
+    pixels = np.asarray(picture)
+    return bool((pixels == pixels[0, 0]).all())
 
 
 def grid(pictures: Iterable[Any], columns: int | None = None, gap: int = 0) -> Image.Image:
     """Several pictures (Pillow, or what `to_picture` takes) on one sheet, row by row.
 
-    Near square unless `columns` is given; `gap` is in pixels. Raises `InputError` for no picture or no column.
+    Nearly square unless `columns` is given; `gap` is in pixels. Raises `InputError` without pictures or columns.
     """
     tiles = [p if isinstance(p, Image.Image) else to_picture(p) for p in pictures]
     if not tiles or (columns is not None and columns < 1):
-        raise InputError(f"A grid needs a picture and a column at least, not {len(tiles)} and {columns!r}.")
+        raise InputError(f"A grid needs at least one picture and one column, not {len(tiles)} and {columns!r}.")
     columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
     rows = math.ceil(len(tiles) / columns)
     width, height = max(t.width for t in tiles) + gap, max(t.height for t in tiles) + gap
@@ -50,9 +58,9 @@ def grid(pictures: Iterable[Any], columns: int | None = None, gap: int = 0) -> I
     return sheet
 
 
-# --- Latents to look at
+# --- Previews of latents
 
-LATENT_RANGE = 3.0  # 99.7 % of unit-variance noise; the same at every step, so that a stream of them does not flicker
+LATENT_RANGE = 3.0  # 99.7 % of unit-variance noise; fixed for all steps, so that a sequence does not flicker
 
 
 def latent_picture(latents: Any, scale: int = 4, columns: int | None = None) -> Image.Image:
@@ -66,10 +74,10 @@ def latent_picture(latents: Any, scale: int = 4, columns: int | None = None) -> 
 
 
 def approximate_rgb(latents: Any, family_or_model: str | Sequence[str], scale: int = 8) -> Image.Image | None:
-    """What latents (h, w, C) will roughly look like, without the VAE: latents @ factors + bias, `scale` times larger.
+    """A rough preview of latents (h, w, C) without the VAE: latents @ factors + bias, enlarged by `scale`.
 
-    `family_or_model` is a key of `RGB_FACTORS`, or several, of which the first known one counts, such as
-    `(sd.name, sd.family)`. None when none is known, or the number of channels is another.
+    `family_or_model` is a key of `RGB_FACTORS`, or several, of which the first known one is used, such as
+    `(sd.name, sd.family)`. Returns None if none is known, or if the number of channels differs.
     """
     values = _latents(latents)
     names = [family_or_model] if isinstance(family_or_model, str) else family_or_model
@@ -84,5 +92,7 @@ def approximate_rgb(latents: Any, family_or_model: str | Sequence[str], scale: i
 def _latents(latents: Any) -> np.ndarray:
     values = np.asarray(latents, dtype=np.float32)
     if values.ndim != 3:
-        raise InputError(f"Latents of shape {values.shape} cannot be shown; one picture's (h, w, C) are expected.")
+        raise InputError(
+            f"Latents of shape {values.shape} cannot be shown; (h, w, C) of a single picture are expected."
+        )
     return np.nan_to_num(values, nan=0.0, posinf=LATENT_RANGE, neginf=-LATENT_RANGE)

@@ -1,4 +1,4 @@
-"""The formats of picture files in one table: what they are called, and what they can carry. Imports no Pillow."""
+"""The formats of picture files in one table: their names, and what they can carry. Imports no Pillow."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Format:
-    """One format. `record` says where parameters go: a PNG's text, EXIF, a comment, or nowhere."""
+    """One format. `record` is where parameters are stored: a PNG's text, EXIF, a comment, or nowhere."""
 
-    key: str  # of the setting
+    key: str  # value of the setting
     title: str
-    suffixes: tuple[str, ...]  # the first one is what a new file gets
+    suffixes: tuple[str, ...]  # new files get the first one
     pillow: str  # Pillow's name
     mime: str
     record: str = ""
     lossless: bool = False
     carries_files: bool = False
-    written: bool = False  # one of those that pictures are saved in
+    written: bool = False  # whether pictures can be saved in it
 
     @property
     def suffix(self) -> str:
-        """What a new file's name ends in."""
+        """The suffix for new files."""
         return self.suffixes[0]
 
 
@@ -41,11 +41,11 @@ if importlib.util.find_spec("pi_heif"):  # an optional package, LGPL: a decoder 
 BY_KEY = {each.key: each for each in FORMATS}
 WRITTEN = tuple(each for each in FORMATS if each.written)
 WRITTEN_SUFFIXES = tuple(suffix for each in WRITTEN for suffix in each.suffixes)
-UPLOADS = tuple(suffix[1:] for each in FORMATS for suffix in each.suffixes)  # what the page's file fields take
+UPLOADS = tuple(suffix[1:] for each in FORMATS for suffix in each.suffixes)  # accepted by the page's uploaders
 
 
 def format_of(path: str | os.PathLike) -> Format | None:
-    """The format that a file's suffix says, in any case of letters; None for another one."""
+    """The format of a file by its suffix, in upper or lower case, or None."""
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     return next((each for each in FORMATS if suffix in each.suffixes), None)
 

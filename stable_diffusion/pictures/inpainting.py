@@ -1,6 +1,6 @@
-"""Inpainting, as far as pictures go: masks, what to begin with under them, crops, and the way back into the picture.
+"""The picture side of inpainting: masks, what to start from under them, crops, and pasting back into the picture.
 
-White is repainted, black is kept. Nothing here needs the engine.
+White is repainted, black is kept. Does not import the engine.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from .. import checks
 from ..errors import InputError, PictureError
 from .reading import as_picture, from_array, to_rgb
 
-WHITE = 128  # the least grey of a mask that counts as white
+WHITE = 128  # grey levels from here on count as white
 MAX_BLUR = 256  # pixels
-GRID = 8  # pixels to a latent: a mask for the engine is white or black in whole squares of this side
+GRID = 8  # pixels per latent; a mask for the engine is black or white in whole squares of this size
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom; may stand out of the picture
+Box = tuple[int, int, int, int]  # left, top, right, bottom; may extend beyond the picture
 
 
 class Inpainting:
-    """A picture and its mask made ready to generate, and the generated picture's way back into it.
+    """A picture and its mask prepared for generation; `finish` pastes the result back into the picture.
 
     `picture` and `mask` (PIL images of any mode, or arrays of uint8; a mask of any size) become `self.picture` and
-    `self.mask` of `width` x `height` pixels, what `generate_latents` takes; `finish` puts what was generated from them
-    into the original. `mask_blur` is the standard deviation in the picture's pixels with which the repainted part fades
-    out around the white; what is white is repainted wholly. `only_masked` generates the mask's surroundings alone, with
-    `padding` pixels around the white, at the full size; otherwise the whole picture is seen. `invert` keeps the white.
+    `self.mask` of `width` x `height` pixels, ready for `generate_latents`; `finish` pastes what was generated from them
+    into the original. `mask_blur` is the standard deviation, in pixels of the picture, of the repainted part's fade-out
+    around the white; white itself is fully repainted. `only_masked` generates only the mask's surroundings, with
+    `padding` pixels around the white, at the full size; otherwise the whole picture is used. `invert` keeps the white.
 
-    `feather` (L, the picture's size) says how much of each pixel is repainted: where it is 0, the original's pixel
-    stays as it is. `box` is the part of the picture that is generated: it has the aspect ratio of width x height, and
-    where it stands out of the picture, the edge's colours go on.
+    `feather` (L, the picture's size) is how much of each pixel is repainted: where it is 0, the original pixel is
+    unchanged. `box` is the part of the picture that is generated: it has the aspect ratio of width x height, and beyond
+    the picture the edge's colours are repeated.
 
     Raises `InputError` for a size, blur or padding out of range and for a mask with nothing to repaint, `PictureError`
-    for what is no picture.
+    if `picture` or `mask` is not a picture.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Inpainting:
         self.mask = self._squares(white, width, height)
 
     def finish(self, generated: Image.Image) -> Image.Image:
-        """The original with what was generated in its place; raises `PictureError` for another size."""
+        """Paste a generated picture into the original. Raises `PictureError` if its size differs."""
         if generated.size != self.picture.size:
             raise PictureError(
                 f"A generated picture of {generated.width} x {generated.height} pixels cannot be put back; "
-                f"{self.picture.width} x {self.picture.height} was asked for."
+                f"{self.picture.width} x {self.picture.height} was expected."
             )
         left, top, right, bottom = self.box
         patch = to_rgb(generated).resize((right - left, bottom - top), Image.Resampling.LANCZOS)
@@ -86,7 +86,7 @@ class Inpainting:
         return _grown(box, width, height, self.original.size)
 
     def _squares(self, white: np.ndarray, width: int, height: int) -> Image.Image:
-        """The mask of the size to generate, white in every square of the latents' grid that white touches."""
+        """The mask at the generated size, white in every cell of the latents' grid that white touches."""
         touched = _cut(Image.fromarray(white.astype(np.uint8) * 255), self.box, "constant")
         touched = touched.convert("F").resize((width, height), Image.Resampling.BOX)
         squares = np.asarray(touched).reshape(height // GRID, GRID, width // GRID, GRID).max((1, 3)) > 0
@@ -96,9 +96,9 @@ class Inpainting:
 def to_mask(mask: Any, size: tuple[int, int] | None = None, invert: bool = False) -> Image.Image:
     """A mask as black and white (mode L, 0 and 255), stretched to `size`.
 
-    `mask` is a PIL image of any mode or an array (H, W), (H, W, 1), 3 or 4 of uint8 or bool; what is transparent is
-    black, and its colours count by their luminance: from 128 on a pixel is white. Raises `InputError` where no pixel
-    is white, `PictureError` for what is no picture.
+    `mask` is a PIL image of any mode or a uint8 or bool array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Transparent
+    pixels are black; others are white from a luminance of 128 on. Raises `InputError` if no pixel is white,
+    `PictureError` if it is not a picture.
     """
     grey = _grey(mask)
     if size is not None and grey.size != size:
@@ -117,7 +117,7 @@ def to_mask(mask: Any, size: tuple[int, int] | None = None, invert: bool = False
 
 
 def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """The picture (RGB) with the surroundings' colours run into the mask's white (L, same size), coarse to fine."""
+    """Fill the mask's white (L, same size) in the picture (RGB) with the surrounding colours, coarse to fine."""
     known = (np.asarray(mask) == 0)[:, :, None].astype(np.float32)
     if not known.any():
         return Image.new("RGB", picture.size, (128, 128, 128))
@@ -129,16 +129,18 @@ def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
 def outpaint(
     picture: Any, left: int = 0, right: int = 0, top: int = 0, bottom: int = 0
 ) -> tuple[Image.Image, Image.Image]:
-    """(canvas, mask) with so many more pixels on each side, for `Inpainting`; white is what has been added.
+    """Extend a picture by pixels on each side: (canvas, mask) for `Inpainting`, with the added part white.
 
-    The canvas goes on with the edge's colours, smeared outwards, and some noise. Raises `InputError` for sides that are
-    no whole numbers from 0 on, or all 0.
+    The added part repeats the edge's colours, with some noise. Raises `InputError` if a side is not an integer of at
+    least 0, or if all are 0.
     """
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     for name, side in sides.items():
         checks.whole(name, side, 0, checks.MAX_SIDE, "pixels")
     if not any(sides.values()):
-        raise InputError("left, right, top and bottom are all 0: say on which side to add how many pixels.")
+        raise InputError(
+            "left, right, top and bottom are all 0: give the number of pixels to add on at least one side."
+        )
     picture = as_picture(picture)
     box = (-left, -top, picture.width + right, picture.height + bottom)
     smeared = np.asarray(_cut(picture, box, "edge"), np.float32)
@@ -151,14 +153,14 @@ def outpaint(
 
 
 def suitable_size(size: tuple[int, int], default_size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) to generate a whole picture of `size` at: its shape, the model's area, multiples of 8."""
+    """(width, height) for generating a whole picture of `size`: its aspect ratio, the model's area, multiples of 8."""
     scale = (default_size[0] * default_size[1] / (size[0] * size[1])) ** 0.5
     width, height = (max(round(side * scale / GRID), 1) * GRID for side in size)
     return width, height
 
 
 def _grey(mask: Any) -> Image.Image:
-    """Any mask as mode L, what is transparent black."""
+    """Any mask as mode L, transparent pixels black."""
     if isinstance(mask, np.ndarray):
         with_alpha = mask.dtype == np.uint8 and mask.ndim == 3 and mask.shape[2] == 4
         plain = mask.dtype == bool and mask.ndim == 2
@@ -171,7 +173,7 @@ def _grey(mask: Any) -> Image.Image:
 
 
 def _feather(white: np.ndarray, mask_blur: float) -> Image.Image:
-    """How much is repainted: 255 where it is white, then falling as the blurred mask does, twice as high."""
+    """How much is repainted: 255 where the mask is white, falling off around it as twice the blurred mask."""
     mask = Image.fromarray(white.astype(np.uint8) * 255)
     if not mask_blur:
         return mask
@@ -180,7 +182,7 @@ def _feather(white: np.ndarray, mask_blur: float) -> Image.Image:
 
 
 def _grown(box: Box, width: int, height: int, size: tuple[int, int]) -> Box:
-    """The least box around `box` of the shape width x height, moved into a picture of `size` as far as it can be."""
+    """The smallest box around `box` of aspect ratio width : height, moved into a picture of `size` if possible."""
     w, h = box[2] - box[0], box[3] - box[1]
     w, h = max(w, -(-h * width // height)), max(h, -(-w * height // width))
     left = _moved(box[0] - (w - (box[2] - box[0])) // 2, w, size[0])
@@ -189,12 +191,12 @@ def _grown(box: Box, width: int, height: int, size: tuple[int, int]) -> Box:
 
 
 def _moved(start: int, length: int, side: int) -> int:
-    """Where a stretch begins so that it stands out of 0 .. side as little, and as evenly, as it can."""
+    """The start of a stretch, moved into 0 .. side; one that is too long is centred."""
     return (side - length) // 2 if length >= side else min(max(start, 0), side - length)
 
 
 def _cut(image: Image.Image, box: Box, mode: Any) -> Image.Image:
-    """The box out of an image; outside of it the edge goes on ("edge"), or black ("constant")."""
+    """Crop a box; beyond the image, repeat the edge ("edge") or fill with black ("constant")."""
     left, top, right, bottom = box
     outside = (max(-top, 0), max(bottom - image.height, 0)), (max(-left, 0), max(right - image.width, 0))
     inside = image.crop((max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)))
@@ -205,7 +207,7 @@ def _cut(image: Image.Image, box: Box, mode: Any) -> Image.Image:
 
 
 def _pulled_and_pushed(colours: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3), already times their weights (H, W, 1), with those of weight 0 out of coarser copies."""
+    """Fill colours (H, W, 3), premultiplied by weights (H, W, 1), where the weight is 0, from coarser copies."""
     height, width = weights.shape[:2]
     known = colours / np.maximum(weights, 1e-6)
     if weights.all():
@@ -215,7 +217,7 @@ def _pulled_and_pushed(colours: np.ndarray, weights: np.ndarray) -> np.ndarray:
         np.pad(each, even).reshape(-(-height // 2), 2, -(-width // 2), 2, each.shape[2]).sum((1, 3))
         for each in (colours, weights)
     ]
-    share = np.maximum(halves[1], 1)  # weights stay within 0 to 1
+    share = np.maximum(halves[1], 1)  # keeps weights within 0 to 1
     coarse = _pulled_and_pushed(halves[0] / share, halves[1] / share)
     size = (width, height)
     layers = [

@@ -1,4 +1,4 @@
-"""Pictures as they come: any file or PIL image -> RGB of the right size -> an array in [-1, 1]."""
+"""Reading pictures: any file or PIL image -> RGB of the right size -> an array in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import PictureError
-from . import FITS
+from . import FITS, exif
+from .colour import PROFILE, to_srgb
 from .formats import BY_KEY, FORMATS, titles
 
-MAX_PIXELS = 64_000_000  # above the largest phone cameras, far below what a forged header can claim
+MAX_PIXELS = 64_000_000  # more than phone cameras take, far less than a forged header can claim
+_TURNS = {  # by EXIF's Orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "white") -> Image.Image:
-    """Open a picture file as upright RGB, alpha over the colour `under` (a mask's is black).
+    """Open a picture file as upright RGB, alpha over the colour `under` (black for masks).
 
-    `source` is a path, the file's bytes, or an open binary file. Raises `PictureError` for what is no picture, is cut
-    short, or has more than `MAX_PIXELS` pixels; the size is judged by the header, before anything is decoded.
+    `source` is a path, the file's bytes, or an open binary file. Raises `PictureError` if it is not a picture, is
+    truncated, or has more than `MAX_PIXELS` pixels; the size is checked in the header, before decoding.
     """
     name = "the picture"
     if isinstance(source, bytes):
@@ -34,7 +44,7 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=_pillow_formats())
+            image = Image.open(source, formats=pillow_formats())
         _check_size(image, name)
         image.load()
         return to_rgb(image, under)
@@ -42,13 +52,13 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
         raise PictureError(f"{name} is not a picture that can be read: {titles()}.") from None
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        if isinstance(error, PictureError):
-            raise
-        raise PictureError(f"{name} cannot be read, it may be cut short or damaged: {error}") from None
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen kinds
+        raise PictureError(f"{name} cannot be read, it may be truncated or damaged: {error}") from None
 
 
-def _pillow_formats() -> list[str]:
+def pillow_formats() -> list[str]:
     """Pillow's names of the formats that are read; registers the optional one."""
     if "heic" in BY_KEY:
         import pi_heif
@@ -58,18 +68,38 @@ def _pillow_formats() -> list[str]:
 
 
 def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: EXIF rotation applied, alpha over `under`, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
+    """Any PIL image as 8-bit sRGB: turned upright, ICC profile and alpha (over `under`) applied, 16 bits scaled to 8.
+
+    It is a new image without metadata.
+    """
+    image.load()  # a PNG may have metadata after its pixels
+    image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
+        profile = image.info.get(PROFILE)
         image = Image.fromarray(_eight_bits(np.asarray(image)))
+        image.info = {} if profile is None else {PROFILE: profile}
+    image = to_srgb(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, under), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image.convert("RGB")  # a copy if it is RGB
+    image.info = {}
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image, turned as its metadata says; how it is turned must not be read twice."""
+    method = _TURNS.get(exif.orientation(image.info))
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    for key in exif.KEYS:
+        turned.info.pop(key, None)
+    return turned
 
 
 def from_array(array: np.ndarray) -> Image.Image:
-    """An array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), uint8, as RGB; other shapes and types are refused."""
+    """A uint8 array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) as RGB. Raises `PictureError` for anything else."""
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise PictureError(
@@ -84,10 +114,10 @@ def from_array(array: np.ndarray) -> Image.Image:
 def fit(image: Image.Image, width: int, height: int, how: str = "crop") -> Image.Image:
     """Bring an RGB image to (width, height) with Lanczos' filter.
 
-    `how`: "crop" fills the size and cuts what stands over, "pad" shows all of it on white, "stretch" distorts.
+    `how`: "crop" fills the size and crops the rest, "pad" shows all of it on white, "stretch" distorts it.
     """
     if how not in FITS:
-        raise PictureError(f"A picture can be fitted by {', '.join(FITS)}, not {how!r}.")
+        raise PictureError(f"how = {how!r} should be one of {', '.join(FITS)}.")
     if image.size == (width, height):
         return image
     if how == "crop":
@@ -98,12 +128,12 @@ def fit(image: Image.Image, width: int, height: int, how: str = "crop") -> Image
 
 
 def as_picture(image: Any) -> Image.Image:
-    """A PIL image or uint8 array as RGB; raises `PictureError` for anything else."""
+    """A PIL image or uint8 array as RGB. Raises `PictureError` for anything else."""
     if isinstance(image, Image.Image):
         _check_size(image, "the input picture")
         try:
             return to_rgb(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:
             raise PictureError(f"The input picture cannot be read: {error}") from None
     if isinstance(image, np.ndarray):
         return from_array(image)
@@ -114,7 +144,7 @@ def as_picture(image: Any) -> Image.Image:
 
 
 def as_input(image: Any, width: int, height: int, how: str = "crop") -> np.ndarray:
-    """A PIL image or uint8 array as what the autoencoder takes: (height, width, 3) float32 in [-1, 1]."""
+    """A PIL image or uint8 array as input for the autoencoder: (height, width, 3) float32 in [-1, 1]."""
     return np.asarray(fit(as_picture(image), width, height, how), np.float32) / 127.5 - 1.0
 
 

@@ -1,4 +1,4 @@
-"""Pictures that follow each other, as one file: a strip, a GIF that loops, or an MP4 film. Needs no MLX."""
+"""A sequence of pictures as one file: a strip, a looping GIF, or an MP4 film. Does not import MLX."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .. import atomic
 from ..errors import InputError, PictureError
 from ..pictures import arrays
 from ..pictures.formats import WRITTEN_SUFFIXES
-from . import picture_files
+from . import picture_files, reading
 from .parameters import Parameters
 
 GIF, MP4 = ".gif", ".mp4"
 SUFFIXES = (*WRITTEN_SUFFIXES, GIF, MP4)
-MAX_FPS = 50  # a GIF counts in hundredths of a second, and browsers slow down what has one of them
+MAX_FPS = 50  # GIF delays are in 1/100 s, and browsers slow down a delay of 1
 MAX_COMMENT = 1 << 20  # bytes
-# Where an MP4 keeps its comment: a box in a box, each with so many bytes before what is in it.
+# The path of an MP4's comment through its nested boxes: each box's type, and bytes to skip before its children.
 COMMENT = ((b"moov", 0), (b"udta", 0), (b"meta", 4), (b"ilst", 0), (b"\xa9cmt", 0), (b"data", 8))
-PALETTE_PIXELS = 1 << 20  # of all frames together, from which a GIF's colours are chosen
+PALETTE_PIXELS = 1 << 20  # of all frames together, for choosing a GIF's palette
 
 
 def check(path: str | os.PathLike) -> None:
-    """Refuse, before the work is done, a file that cannot be written: raises `InputError`."""
+    """Raise `InputError`, before any work is done, if this file cannot be written."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise InputError(f"{os.fspath(path)!r} should end in {', '.join(SUFFIXES)}, which says the kind of file.")
+        raise InputError(f"{os.fspath(path)!r} should end in {', '.join(SUFFIXES)}, which decides the format.")
     if suffix == MP4:
         _ffmpeg()
 
@@ -43,10 +43,10 @@ def save(
     fps: float = 8,
     parameters: Parameters | None = None,
 ) -> Path:
-    """Write pictures of one size as the path ends: .png, .jpg and .webp side by side, .gif and .mp4 one after another.
+    """Write pictures of one size, by the path's suffix: .png, .jpg and .webp as a strip, .gif and .mp4 as a film.
 
-    The file appears whole or not at all. A film carries the parameters as its comment. Raises `InputError` as `check`
-    does and for a pace outside 0.1 to `MAX_FPS`, and `PictureError` where ffmpeg or Pillow fails.
+    The file is written atomically. A film carries the parameters as its comment. Raises `InputError` as `check` does
+    and for an fps outside 0.1 to `MAX_FPS`, and `PictureError` if ffmpeg or Pillow fails.
     """
     check(path)
     if not 0.1 <= fps <= MAX_FPS:
@@ -62,7 +62,7 @@ def save(
 
 
 def read_parameters(path: str | os.PathLike) -> Parameters | None:
-    """The parameters in the comment of an MP4, or None; `PictureError` where the file cannot be read."""
+    """The parameters in the comment of an MP4, or None. Raises `PictureError` if the file cannot be read."""
     try:
         with open(path, "rb") as file:
             start, end = 0, os.fstat(file.fileno()).st_size
@@ -73,15 +73,15 @@ def read_parameters(path: str | os.PathLike) -> Parameters | None:
             text = file.read(max(0, min(end - start, MAX_COMMENT))).decode("utf-8", "replace")
     except OSError as error:
         raise PictureError(f"{os.fspath(path)!r} cannot be read: {error.strerror or error}") from None
-    return Parameters.from_text(text) if text else None
+    return reading.of_text(text).parameters if text else None
 
 
 def _box(file: IO[bytes], kind: bytes, start: int, end: int) -> tuple[int, int]:
-    """From where to where the first box of a kind has something in it; nowhere, where there is none."""
+    """The payload range of the first box of this kind, or an empty range."""
     while start + 8 <= end:
         file.seek(start)
         size, found = struct.unpack(">I4s", file.read(8))
-        if size < 8:  # the last one, or one of more than 4 GB
+        if size < 8:  # 0: extends to the end; 1: more than 4 GB
             break
         if found == kind:
             return start + 8, min(start + size, end)
@@ -90,7 +90,7 @@ def _box(file: IO[bytes], kind: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _write_gif(pictures: Sequence[Image.Image], path: Path, fps: float, parameters: Parameters | None) -> None:
-    """All frames have one palette, chosen from all of them, so that what stands still does not flicker."""
+    """All frames share one palette, chosen from all of them, so that still parts do not flicker."""
     sheet = arrays.grid(pictures)
     scale = min(1.0, (PALETTE_PIXELS / (sheet.width * sheet.height)) ** 0.5)
     sheet = sheet.resize((round(sheet.width * scale), round(sheet.height * scale)), Image.Resampling.NEAREST)
@@ -102,12 +102,12 @@ def _write_gif(pictures: Sequence[Image.Image], path: Path, fps: float, paramete
 
 
 def _write_mp4(pictures: Sequence[Image.Image], path: Path, fps: float, parameters: Parameters | None) -> None:
-    """H.264 of the colours that every player knows."""
+    """H.264 in the pixel format that every player supports."""
     width, height = pictures[0].size
     text = _text(parameters).replace(b"\0", b"").decode()
     writer = _ffmpeg().write_frames(
         str(path),
-        (width + width % 2, height + height % 2),  # what the format can do
+        (width + width % 2, height + height % 2),  # the format needs even sides
         fps=fps,
         quality=8,
         macro_block_size=2,

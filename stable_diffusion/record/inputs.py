@@ -1,7 +1,7 @@
-"""The files that went into a picture: how it names them, how they travel inside it, and how they are found again.
+"""The files a picture was made from: how they are recorded, carried inside it, and found again.
 
-A picture names an input by its name and the sha256 of its bytes. A PNG can also carry the file itself, as it is, in a
-private chunk behind the pixels, where other programs pass over it. Needs no MLX.
+A record identifies an input by its name and the sha256 of its bytes. A PNG can also carry the file itself, unchanged,
+in a private chunk after the pixels, which other programs ignore. Does not import MLX.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from ..pictures.reading import open_picture
 
 PICTURE, MASK = "Input picture", "Mask"
 SHA256_KEYS = {PICTURE: "Input sha256", MASK: "Mask sha256"}
-CHUNK = b"sdIn"  # by its letters' case: may be passed over, private, may be copied by who does not know it
-MAX_BYTES = 256 << 20  # of one file: above any photograph
-MAX_CARRIED = 8  # files that are looked at inside one picture
+CHUNK = b"sdIn"  # by the case of its letters: ancillary, private, safe to copy
+MAX_BYTES = 256 << 20  # of one file; larger than any photograph
+MAX_CARRIED = 8  # files to read from one picture
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that goes into a picture: what it is called there, and its bytes.
+    """An input file of a picture: the name to record, and its bytes.
 
-    The bytes are read once, so that what is painted from, recorded and carried along is the same, whatever becomes of
-    the file meanwhile.
+    The bytes are read once, so that what is used, recorded and carried is the same even if the file changes meanwhile.
     """
 
     name: str
@@ -41,9 +40,9 @@ class InputFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike | InputFile) -> InputFile:
-        """Read a file; one that has been read is itself.
+        """Read a file; an `InputFile` is returned unchanged.
 
-        Raises `PictureError` for one that is not there, is no ordinary file, or is enormous.
+        Raises `PictureError` if it is missing, not an ordinary file, or larger than `MAX_BYTES`.
         """
         if isinstance(path, InputFile):
             return path
@@ -64,7 +63,7 @@ class InputFile:
         return hashlib.sha256(self.data).hexdigest()
 
     def open(self, under: str = "white") -> Image.Image:
-        """The picture in it, upright RGB, alpha over `under` (a mask's is black); `PictureError` where it is none."""
+        """Decode it as upright RGB, alpha over `under` (black for masks). Raises `PictureError` for other data."""
         try:
             return open_picture(self.data, under)
         except PictureError as error:
@@ -73,14 +72,14 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a picture says of a file that went into it."""
+    """What a record says about an input file."""
 
     key: str  # PICTURE or MASK
     name: str
     sha256: str
 
     def check(self, file: InputFile) -> None:
-        """Raise `PictureError`, with both hashes, where `file` is not the one that is meant."""
+        """Raise `PictureError`, with both hashes, if `file` is a different one."""
         if file.sha256 != self.sha256:
             raise PictureError(
                 f"{file.name!r} is not the {self.key.lower()} that was used: its sha256 is {file.sha256}, that of "
@@ -89,31 +88,31 @@ class Recorded:
 
 
 def record(picture: InputFile | None = None, mask: InputFile | None = None) -> dict[str, str]:
-    """What a picture's parameters (their `extra`) say of the files that went into it."""
-    said: dict[str, str] = {}
+    """The entries for a record's `extra` about these input files."""
+    extra: dict[str, str] = {}
     for key, file in ((PICTURE, picture), (MASK, mask)):
         if file is not None:
-            said |= {key: file.name, SHA256_KEYS[key]: file.sha256}
-    return said
+            extra |= {key: file.name, SHA256_KEYS[key]: file.sha256}
+    return extra
 
 
 def recorded(extra: Mapping[str, str], key: str) -> Recorded | None:
-    """What the parameters say of one file, or None where they say nothing."""
+    """What a record's `extra` says about one input file, or None."""
     sha256 = extra.get(SHA256_KEYS[key], "").strip().lower()
     return Recorded(key, extra.get(key, ""), sha256) if sha256 else None
 
 
 def recordable(path: str | os.PathLike) -> str:
-    """The name to record for a path: with the folders where it is relative, alone where they are nobody's business."""
+    """The name to record for a path: a relative path in full, else the file name alone, to keep folders private."""
     pure = PureWindowsPath(path) if os.name == "nt" else PurePath(path)
     return pure.name if pure.is_absolute() or pure.drive or ".." in pure.parts else pure.as_posix()
 
 
 def find(wanted: Recorded, picture: str | os.PathLike, outputs: str | os.PathLike = "outputs") -> InputFile:
-    """The file that `picture` names: inside it, beside it, in the current folder, or anywhere in `outputs`.
+    """Find a file that `picture` was made from: inside it, next to it, in the current folder, or anywhere in `outputs`.
 
-    Only a file of the recorded sha256 is taken. Raises `PictureError` that says where it was looked for, and which
-    files of that name were others.
+    Only a file with the recorded sha256 is accepted. Otherwise raises `PictureError`, which lists where it searched and
+    which files of that name have another hash.
     """
     for data in carried(picture):
         if hashlib.sha256(data).hexdigest() == wanted.sha256:
@@ -129,13 +128,13 @@ def find(wanted: Recorded, picture: str | os.PathLike, outputs: str | os.PathLik
         others.append(f" {str(path)!r} is another file, of sha256 {file.sha256}.")
     option = "--mask" if wanted.key == MASK else "--picture"
     raise PictureError(
-        f"The {wanted.key.lower()} {wanted.name!r} (sha256 {wanted.sha256}) is not inside the picture, beside it, in "
+        f"The {wanted.key.lower()} {wanted.name!r} (sha256 {wanted.sha256}) is not inside the picture, next to it, in "
         f"the current folder or in {os.fspath(outputs)!r}.{''.join(others)} Give it with {option} FILE."
     )
 
 
 def carried(picture: str | os.PathLike) -> Iterator[bytes]:
-    """The files inside a PNG, as they are; nothing for other kinds of file, and nothing that is damaged."""
+    """The files carried inside a PNG, unchanged; none for other formats, and damaged ones are skipped."""
     try:
         with open(picture, "rb") as file:
             if file.read(len(_PNG)) != _PNG:
@@ -154,14 +153,14 @@ def carried(picture: str | os.PathLike) -> Iterator[bytes]:
         raise PictureError(f"{os.fspath(picture)!r} cannot be read: {error.strerror or error}") from None
 
 
-def _candidates(name: str, beside: Path, outputs: Path) -> Iterator[Path]:
-    """Where a file of a recorded name may lie; the name comes from a stranger, and leads out of none of the folders."""
+def _candidates(name: str, near: Path, outputs: Path) -> Iterator[Path]:
+    """Places to look for a recorded name. The name is untrusted: it never leads out of these folders."""
     parts = PureWindowsPath(name).parts if "\\" in name else PurePath(name).parts
     if not parts or "\0" in name:
         return
     relative = Path(recordable(Path(*parts)))
     last = Path(relative.name)
-    places = [beside / relative, beside / last, relative, last]
+    places = [near / relative, near / last, relative, last]
     for folder, _, names in os.walk(outputs):
         if last.name in names:
             places.append(Path(folder, last.name))

@@ -1,6 +1,6 @@
-"""Keys of a picture's parameters that no setting has: what was used, a place in a batch, a blend. Needs no MLX.
+"""Keys of a record that belong to no setting: models used, batch position, blends. Does not import MLX.
 
-The settings' own keys stand beside their fields in request.py. A1111's names are kept where it has one.
+The settings' own keys are next to their fields in request.py. Names follow A1111 where it has one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PAIR = re.compile(r"(.+?): ?([^\s:,]+)(?:, *|$)")
 
 
 def of_used(used: Used) -> dict[str, str]:
-    """What the engine said when the generation began."""
+    """The entries for the models that the engine reported at the start."""
     extra = {}
     if used.vae is not None:
         extra[VAE] = used.vae
@@ -37,7 +37,7 @@ def of_used(used: Used) -> dict[str, str]:
 
 
 def of_frame(frame: Any) -> dict[str, str]:
-    """What makes one picture of a blend, of its `text.blend.Frame`; its first prompt is the picture's prompt."""
+    """The entries for one picture of a blend, from its `text.blend.Frame`; the first prompt is the record's own."""
     said = {}
     if not isinstance(frame.text, str):
         said = {BLEND_PROMPT: frame.end, BLEND_SHARE: plain(frame.share)}
@@ -47,13 +47,13 @@ def of_frame(frame: Any) -> dict[str, str]:
 
 
 def of_blend(frame: Any, fps: float) -> dict[str, str]:
-    """What makes the strip or the film of a blend, told of any of its frames."""
+    """The entries for the strip or film of a blend, from any of its frames."""
     said = {BLEND_PROMPT: frame.end, BLEND_FRAMES: str(frame.total), BLEND_FPS: plain(fps)}
     return said if frame.to_seed is None else said | {BLEND_SEED: str(frame.to_seed)}
 
 
 def of_batch(size: int, position: int) -> dict[str, str]:
-    """The place in a batch: matrix products round by their size, so the last bit may depend on the batch."""
+    """The batch and the position in it: rounding in matrix products depends on their size, so the last bit may too."""
     return {BATCH_SIZE: str(size), BATCH_POSITION: str(position)} if size > 1 else {}
 
 
@@ -63,5 +63,5 @@ def pairs(text: str) -> list[tuple[str, str]]:
 
 
 def plain(value: float) -> str:
-    """A number with every digit that it has, and no more."""
+    """A number in the shortest exact form."""
     return str(int(value) if float(value).is_integer() else float(value))

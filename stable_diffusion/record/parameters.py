@@ -1,4 +1,4 @@
-"""How a picture was made, in the text form of AUTOMATIC1111's web UI, which other programs read too. No MLX."""
+"""How a picture was made, in the text form of AUTOMATIC1111's web UI, which other programs read too."""
 
 from __future__ import annotations
 
@@ -35,19 +35,22 @@ _KEYS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("Denoising strength", "strength", _real),
 )
 _NEGATIVE = "Negative prompt:"
-_PROMPT_LENGTH = "Prompt length"  # ours; other programs pass over it
+_PROMPT_LENGTH = "Prompt length"  # ours; other programs ignore it
 _TELLING_KEYS = {"Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
-_SETTINGS_LINE = re.compile(r"\s*Steps: *(\d+ *(,|$)|\"\d)")  # in quotes where it was no number: "0,0"
+_SETTINGS_LINE = re.compile(r"\s*Steps: *(\d+ *([,|]|$)|\"\d)")  # in quotes where it was no number: "0,0"
+_PIPES = re.compile(r"\s*Steps: *\d+ *\|")  # SD.Next's
+_WITHIN_A_LINE = re.compile(r"[\s,.]Steps: *\d+ *,")
+MAX_TRIES = 8  # places in a line that look like the beginning of settings
 _KEY = re.compile(r"""\s*([^\s:,"\[\]{}][^:,"\n\[\]{}]*):[ \t]*""")
 
 
 @dataclass
 class Parameters:
-    """How a picture was made. None (or "") stands for a value that is not known, and leaves its key out.
+    """How a picture was made. None (or "") means unknown, and omits the key.
 
     `sampler` and `schedule` are the names that users know ("DPM++ 2M", "Karras"), `width` and `height` pixels,
     `strength` the denoising strength of image to image, `model_hash` the first ten hex digits of the file's sha256;
-    `extra` keeps the keys that have no field here, in their order.
+    `extra` holds all other keys, in order.
     """
 
     prompt: str = ""
@@ -75,7 +78,7 @@ class Parameters:
         pairs.update(self.extra)
         prompt, negative = (re.sub(r"\r\n?", "\n", text) for text in (self.prompt, self.negative))
         if f"\n{_NEGATIVE}" in f"\n{prompt}":
-            # The one thing that the form cannot say by itself is that such a line belongs to the prompt.
+            # A prompt that contains such a line would be ambiguous without this.
             pairs[_PROMPT_LENGTH] = str(len(prompt))
         lines = [prompt]
         if negative:
@@ -86,7 +89,7 @@ class Parameters:
 
     @classmethod
     def from_text(cls, text: str) -> Parameters:
-        """Read such a text, ours or another program's. Nothing in it is an error: what has no place goes to `extra`."""
+        """Parse such a text, ours or another program's. Never fails: unknown keys go to `extra`."""
         head, settings = _split_settings(text.replace("\r\n", "\n").strip("\0"))
         pairs = dict(settings)
         prompt, negative = _split_negative(head, pairs)
@@ -109,26 +112,44 @@ def _plain(value: Any) -> str:
 
 
 def _quote(value: str) -> str:
-    """JSON where a reader would otherwise end the value too early, or take something off it."""
+    """Quote a value as JSON if a reader would otherwise cut or strip it."""
     bare = value and value == value.strip() and not re.search(r'[,:\n\r]|^["\[{]', value)
     return value if bare else json.dumps(value, ensure_ascii=False)
 
 
 def _split_settings(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """The text before the line of settings, and the settings; that line is the last one that looks like it."""
+    """The text before the line of settings, and the settings; the last line that looks like settings counts."""
     lines = text.split("\n")
     at = next((i for i in reversed(range(len(lines))) if _SETTINGS_LINE.match(lines[i])), None)
     if at is None:
         at = len(text.rstrip().split("\n")) - 1
-        if len(_TELLING_KEYS & {key for key, _ in _pairs(lines[at])}) < 2:
-            return text, []
+        pairs = _pairs(lines[at])
+        within = any(key.endswith(" Steps") or _NEGATIVE[:-1] in key for key, _ in pairs)
+        if within or not _are_settings(pairs):
+            return _split_line(text)
     pairs = _pairs(lines[at])
-    for line in lines[at + 1 :]:  # what other programs add
+    for line in lines[at + 1 :]:  # added by other programs, or a value with a newline in it
         if _KEY.match(line):
             pairs += _pairs(line)
         elif line.strip():
-            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]}\n{line}")
+            end = next((comma.start() for comma in re.finditer(",", line) if _KEY.match(line, comma.end())), len(line))
+            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]}\n{line[:end]}")
+            pairs += _pairs(line[end + 1 :])
     return "\n".join(lines[:at]), pairs
+
+
+def _split_line(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """The same where newlines have become blanks: prompt, negative prompt and settings follow each other in a line."""
+    for start in reversed([match.start() for match in _WITHIN_A_LINE.finditer(text)][-MAX_TRIES:]):
+        if _are_settings(pairs := _pairs(text[start + 1 :])):
+            head, negative, rest = text[:start].partition(_NEGATIVE)
+            parts = [head.rstrip(" ,.\n"), f"{_NEGATIVE} {rest.strip().rstrip(' ,.')}"]
+            return "\n".join(parts if negative else parts[:1]), pairs
+    return text, []
+
+
+def _are_settings(pairs: list[tuple[str, str]]) -> bool:
+    return len(_TELLING_KEYS & {key for key, _ in pairs}) >= 2
 
 
 def _split_negative(head: str, pairs: dict[str, str]) -> tuple[str, str]:
@@ -143,8 +164,11 @@ def _split_negative(head: str, pairs: dict[str, str]) -> tuple[str, str]:
 def _pairs(line: str) -> list[tuple[str, str]]:
     """`Key: value, Key: "quoted, value", Key: [...]`; a piece without a key belongs to the value before it.
 
-    A line that does not begin with a key is none of settings, and gives no pairs.
+    A line that does not begin with a key has no settings.
     """
+    if _PIPES.match(line):
+        parts = [part.partition(":") for part in line.split("|")]
+        return [(key.strip(), value.strip()) for key, colon, value in parts if colon and key.strip()]
     pairs: list[tuple[str, list[str]]] = []
     at = 0
     while at < len(line):

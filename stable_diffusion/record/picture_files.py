@@ -1,27 +1,27 @@
-"""Picture files that carry their parameters: written whole or not at all, and read back."""
+"""Picture files that carry their parameters: written atomically, and read back."""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import io
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from .. import atomic
 from ..errors import PictureError
+from ..pictures import exif
 from ..pictures.arrays import to_picture
-from ..pictures.formats import FORMATS, WRITTEN_SUFFIXES, Format, format_of, titles
-from ..pictures.reading import MAX_PIXELS
+from ..pictures.colour import to_srgb
+from ..pictures.formats import WRITTEN_SUFFIXES, Format, format_of
+from . import long, reading
 from .inputs import CHUNK, InputFile
 from .parameters import Parameters
 
-RECORDED = tuple(each for each in FORMATS if each.record)  # formats that can carry parameters
-_EXIF_IFD, _USER_COMMENT, _UNICODE = ExifTags.IFD.Exif, ExifTags.Base.UserComment, b"UNICODE\0"
 _NUMBERED = re.compile(r"(\d{5,})-")
 
 
@@ -30,9 +30,10 @@ def save_picture(
 ) -> Path:
     """Write a picture (Pillow, or what `to_picture` takes) as PNG, JPEG or WebP, by the path's suffix; return the path.
 
-    The file appears whole or not at all, replaces an earlier one, and carries the parameters: PNG in the text key
+    The file is written atomically and replaces an existing one. PNG carries the parameters in the text key
     `parameters`, JPEG and WebP in EXIF UserComment. A PNG can also carry the files that it was made from. Folders are
-    created. Raises `PictureError` for another suffix or if the path is not an ordinary file, and OSError.
+    created. A record that is too long for a JPEG is shortened there with a warning, and written in full to NAME.txt.
+    Raises `PictureError` for another suffix or if the path is not an ordinary file, and OSError.
     """
     target = Path(os.path.realpath(path))  # writes through a symbolic link, as `cp` does
     if target.exists() and not target.is_file():
@@ -40,6 +41,8 @@ def save_picture(
     write = _encoder(picture, target, parameters, carry)
     with atomic.written(target) as temporary:
         write(temporary)
+    if parameters and long.too_long(target, parameters):
+        long.write_beside(target, parameters)
     return Path(path)
 
 
@@ -52,7 +55,7 @@ def save_new_picture(
 ) -> Path:
     """`save_picture` into a folder, under the next free name: 00001-SEED.png, then 00002-..., and so on.
 
-    Never replaces a file, even if several processes save at once.
+    Never replaces a file, even if several processes save at the same time.
     """
     seed = parameters.seed if parameters else None
     target = free_path(folder, seed, suffix)
@@ -63,57 +66,73 @@ def save_new_picture(
         while True:
             with contextlib.suppress(FileExistsError):
                 atomic.take_name(temporary, target)
-                return target
+                break
             target = free_path(folder, seed, suffix, after=target)
+    if parameters and long.too_long(target, parameters):
+        long.write_beside(target, parameters)
+    return target
+
+
+def encoded(picture: Any, suffix: str, parameters: Parameters | None = None) -> bytes:
+    """The bytes of the file that `save_picture` would write; a record that is too long for a JPEG is shortened."""
+    buffer = io.BytesIO()
+    _encoder(picture, Path(f"picture{suffix}"), parameters, ())(buffer)
+    return buffer.getvalue()
 
 
 def free_path(
     folder: str | os.PathLike, seed: int | None = None, suffix: str = ".png", after: Path | None = None
 ) -> Path:
-    """The next name of a folder, 00001-SEED.png: one more than its highest number (and than that of `after`)."""
+    """The next free name in a folder, 00001-SEED.png: one above its highest number (and above that of `after`)."""
     names = [*(os.listdir(folder) if os.path.isdir(folder) else ()), *([after.name] if after else ())]
     number = max((int(match[1]) for name in names if (match := _NUMBERED.match(name))), default=0) + 1
     return Path(folder) / f"{number:05d}{'' if seed is None else f'-{seed}'}{suffix}"
 
 
-def read_parameters(path: str | os.PathLike) -> Parameters | None:
-    """The parameters inside a PNG, JPEG, WebP or GIF of ours or of other programs, or None when it carries none.
+def read_parameters(source: str | os.PathLike | IO[bytes]) -> Parameters | None:
+    """The parameters inside a picture, ours or another program's, or None if there are none.
 
-    Raises `PictureError` when the file is no such picture, or cannot be read.
+    Raises `PictureError` if the file is not a picture, cannot be read, or has a record that is not understood.
     """
-    text = read_text(path)
-    return Parameters.from_text(text) if text else None
+    record = read_record(source)
+    if record is not None and record.parameters is None:
+        name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "The picture"
+        raise PictureError(
+            f"{name} says how it was made, but it was written by another program and is not understood. "
+            "`info` shows it."
+        )
+    return record.parameters if record else None
+
+
+def read_record(source: str | os.PathLike | IO[bytes]) -> reading.Record | None:
+    """`reading.read`, with the record from NAME.txt if the file has only a shortened one."""
+    record = reading.read(source)
+    return long.whole(Path(source), record) if record and isinstance(source, (str, os.PathLike)) else record
 
 
 def read_text(source: str | os.PathLike | IO[bytes]) -> str | None:
-    """The text of parameters as it stands in a file (a path or an open one), or None; raises as `read_parameters`."""
-    name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "The picture"
-    try:
-        with Image.open(source, formats=[each.pillow for each in RECORDED]) as picture:
-            return _text(picture)
-    except FileNotFoundError:
-        raise PictureError(f"There is no file {name}.") from None
-    except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a {titles(RECORDED)} picture.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{name} cannot be read as a picture: {error}") from None
+    """The record as it is in a file (a path or an open one), or None. Raises `PictureError` for other files."""
+    record = reading.read(source)
+    return record.text if record else None
 
 
 def _encoder(
     picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]
-) -> Callable[[Path], None]:
-    """A function that writes the picture to a path in the target's format; raises now if that cannot work."""
-    image = picture if isinstance(picture, Image.Image) else to_picture(picture)
+) -> Callable[[Path | IO[bytes]], None]:
+    """A function that writes the picture to a path or file in the target's format; raises now if that cannot work."""
+    image = to_srgb(picture) if isinstance(picture, Image.Image) else to_picture(picture)
     form = format_of(target)
     if form is None or not form.written:
-        raise PictureError(f"{target.name!r} should end in {', '.join(WRITTEN_SUFFIXES)}, which says the format.")
+        raise PictureError(f"{target.name!r} should end in {', '.join(WRITTEN_SUFFIXES)}, which decides the format.")
     if carry and not form.carries_files:
         raise PictureError(f"{target.name!r} cannot carry other files; give it a name that ends in .png.")
+    if parameters and long.too_long(target, parameters):
+        parameters = long.shortened(parameters)
     options = _options(form, parameters, carry)
 
-    def write(path: Path) -> None:
+    def write(to: Path | IO[bytes]) -> None:
         try:
-            (image.convert("RGB") if form.pillow == "JPEG" else image).save(path, form.pillow, **options)
+            (image.convert("RGB") if form.pillow == "JPEG" else image).save(to, form.pillow, **options)
         except ValueError as error:
             raise PictureError(f"{target.name!r} cannot be written as {form.title}: {error}") from None
 
@@ -122,38 +141,14 @@ def _encoder(
 
 def _options(form: Format, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
     options: dict[str, Any] = {} if form.lossless else {"quality": 95}
-    # A broken text (a lone surrogate from a command line) must not cost the picture.
+    # Broken text (a lone surrogate from a command line) must not lose the picture.
     text = parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""
     if form.record == "text":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
         if text:
-            info.add_text("parameters", text)  # becomes iTXt by itself where Latin-1 does not suffice
+            info.add_text("parameters", text)  # Pillow writes iTXt if Latin-1 is not enough
         for data in dict.fromkeys(file.data for file in carry):
             info.add(CHUNK, data, after_idat=True)
     elif text:
-        options["exif"] = exif = Image.Exif()
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + text.encode("utf-16-be")
+        options["exif"] = exif.with_comment(reading.UNICODE + text.encode("utf-16-be"))
     return options
-
-
-def _text(picture: Image.Image) -> str | None:
-    text = picture.info.get("parameters")
-    if text is None and isinstance(picture, PngImagePlugin.PngImageFile) and math.prod(picture.size) < MAX_PIXELS:
-        text = picture.text.get("parameters")  # some programs write it after the pixels, which are then read first
-    if text is None and picture.format == "GIF":
-        text = picture.info.get("comment", b"").decode("utf-8", "replace")
-    if text is None:
-        text = _decode(picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT))
-    return str(text) if text else None
-
-
-def _decode(comment: Any) -> str | None:
-    if isinstance(comment, str):
-        return comment
-    if not isinstance(comment, bytes):
-        return None
-    if not comment.startswith(_UNICODE):
-        return comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").strip("\0")
-    # Big-endian by custom; of the programs that write it otherwise, none writes more ASCII that way round.
-    texts = [comment[len(_UNICODE) :].decode(f"utf-16-{order}", "replace") for order in ("be", "le")]
-    return max(texts, key=lambda text: sum(c.isascii() for c in text)).lstrip("\ufeff").strip("\0")

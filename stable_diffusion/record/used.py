@@ -1,4 +1,4 @@
-"""What a generation paints with, told by the engine when it begins: files may be gone when it ends. Needs no MLX."""
+"""What a generation uses, reported by the engine at its start, since files may be gone by its end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..text.tags import Strength
 
 @dataclass(frozen=True)
 class Used:
-    """The model and what lies over it; hashes are the first digits of each file's sha256."""
+    """The model and its additions; hashes are the first digits of each file's sha256."""
 
     model: str
     precision: str  # "float16" or "float32"
     version: str  # of this program, of MLX, and the kind of device
-    loras: tuple[tuple[str, Strength], ...] = ()  # set by `set_loras`; those of the prompt's tags stand in the prompt
-    lora_hashes: Mapping[str, str] = field(default_factory=dict)  # of both, by name
+    loras: tuple[tuple[str, Strength], ...] = ()  # set by `set_loras`; those in the prompt's tags are in the prompt
+    lora_hashes: Mapping[str, str] = field(default_factory=dict)  # of both kinds, by name
     embedding_hashes: Mapping[str, str] = field(default_factory=dict)
-    model_hash: str | None = None  # of a model that is one file
-    vae: str | None = None  # in place of the model's own
-    vae_hash: str | None = None  # where it is one file
+    model_hash: str | None = None  # if the model is a single file
+    vae: str | None = None  # if it replaces the model's own
+    vae_hash: str | None = None  # if it is a single file

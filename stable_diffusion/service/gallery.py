@@ -23,7 +23,7 @@ from .. import atomic
 from ..errors import PictureError, StableDiffusionError
 from ..pictures.formats import WRITTEN_SUFFIXES
 from ..pictures.reading import MAX_PIXELS, open_picture
-from ..record import picture_files
+from ..record import picture_files, reading
 from ..record.parameters import Parameters
 from .gallery_index import (
     COLUMNS,
@@ -291,7 +291,7 @@ class Gallery:
             return None
         if state == SHOWN and path.startswith(f"{TRASH}/"):
             state = TRASHED
-        found = Parameters.from_text(text)
+        found = reading.of_text(text).parameters or Parameters()
         seed = "" if found.seed is None else str(found.seed)
         strings = [text, found.prompt, plain_words(f"{found.prompt}\n{seed}\n"), found.model or "", seed]
         return (

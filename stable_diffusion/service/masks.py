@@ -112,9 +112,14 @@ def check(mask: Image.Image | None, invert: bool) -> Image.Image:
     return mask
 
 
-def files(picture: Image.Image, mask: Image.Image) -> tuple[InputFile, InputFile]:
-    """Input picture and mask as files to carry inside a PNG."""
-    return InputFile("input.png", _png(picture)), InputFile("mask.png", _png(_one_bit(mask)))
+def picture_file(picture: Image.Image) -> InputFile:
+    """An input picture that is in no file, as one to carry inside a PNG."""
+    return InputFile("input.png", _png(picture))
+
+
+def mask_file(mask: Image.Image) -> InputFile:
+    """A mask as a file to carry inside a PNG."""
+    return InputFile("mask.png", _png(_one_bit(mask)))
 
 
 def _one_bit(mask: Image.Image) -> Image.Image:

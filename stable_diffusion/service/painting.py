@@ -1,7 +1,6 @@
 """A job's pictures, one after another: the engine's steps recorded, the result saved. For the worker's thread only."""
 
 import dataclasses
-import io
 import logging
 import math
 import time
@@ -12,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from ..errors import StableDiffusionError
 from ..pictures import arrays
+from ..pictures.arrays import ONE_COLOUR
 from ..pictures.formats import BY_KEY
-from ..record import keys, picture_files
+from ..record import keys, long, picture_files
 from ..record.parameters import Parameters
 from ..request import Request
 from . import loras, masks, preview
@@ -60,6 +60,8 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     last = None
     with closing(model.generate_latents(**call.arguments | seeds)) as steps:
         used = picture.used = steps.used
+        for note in steps.notes:
+            _warn(job, note)
         for step in steps:
             frame = _record(step)
             picture.seed = step.seed
@@ -80,6 +82,8 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
                     return
     if last is None:
         raise StableDiffusionError("The model ran no step, so there is no picture.")
+    if arrays.is_one_colour(last):
+        _warn(job, f"The picture is a single colour. {ONE_COLOUR}")
     finished = call.finish(last)
     picture.size = finished.size
     _save(job, picture, finished, request, request.to_record(used, last.size, **seeds), outputs)
@@ -167,11 +171,14 @@ def _record(step: Any) -> Frame:
 
 
 def _carrying(request: Request) -> Request:
-    """The request with the files that a PNG carries: a painted mask exists nowhere else."""
+    """The request with the files that a PNG carries: a painted mask exists nowhere else.
+
+    The picture is carried as the file that it was, and as a PNG only if it was changed here.
+    """
     if request.mask is None or request.picture is None or not BY_KEY[request.file_format].carries_files:
         return request
-    picture_file, mask_file = masks.files(request.picture, request.mask)
-    return dataclasses.replace(request, picture_file=picture_file, mask_file=mask_file)
+    picture_file = request.picture_file or masks.picture_file(request.picture)
+    return dataclasses.replace(request, picture_file=picture_file, mask_file=masks.mask_file(request.mask))
 
 
 def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said: Parameters, outputs: Path) -> None:
@@ -186,19 +193,20 @@ def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said
     for suffix in suffixes:
         try:
             picture.path = picture_files.save_new_picture(image, folder, said, suffix, carry)
+            if long.too_long(picture.path, said):
+                job.warning = (
+                    "A JPEG cannot hold a record as long as this one: it is whole in the .txt file next to it."
+                )
             return
         except Exception as error:
             log.exception("could not save a picture in %s", folder)
             job.warning = f"The picture could not be saved as {suffix[1:]}: {in_plain_words(error)}"
             if isinstance(error, OSError):
                 break
-    picture.unsaved = _png(image, said)
+    picture.unsaved = picture_files.encoded(image, BY_KEY["png"].suffix, said)
     job.warning = f"{job.warning} Download it from here to keep it."
 
 
-def _png(image: Image.Image, said: Parameters) -> bytes:
-    info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", said.to_text().encode("utf-8", "replace").decode())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()
+def _warn(job: Job, note: str) -> None:
+    if note not in job.warning:
+        job.warning = f"{job.warning} {note}".strip()

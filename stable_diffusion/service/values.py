@@ -102,7 +102,7 @@ def _shown(name: str, value: Any) -> Any:
     if isinstance(each.check, Text):
         return value[:MAX_TEXT] if isinstance(value, str) else None
     if isinstance(each.check, Flag):
-        return value if isinstance(value, bool) else None
+        return value if isinstance(value, bool) or (each.unset is not None and value == each.unset) else None
     if isinstance(each.check, Choice):
         options = (*each.check.options, *([] if each.unset is None else [each.unset]))
         return next((option for option in options if type(option) is type(value) and option == value), None)

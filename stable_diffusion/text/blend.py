@@ -1,11 +1,11 @@
-"""Blends: the pictures on the way from one prompt to another, from one seed to another, or both at once.
+"""Blends: pictures between two prompts, between two seeds, or both at once.
 
     for frame in blend.frames("a house by day", "a boat at night", 8, seed=7):
         for step in sd.generate_latents(**frame.arguments, num_steps=20):
             ...
 
-Prompts are blended by their embeddings in a straight line, seeds by their noise along an arc (`noise.slerp`), because
-no model was trained on noise of less than unit variance.
+Prompts are blended linearly by their embeddings, seeds by their noise along an arc (`noise.slerp`), which keeps unit
+variance.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class Frame:
 
     @property
     def text(self) -> str | Blend:
-        """What is painted; the first and the last frame are the prompts' own pictures."""
+        """The text to paint; the first and the last frame have the prompts themselves."""
         if self.start == self.end or self.share == 0:
             return self.start
         return self.end if self.share == 1 else Blend(self.start, self.end, self.share)
 
     @property
     def first_text(self) -> str:
-        """The text, or the first of the two that are blended."""
+        """The text, or the first text of a blend."""
         return self.text.start if isinstance(self.text, Blend) else self.text
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `StableDiffusion.generate_latents`, besides what all frames share."""
+        """The frame's own arguments of `StableDiffusion.generate_latents`."""
         arguments: dict[str, Any] = {"text": self.text, "seed": self.seed}
         if self.to_seed is not None and self.share:
             arguments |= {"variation_seed": self.to_seed, "variation_strength": self.share}
@@ -54,10 +54,10 @@ class Frame:
 
 
 def frames(start: str, end: str, n_frames: int, seed: int, to_seed: int | None = None) -> Iterator[Frame]:
-    """The frames of a blend at even shares, both ends included; the arguments are checked before the first is taken.
+    """The frames of a blend at even shares, both ends included; the arguments are checked at once.
 
-    Only the first noise turns towards `to_seed`, as in a variation: what samplers such as Euler a draw later stays the
-    first seed's, or frames would not hang together. Raises `InputError`.
+    Only the first noise turns towards `to_seed`, as in a variation. What samplers such as Euler a draw later stays the
+    first seed's, or else frames would not be continuous. Raises `InputError`.
     """
     checks.text("start", start)
     checks.text("end", end)

@@ -1,4 +1,4 @@
-"""Texts longer than a text encoder reads: chunks of 75 ids, each with its weights. Needs no MLX.
+"""Texts of any length as chunks of 75 ids with weights. Needs no MLX.
 
 The reference is A1111's modules/sd_hijack_clip.py, tokenize_line.
 """
@@ -13,18 +13,18 @@ import numpy as np
 from .prompt import StepText
 from .tokenizer import Tokenizer
 
-COMMA_BACKTRACK = 20  # ids: how far back a full chunk looks for a comma to end at
+COMMA_BACKTRACK = 20  # a full chunk ends after the last comma within this many ids
 
 
 @dataclass
 class Chunk:
-    """Up to 75 ids without start, end and padding, and what each weighs."""
+    """Up to 75 ids without start, end and padding, and their weights."""
 
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
 
     def split_after_comma(self, comma: int) -> Chunk:
-        """Give away what follows the last comma, where there is one among the last ids."""
+        """Remove and return what follows the last comma, if there is one among the last ids."""
         for place in range(len(self.ids) - 1, max(len(self.ids) - COMMA_BACKTRACK, 0) - 1, -1):
             if self.ids[place] == comma:
                 rest = Chunk(self.ids[place + 1 :], self.weights[place + 1 :])
@@ -36,8 +36,8 @@ class Chunk:
 def chunks_of(text: StepText, tokenizer: Tokenizer) -> list[Chunk]:
     """A text -> at least one chunk.
 
-    A chunk that is full ends after the last comma among its last 20 ids, if there is one; BREAK ends one early. An
-    embedding's ids stay together.
+    A full chunk ends after the last comma among its last 20 ids, if there is one; BREAK ends it early. An embedding's
+    ids stay together.
     """
     room = tokenizer.max_length - 2
     (comma,) = tokenizer.encode(",")
@@ -58,7 +58,7 @@ def chunks_of(text: StepText, tokenizer: Tokenizer) -> list[Chunk]:
 
 
 def _words(ids: list[int], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """The ids one by one, an embedding's together, unless there are too many for one chunk."""
+    """The ids one by one, an embedding's together unless they exceed a chunk."""
     place = 0
     while place < len(ids):
         length = tokenizer.word_length(ids[place])
@@ -68,7 +68,7 @@ def _words(ids: list[int], tokenizer: Tokenizer) -> Iterator[list[int]]:
 
 
 def framed(chunks: list[Chunk], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """What the encoder is given: ids (N, 77) int32 with start, end and padding, and their weights, float32."""
+    """The encoder's input: ids (N, 77) int32 with start, end and padding, and their weights, float32."""
     ids = np.full((len(chunks), tokenizer.max_length), tokenizer.pad_id, np.int32)
     weights = np.ones(ids.shape, np.float32)
     for row, row_weights, chunk in zip(ids, weights, chunks, strict=True):

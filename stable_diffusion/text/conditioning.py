@@ -1,4 +1,4 @@
-"""Texts -> what a U-Net is conditioned on, by CLIP: a `TextReader` of diffusion/network.py."""
+"""Texts -> a U-Net's conditioning, by CLIP: a `TextReader` of diffusion/network.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .tokenizer import Tokenizer
 
 
 class PromptTruncatedWarning(UserWarning):
-    """A prompt in plain language is longer than the 75 tokens that the text encoder reads."""
+    """A plain prompt is longer than the text encoder's 75 tokens; the rest is ignored."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class TextConditioner:
     """Encodes texts with a checkpoint's one text encoder (SD 1.x, 2.x) or two (SDXL).
 
     `clip_skip` is A1111's: n takes the n-th layer from the end, so that 1 is the last; diffusers counts one less for
-    SD 1.x and 2.x, two less for SDXL. None is the checkpoint's own: 1, for SDXL 2, which is the least that it takes.
-    Raises `InputError` for more layers than there are.
+    SD 1.x and 2.x, two less for SDXL. None is the checkpoint's own: 1, or for SDXL 2, its minimum. Raises `InputError`
+    for more layers than there are.
     """
 
     tokenizers: Sequence[Tokenizer]
@@ -42,13 +42,13 @@ class TextConditioner:
             checks.whole("clip_skip", self.clip_skip, 1, min(len(encoder.layers) for encoder in self.encoders))
 
     def replaced(self, **changes: object) -> TextConditioner:
-        """The same with other tokenizers, encoders, or another `clip_skip`."""
+        """A copy with other tokenizers, encoders, or another `clip_skip`."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def read(self, texts: Sequence[Text | None]) -> list[Conditioning]:
-        """Encode the texts of one generation, all filled up to one length; None is "no negative text".
+        """Encode the texts of one generation, padded to one length; None is "no negative text".
 
-        That is the empty text, or zeros where an SDXL checkpoint says so. At least one text must not be None.
+        None is read as the empty text, or as zeros if an SDXL checkpoint says so. At least one text must not be None.
         """
         found = self._of_one_length([self(text) for text in texts if text is not None])
         if None in texts:
@@ -60,9 +60,8 @@ class TextConditioner:
         """Encode one text.
 
         SD 1.x and 2.x take the last hidden state after the final norm; SDXL the penultimate ones of both encoders,
-        side by side, and the second's projected pooled vector (Podell et al. 2023; diffusers' pipelines), of the first
-        chunk and whatever the weights, as A1111 does. A literal text that is too long to be read whole is warned of
-        with `PromptTruncatedWarning`.
+        concatenated, and the second's projected pooled vector (Podell et al. 2023; diffusers' pipelines), of the first
+        chunk and without weights, as A1111 does. Warns with `PromptTruncatedWarning` if a literal text is too long.
         """
         if isinstance(text, BlendedText):
             start, end = self._of_one_length([self(text.start), self(text.end)])
@@ -76,7 +75,7 @@ class TextConditioner:
         return Conditioning(joined.reshape(1, -1, joined.shape[-1]), pooled)
 
     def n_chunks(self, texts: Sequence[Text | None]) -> int:
-        """Chunks of the longest text, which is the length of all of them in `read`."""
+        """Chunks of the longest text, to which `read` pads all of them."""
         ends = [end for text in texts if text is not None for end in text.ends]
         return max((len(chunks[0]) for chunks in map(self._chunks, ends)), default=1)
 
@@ -87,7 +86,7 @@ class TextConditioner:
         return self(step_text(""))
 
     def _of_one_length(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
-        """Fill up with chunks of the empty text, so that all have as many as the longest."""
+        """Pad with chunks of the empty text to the length of the longest."""
         most = max(each.text.shape[1] for each in conditionings)
         if all(each.text.shape[1] == most for each in conditionings):
             return list(conditionings)
@@ -99,18 +98,18 @@ class TextConditioner:
         ]
 
     def _ids_and_weights(self, text: StepText) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """What each encoder is given, (N, 77) both; no weights where all are 1."""
+        """Each encoder's ids and weights, (N, 77); None for weights that are all 1."""
         if text.literal:
             return [(_cut(text.text, tokenizer), None) for tokenizer in self.tokenizers]
         found = [framed(*each) for each in zip(self._chunks(text), self.tokenizers, strict=True)]
         return [(ids, None if (weights == 1).all() else weights) for ids, weights in found]
 
     def _chunks(self, text: StepText) -> list[list[Chunk]]:
-        """Each tokenizer's chunks, as many of one as of the other."""
+        """Each tokenizer's chunks, padded to the same number."""
         if text.literal:
             return [[Chunk()]] * len(self.tokenizers)
         chunks = [chunks_of(text, tokenizer) for tokenizer in self.tokenizers]
-        most = max(map(len, chunks))  # tokenizers of different makes may need different numbers
+        most = max(map(len, chunks))  # different tokenizers may need different numbers
         return [each + [Chunk()] * (most - len(each)) for each in chunks]
 
     def _layer(self, output: CLIPOutput, encoder: CLIPTextModel) -> mx.array:
@@ -125,7 +124,7 @@ def _cut(text: str, tokenizer: Tokenizer) -> np.ndarray:
     ids, cut_off = tokenizer([text])
     if cut_off[0]:
         warnings.warn(
-            f"The prompt is longer than {tokenizer.max_length - 2} tokens; this part of it is not read: {cut_off[0]!r}",
+            f"The prompt is longer than {tokenizer.max_length - 2} tokens; this part of it is ignored: {cut_off[0]!r}",
             PromptTruncatedWarning,
             stacklevel=4,
         )
@@ -133,12 +132,12 @@ def _cut(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def weighed(hidden: mx.array, weights: np.ndarray | None) -> mx.array:
-    """Multiply hidden states (N, 77, D) by weights (N, 77), then bring each chunk's mean back to what it was.
+    """Multiply hidden states (N, 77, D) by weights (N, 77), then restore each chunk's mean.
 
     A1111's "Original" emphasis (modules/sd_emphasis.py); each encoder's output has its own mean. A mean below its
-    standard error, std / sqrt(77 D), is an accident of rounding, and so would be the quotient of two such means, by
-    which A1111 multiplies all the same (its "No norm" is there for that): here the states then keep their scale. The
-    final norms of Stable Diffusion 1.x and 2.x leave means far above it, the embedded model's does not.
+    standard error, std / sqrt(77 D), is only rounding noise, and so is the ratio of two such means. A1111 scales by
+    it anyway (and offers "No norm"); here the states keep their scale. The final norms of Stable Diffusion 1.x and
+    2.x leave means far above it, the embedded model's does not.
     """
     if weights is None:
         return hidden
@@ -149,7 +148,7 @@ def weighed(hidden: mx.array, weights: np.ndarray | None) -> mx.array:
 
 
 def _mean(hidden: mx.array) -> tuple[mx.array, mx.array]:
-    """Each chunk's mean (N, 1, 1), and whether it is more than its standard error."""
+    """Each chunk's mean (N, 1, 1), and whether it exceeds its standard error."""
     mean, variance = (of(hidden, axis=(1, 2), keepdims=True) for of in (mx.mean, mx.var))
     return mean, mean**2 * (hidden.shape[1] * hidden.shape[2]) > variance
 

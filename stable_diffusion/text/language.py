@@ -1,23 +1,23 @@
-r"""The language of prompts, as AUTOMATIC1111's web UI has it: text in, plain data out. Needs no MLX.
+r"""AUTOMATIC1111's prompt language: text in, plain data out. Needs no MLX.
 
     (red) ((red)) (red:1.3) [red]     weights: 1.1, 1.21, 1.3, 1 / 1.1; brackets nest and multiply
-    \( \) \[ \] \\                    the signs themselves
+    \( \) \[ \] \\                    the characters themselves
     a house BREAK a boat              the boat begins a new chunk of 75 tokens
     [red:blue:0.4] [red:blue:8]       red up to 40 % of the steps, or up to step 8, then blue
     [red:0.4] [red::0.4]              red from then on, red until then
-    [red|blue|green]                  one after another, step by step
-    a house AND a boat:0.7            each guides for itself, with its weight (`split_at_and`)
+    [red|blue|green]                  alternating, step by step
+    a house AND a boat:0.7            guided by both, each with its weight (`split_at_and`)
 
-They are read in this order: `split_at_and`, then `parse_schedule` and its text at a step, then `weigh`. Brackets that
-do not pair are text to the first two, and to `weigh` they reach to the end. Every string has a meaning, found in time
+They are read in this order: `split_at_and`, then `parse_schedule` and its text at a step, then `weigh`. Unmatched
+brackets are text to the first two; in `weigh` they extend to the end. Every string is valid, and is parsed in time
 proportional to its length.
 
-The reference is modules/prompt_parser.py of that program, except where it is at odds with its own documentation: a
-number after a colon at the very end of a prompt without AND is text ("16:9" does not multiply the guidance by 9), a
-lone "|" is text and leaves its neighbouring schedules alone, BREAK counts inside of brackets too, and a malformed
-number, such as 1.2.3, is text. Steps are the sampler's, those that are run, from 1, as that documentation has them; its
-samplers count their calls of the network from 0, so that the first text lasts a call longer there, and count two calls
-a step with Heun and its kin.
+The reference is modules/prompt_parser.py of that program, except where it contradicts its own documentation: a number
+after a colon at the very end of a prompt without AND is text ("16:9" does not multiply the guidance by 9), a lone "|"
+is text and does not affect neighbouring schedules, BREAK also works inside brackets, and a malformed number, such as
+1.2.3, is text. Steps are the sampler's steps that are run, from 1, as in that documentation; its code counts calls of
+the network from 0, so that the first text lasts one call longer there, and counts two calls per step for Heun and
+similar samplers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BREAK = re.compile(r"\bBREAK\b")
 
 
 class Weighted(NamedTuple):
-    """A piece of text and how much it weighs."""
+    """A piece of text with its weight."""
 
     text: str
     weight: float
@@ -67,7 +67,7 @@ class Switch:
     when: str
 
     def last_step(self, steps: int) -> int:
-        """The last of `steps` steps, counted from 1, with the text before; 0 where no step has it.
+        """The last of `steps` steps, counted from 1, that has `before`; 0 if none has.
 
         A number with a point is a share of the steps, one without is a step.
         """
@@ -75,7 +75,7 @@ class Switch:
         return int(min(max(value, 0), steps))
 
     def at(self, step: int, steps: int) -> Nodes:
-        """What stands here at a step."""
+        """The nodes at a step."""
         return self.before if step <= self.last_step(steps) else self.after
 
 
@@ -86,7 +86,7 @@ class Turns:
     options: tuple[Nodes, ...]
 
     def at(self, step: int, steps: int) -> Nodes:
-        """What stands here at a step: the first option at step 1."""
+        """The nodes at a step: the first option at step 1."""
         return self.options[(step - 1) % len(self.options)]
 
 
@@ -96,7 +96,7 @@ Nodes = Sequence[Node]
 
 @dataclass(frozen=True)
 class TextSchedule:
-    """A prompt's words, some of which change from step to step."""
+    """A prompt, parts of which may change from step to step."""
 
     nodes: Nodes
     switches: Sequence[Switch]  # all of them, however deep
@@ -117,7 +117,7 @@ class TextSchedule:
         return "".join(pieces)
 
     def at_steps(self, steps: int) -> list[str]:
-        """The text at each of `steps` steps: schedules and turns are resolved, weights and escapes still stand."""
+        """The text at each of `steps` steps, with schedules and turns resolved; weights and escapes remain."""
         if self.turns:
             return [self.at(step, steps) for step in range(1, steps + 1)]
         ends = sorted({switch.last_step(steps) for switch in self.switches} - {0} | {steps})
@@ -129,7 +129,7 @@ class TextSchedule:
 
 @dataclass
 class _Bracket:
-    """An open bracket: its sign, its place among the nodes, and the signs : and | directly inside with their places."""
+    """An open bracket: its sign, its index among the nodes, and the signs : and | directly inside, with indices."""
 
     sign: str
     place: int
@@ -141,14 +141,14 @@ class _Bracket:
 
 
 def parse_schedule(text: str) -> TextSchedule:
-    """Find the schedules and turns of a prompt; everything else is text as it stands.
+    """Find the schedules and turns of a prompt; everything else stays text.
 
-    A bracket that is neither these nor emphasis is text, and so are the brackets around it.
+    A bracket that is neither of these nor emphasis is text, and so are the brackets around it.
     """
     nodes: list[Node] = []
     switches: list[Switch] = []
     turns: list[Turns] = []
-    brackets: list[_Bracket] = []  # explicit, so that no depth is too deep
+    brackets: list[_Bracket] = []  # no recursion, so any depth works
     for match in _SCHEDULE_SIGNS.finditer(text):
         sign = match[0]
         if sign in "[(":
@@ -172,7 +172,7 @@ def parse_schedule(text: str) -> TextSchedule:
 
 
 def _closed(bracket: _Bracket, nodes: list[Node]) -> Switch | Turns | None:
-    """What a square bracket that ends with the nodes so far means, where it is a schedule or turns."""
+    """The schedule or turns that a closing square bracket completes, or None."""
     signs = bracket.signs
     if bracket.sign != "[" or not signs:
         return None
@@ -190,10 +190,10 @@ def _closed(bracket: _Bracket, nodes: list[Node]) -> Switch | Turns | None:
 
 
 def weigh(text: str) -> list[list[Weighted]]:
-    """The parts of a text with their weights, a list for each stretch between BREAKs; neighbours weigh differently.
+    """The parts of a text with their weights, one list per stretch between BREAKs; neighbours differ in weight.
 
-    A bracket's weight multiplies those inside it; round brackets may cross square ones. Weights have twelve digits, so
-    that equal ones are equal in whichever order their brackets stand.
+    A bracket's weight multiplies those inside it; round brackets may cross square ones. Weights are rounded to twelve
+    digits, so that they do not depend on the order of the brackets.
     """
     signs = [(match[0], match["weight"]) for match in _WEIGHT_SIGNS.finditer(text)]
     weights, closing = _pair(signs)
@@ -221,13 +221,13 @@ def _joined(parts: Sequence[Weighted]) -> list[Weighted]:
 
 
 def _pair(signs: Sequence[tuple[str, str | None]]) -> tuple[dict[int, float], dict[int, str]]:
-    """Of each opening sign its weight, and of each sign that closes one the kind that it closes."""
+    """The weight of each opening sign, and the kind of bracket that each closing sign closes."""
     weights: dict[int, float] = {}
     closing: dict[int, str] = {}
     open_at: dict[str, list[int]] = {"(": [], "[": []}
     for i, (sign, weight) in enumerate(signs):
         if sign in open_at:
-            weights[i] = EMPHASIS if sign == "(" else 1 / EMPHASIS  # also where nothing closes it
+            weights[i] = EMPHASIS if sign == "(" else 1 / EMPHASIS  # also if nothing closes it
             open_at[sign].append(i)
         kind = "[" if sign == "]" else "("
         if (sign in ("]", ")") or weight is not None) and open_at[kind]:

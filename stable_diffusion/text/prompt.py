@@ -1,6 +1,6 @@
 """A prompt, parsed once: its LoRA tags, the parts that AND joins, their schedules, and the text of each step.
 
-`parse` is the one caller of the grammar (language.py); everybody else is handed what it returns. Needs no MLX.
+`parse` is the only caller of the grammar (language.py); everything else uses its result. Needs no MLX.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from ..errors import InputError
 from .language import Nodes, TextSchedule, Weighted, parse_schedule, split_at_and, weigh
 from .tags import Strength, read_tag, take_tags
 
-# How a text is read: in A1111's language of prompts, at any length; or as it stands, truncated after 75 tokens, as
-# diffusers does.
+# How a text is read: in A1111's prompt language, at any length; or literally, truncated after 75 tokens like diffusers.
 A1111, PLAIN = LANGUAGES = ("a1111", "plain")
 MAX_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)
 class Blend:
-    """A text between two: (1 - share) of `start` and share of `end`, as hidden states and as pooled vectors."""
+    """A mixture of two texts: (1 - share) of `start` and share of `end`, in hidden states and pooled vectors."""
 
     start: str
     end: str
@@ -32,10 +31,10 @@ class Blend:
 
 @dataclass(frozen=True)
 class StepText:
-    """A text as it is at one step, schedules resolved; equal to another where the `text` and its reading are equal.
+    """A text at one step, schedules resolved; equal to another with the same `text` and language.
 
-    `stretches` are its pieces with their weights, a tuple for each stretch between BREAKs. A `literal` text is one
-    piece, and is truncated where it is too long.
+    `stretches` are its pieces with their weights, one tuple per stretch between BREAKs. A `literal` text is one piece,
+    and is truncated if too long.
     """
 
     text: str
@@ -49,18 +48,18 @@ class StepText:
 
     @property
     def pieces(self) -> tuple[Weighted, ...]:
-        """What tokenizers are given, with the weights."""
+        """The tokenizers' inputs, with weights."""
         return tuple(itertools.chain(*self.stretches))
 
     @property
     def words(self) -> str:
-        """The text without the signs of the language."""
+        """The text without the language's markup."""
         return " ".join(piece.text for piece in self.pieces)
 
 
 @dataclass(frozen=True)
 class BlendedText:
-    """A text between two at one step, as `Blend` is between two prompts."""
+    """A `Blend` at one step."""
 
     start: StepText
     end: StepText
@@ -73,7 +72,7 @@ class BlendedText:
 
     @property
     def pieces(self) -> tuple[Weighted, ...]:
-        """What tokenizers are given, of both."""
+        """The tokenizers' inputs, of both."""
         return (*self.start.pieces, *self.end.pieces)
 
 
@@ -82,9 +81,9 @@ Text = StepText | BlendedText
 
 @dataclass(frozen=True)
 class Change:
-    """What changes from step to step, in words as they are at the first step, without the language's signs.
+    """Something that changes from step to step: its options, without markup, as at the first step.
 
-    `when` is as it was typed ("0.4" is a share of the steps, "8" a step); None for options that take turns.
+    `when` is as typed ("0.4" is a share of the steps, "8" a step); None for options that alternate.
     """
 
     options: tuple[str, ...]
@@ -115,20 +114,20 @@ class PromptPart:
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """Its schedules, however deep, then what takes turns, as they are typed."""
+        """Its schedules, nested ones included, then its alternations."""
         switches = (Change((_words(each.before), _words(each.after)), each.when) for each in self.schedule.switches)
         turns = (Change(tuple(map(_words, each.options))) for each in self.schedule.turns)
         return (*switches, *turns)
 
     @property
     def words(self) -> str:
-        """The text without emphasis; schedules are as they are typed."""
+        """The text without emphasis; schedules are as typed."""
         return step_text(self.text, self.language).words
 
 
 @dataclass(frozen=True)
 class BlendedPart:
-    """A prompt between two; both have schedules of their own."""
+    """A blend of two prompts, each with its own schedules."""
 
     start: PromptPart
     end: PromptPart
@@ -148,7 +147,7 @@ class BlendedPart:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A parsed prompt: the parts that AND joins, with their weights, and the LoRA tags as they are typed."""
+    """A parsed prompt: the parts that AND joins, with their weights, and the LoRA tags as typed."""
 
     typed: str | Blend = field(compare=False)  # all of it
     parts: tuple[PromptPart | BlendedPart, ...]
@@ -156,7 +155,7 @@ class Prompt:
 
     @property
     def loras(self) -> tuple[tuple[str, Strength], ...]:
-        """The LoRAs that the tags name, those of both ends of a blend once. Raises `InputError` for a broken tag."""
+        """The LoRAs that the tags name, without duplicates in a blend. Raises `InputError` for a malformed tag."""
         found = map(read_tag, self.tags)
         return tuple(dict.fromkeys(found) if isinstance(self.parts[0], BlendedPart) else found)
 
@@ -167,11 +166,10 @@ class Prompt:
 
 
 def parse(text: str | Blend, language: str = A1111, negative: bool = False) -> Prompt:
-    """Parse a prompt, or two that are blended; tags are taken out whatever the language.
+    """Parse a prompt, or two that are blended; tags are removed in any language.
 
-    AND is a word like any other in a `negative` text. Raises `InputError` for an unknown language, and for AND inside
-    of a blend. Weights and tags that make no sense are refused by whoever uses them, so that a prompt that is still
-    being typed can be shown.
+    In a `negative` text AND is an ordinary word. Raises `InputError` for an unknown language, and for AND in a blend.
+    Invalid weights and tags are refused later, when they are used, so that a prompt can be shown while it is typed.
     """
     check_language(language)
     if isinstance(text, Blend):
@@ -189,7 +187,7 @@ def parse(text: str | Blend, language: str = A1111, negative: bool = False) -> P
 
 
 def step_text(text: str, language: str = A1111) -> StepText:
-    """Read a text's weights and BREAK; what could be a schedule, AND or a tag is text. Raises `InputError`."""
+    """Read a text's weights and BREAK; schedules, AND and tags are taken as text. Raises `InputError`."""
     check_language(language)
     if language != A1111:
         return StepText(text, ((Weighted(text, 1.0),),), literal=True)
@@ -204,7 +202,7 @@ def as_text(text: str | Blend, language: str = A1111) -> Text:
 
 
 def check_text(name: str, text: Any) -> str | Blend:
-    """A text, or a blend of two; at a share of 0 or 1 the text itself, unpadded. Raises `InputError`."""
+    """Check a text or a blend; a blend with share 0 or 1 becomes a text. Raises `InputError`."""
     if not isinstance(text, Blend):
         return checks.text(name, text)
     share = checks.number(f"{name}.share", text.share, 0.0, 1.0)
@@ -215,13 +213,13 @@ def check_text(name: str, text: Any) -> str | Blend:
 
 
 def check_language(language: str) -> None:
-    """Raise `InputError` for a language that is not one of LANGUAGES."""
+    """Raise `InputError` unless the language is one of LANGUAGES."""
     if language not in LANGUAGES:
         raise InputError(f"prompt_language = {language!r} should be one of {', '.join(LANGUAGES)}.")
 
 
 def check_weights(pieces: Sequence[Weighted]) -> None:
-    """Raise `InputError` for a weight that no text encoder can bear."""
+    """Raise `InputError` for a weight beyond MAX_WEIGHT."""
     for text, weight in pieces:
         if not abs(weight) <= MAX_WEIGHT:
             limit = f"{MAX_WEIGHT:g}"

@@ -1,4 +1,4 @@
-"""What a generation says to its network: the distinct texts, and which of them count at each step. Needs no MLX."""
+"""The distinct texts of a generation, and which of them apply at each step. Needs no MLX."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .prompt import Prompt, PromptPart, Text, check_weights
 class Script:
     """The texts of a batch of pictures, step by step.
 
-    `rows[i]` are places in `texts` for step i + 1, one for each row of the network's batch: those of all pictures'
-    negative texts first where the generation is guided, then those of all pictures for each part of a composition,
-    whose weights are `weights`. None among the texts is "no negative text".
+    `rows[i]` are indices into `texts` for step i + 1, one per row of the network's batch: if the generation is guided,
+    first the negative texts of all pictures; then, for each part of a composition, the texts of all pictures. `weights`
+    are those of the parts. None among the texts is "no negative text".
     """
 
     texts: tuple[Text | None, ...]
@@ -24,7 +24,7 @@ class Script:
 
     @property
     def pieces(self) -> list[str]:
-        """What tokenizers are given of all texts, piece by piece."""
+        """The tokenizers' inputs, piece by piece."""
         return [piece.text for text in self.texts if text is not None for piece in text.pieces]
 
 
@@ -34,7 +34,7 @@ def write_script(
     """Write the script of pictures whose prompts have parts of the same weights.
 
     Without guidance (`cfg_weight` up to 1, or a network that embeds the weight) the negative texts are left out, except
-    from a composition, which is defined by them. Raises `InputError` for weights that no text encoder can bear.
+    from a composition, which needs them. Raises `InputError` for weights out of range.
     """
     weights = prompts[0].weights
     assert all(prompt.weights == weights for prompt in prompts), "prompts of one batch have parts of the same weights"
@@ -52,7 +52,7 @@ def write_script(
 def _lines(
     prompts: Sequence[Prompt], negatives: Sequence[Prompt | None], n_steps: int
 ) -> Iterator[Sequence[Text | None]]:
-    """For each row of the batch its text at each step."""
+    """Each row's text at each step."""
     read = {prompt: [part.at_steps(n_steps) for part in prompt.parts] for prompt in (*prompts, *negatives) if prompt}
     for negative in negatives:
         yield [None] * n_steps if negative is None else read[negative][0]

@@ -1,4 +1,4 @@
-"""The tags that a prompt names LoRAs with: `a house <lora:watercolour:0.8>`. Needs no MLX."""
+"""LoRA tags in prompts: `a house <lora:watercolour:0.8>`. Needs no MLX."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ HYPERNETWORK = "<hypernet:"
 
 @dataclass(frozen=True)
 class Strength:
-    """How much of an adapter is added to the U-Net and to the text encoders; 1 is as it was trained."""
+    """An adapter's strength in the U-Net and in the text encoders; 1 is as trained."""
 
     unet: float = 1.0
     text: float = 1.0
 
 
 def take_tags(prompt: str) -> tuple[str, tuple[str, ...]]:
-    """The prompt without its tags, and the tags as they are typed."""
+    """The prompt without its tags, and the tags as typed."""
     return TAG.sub("", prompt), tuple(match[0] for match in TAG.finditer(prompt))
 
 
 def read_tag(tag: str) -> tuple[str, Strength]:
-    """The LoRA that a tag names, and its strength.
+    """A tag's LoRA and strength.
 
     The form is A1111's: `<lora:name>`, `<lora:name:0.8>`, `<lora:name:TEXT:UNET>`, `<lora:name:te=0.5:unet=1>`. Raises
     `InputError` for a tag without a name, or with a strength that is not a number, and for `<hypernet:name>`.

@@ -30,18 +30,18 @@ from .tokenizer_files import (
 
 _LONGEST_CACHED_WORD = 256
 
-# The reference knows Unicode 16 for letters and numbers, 17 for lower case and 9 for NFC; Python and `regex` know other
-# versions, each release its own. These tables hold the difference, as ranges of hexadecimal code points.
-# Letters and numbers newer than Unicode 16 (as of 18), which the reference takes for punctuation:
+# The reference uses Unicode 16 for letters and numbers, 17 for lower case and 9 for NFC; Python and `regex` have other
+# versions, depending on the release. These tables hold the difference, as ranges of hexadecimal code points.
+# Letters and numbers newer than Unicode 16 (up to 18), which the reference treats as punctuation:
 _NEWER_LETTERS = """558 58B-58C 88F C5C CDC 208F 209D-209F A7CE-A7CF A7D2 A7D4 A7DD A7E2 A7F1 AB6C-AB6D 107BB-107BF
     10940-10959 10EC5-10EC7 10ED9-10EEE 11B0A 11DB0-11DDB 11DE0-11DE9 11DF1 1246F 12475-1247F 12550-12686 16EA0-16EB8
     16EBB-16ED3 16FF2-16FF6 187F8-187FF 18CD6-18CDA 18D09-18D20 18D80-18DF2 18E00-19191 191A0-191D2 1B123-1B128 1B168
     1D6A6 1DF1F-1DF24 1DF2B-1DF81 1DF90-1DF96 1DFCD-1DFFF 1E6C0-1E6DE 1E6E0-1E6E2 1E6E4-1E6E5 1E6E7-1E6ED 1E6F0-1E6F4
     1E6FE-1E6FF 2B73A-2B73F 2B81E 2CEA2-2CEAD 323B0-33479 3D000-3FC3F"""
-# Marks newer than Unicode 16, which it takes for the end of a word:
+# Marks newer than Unicode 16, which end a word there:
 _NEWER_MARKS = """5C8-5C9 B53-B54 1ACF-1AF0 10ECB-10ECF 10EF0-10EFB 11B60-11B67 11DF0 1D127-1D128 1D250-1D252
     1D25B-1D25C 1D25F 1D280-1D281 1E6E3 1E6E6 1E6EE-1E6EF 1E6F5"""
-# Marks newer than Unicode 9, and scripts whose letters compose since: the reference neither reorders nor composes them.
+# Marks newer than Unicode 9, and scripts composed since then: the reference neither reorders nor composes them.
 _INERT = """5C8-5C9 7FD 897-89F 8CA-8D3 9FE C3C D3B-D3C EBA 1715 1ABF-1AF0 1DF6-1DFA A82C 105C0-105FF 10D24-10D27
     10D69-10D6D 10EAB-10EAC 10ECB-10ECF 10EF0-10EFB 10EFD-10EFF 10F46-10F50 10F82-10F85 11070 1133B 11380-113FF 1145E
     11839-1183A 11930-11938 1193D-1193E 11943 119E0 11A34 11A47 11A99 11D42 11D44-11D45 11D97 11F41-11F42 16100-1613F
@@ -67,7 +67,7 @@ def _small_letters(table: str) -> dict[int, int]:
     return small
 
 
-_SMALL = _small_letters(_NEWER_CAPITALS) | {ord("Σ"): ord("σ")}  # σ also where str.lower() would write a final ς
+_SMALL = _small_letters(_NEWER_CAPITALS) | {ord("Σ"): ord("σ")}  # str.lower() would write a final ς
 _INERT_CHARACTER = regex.compile(f"([{_class(_INERT)}])")
 _MANY_MARKS = regex.compile(r"\P{ccc=0}{32,}")
 _SURROGATE = regex.compile(r"[\ud800-\udfff]")
@@ -91,22 +91,22 @@ def normalize(text: str) -> str:
 
 
 def _nfc(text: str) -> str:
-    # unicodedata sorts a run of marks by insertion: presorted, a hundred thousand of them take no minutes.
+    # unicodedata sorts marks by insertion; presorting keeps a run of a hundred thousand from taking minutes.
     text = _MANY_MARKS.sub(lambda run: "".join(sorted(run[0], key=unicodedata.combining)), text)
     return unicodedata.normalize("NFC", text)
 
 
 def _words(text: str) -> Iterator[str]:
-    """The words of normalised text, as CLIP's pattern and then GPT-2's cut them."""
+    """The words of normalised text, split by CLIP's pattern and then GPT-2's."""
     for word in _WORDS.findall(text):
-        if word in (BOS, EOS):  # an added token that was not taken as such; GPT-2's pattern cuts nothing else
+        if word in (BOS, EOS):  # not matched as an added token; GPT-2's pattern splits nothing else
             yield from ("<|", word[2:-2], "|>")
         else:
             yield word
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's printable character for each byte: itself where it prints, else the next one from U+0100 on."""
+    """GPT-2's printable character for each byte: itself if printable, else the next one from U+0100."""
     prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     return [chr(byte if byte in prints else next(spare)) for byte in range(256)]
@@ -121,7 +121,7 @@ def _word_letters(word: str) -> list[str]:
 
 
 def _token_bytes(token: str) -> bytes:
-    """The UTF-8 that a token stands for; a token with other letters than bytes' stands for itself."""
+    """The bytes of a token; a token with other characters stands for itself, in UTF-8."""
     try:
         return bytes([_LETTER_BYTES[letter] for letter in token])
     except KeyError:
@@ -129,7 +129,7 @@ def _token_bytes(token: str) -> bytes:
 
 
 class _AddedTokenFinder:
-    """Cuts text at added tokens: the leftmost one, and of those the longest."""
+    """Splits text at added tokens: leftmost first, then longest."""
 
     def __init__(self, tokens: dict[str, tuple[AddedToken, int]]):
         self._tokens = tokens
@@ -137,7 +137,7 @@ class _AddedTokenFinder:
         self._pattern = regex.compile("|".join(map(regex.escape, longest_first))) if tokens else None
 
     def split(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The parts in order, each with its id where it is an added token."""
+        """The parts in order; an added token with its id."""
         start = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
             token, token_id = self._tokens[match[0]]
@@ -161,7 +161,7 @@ def _ends_in_word(text: str, end: int) -> bool:
 
 
 class Tokenizer:
-    """Text -> ids, padded with the files' own pad token and cut to `max_length`, start and end included."""
+    """Text -> ids, padded with the files' pad token and truncated to `max_length`, start and end included."""
 
     def __init__(self, files: TokenizerFiles):
         self._vocab, self._ranks, special = files.vocab, files.ranks, files.special
@@ -183,15 +183,15 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, folder: str | Path) -> "Tokenizer":
-        """From a checkpoint's tokenizer/ folder: tokenizer.json, or vocab.json and merges.txt; the rest may be absent.
+        """Read a checkpoint's tokenizer/ folder: tokenizer.json, or vocab.json and merges.txt; the rest is optional.
 
-        TokenizerError: a file is missing or broken, the model is not CLIP's kind, or the files do not fit together.
+        Raises `TokenizerError` if a file is missing or broken, is not CLIP's, or contradicts the others.
         """
         return cls(read_tokenizer_files(Path(folder)))
 
     @classmethod
     def clip(cls, pad_token: str = EOS) -> "Tokenizer":
-        """CLIP's own, for checkpoints that carry none; SD 2.x and SDXL's second tokenizer have `pad_token` "!"."""
+        """CLIP's own, for checkpoints without one; SD 2.x and SDXL's second tokenizer have `pad_token` "!"."""
         files = read_tokenizer_files(CLIP_FOLDER)
         if pad_token not in files.vocab:
             raise InputError(f"CLIP's vocabulary has no pad_token {pad_token!r}: give {EOS!r} or '!'")
@@ -199,9 +199,9 @@ class Tokenizer:
         return cls(replace(files, special=SpecialTokens(pad=pad_token, added=tuple(map(special_token, named)))))
 
     def with_words(self, words: Mapping[str, int], first_id: int) -> "Tokenizer":
-        """A tokenizer that takes further words, in any case, each for a number of ids; they count from `first_id`.
+        """A copy with further words, matched in any case, each for a number of ids, starting at `first_id`.
 
-        Of words that begin alike the longest counts. A word of letters is not found inside of longer ones.
+        The longest match counts. A word of letters is not matched inside longer words.
         """
         other = copy.copy(self)
         other._normal_tokens, other._contents = dict(self._normal_tokens), dict(self._contents)
@@ -218,7 +218,7 @@ class Tokenizer:
         return other
 
     def __call__(self, texts: str | Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """Ids (B, max_length) int32, and for each text the part that was cut off, "" where nothing was."""
+        """Ids (B, max_length) int32, and the truncated part of each text, "" if none."""
         if not isinstance(texts, str | Sequence):
             raise InputError(f"the tokenizer takes a text or a list of texts, not {texts!r}: give a str")
         texts = [texts] if isinstance(texts, str) else texts
@@ -235,7 +235,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """All ids of a text, without start, end and padding.
 
-        A pair of surrogates is read as its character, a lone one as U+FFFD. InputError: not a str.
+        A surrogate pair is read as its character, a lone surrogate as U+FFFD. Raises `InputError` unless it is a str.
         """
         if not isinstance(text, str):
             raise InputError(f"the tokenizer takes text, not {text!r}: give a str")
@@ -251,20 +251,20 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, as transformers' decode gives it: lower case, a space after each word and each sign."""
+        """The text of ids, as transformers decodes it: lower case, a space after each word and each sign."""
         text = b"".join(_token_bytes(self._content(token_id)) for token_id in ids).decode("utf-8", "replace")
         return text.replace(WORD_END, " ").strip()
 
     def tokens(self, text: str) -> list[str]:
-        """Each id of `encode` as text to show; bytes that are only part of a character appear as \\xf0."""
+        """Each id of `encode` as text to show; partial characters appear as \\xf0."""
         return [self._shown(token_id) for token_id in self.encode(text)]
 
     def count(self, text: str) -> int:
-        """How many ids a text takes, without start and end: up to `max_length` - 2 fit."""
+        """The number of ids of a text, without start and end; `max_length` - 2 fit."""
         return len(self.encode(text))
 
     def word_length(self, token_id: int) -> int:
-        """How many ids the word has that begins with this one: more than one only for a word of `with_words`."""
+        """The number of ids of the word that begins with this one; above 1 only for words of `with_words`."""
         return self._word_lengths.get(token_id, 1)
 
     def _split_at_added_tokens(self, text: str) -> Iterator[tuple[str, int | None]]:
@@ -284,7 +284,9 @@ class Tokenizer:
         try:
             return self._contents[token_id]
         except (KeyError, TypeError):
-            raise InputError(f"{token_id!r} is no token id: ids are integers from 0 to {self.vocab_size - 1}") from None
+            raise InputError(
+                f"{token_id!r} is not a token id: ids are integers from 0 to {self.vocab_size - 1}"
+            ) from None
 
     def _shown(self, token_id: int) -> str:
         content = self._content(token_id)
@@ -294,7 +296,7 @@ class Tokenizer:
 
 
 def _merge(symbols: list[str], ranks: dict[str, int]) -> list[str]:
-    """Byte-pair merging: always the best-ranked pair, of equals the leftmost. O(n log n) through a heap of pairs."""
+    """Byte-pair merging: the best-ranked pair first, the leftmost of equals. O(n log n) with a heap of pairs."""
     after = [*range(1, len(symbols)), -1]
     before = list(range(-1, len(symbols) - 1))
     heap: list[tuple[int, int, str]] = []
@@ -310,7 +312,7 @@ def _merge(symbols: list[str], ranks: dict[str, int]) -> list[str]:
     while heap:
         _, left, merged = heapq.heappop(heap)
         right = after[left]
-        # An entry is stale when its left symbol was merged away or either of the two has grown since.
+        # An entry is stale if its left symbol was merged away or either of the two has grown since.
         if not symbols[left] or right < 0 or symbols[left] + symbols[right] != merged:
             continue
         symbols[left], symbols[right] = merged, ""
@@ -323,7 +325,7 @@ def _merge(symbols: list[str], ranks: dict[str, int]) -> list[str]:
 
 
 def _numbered(added: Iterable[AddedToken], vocab: dict[str, int]) -> dict[str, tuple[AddedToken, int]]:
-    """Each added token with its id: the vocabulary's, else the next free one. Of two alike the last counts."""
+    """Each added token with its id: the vocabulary's, else the next free one. Of duplicates the last counts."""
     numbered: dict[str, tuple[AddedToken, int]] = {}
     next_id = len(vocab)
     for token in added:

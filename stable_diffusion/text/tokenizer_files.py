@@ -33,7 +33,7 @@ _FLAGS = ("special", "normalized", "single_word", "lstrip", "rstrip")
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is looked for before words are: in the raw text, or (`normalized`) in the normalised text."""
+    """A token that is matched before words: in the raw text, or (`normalized`) in the normalised text."""
 
     content: str
     special: bool = False
@@ -44,13 +44,13 @@ class AddedToken:
 
 
 def special_token(content: str) -> AddedToken:
-    """The added token that a bare name means: special, and looked for in the raw text."""
+    """The added token for a bare name: special, and matched in the raw text."""
     return AddedToken(content, special=True, normalized=False)
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What tokenizer_config.json and special_tokens_map.json say; the defaults are CLIP's."""
+    """The contents of tokenizer_config.json and special_tokens_map.json; the defaults are CLIP's."""
 
     bos: str = BOS
     eos: str = EOS
@@ -70,9 +70,9 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """From tokenizer.json where there is one, else from vocab.json and merges.txt; the other files may be absent.
+    """Read tokenizer.json if there is one, else vocab.json and merges.txt; the other files are optional.
 
-    TokenizerError: a file is missing or broken, asks for what CLIP's tokenizer does not do, or does not fit the others.
+    Raises `TokenizerError` if a file is missing or broken, is not CLIP's, or contradicts the others.
     """
     listed: list[Any] = []
     if (folder / "tokenizer.json").is_file():
@@ -120,7 +120,7 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[str], list[An
         raise TokenizerError(
             f"{str(path)!r} has the model {str(model)[:40]!r}, which holds no vocabulary: fetch it anew"
         )
-    kind = model.get("type", "BPE")  # old files do not say
+    kind = model.get("type", "BPE")  # absent from old files
     if kind != "BPE" or "merges" not in model:
         raise TokenizerError(
             f"{str(path)!r} holds a {kind!r} model, not CLIP's BPE with merges: it is for another text encoder"
@@ -217,9 +217,9 @@ def _read_special_tokens(folder: Path, vocab: dict[str, int], listed: list[Any])
 
 
 def _declared_tokens(folder: Path, config: dict[str, Any], listed: list[Any]) -> dict[str, AddedToken]:
-    """The tokens that a file gives an id, by content, in the order of the ids. Merges special_tokens_map into `config`.
+    """The tokens with explicit ids, by content, ordered by id. Merges special_tokens_map into `config`.
 
-    As in the reference, an added_tokens_decoder in `config` beats the older files and `listed`, tokenizer.json's own.
+    As in the reference, an added_tokens_decoder in `config` overrides older files and `listed`, tokenizer.json's own.
     """
     if "added_tokens_decoder" in config:
         path = folder / "tokenizer_config.json"
@@ -234,7 +234,7 @@ def _declared_tokens(folder: Path, config: dict[str, Any], listed: list[Any]) ->
 
 
 def _append(added: list[str | AddedToken], token: str | AddedToken | None, declared: dict[str, AddedToken]) -> None:
-    # A bare name and a described token of one content are two entries, as in the reference: the later one counts.
+    # As in the reference, a bare name and a described token with one content are two entries; the later one counts.
     if token is not None and _content(token) not in declared and token not in added:
         added.append(token)
 

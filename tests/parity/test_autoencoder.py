@@ -56,7 +56,7 @@ def test_the_pipelines_picture(form, folder, tmp_path, same_noise):  # noqa: F81
         prefix = "first_stage_model." if form == "checkpoint" else ""
         save_file({prefix + _vae_key(key, 4): value for key, value in tensors.items()}, source)
     sd = StableDiffusion(folder, float16=False, vae=source)
-    for step in sd.generate_latents("a house", num_steps=3, seed=5, **SIZE):
+    for step in sd.generate_latents("a house", num_steps=5, seed=5, **SIZE):
         mx.eval(step.latents)
     pipe = reference(folder)
     # A file without a configuration scales latents as the checkpoint does.
@@ -64,7 +64,7 @@ def test_the_pipelines_picture(form, folder, tmp_path, same_noise):  # noqa: F81
     pipe.vae = vae
     pipe.vae.register_to_config(scaling_factor=factor)
     same_noise(5, 1, **SIZE)
-    expected = pipe("a house", num_inference_steps=3, guidance_scale=7.5, output_type="np", **SIZE).images
+    expected = pipe("a house", num_inference_steps=5, guidance_scale=7.5, output_type="np", **SIZE).images
     assert_same_pictures(np.array(sd.decode(step.latents)), expected)
 
 

@@ -119,9 +119,9 @@ def test_a_long_prompt_paints_the_references_picture(family, folders, same_noise
     same_noise(5, 1)
     expected = pipe(
         **{name: torch.from_numpy(np.array(value)) for name, value in given.items()},
-        height=HEIGHT, width=WIDTH, num_inference_steps=4, guidance_scale=7.5, output_type="np",
+        height=HEIGHT, width=WIDTH, num_inference_steps=5, guidance_scale=7.5, output_type="np",
     ).images  # fmt: skip
-    assert_same_pictures(generated(sd, LONG, num_steps=4), expected)
+    assert_same_pictures(generated(sd, LONG, num_steps=5), expected)
 
 
 def test_a_schedule_paints_the_references_picture(folders, same_noise):  # noqa: F811

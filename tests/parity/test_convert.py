@@ -91,13 +91,13 @@ def their_picture(pipe, folder: Path) -> np.ndarray:
     scheduler = diffusers.EulerDiscreteScheduler
     pipe.scheduler = scheduler.from_config(scheduler.load_config(folder / "scheduler"))
     pipe.set_progress_bar_config(disable=True)
-    return pipe(PROMPT, negative_prompt=NEGATIVE, height=HEIGHT, width=WIDTH, num_inference_steps=4,
+    return pipe(PROMPT, negative_prompt=NEGATIVE, height=HEIGHT, width=WIDTH, num_inference_steps=5,
                 guidance_scale=7.5, output_type="np").images  # fmt: skip
 
 
 def our_picture(source: Path) -> np.ndarray:
     sd = StableDiffusion(source, float16=False)
-    for step in sd.generate_latents(PROMPT, NEGATIVE, seed=5, num_steps=4, width=WIDTH, height=HEIGHT):  # noqa: B007
+    for step in sd.generate_latents(PROMPT, NEGATIVE, seed=5, num_steps=5, width=WIDTH, height=HEIGHT):  # noqa: B007
         pass
     return np.array(sd.decode(step.latents))
 

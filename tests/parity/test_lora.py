@@ -102,13 +102,13 @@ def kohya(flat: dict[str, torch.Tensor], family: str, alpha: float) -> dict[str,
     return tensors
 
 
-def theirs(pipe, steps: int = 4) -> np.ndarray:
+def theirs(pipe, steps: int = 5) -> np.ndarray:
     return pipe(
         PROMPT, negative_prompt=NEGATIVE, num_inference_steps=steps, guidance_scale=7.5, output_type="np", **SIZE
     ).images
 
 
-def ours(sd: StableDiffusion, prompt: str = PROMPT, steps: int = 4) -> np.ndarray:
+def ours(sd: StableDiffusion, prompt: str = PROMPT, steps: int = 5) -> np.ndarray:
     for step in sd.generate_latents(prompt, NEGATIVE, num_steps=steps, seed=5, **SIZE):
         mx.eval(step.latents)
     return np.array(sd.decode(step.latents))

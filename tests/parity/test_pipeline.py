@@ -143,11 +143,11 @@ def test_text_to_image(family, cfg_weight, folders, same_noise):
 @pytest.mark.parametrize("negative", [None, ""])
 def test_sdxl_without_a_negative(negative, folders, same_noise):
     """None conditions on zeros where the checkpoint says so; the empty text is encoded."""
-    options = {"seed": 1, "width": WIDTH, "height": HEIGHT, "num_steps": 4}
+    options = {"seed": 1, "width": WIDTH, "height": HEIGHT, "num_steps": 5}
     picture = ours(folders["sdxl"], negative_text=negative, **options)
     same_noise(1, 1)
     expected = reference(folders["sdxl"])(
-        PROMPT, negative_prompt=negative, height=HEIGHT, width=WIDTH, num_inference_steps=4, guidance_scale=7.5,
+        PROMPT, negative_prompt=negative, height=HEIGHT, width=WIDTH, num_inference_steps=5, guidance_scale=7.5,
         output_type="np",
     ).images  # fmt: skip
     assert_same_pictures(picture, expected)

@@ -1,1 +1,1 @@
-"""The samplers, one family to a file; `stable_diffusion.sampler` is where they are found by name."""
+"""The samplers, one family per file; `stable_diffusion.sampler` finds them by name."""

@@ -1,4 +1,4 @@
-"""What all samplers share: options, the reading of a checkpoint's configuration, and the plan's common forms."""
+"""What all samplers share: options, a checkpoint's configuration resolved, and the common forms of plans."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import ConfigError, InputError, SamplerError, UnsupportedCheckpointError
 from ..denoiser import Denoiser
-from ..schedule import NoiseLevel, NoiseSchedule, Plan, log_linear_sigmas, named_sigmas, spaced_times, ve_levels
+from ..schedule import (
+    TIME_SCHEDULES,
+    NoiseLevel,
+    NoiseSchedule,
+    Plan,
+    log_linear_sigmas,
+    named_sigmas,
+    spaced_times,
+    ve_levels,
+)
 
 # Each call gives the next unit normal draw, (B, h, w, C) float32.
 Noise = Callable[[], mx.array]
 
 SPACINGS = ("leading", "linspace", "trailing")
 KARRAS_AND_EXPONENTIAL = ("karras", "exponential")
+ALL_SCHEDULES = (*KARRAS_AND_EXPONENTIAL, *TIME_SCHEDULES)
 
 
 @dataclass(frozen=True)
 class Step:
     """What one step reached: its number from 1, the level's time and k-diffusion sigma, x_t, and the estimate of x_0.
 
-    Both arrays are (B, h, w, C) float32, x_t with unit variance at the prior, and lazy: nothing is computed before it
-    is asked for.
+    Both arrays are (B, h, w, C) float32 and lazy; x_t has unit variance at the prior.
     """
 
     index: int
@@ -43,10 +52,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """A way from noise to x_0. An option that is None is the checkpoint's to say, then the reference class's default.
+    """A way from noise to x_0. Options that are None come from the checkpoint, or else the reference class's defaults.
 
-    `spacing` is leading, linspace or trailing; `sigma_schedule` is karras, exponential, or "spaced" for neither.
-    Raises `SamplerError` for a value that the sampler does not have.
+    `spacing` is leading, linspace or trailing. `sigma_schedule` is one of `schedules`, or "spaced" for none of them:
+    karras and exponential are sigmas between the ends of the spacing; uniform, sgm_uniform and simple are A1111's, and
+    take the place of the spacing. Raises `SamplerError` for a value that the sampler does not have.
     """
 
     spacing: str | None = None
@@ -55,13 +65,13 @@ class Sampler(ABC):
     key: ClassVar[str]
     title: ClassVar[str]
     schedules: ClassVar[tuple[str, ...]] = ()
-    # What the reference's class takes for keys that scheduler_config.json lacks.
+    # The reference class's values for keys that scheduler_config.json lacks.
     defaults: ClassVar[Mapping[str, Any]]
-    # Keys with which a checkpoint changes the noise levels themselves, as far as the reference's class knows them.
+    # Keys that change the noise levels themselves and that the reference's class supports.
     honoured: ClassVar[frozenset[str]] = frozenset()
-    # True where the reference lets the configuration choose Karras or exponential sigmas.
+    # True if the reference lets the configuration choose Karras or exponential sigmas.
     schedule_from_config: ClassVar[bool] = True
-    # True where two equal levels in a row would divide by zero.
+    # True if two equal levels in a row would divide by zero.
     needs_distinct_levels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -72,12 +82,16 @@ class Sampler(ABC):
             raise SamplerError(
                 f"{self.title} has no {self.sigma_schedule!r} sigmas: sigma_schedule should be one of {offered}."
             )
+        if self.spacing is not None and self.sigma_schedule in TIME_SCHEDULES:
+            raise SamplerError(
+                f"spacing = {self.spacing!r} and sigma_schedule = {self.sigma_schedule!r} exclude each other: give one."
+            )
 
     def plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         """The levels of a generation of `num_steps` steps with a checkpoint of this configuration.
 
-        Raises `InputError` for a number of steps outside 1 to num_train_timesteps or one that the spacing cannot give,
-        `SamplerError` for a checkpoint that this sampler is not made for, `ConfigError` for keys that contradict.
+        Raises `InputError` for a number of steps outside 1 to num_train_timesteps or that the spacing cannot give,
+        `SamplerError` for a checkpoint that this sampler does not support, `ConfigError` for contradicting keys.
         """
         resolved = self.resolve(config)
         num_steps = checks.whole("num_steps", num_steps, 1, resolved.num_train_timesteps)
@@ -100,32 +114,36 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
-        """Yield `len(plan)` steps from the latents x (B, h, w, C) at `plan.start`; `noise` is drawn where needed."""
+        """Yield `len(plan)` steps from latents x (B, h, w, C) at `plan.start`, drawing `noise` as needed."""
 
     def resolve(self, config: SchedulerConfig) -> SchedulerConfig:
-        """The configuration with nothing lacking: own options, then the file, then the reference class's defaults."""
+        """Fill in the configuration: own options, then the file, then the reference class's defaults."""
         self._refuse(config)
         keys = {field.name for field in dataclasses.fields(config)}
         values = {key: value for key, value in self.defaults.items() if getattr(config, key) is None}
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        own["timestep_spacing"] = self.spacing
+        own["timestep_spacing"] = self.sigma_schedule if self.sigma_schedule in TIME_SCHEDULES else self.spacing
         values.update({key: value for key, value in own.items() if key in keys and value is not None})
         named = {name: bool(getattr(config, f"use_{name}_sigmas")) for name in KARRAS_AND_EXPONENTIAL}
-        if self.sigma_schedule is not None or not (self.schedules and self.schedule_from_config):
+        if self.sigma_schedule is not None or not (self._has_named_sigmas and self.schedule_from_config):
             named = {name: name == self.sigma_schedule for name in named}
         if all(named.values()):
             raise ConfigError("use_karras_sigmas and use_exponential_sigmas are both true; one of them should be.")
         values.update({f"use_{name}_sigmas": value for name, value in named.items()})
         return dataclasses.replace(config, **values)
 
+    @property
+    def _has_named_sigmas(self) -> bool:
+        return "karras" in self.schedules
+
     def _refuse(self, config: SchedulerConfig) -> None:
-        """Raise for keys that would change the result and that the reference's class passes over or stumbles upon."""
+        """Raise for keys that would change the result and that the reference's class ignores or fails on."""
         wishes = {
             "rescale_betas_zero_snr": config.rescale_betas_zero_snr,
             "interpolation_type": config.interpolation_type != "linear",
             "timestep_type": config.timestep_type != "discrete" and config.prediction_type == "v_prediction",
-            "sigma_min": config.sigma_min is not None and bool(self.schedules),
-            "sigma_max": config.sigma_max is not None and bool(self.schedules),
+            "sigma_min": config.sigma_min is not None and self._has_named_sigmas,
+            "sigma_max": config.sigma_max is not None and self._has_named_sigmas,
             "beta_schedule": config.beta_schedule == "sigmoid" and config.trained_betas is None,
         }
         for key, wished in wishes.items():
@@ -141,13 +159,13 @@ class Sampler(ABC):
 
 
 class KDiffusionSampler(Sampler):
-    """The samplers whose levels are ve_sigmas at spaced, not always whole, times: Euler, Heun, LMS, DPM++ SDE.
+    """Samplers whose levels are ve_sigmas at spaced, possibly fractional times: Euler, Heun, LMS, DPM++ SDE.
 
     Diffusers scheduling_euler_discrete.py and its kin, set_timesteps.
     """
 
-    schedules = KARRAS_AND_EXPONENTIAL
-    time_type: ClassVar[type] = np.float32  # times are this precise in the reference
+    schedules = ALL_SCHEDULES
+    time_type: ClassVar[type] = np.float32  # of times in the reference
 
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         schedule = NoiseSchedule.from_config(config, floored=True)
@@ -157,17 +175,18 @@ class KDiffusionSampler(Sampler):
         if not last and config.final_sigmas_type == "sigma_min":
             last = schedule.ve_sigmas[0]
         ends = (*levels[1:], NoiseLevel.from_ve_sigma(0.0, float(np.float32(last))))
-        # The reference's init_noise_sigma: the first sigma, or where the spacing is leading sqrt(sigma^2 + 1).
+        # The reference's init_noise_sigma: the first sigma, or with leading spacing sqrt(sigma^2 + 1).
         prior_std = 1.0 if config.timestep_spacing == "leading" else levels[0].sigma
         return Plan(config, schedule, levels, ends, prior_std=prior_std)
 
     def _times_and_sigmas(
         self, config: SchedulerConfig, schedule: NoiseSchedule, num_steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Times (num_steps,) and ve_sigmas (num_steps,), or one more where they come with their end."""
+        """Times (num_steps,) and ve_sigmas (num_steps,), or one more if they include the end."""
         times: np.ndarray = spaced_times(config, num_steps, rounded=False).astype(self.time_type)
-        log_linear = config.interpolation_type == "log_linear"
-        sigmas = log_linear_sigmas(schedule, num_steps) if log_linear else schedule.sigma_from_t(times)
+        by_name = config.timestep_spacing in TIME_SCHEDULES
+        log_linear = config.interpolation_type == "log_linear" and not by_name
+        sigmas = log_linear_sigmas(schedule, num_steps) if log_linear else schedule.sigma_from_t(times, by_name)
         named = named_sigmas(config, sigmas, num_steps)
         if named is not None:
             times, sigmas = schedule.t_from_sigma(named).astype(self.time_type), named
@@ -182,6 +201,6 @@ class KDiffusionSampler(Sampler):
 
 
 def step_reached(plan: Plan, i: int, x: mx.array, x_0: mx.array, end: NoiseLevel | None = None) -> Step:
-    """Step i of the whole plan, counted from 0, as the caller sees it; `end` where it is not `plan.ends[i]`."""
+    """Step i of the whole plan, from 0, for the caller; `end` if it is not `plan.ends[i]`."""
     end = end or plan.ends[i]
     return Step(plan.number(i), len(plan), end.t, end.ve_sigma, x, x_0)

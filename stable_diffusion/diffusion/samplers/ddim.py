@@ -13,14 +13,14 @@ from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import ConfigError, InputError, SamplerError, UnsupportedCheckpointError
 from ..denoiser import Denoiser
-from ..schedule import NoiseLevel, NoiseSchedule, Plan, spaced_times
+from ..schedule import TIME_SCHEDULES, NoiseLevel, NoiseSchedule, Plan, spaced_times
 from .base import Noise, Sampler, Step, step_reached
 from .euler import LINEAR_BETAS
 
 
 @dataclass(frozen=True)
 class DDIMSampler(Sampler):
-    """Denoising diffusion implicit models: `eta` of 0 adds no noise, 1 as much as DDPM.
+    """Denoising diffusion implicit models; `eta` 0 adds no noise, 1 as much as DDPM.
 
     Equations 12 and 16 of Song et al. 2021, arXiv:2010.02502 (diffusers scheduling_ddim.py).
     """
@@ -30,6 +30,7 @@ class DDIMSampler(Sampler):
 
     key = "ddim"
     title = "DDIM"
+    schedules = TIME_SCHEDULES
     defaults: ClassVar[Mapping[str, Any]] = {
         **LINEAR_BETAS,
         "timestep_spacing": "leading",
@@ -46,10 +47,12 @@ class DDIMSampler(Sampler):
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         schedule = NoiseSchedule.from_config(config, final_is_clean=bool(config.set_alpha_to_one))
         times = [int(t) for t in spaced_times(config, num_steps)]
-        # The reference always steps down by num_train_timesteps // num_steps, whatever lies between its times: with
-        # linspace and trailing spacing a step ends a little off the level at which the next one begins.
+        # The reference always steps down by num_train_timesteps // num_steps, whatever the distance of its times: with
+        # linspace and trailing spacing a step may end a little off the level at which the next one begins.
         stride = config.num_train_timesteps // num_steps
         levels = tuple(schedule.level(t) for t in times)
+        if config.timestep_spacing in TIME_SCHEDULES:  # not the reference's
+            return Plan(config, schedule, levels, (*levels[1:], schedule.final))
         return Plan(config, schedule, levels, tuple(schedule.level(t - stride) for t in times))
 
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
@@ -74,6 +77,7 @@ class DDPMSampler(Sampler):
 
     key = "ddpm"
     title = "DDPM"
+    schedules = TIME_SCHEDULES
     defaults: ClassVar[Mapping[str, Any]] = {
         **LINEAR_BETAS,
         "timestep_spacing": "leading",
@@ -97,7 +101,7 @@ class DDPMSampler(Sampler):
         for i in range(plan.first, len(plan.levels)):
             level, end = plan.levels[i], plan.ends[i]
             prediction = denoiser(x, level, plan.number(i))
-            # alpha-bar, alpha_t = alpha-bar_t / alpha-bar_{t-1} and beta_t of the paper, over the step's whole way
+            # the paper's alpha_t = alpha-bar_t / alpha-bar_{t-1} and beta_t, over the whole step
             alpha = level.alpha**2 / end.alpha**2
             beta = 1 - alpha
             x = (end.alpha * beta / level.sigma**2) * prediction.x_0 + (
@@ -113,7 +117,7 @@ class DDPMSampler(Sampler):
 class LCMSampler(Sampler):
     """Latent consistency: jump to x_0, add noise for the next level, jump again.
 
-    The times are a selection from the `original_inference_steps` that the network was distilled on. Algorithm 3 of
+    The times are selected from the `original_inference_steps` that the network was distilled on. Algorithm 3 of
     Luo et al. 2023, arXiv:2310.04378 (diffusers scheduling_lcm.py).
 
     A `strength` below 1 spreads all steps over the lower part of those times, as the reference's

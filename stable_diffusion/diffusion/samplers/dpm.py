@@ -13,8 +13,8 @@ from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import SamplerError, UnsupportedCheckpointError
 from ..denoiser import Denoiser
-from ..schedule import NoiseLevel, NoiseSchedule, Plan, named_sigmas, spaced_times, ve_levels
-from .base import KARRAS_AND_EXPONENTIAL, Noise, Sampler, Step, step_reached
+from ..schedule import TIME_SCHEDULES, NoiseLevel, NoiseSchedule, Plan, named_sigmas, spaced_times, ve_levels
+from .base import ALL_SCHEDULES, Noise, Sampler, Step, step_reached
 from .euler import LINEAR_BETAS
 
 SOLVER_DEFAULTS = {
@@ -28,23 +28,24 @@ SOLVER_DEFAULTS = {
 
 
 class LogSNRSampler(Sampler):
-    """What DPM-Solver++ and UniPC share: whole times, and Karras or exponential sigmas over the whole schedule."""
+    """What DPM-Solver++ and UniPC share: integer times, and named sigmas over the whole schedule."""
 
-    schedules = KARRAS_AND_EXPONENTIAL
+    schedules = ALL_SCHEDULES
     needs_distinct_levels = True
 
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         schedule = NoiseSchedule.from_config(config, floored=True)
         sigmas = named_sigmas(config, schedule.ve_sigmas[::-1], num_steps)
+        by_name = config.timestep_spacing in TIME_SCHEDULES
         if sigmas is None:
-            times = spaced_times(config, num_steps, one_more=True)
-            sigmas = schedule.sigma_from_t(times)
+            times = spaced_times(config, num_steps, rounded=not by_name, one_more=True)
+            sigmas = schedule.sigma_from_t(times, by_name)
         else:
             times = schedule.t_from_sigma(sigmas)
             if config.use_karras_sigmas and self._rounds_karras_times(config):
                 times = times.round()
-        # The reference casts times to integers, which cuts exponential ones instead of rounding them.
-        levels = ve_levels(np.trunc(times), sigmas)
+        # The reference casts times to integers, which truncates exponential ones instead of rounding them.
+        levels = ve_levels(times if by_name else np.trunc(times), sigmas)
         last = self._last_sigma(config, schedule, sigmas) if config.final_sigmas_type == "sigma_min" else 0.0
         return Plan(config, schedule, levels, (*levels[1:], NoiseLevel.from_ve_sigma(0.0, float(np.float32(last)))))
 
@@ -52,13 +53,13 @@ class LogSNRSampler(Sampler):
         return True
 
     def _last_sigma(self, config: SchedulerConfig, schedule: NoiseSchedule, sigmas: np.ndarray) -> float:
-        """Where the last step ends with final_sigmas_type = "sigma_min"."""
+        """The last step's end with final_sigmas_type = "sigma_min"."""
         return float(schedule.ve_sigmas[0])
 
 
 @dataclass(frozen=True)
 class DPMSolverSampler(LogSNRSampler):
-    """DPM-Solver++ 2M of `solver_order` 1 to 3; the name of the sampler, not the file's algorithm_type, decides.
+    """DPM-Solver++ 2M of `solver_order` 1 to 3; the file's algorithm_type is ignored.
 
     Lu et al. 2022, arXiv:2211.01095, algorithm 2 (diffusers scheduling_dpmsolver_multistep.py).
     """
@@ -91,7 +92,7 @@ class DPMSolverSampler(LogSNRSampler):
         for i in range(plan.first, len(plan.levels)):
             x_0 = denoiser(x, plan.levels[i], plan.number(i)).x_0
             past = [x_0, *past][:3]
-            levels = [plan.ends[i], *plan.levels[i::-1]][:4]  # the step's end, its beginning, and back from there
+            levels = [plan.ends[i], *plan.levels[i::-1]][:4]  # the step's end, its start, and the levels before
             order = min(_order(plan, i), len(past))
             kept, weights, std = self._weights(levels, order, plan.config.solver_type == "heun")
             x = kept * x
@@ -102,7 +103,7 @@ class DPMSolverSampler(LogSNRSampler):
             yield step_reached(plan, i, x, x_0)
 
     def _weights(self, levels: Sequence[NoiseLevel], order: int, heun: bool) -> tuple[float, list[float], float]:
-        """What of x, of each past x_0 (newest first) and of fresh noise makes the next x."""
+        """The weights of x, of past x_0 (newest first) and of fresh noise in the next x."""
         end, start = levels[:2]
         log_snr = [level.log_snr for level in levels]
         h = log_snr[0] - log_snr[1]
@@ -131,7 +132,7 @@ class DPMSolverSampler(LogSNRSampler):
 
 @dataclass(frozen=True)
 class DPMSolverMultistepSDESampler(DPMSolverSampler):
-    """DPM-Solver++ 2M on the reverse SDE: every step forgets some noise and adds fresh (algorithm sde-dpmsolver++)."""
+    """DPM-Solver++ 2M on the reverse SDE: every step replaces some of the noise (algorithm sde-dpmsolver++)."""
 
     key = "dpmpp_2m_sde"
     title = "DPM++ 2M SDE"
@@ -139,7 +140,7 @@ class DPMSolverMultistepSDESampler(DPMSolverSampler):
 
 
 def _order(plan: Plan, i: int) -> int:
-    """The order that step i may take, as far as there is history for it."""
+    """The order of step i, if there is enough history."""
     config, left = plan.config, len(plan.levels) - i
     few = config.lower_order_final and len(plan.levels) < 15
     if left == 1 and (config.euler_at_final or few or config.final_sigmas_type == "zero"):

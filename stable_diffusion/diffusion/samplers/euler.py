@@ -19,8 +19,8 @@ LINEAR_BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear
 class SimpleEulerSampler(KDiffusionSampler):
     """x' = alpha' x_0 + sigma' eps, which is Euler's method in x / alpha.
 
-    Algorithm 2 of Karras et al. 2022, arXiv:2206.00364, first order; noise is stirred in where `s_churn` > 0 and the
-    level's ve_sigma lies within `s_tmin` to `s_tmax` (diffusers scheduling_euler_discrete.py).
+    Algorithm 2 of Karras et al. 2022, arXiv:2206.00364, first order; noise is added if `s_churn` > 0 and the level's
+    ve_sigma lies in [`s_tmin`, `s_tmax`] (diffusers scheduling_euler_discrete.py).
     """
 
     s_churn: float = 0.0
@@ -61,8 +61,8 @@ class SimpleEulerSampler(KDiffusionSampler):
         noise: mx.array,
     ) -> tuple[mx.array, mx.array]:
         raised = NoiseLevel.from_ve_sigma(level.t, level.ve_sigma * (1 + gamma))
-        # The reference asks the network before it adds the noise, and reads the answer as one about the noised latents:
-        # an eps as at the raised level, a v with the scalings of the lower one.
+        # The reference runs the network before it adds the noise, but applies the answer to the noised latents: an eps
+        # with the scalings of the raised level, a v with those of the lower one.
         stir = self.s_noise * math.sqrt(raised.ve_sigma**2 - level.ve_sigma**2)
         x_ve = x / level.alpha + stir * noise
         read_at = raised if denoiser.prediction_type == "epsilon" else level
@@ -82,7 +82,7 @@ class EulerAncestralSampler(KDiffusionSampler):
     title = "Euler a"
     defaults: ClassVar[Mapping[str, Any]] = {**LINEAR_BETAS, "timestep_spacing": "linspace", "steps_offset": 0}
     honoured = frozenset({"rescale_betas_zero_snr"})
-    schedule_from_config = False  # k-diffusion and its users pair it with Karras sigmas, the reference's class does not
+    schedule_from_config = False  # k-diffusion has Karras sigmas for it, the reference's class does not
 
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
         for i in range(plan.first, len(plan.levels)):

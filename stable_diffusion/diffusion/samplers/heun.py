@@ -1,4 +1,4 @@
-"""Samplers of two evaluations a step: Heun's method, and DPM-Solver++ SDE with its midpoint."""
+"""Samplers with two evaluations per step: Heun's method, and DPM-Solver++ SDE with its midpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..schedule import NoiseLevel, Plan, ve_levels
 from .base import KDiffusionSampler, Noise, Step, step_reached
 from .euler import ancestral_sigmas
 
-# These two classes of the reference begin from other betas than the rest.
+# The default betas of these two classes of the reference differ from the others'.
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 
 
@@ -25,7 +25,7 @@ SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 class HeunSampler(KDiffusionSampler):
     """Euler's step, then the mean of the slopes at both ends. Algorithm 2 of Karras et al. 2022, arXiv:2206.00364.
 
-    The last step, to no noise, is Euler's alone (diffusers scheduling_heun_discrete.py).
+    The last step, to sigma 0, is Euler's alone (diffusers scheduling_heun_discrete.py).
     """
 
     key = "heun"
@@ -46,9 +46,9 @@ class HeunSampler(KDiffusionSampler):
 
 @dataclass(frozen=True)
 class DPMSolverSDESampler(KDiffusionSampler):
-    """DPM-Solver++ (2S) on the reverse SDE: an ancestral step to the geometric middle, then one over the whole way.
+    """DPM-Solver++ (2S) on the reverse SDE: an ancestral step to the geometric mean, then one over the whole step.
 
-    Both noises of a step are increments of one Brownian motion in ve_sigma, so that the second holds the first
+    Both noises of a step are increments of one Brownian motion in ve_sigma, so the second includes the first
     (k-diffusion sample_dpmpp_sde; diffusers scheduling_dpmsolver_sde.py).
     """
 

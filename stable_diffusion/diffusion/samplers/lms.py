@@ -41,8 +41,8 @@ class LMSSampler(KDiffusionSampler):
         for i in range(plan.first, len(plan.levels)):
             prediction = denoiser(x, plan.levels[i], plan.number(i))
             slopes = [prediction.eps, *slopes][: self.order]
-            # Begun midway (image to image), the reference takes the order from the place in the whole schedule, but
-            # has only the slopes seen so far: its first steps then leave out part of the polynomial.
+            # Starting midway (image to image), the reference takes the order from the index in the whole schedule, but
+            # has only the slopes seen so far, so its first steps miss part of the polynomial.
             weights = _weights(sigmas, i, min(i + 1, self.order))
             x_ve = x / plan.levels[i].alpha
             for weight, slope in zip(weights, slopes, strict=False):
@@ -52,8 +52,8 @@ class LMSSampler(KDiffusionSampler):
 
 
 def _weights(sigmas: list[float], i: int, order: int) -> list[float]:
-    """What each of the last `order` slopes, newest first, adds on the way from sigmas[i] to sigmas[i + 1]."""
-    # Four Gauss points are exact up to degree 7, more than any of these polynomials has.
+    """Weights of the last `order` slopes, newest first, for the step from sigmas[i] to sigmas[i + 1]."""
+    # Four Gauss points are exact up to degree 7, which is more than enough here.
     points, areas = np.polynomial.legendre.leggauss(4)
     half = (sigmas[i + 1] - sigmas[i]) / 2
     at = sigmas[i] + half * (points + 1)

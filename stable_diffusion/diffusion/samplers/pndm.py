@@ -1,4 +1,4 @@
-"""PNDM: four-step Adams-Bashforth on eps, with Runge-Kutta or one repeated evaluation to begin (PLMS)."""
+"""PNDM: four-step Adams-Bashforth on eps, started by Runge-Kutta or by one repeated evaluation (PLMS)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..schedule import NoiseLevel, NoiseSchedule, Plan, spaced_times
 from .base import Noise, Sampler, Step, step_reached
 from .euler import LINEAR_BETAS
 
-# Adams-Bashforth weights, newest first, by how many evaluations there are.
+# Adams-Bashforth weights, newest first, by the number of evaluations.
 ADAMS_BASHFORTH = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
@@ -51,8 +51,8 @@ class PNDMSampler(Sampler):
         levels = tuple(schedule.level(t) for t in times)
         ends = (*levels[1:2], *(schedule.level(t - stride) for t in times[len(levels[1:2]) :]))
         if config.skip_prk_steps:
-            # The reference counts evaluations, of which the second time has two: begun midway (image to image), the
-            # first step is at the time before the one that its count says.
+            # The reference counts evaluations, and the second time has two: starting midway (image to image), the first
+            # step is at the time before its index.
             calls = (*levels[:2], *levels[1:])
             return Plan(config, schedule, calls[:num_steps], ends, calls=calls)
         if num_steps <= RUNGE_KUTTA_STEPS:
@@ -61,7 +61,7 @@ class PNDMSampler(Sampler):
                 f"least {RUNGE_KUTTA_STEPS + 1}. Take more, or PNDMSampler(skip_prk_steps=True)."
             )
         ends = (*levels[1 : RUNGE_KUTTA_STEPS + 1], *ends[RUNGE_KUTTA_STEPS:])
-        # The reference runs the Runge-Kutta steps as if at the first time wherever it begins.
+        # The reference runs the Runge-Kutta steps as if at the first time, wherever it starts.
         reason = (
             f"{self.title} with Runge-Kutta steps (skip_prk_steps = false) cannot begin midway: choose another sampler "
             "for image to image, strength 1, or PNDMSampler(skip_prk_steps=True)."
@@ -85,7 +85,7 @@ def _plms(denoiser: Denoiser, x: mx.array, plan: Plan) -> Iterator[Step]:
         output = denoiser.output(x, level, number)
         x_0 = denoiser.prediction(output, x, level).x_0
         if i == 1:
-            # The first step once more, now with the mean of the outputs at both its ends.
+            # Repeat the first step, now with the mean of the outputs at both its ends.
             start, end = plan.schedule.level(int(level.t) + stride), level
             x = _transfer(denoiser, first_x, start, end, (output + outputs[0]) / 2)
         else:
@@ -108,7 +108,7 @@ def _runge_kutta_then_plms(denoiser: Denoiser, x: mx.array, plan: Plan) -> Itera
         if i < RUNGE_KUTTA_STEPS:
             end = plan.levels[i + 1]
             middle = plan.schedule.level(int(end.t) + half)
-            # The first half step is cut off the beginning, the second leads to what lies half a step above the end.
+            # The first half step goes down from the start, the second to half a step above the end.
             x_a = _transfer(denoiser, x, level, plan.schedule.level(int(level.t) - half), output)
             output_a = denoiser.output(x_a, middle, number)
             output_b = denoiser.output(_transfer(denoiser, x, level, middle, output_a), middle, number)
@@ -129,7 +129,7 @@ def _adams_bashforth(outputs: list[mx.array]) -> mx.array:
 
 
 def _transfer(denoiser: Denoiser, x: mx.array, start: NoiseLevel, end: NoiseLevel, output: mx.array) -> mx.array:
-    """Equation 9: x from one level to another along an output, which is read as one about x at `start`.
+    """Equation 9: move x from one level to another along an output, taken as one for x at `start`.
 
     The reference mixes raw outputs and converts the mixture, which for v-prediction is not the mixture of the eps.
     """

@@ -79,9 +79,9 @@ def _combine(
     order: int,
     bh1: bool,
 ) -> mx.array:
-    """x from levels[1] to levels[0] with the estimates `past` at levels[1], levels[2], ...
+    """Move x from levels[1] to levels[0] with the estimates `past` at levels[1], levels[2], ...
 
-    Given the estimate at levels[0] too, `x_0_there`, it is the corrector, without it the predictor.
+    The corrector if there is also an estimate at levels[0], `x_0_there`; else the predictor.
     """
     end, start = levels[:2]
     h = end.log_snr - start.log_snr
@@ -101,8 +101,8 @@ def _combine(
 
 
 def _rhos(ratios: Sequence[float], h: float, phi: float, base: float) -> Sequence[float]:
-    """The weights of as many differences: equation 10 of the paper, solved."""
-    # With one difference the reference takes 1/2 instead of solving, in the predictor and in the corrector alike.
+    """The weights of the differences: the solution of equation 10."""
+    # With one difference the reference takes 1/2 instead of solving, in predictor and corrector.
     if len(ratios) <= 1:
         return [0.5] * len(ratios)
     rows, right, factorial = [], [], 1

@@ -4,8 +4,9 @@ import streamlit as st
 
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import format_of
+from stable_diffusion.record import reading
 from stable_diffusion.record.inputs import InputFile
-from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.service import shown
 from stable_diffusion.service.gallery import MAX_ZIP_BYTES, Gallery
 from stable_diffusion.service.gallery_index import SHOWN, TRASHED, Entry, Page, Query
 from stable_diffusion.service.words import in_plain_words
@@ -225,10 +226,8 @@ def _one(gallery: Gallery, entry: Entry, query: Query) -> None:
     picture, beside = st.columns(2, gap="large")
     path = gallery.file(entry)
     with picture:
-        png = path.suffix.lower() == ".png"
-        st.image(
-            str(path), width="stretch", output_format="PNG" if png else "JPEG", alt=f"Picture: {_title(entry, 300)}"
-        )
+        source, kind = shown.for_browser(path)
+        st.image(source, width="stretch", output_format=kind, alt=f"Picture: {_title(entry, 300)}")
         made = entry.made_in(st.context.timezone)
         st.caption(session.plain(f"{entry.name} · {entry.width} × {entry.height} · {made:%d %B %Y, %H:%M}"))
     with beside:
@@ -253,7 +252,7 @@ def _actions(gallery: Gallery, entry: Entry, following: Entry | None) -> None:
         if entry.state == TRASHED:
             st.button("Restore", on_click=_restore, args=([entry.id], following))
             return
-        parameters = Parameters.from_text(entry.text) if entry.text else None
+        parameters = reading.of_text(entry.text).parameters if entry.text else None
         st.button(
             "Reuse all settings",
             on_click=handover.send,

@@ -5,6 +5,7 @@ A picture may come from anywhere, so none of its text is ever interpreted as Mar
 
 import streamlit as st
 
+from stable_diffusion.record import reading
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.service.gallery_index import storable
 from stable_diffusion.webui.components import session
@@ -15,7 +16,15 @@ MAX_ROWS = 40
 
 def show(text: str) -> None:
     """Draw the parameters of a picture from the text in it."""
-    parameters = Parameters.from_text(text)
+    record = reading.of_text(text)
+    parameters = record.parameters
+    if parameters is None:
+        st.info("Another program wrote how it made this picture. It is not understood here.", icon=":material/info:")
+        st.caption("The text as it stands in the file")
+        st.code(_shortened(text), language=None, wrap_lines=True)
+        return
+    if record.program:
+        st.caption(f"Made with {record.program}")
     _text("Prompt", parameters.prompt)
     if parameters.negative:
         _text("Negative prompt", parameters.negative)

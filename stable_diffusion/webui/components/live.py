@@ -10,9 +10,10 @@ from PIL import Image
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures import arrays
 from stable_diffusion.pictures.formats import format_of
+from stable_diffusion.record import picture_files
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.request import Request
-from stable_diffusion.service import values
+from stable_diffusion.service import shown, values
 from stable_diffusion.service.jobs import Frame, Job, Picture, State, Task
 from stable_diffusion.service.preview import KINDS, data_url, frame_jpeg
 from stable_diffusion.webui.components import handover, session
@@ -119,11 +120,11 @@ def duration(seconds: float) -> str:
 def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
     """Draw a step as each of these kinds, side by side."""
     where = f"step {frame.index} of {frame.total}"
-    shown = [(kind, found) for kind in KINDS if kind in kinds and (found := _jpeg(job, frame, kind)) is not None]
-    if not shown:
+    views = [(kind, found) for kind in KINDS if kind in kinds and (found := _jpeg(job, frame, kind)) is not None]
+    if not views:
         return
-    widths = [1 if kind == "latents" else 2 for kind, _ in shown]
-    for column, (kind, (jpeg, words)) in zip(st.columns(widths), shown, strict=True):
+    widths = [1 if kind == "latents" else 2 for kind, _ in views]
+    for column, (kind, (jpeg, words)) in zip(st.columns(widths), views, strict=True):
         column.image(data_url(jpeg), width="stretch", alt=f"{ALTS[kind]}, {where}")
         column.caption(words)
 
@@ -152,7 +153,9 @@ def _grid(pictures: Sequence[Picture], columns: int) -> None:
     for i in range(0, len(pictures), columns):
         row = pictures[i : i + columns]
         for column, picture in zip(st.columns(columns), row, strict=False):
-            column.image(_source(picture), width="stretch", alt=f"Finished picture, small, seed {picture.seed}")
+            source, kind = shown.for_browser(_bytes(picture))
+            alt = f"Finished picture, small, seed {picture.seed}"
+            column.image(source, width="stretch", output_format=kind, alt=alt)
 
 
 def _result(job_id: str) -> None:
@@ -170,7 +173,8 @@ def _result(job_id: str) -> None:
         _download_sheet(job, finished)
         return
     if picture.finished:
-        st.image(_source(picture), width="stretch", output_format="PNG", alt=f"Finished picture, seed {picture.seed}")
+        source, kind = shown.for_browser(_bytes(picture))
+        st.image(source, width="stretch", output_format=kind, alt=f"Finished picture, seed {picture.seed}")
         _download(job, picture)
     else:
         _keep(job, picture)
@@ -294,12 +298,6 @@ def _wait(task: Task) -> None:
         time.sleep(0.01)
 
 
-def _source(picture: Picture) -> str | bytes:
-    if picture.path is not None and picture.path.exists():
-        return str(picture.path)
-    return picture.unsaved or data_url(picture.frames[-1].decoded or b"")
-
-
 def _bytes(picture: Picture) -> bytes:
     if picture.path is not None and picture.path.exists():
         return picture.path.read_bytes()
@@ -307,6 +305,7 @@ def _bytes(picture: Picture) -> bytes:
 
 
 def _sheet(pictures: list[Picture]) -> bytes:
-    buffer = io.BytesIO()
-    arrays.grid([Image.open(io.BytesIO(_bytes(picture))) for picture in pictures], gap=4).save(buffer, "PNG")
-    return buffer.getvalue()
+    """All pictures on a PNG, with the record of the first one, as A1111's grids have it."""
+    files = [_bytes(picture) for picture in pictures]
+    sheet = arrays.grid([Image.open(io.BytesIO(file)) for file in files], gap=4)
+    return picture_files.encoded(sheet, ".png", picture_files.read_parameters(io.BytesIO(files[0])))

@@ -8,8 +8,8 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import open_picture
-from stable_diffusion.record import picture_files
-from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.record import picture_files, reading
+from stable_diffusion.service import shown
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.webui.components import details, handover, session
 
@@ -19,8 +19,8 @@ def show() -> None:
     upload = st.file_uploader("Picture to read", type=UPLOADS, key="info_upload")
     if upload is None:
         st.caption(
-            "PNG, JPEG or WebP, made here or by another program that writes its parameters as AUTOMATIC1111's "
-            "web UI does. The picture stays on this machine."
+            "PNG, JPEG or WebP, made here or by AUTOMATIC1111's web UI, ComfyUI, InvokeAI, NovelAI, SwarmUI, Fooocus, "
+            "SD.Next or Easy Diffusion. The picture stays on this machine."
         )
         return
     try:
@@ -29,11 +29,12 @@ def show() -> None:
     except (StableDiffusionError, OSError) as error:
         st.error(session.plain(in_plain_words(error)), icon=":material/error:")
         return
-    shown, beside = st.columns(2, gap="large")
-    with shown:
-        st.image(picture, width="stretch", output_format="JPEG", alt="The picture that was read")
+    left, right = st.columns(2, gap="large")
+    with left:
+        source, kind = shown.for_browser(upload.getvalue())
+        st.image(source, width="stretch", output_format=kind, alt="The picture that was read")
         st.caption(session.plain(f"{details.one_line(upload.name, 80)} · {picture.width} × {picture.height}"))
-    with beside:
+    with right:
         _actions(upload, text)
         if text:
             details.show(text)
@@ -42,7 +43,7 @@ def show() -> None:
 
 
 def _actions(upload: UploadedFile, text: str | None) -> None:
-    parameters = Parameters.from_text(text) if text else None
+    parameters = reading.of_text(text).parameters if text else None
     with st.container(horizontal=True, gap="small"):
         st.button(
             "Reuse all settings",

@@ -7,7 +7,7 @@ import streamlit as st
 from stable_diffusion import catalogue
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import WRITTEN
-from stable_diffusion.sampler import SAMPLERS
+from stable_diffusion.sampler import SAMPLERS, SCHEDULE_TITLES
 from stable_diffusion.service import loras, presets, values
 from stable_diffusion.service.preview import KINDS
 from stable_diffusion.service.values import RATIOS, SCHEDULES
@@ -42,8 +42,9 @@ def _sampling() -> None:
         "Schedule",
         schedules,
         key="schedule",
-        format_func=str.title,
-        help="How the noise levels are spaced. Automatic: as the checkpoint says.",
+        format_func=lambda name: SCHEDULE_TITLES.get(name, name.title()),
+        help="How the noise levels are spaced. Automatic: as the checkpoint asks. SGM Uniform suits models of few "
+        "steps (Turbo, Lightning, Hyper).",
         persist_state="session",
     )
     st.slider("Steps", *values.bounds("steps"), key="steps", persist_state="session")
@@ -129,6 +130,7 @@ def _of_model() -> None:
     _select("vae", {"": "The model's own", **{name: name for name in sorted({*here, *filter(None, [chosen])})}})
     titles = {"": "As the file says", "epsilon": "Epsilon", "v_prediction": "v", "sample": "Sample"}
     _select("prediction_type", titles)
+    _select("zero_terminal_snr", {"": "As the file says", True: "Yes", False: "No"})
     _select("bits", {0: "As it is", 8: "8 bits", 4: "4 bits"})
     each = values.FORM["low_memory"]
     st.toggle(each.title, key="low_memory", help=_sentence(each.help), persist_state="session")

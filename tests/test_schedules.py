@@ -1,0 +1,265 @@
+"""A1111's schedules by their own formulas, and generations of few steps, which begin at the top or say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stable_diffusion import StableDiffusion
+from stable_diffusion import __main__ as program
+from stable_diffusion.backend import mx
+from stable_diffusion.config import SchedulerConfig
+from stable_diffusion.errors import InputError, SamplerError
+from stable_diffusion.model_io.locate import load
+from stable_diffusion.record import picture_files
+from stable_diffusion.request import Request
+from stable_diffusion.sampler import DDIMSampler, SimpleEulerSampler, key_of, sampler_by_name, sampler_from_a1111
+from stable_diffusion.service import worker as worker_module
+from stable_diffusion.service.worker import Worker
+
+from .conftest import EMBEDDED
+from .pretend import over
+
+SD = SchedulerConfig(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=True,
+    timestep_spacing="leading", steps_offset=1,
+)  # fmt: skip
+COUNTS = (1, 2, 4, 7, 20, 30)
+SMALL = {"width": 64, "height": 64, "seed": 1}
+
+
+def sigma_table():
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alpha_bars = np.cumprod(1 - betas)
+    return np.sqrt((1 - alpha_bars) / alpha_bars)
+
+
+def sigma_of(t):
+    """k-diffusion's t_to_sigma."""
+    return np.exp(np.interp(t, np.arange(1000), np.log(sigma_table())))
+
+
+# modules/sd_schedulers.py of A1111, and what it takes from k-diffusion: sigmas without the 0 at the end.
+FORMULAS = {
+    "uniform": lambda n: sigma_of(np.linspace(999, 0, n)),  # k-diffusion's get_sigmas
+    "sgm_uniform": lambda n: sigma_of(np.linspace(999, 0, n + 1)[:-1]),
+    "simple": lambda n: np.array([sigma_table()[-(1 + int(x * (1000 / n)))] for x in range(n)]),
+    "karras": lambda n: (
+        (
+            sigma_table()[-1] ** (1 / 7)
+            + np.linspace(0, 1, n) * (sigma_table()[0] ** (1 / 7) - sigma_table()[-1] ** (1 / 7))
+        )
+        ** 7
+    ),
+    "exponential": lambda n: np.exp(np.linspace(np.log(sigma_table()[-1]), np.log(sigma_table()[0]), n)),
+}
+
+
+@pytest.mark.parametrize("n", COUNTS)
+@pytest.mark.parametrize("schedule", FORMULAS)
+@pytest.mark.parametrize("key", ["euler", "euler_a", "heun", "lms", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "unipc"])
+def test_the_noise_levels_are_a1111s(key, schedule, n):
+    whole_schedule = schedule not in ("karras", "exponential") or key in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
+    if not whole_schedule and n == 1:
+        return  # the reference's classes take the only time's sigma for both ends
+    spacing = SD if whole_schedule else dataclasses.replace(SD, timestep_spacing="linspace")
+    plan = sampler_by_name(f"{key}_{schedule}").plan(spacing, n)
+    np.testing.assert_allclose([level.ve_sigma for level in plan.levels], FORMULAS[schedule](n), rtol=2e-5)
+    assert plan.ends[-1].ve_sigma == 0 and plan.ends[:-1] == plan.levels[1:]
+
+
+@pytest.mark.parametrize("n", COUNTS)
+@pytest.mark.parametrize(("schedule", "times"), [
+    ("uniform", lambda n: np.linspace(999, 0, n)),
+    ("sgm_uniform", lambda n: np.linspace(999, 0, n + 1)[:-1]),
+    ("simple", lambda n: [999 - int(x * (1000 / n)) for x in range(n)]),
+])  # fmt: skip
+def test_the_network_is_given_these_times(schedule, times, n):
+    for key in ("euler", "dpmpp_2m"):
+        plan = sampler_by_name(f"{key}_{schedule}").plan(SD, n)
+        np.testing.assert_allclose([level.t for level in plan.levels], times(n), rtol=1e-6)
+    for key in ("ddim", "ddpm"):  # on the training times themselves
+        plan = sampler_by_name(f"{key}_{schedule}").plan(SD, n)
+        assert [level.t for level in plan.levels] == [round(t) for t in times(n)]
+        assert plan.ends == (*plan.levels[1:], plan.schedule.final)
+
+
+def test_automatic_is_as_the_file_says():
+    assert sampler_by_name("euler").plan(SD, 20).levels[0].t == 951
+    trailing = dataclasses.replace(SD, timestep_spacing="trailing")
+    assert sampler_by_name("euler").plan(trailing, 20).levels[0].t == 999
+    named = dataclasses.replace(SD, use_karras_sigmas=True, interpolation_type="log_linear")
+    plan = sampler_by_name("euler_simple").plan(named, 4)
+    np.testing.assert_allclose([level.ve_sigma for level in plan.levels], FORMULAS["simple"](4), rtol=2e-5)
+
+
+@pytest.mark.parametrize(("pair", "key"), [
+    (("Euler", "Uniform"), "euler_uniform"),
+    (("Euler", "Normal"), "euler_uniform"),
+    (("DPM++ 2M", "SGM Uniform"), "dpmpp_2m_sgm_uniform"),
+    (("DPM++ SDE", "simple"), "dpmpp_sde_simple"),
+    (("DPM++ 2M Karras", "Automatic"), "dpmpp_2m_karras"),
+    (("PLMS", "SGM Uniform"), "pndm"),
+    (("LCM", "Simple"), "lcm"),
+])  # fmt: skip
+def test_schedule_types_of_a1111(pair, key):
+    assert key_of(sampler_from_a1111(*pair)) == key
+
+
+def test_a_spacing_and_a_schedule_that_replaces_it():
+    with pytest.raises(SamplerError, match="exclude each other"):
+        SimpleEulerSampler(spacing="leading", sigma_schedule="simple")
+
+
+@pytest.fixture(scope="module")
+def leading():
+    """The embedded model with SD 1.x's schedule and leading spacing."""
+    checkpoint = load(EMBEDDED, mx.float32)
+    scheduler = dataclasses.replace(SD, prediction_type=checkpoint.scheduler.prediction_type)
+    return StableDiffusion.from_checkpoint(dataclasses.replace(checkpoint, scheduler=scheduler), "led", float16=False)
+
+
+def first_t(sd, **options):
+    """The time at which the network is first called."""
+    times = []
+    predict = type(sd._unet).predict
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(sd._unet), "predict", lambda self, x, t, *rest: times.append(t.item()) or predict(
+            self, x, t, *rest))  # fmt: skip
+        for step in sd.generate_latents("a house", **SMALL | options):
+            mx.eval(step.latents)
+    return times[0]
+
+
+class TestFewSteps:
+    @pytest.mark.parametrize("sampler", ["euler", "euler_a", "dpmpp_2m", "ddim", "ddpm", "pndm", "euler_karras",
+                                         "dpmpp_sde_exponential"])  # fmt: skip
+    @pytest.mark.parametrize("num_steps", [1, 3, 4])
+    def test_they_begin_at_the_top_and_say_so(self, leading, sampler, num_steps):
+        if sampler == "dpmpp_2m" and num_steps == 4:
+            num_steps = 2  # its leading spacing makes room for one more
+        with pytest.warns(UserWarning, match=r"begins? at time .*run from the top instead"):
+            assert first_t(leading, sampler=sampler, num_steps=num_steps) == 999
+
+    @pytest.mark.parametrize(("sampler", "num_steps"), [
+        ("euler", 5), ("dpmpp_2m", 20), ("lcm", 1), ("lcm", 4), ("euler_sgm_uniform", 1), ("ddim_simple", 2),
+        ("euler_uniform", 1), ("dpmpp_2m_karras", 1),
+    ])  # fmt: skip
+    def test_what_begins_high_enough_stays_as_it_is(self, leading, sampler, num_steps):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plan = sampler_by_name(sampler).plan(leading.scheduler_config, num_steps)
+            assert first_t(leading, sampler=sampler, num_steps=num_steps) == plan.levels[0].t
+
+    def test_a_spacing_that_was_asked_for_is_kept_and_warned_of(self, leading):
+        with pytest.warns(UserWarning, match="at time 1 of 999.*little but noise"):
+            assert first_t(leading, sampler=DDIMSampler(spacing="leading"), num_steps=1) == 1
+
+    def test_image_to_image_begins_where_it_should(self, leading):
+        picture = Image.new("RGB", (64, 64), "red")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert first_t(leading, input_image=picture, num_steps=4, denoising_strength=0.5) == 251
+            assert first_t(leading, input_image=picture, num_steps=4, denoising_strength=1.0) == 751
+
+    def test_inpainting_at_full_strength_begins_with_noise(self, leading):
+        options = {"input_image": Image.new("RGB", (64, 64), "red"), "mask_image": Image.new("L", (64, 64), 255)}
+        with pytest.warns(UserWarning, match="run from the top"):
+            assert first_t(leading, **options, num_steps=4, denoising_strength=1.0) == 999
+
+    def test_zero_terminal_snr_counts_as_the_usual_top(self, leading):
+        config = dataclasses.replace(leading.scheduler_config, rescale_betas_zero_snr=True)
+        with pytest.warns(UserWarning, match="zero terminal SNR"):
+            sd = StableDiffusion.from_checkpoint(
+                dataclasses.replace(load(EMBEDDED, mx.float32), scheduler=config), "zero", float16=False
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert first_t(sd, num_steps=20, sampler="euler") == 951
+
+    def test_the_record_says_what_was_painted(self, leading):
+        with pytest.warns(UserWarning, match="SGM Uniform"):
+            (picture,) = leading.generate("a house", num_steps=2, **SMALL)
+        assert (picture.parameters.sampler, picture.parameters.schedule) == ("Euler", "SGM Uniform")
+
+    def test_the_page_says_so(self, tmp_path, monkeypatch):
+        def load_leading(name, progress, **options):
+            checkpoint = load(EMBEDDED, mx.float32)
+            scheduler = dataclasses.replace(SD, prediction_type="v_prediction")
+            return StableDiffusion.from_checkpoint(dataclasses.replace(checkpoint, scheduler=scheduler), "led")
+
+        monkeypatch.setattr(worker_module, "load_model", load_leading)
+        worker = Worker(tmp_path)
+        try:
+            over(job := worker.submit(Request("a", steps=2, width=64, height=64, n_images=2)))
+            assert job.warning.count("run from the top instead") == 1, job.error
+        finally:
+            worker.close()
+
+
+def test_the_command_line_takes_a_schedule_and_records_it(tmp_path):
+    out = tmp_path / "a.png"
+    command = ["txt2img", "a", "--sampler", "DPM++ 2M SGM Uniform", "--steps", "2", "--width", "64", "--height", "64"]
+    assert program.main([*command, "--quiet", "--output", str(out)]) == 0
+    made = picture_files.read_parameters(out)
+    assert (made.sampler, made.schedule) == ("DPM++ 2M", "SGM Uniform")
+    assert Request.from_record(made)[0].sampler == "dpmpp_2m_sgm_uniform"
+
+
+class TestMarks:
+    """Prediction type and zero terminal SNR: each can be set, and they are checked against each other."""
+
+    def test_zero_terminal_snr_can_be_set(self):
+        sd = StableDiffusion(zero_terminal_snr=True)
+        assert sd.scheduler_config.rescale_betas_zero_snr and sd.scheduler_config.timestep_spacing == "trailing"
+        assert sampler_by_name("ddim").plan(sd.scheduler_config, 4).levels[0].alpha == 0
+        assert not StableDiffusion(zero_terminal_snr=False).scheduler_config.rescale_betas_zero_snr
+        with pytest.raises(InputError, match="zero_terminal_snr = 'yes'"):
+            StableDiffusion(zero_terminal_snr="yes")
+
+    def test_it_changes_the_picture_and_is_recorded(self):
+        found = {}
+        for value in (None, False, True):
+            (made,) = StableDiffusion(zero_terminal_snr=value).generate("a house", num_steps=2, **SMALL)
+            found[value] = np.array(made.image)
+            assert made.parameters.extra.get("Zero terminal SNR") == (None if value is None else str(value))
+            assert Request.from_record(made.parameters)[0].zero_terminal_snr is value
+        assert np.array_equal(found[None], found[False]) and not np.array_equal(found[None], found[True])
+
+    def test_the_command_line(self, tmp_path):
+        out = tmp_path / "a.png"
+        small = ["--steps", "2", "--width", "64", "--height", "64", "--quiet", "--seed", "1"]
+        for option, said in (("--zero-terminal-snr", "True"), ("--no-zero-terminal-snr", "False")):
+            assert program.main(["txt2img", "a", *small, option, "--output", str(out)]) == 0
+            before = Image.open(out).tobytes()
+            assert picture_files.read_parameters(out).extra["Zero terminal SNR"] == said
+            again = tmp_path / "b.png"
+            assert program.main(["again", str(out), "--quiet", "--output", str(again)]) == 0
+            assert picture_files.read_parameters(again).extra["Zero terminal SNR"] == said
+            assert Image.open(again).tobytes() == before
+
+    def test_marks_that_contradict_each_other_are_warned_of(self):
+        with pytest.warns(UserWarning, match=r"predicts epsilon.*--prediction-type v_prediction.*--no-zero-terminal"):
+            sd = StableDiffusion(zero_terminal_snr=True, prediction_type="epsilon")
+        assert len(sd.notes) == 1
+        generation = sd.generate_latents("a", num_steps=5)
+        assert generation.notes == sd.notes
+        assert StableDiffusion(zero_terminal_snr=True, prediction_type="v_prediction").notes == ()
+
+    def test_pure_noise_that_is_never_reached(self):
+        checkpoint = load(EMBEDDED, mx.float32)
+        scheduler = dataclasses.replace(checkpoint.scheduler, rescale_betas_zero_snr=True, timestep_spacing="leading")
+        with pytest.warns(UserWarning, match=r"leading spacing no step begins at pure noise.*euler_sgm_uniform"):
+            StableDiffusion.from_checkpoint(dataclasses.replace(checkpoint, scheduler=scheduler), "mine")
+
+
+def test_latents_that_are_not_finite_are_refused(leading):
+    noise = np.zeros((1, 8, 8, 4), np.float32)
+    noise[0, 0, 0, 0] = np.nan
+    for name in ("latents", "input_latents"):
+        with pytest.raises(InputError, match=f"{name} should be finite"):
+            leading.generate_latents("a", **{name: noise}, width=64, height=64)
