@@ -238,7 +238,8 @@ def test_progress_skip_and_interrupt(client, engine):
     thread.join(10)
     (answer,) = answers
     info = json.loads(answer["info"])
-    assert len(answer["images"]) == 1 and info["all_seeds"] == [8], "the second one alone was finished"
+    assert len(answer["images"]) == 2 and info["all_seeds"] == [8, 9], "the one that was skipped is left out"
+    assert "Stopped" in info["infotexts"][1] and "Stopped" not in info["infotexts"][0]
 
 
 def test_lists(client):
@@ -259,6 +260,16 @@ def test_every_sampler_that_is_listed_is_taken(client):
     for sampler in client.get("/sdapi/v1/samplers").json():
         for name in (sampler["name"], *sampler["aliases"]):
             painted(client, sampler_name=name)
+
+
+def test_every_scheduler_that_is_listed_is_taken_by_name_and_label(client, engine):
+    found = client.get("/sdapi/v1/schedulers").json()
+    for scheduler in found:
+        keys = set()
+        for name in (scheduler["name"], scheduler["label"], scheduler["name"].upper()):
+            painted(client, sampler_name="Euler", scheduler=name, steps=1)
+            keys.add(calls(engine)[-1]["sampler"])
+        assert len(keys) == 1
 
 
 def test_parameters_are_read_from_a_picture(client):

@@ -15,15 +15,9 @@ from ...errors import SamplerError, StableDiffusionError
 from ...model_io.tensor_file import open_tensors
 from ...sampler import SAMPLERS, a1111_name, sampler_from_a1111
 from . import models
+from .a1111_request import SCHEDULERS
 
 RESIZING = ("None", "Lanczos", "Nearest")  # upscalers that need no model; clients count on "None" being the first
-# A1111's schedulers by name and label; those that the samplers know are listed.
-SCHEDULERS = (
-    ("automatic", "Automatic"), ("uniform", "Uniform"), ("karras", "Karras"), ("exponential", "Exponential"),
-    ("polyexponential", "Polyexponential"), ("sgm_uniform", "SGM Uniform"), ("kl_optimal", "KL Optimal"),
-    ("align_your_steps", "Align Your Steps"), ("simple", "Simple"), ("normal", "Normal"), ("ddim", "DDIM"),
-    ("beta", "Beta"),
-)  # fmt: skip
 
 
 def samplers(_: HttpRequest) -> list[dict[str, Any]]:
@@ -35,7 +29,7 @@ def schedulers(_: HttpRequest) -> list[dict[str, Any]]:
     """The schedules of noise levels by A1111's names."""
     return [
         {"name": name, "label": label, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
-        for name, label in SCHEDULERS
+        for name, label in SCHEDULERS.items()
         if _is_known(label)
     ]
 

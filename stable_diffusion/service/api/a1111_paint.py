@@ -34,6 +34,7 @@ async def _paint(http: HttpRequest, with_picture: bool) -> dict[str, Any]:
     asked = await bodies.in_thread(a1111_request.read, payload, with_picture)
     job = await painting.paint(http, asked.request, asked.save)
     painting.raise_failure(job)
+    await painting.keep_so_far(http, job)
     if asked.keep is not None:
         options.replace(asked.keep)
     return await bodies.in_thread(_answer, payload, asked, job)

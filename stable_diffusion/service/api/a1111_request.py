@@ -108,6 +108,12 @@ PICTURE_FIELDS = (
     Field("include_init_images", "boolean", "they are never sent back", IGNORED),
     Field("latent_mask", "string", "", REFUSED),
 )
+# A1111's schedulers by name, with their labels, which pictures carry.
+SCHEDULERS = {
+    "automatic": "Automatic", "uniform": "Uniform", "karras": "Karras", "exponential": "Exponential",
+    "polyexponential": "Polyexponential", "sgm_uniform": "SGM Uniform", "kl_optimal": "KL Optimal",
+    "align_your_steps": "Align Your Steps", "simple": "Simple", "normal": "Normal", "ddim": "DDIM", "beta": "Beta",
+}  # fmt: skip
 ECHOED_NOT = ("init_images", "mask")  # of the fields that answers repeat
 _FITS = {0: "stretch", 1: "crop", 2: "fill"}
 _CONTENTS = {0: "fill", 1: "original", 2: "noise"}
@@ -176,7 +182,7 @@ def _sampler(found: Mapping[str, Any]) -> str | None:
     if not name:
         return None
     try:
-        return key_of(sampler_from_a1111(name, scheduler))
+        return key_of(sampler_from_a1111(name, SCHEDULERS.get((scheduler or "").lower(), scheduler)))
     except SamplerError as error:
         raise ApiError(404, f"Sampler not found: {error}") from None
 

@@ -48,7 +48,7 @@ def _preview(job: Job, frame: Frame) -> bytes | None:
 
 
 async def interrupt(http: HttpRequest) -> dict[str, Any]:
-    """Stop the job that runs; its finished pictures are answered, and the queue goes on."""
+    """Stop the job that runs; its pictures so far are answered, and the queue goes on."""
     if (job := _running()) is not None:
         the_worker().cancel(job)
     return {}

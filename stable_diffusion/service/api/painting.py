@@ -85,6 +85,15 @@ async def wait(http: HttpRequest, work: Work) -> None:
         raise
 
 
+async def keep_so_far(http: HttpRequest, job: Job) -> None:
+    """Finish the picture in which a job was interrupted as far as it came, as A1111 does."""
+    if job.state is not State.CANCELLED or not job.pictures:
+        return
+    last = job.pictures[-1]
+    if last.frames and not last.finished and not last.skipped:
+        await wait(http, the_worker().keep(job, last))
+
+
 def raise_failure(work: Work) -> None:
     """Raise ApiError where a job or task failed: 422 if its request was at fault, else 500."""
     if work.state is State.FAILED:
