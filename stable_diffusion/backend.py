@@ -8,10 +8,10 @@ or trained:
   are redirected to scipy-openblas32 or mkl (both on PyPI), whichever is installed. STABLE_DIFFUSION_BLAS chooses:
   `auto` (the default), `openblas`, `mkl` or `none`. If anything is unexpected, MLX is left unchanged, and one warning
   says why and what to do.
-- There the C library keeps the memory that MLX frees; STABLE_DIFFUSION_MALLOC=system leaves that to itself.
-- On a GPU a lock file warns of a second process that uses it (gpu_lock.py).
-- On Metal weights stay resident up to STABLE_DIFFUSION_WIRED (in GiB), where that is set, and MLX's cache of freed
-  buffers is limited to an eighth of the memory.
+- There the C library keeps the memory that MLX frees; STABLE_DIFFUSION_MALLOC=system turns that off.
+- On a GPU a lock file detects a second process that uses it (gpu_lock.py).
+- On Metal, weights stay resident up to STABLE_DIFFUSION_WIRED (in GiB), if that is set, and MLX's cache of free buffers
+  is limited to an eighth of the memory.
 
 Once anything has been evaluated, MLX hangs in a forked child (threads are not copied), and `prepare` evaluates a small
 product: use multiprocessing's "spawn" start method.
@@ -77,7 +77,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # gl
 BLAS_CHOICES = ("auto", "openblas", "mkl", "none")
 REMEDY = "`pip install scipy-openblas32` installs one that is about 40 times faster"
 PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
-FAST_NAMES = ("openblas", "mkl", "blis", "armpl", "nvpl", "accelerate")  # in file names of libraries that need no help
+FAST_NAMES = ("openblas", "mkl", "blis", "armpl", "nvpl", "accelerate")  # in file names of fast libraries
 CACHE_SHARE = 8  # of the device's memory, one part may stay in MLX's cache
 SMALL_PRODUCT = 500_000_000  # multiply-adds; some 5 ms of one core
 THREAD_VARIABLES = {
@@ -185,7 +185,7 @@ def version() -> str:
 def prepare() -> Blas:
     """Set up BLAS and memory; loading and training call it. Idempotent and thread-safe.
 
-    Warns where another process uses the GPU. Raises `InputError` for a $STABLE_DIFFUSION_WIRED that is not a number.
+    Warns if another process uses the GPU. Raises `InputError` for a $STABLE_DIFFUSION_WIRED that is not a number.
     """
     global _blas
     with _preparing:
@@ -267,7 +267,7 @@ def _keep_weights_resident() -> None:
         return
     recommended = _bytes(mx.device_info().get("max_recommended_working_set_size"))
     if recommended:
-        with contextlib.suppress(RuntimeError, ValueError):  # the system allows less: MLX does without
+        with contextlib.suppress(RuntimeError, ValueError):  # the system allows less: carry on without
             mx.set_wired_limit(min(wanted, recommended))
 
 

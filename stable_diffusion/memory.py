@@ -44,18 +44,18 @@ class Needs:
     one_by_one: bool = False  # the rows of a batch in turn
 
     def network_bytes(self, rows: int, width: int, height: int) -> int:
-        """Of one call of the denoising network, whose rows are pictures times texts."""
+        """Bytes for one call of the denoising network; rows are pictures times texts."""
         at_once, latents = 1 if self.one_by_one else rows, width * height // self.vae.downscale**2
         values = at_once * latents * self.values_per_latent
         return values * self.item_size + heads.scores_bytes(at_once, latents, self.item_size)
 
     def decoder_bytes(self, width: int, height: int) -> int:
-        """Of one picture's decoding, whole."""
+        """Bytes for decoding one picture without tiles."""
         values = width * height * DECODER_VALUES * self.vae.block_out_channels[0] * self.vae_item_size
         return values + heads.scores_bytes(1, width * height // self.vae.downscale**2, self.vae_item_size)
 
     def in_tiles(self, width: int, height: int) -> bool:
-        """Whether a picture is to be decoded in tiles: whole, it would not fit, or take most of a GPU's working set."""
+        """Whether a picture needs tiles: whole, it would not fit, or take most of a GPU's working set."""
         there, working_set = available(), backend.working_set()
         needed = self.decoder_bytes(width, height)
         if working_set is not None and needed > working_set // 2:

@@ -299,7 +299,7 @@ class LoadedModel:
 
     @cached_property
     def _files_used(self) -> dict[str, str | None]:
-        """For `Used`: the model's hash, and the name and hash of the VAE in place of its own; None for a folder."""
+        """For `Used`: the model's hash, and name and hash of the VAE that replaces its own; None for a folder."""
         vae = None if self._other_vae is None else expanded(self._other_vae)
         name = None if self._other_vae is None else os.fspath(self._other_vae)
         if vae is not None and vae.exists():

@@ -15,7 +15,7 @@ import pytest
 from stable_diffusion import __main__ as program
 from stable_diffusion.errors import InputError
 from stable_diffusion.places import packaged
-from stable_diffusion.service import serving
+from stable_diffusion.service import addresses
 from tests.serving import ROOT, Proxy, free_port, opened, served, status
 
 SETTINGS = tomllib.loads(packaged("webui", "streamlit.toml").read_text())
@@ -42,7 +42,7 @@ def start(monkeypatch):
     monkeypatch.setattr(os, "execve", execve)
     for name in [name for name in os.environ if name.startswith("STREAMLIT_")]:
         monkeypatch.delenv(name)
-    monkeypatch.delenv(serving.PASSWORD_VARIABLE, raising=False)
+    monkeypatch.delenv(addresses.PASSWORD_VARIABLE, raising=False)
     return run
 
 
@@ -141,29 +141,29 @@ def test_listen_is_the_address_and_its_names_are_answered_to(start, argv, addres
     hosts = given["--server.allowedHosts"]
     assert hosts[: len(SETTINGS["server"]["allowedHosts"])] == SETTINGS["server"]["allowedHosts"]
     assert {"pictures.example", "*.lan"} <= set(hosts) and "*" not in hosts
-    own = set(serving.own_names(given["--server.address"][0]))
-    if serving.is_loopback(given["--server.address"][0]):
+    own = set(addresses.own_names(given["--server.address"][0]))
+    if addresses.is_loopback(given["--server.address"][0]):
         assert "--browser.serverAddress" not in given and not own - {address} & set(hosts)
     else:
         assert own <= set(hosts) and given["--browser.serverAddress"] == ["pictures.example"]
-        assert start(*argv, *PASSWORD)[0].count(serving.own_names("0.0.0.0")[0]) == 2, "as a host, and in the address"
-    assert environment[serving.PASSWORD_VARIABLE] == "correct horse"
+        assert start(*argv, *PASSWORD)[0].count(addresses.own_names("0.0.0.0")[0]) == 2, "as a host, and in the address"
+    assert environment[addresses.PASSWORD_VARIABLE] == "correct horse"
     assert "correct horse" not in command, "it would show in the list of processes"
 
 
 def test_the_password_may_come_from_the_environment(start, monkeypatch):
-    monkeypatch.setenv(serving.PASSWORD_VARIABLE, "from the environment")
-    assert start("--listen")[1][serving.PASSWORD_VARIABLE] == "from the environment"
-    assert start("--listen", *PASSWORD)[1][serving.PASSWORD_VARIABLE] == "correct horse"
+    monkeypatch.setenv(addresses.PASSWORD_VARIABLE, "from the environment")
+    assert start("--listen")[1][addresses.PASSWORD_VARIABLE] == "from the environment"
+    assert start("--listen", *PASSWORD)[1][addresses.PASSWORD_VARIABLE] == "correct horse"
 
 
 @pytest.mark.parametrize("argv", [["--listen"], ["--listen", "192.0.2.7"], ["--server.address", "::"]])
 def test_no_other_machine_is_served_without_a_password(start, capsys, monkeypatch, argv):
     assert start(*argv) == program.USAGE
     assert "needs a password: --password TEXT, or $STABLE_DIFFUSION_PASSWORD" in capsys.readouterr().err
-    monkeypatch.setenv(serving.PASSWORD_VARIABLE, "")
+    monkeypatch.setenv(addresses.PASSWORD_VARIABLE, "")
     assert start(*argv) == program.USAGE
-    monkeypatch.delenv(serving.PASSWORD_VARIABLE)
+    monkeypatch.delenv(addresses.PASSWORD_VARIABLE)
     monkeypatch.setenv("STREAMLIT_SERVER_ADDRESS", "0.0.0.0")
     assert start() == program.USAGE
 
@@ -205,20 +205,20 @@ def test_an_address_of_another_machine_is_refused(start, capsys):
     ],
 )  # fmt: skip
 def test_which_addresses_are_this_machine_only(address, loopback):
-    assert serving.is_loopback(address) is loopback
+    assert addresses.is_loopback(address) is loopback
 
 
 @pytest.mark.parametrize(
     "name", ["pictures.example", "my-mac.local", "*.example", "*", "192.168.1.5", "::1", "[fe80::1]"]
 )
 def test_names_of_hosts(name):
-    assert serving.checked_host(f" {name} ") == name.strip("[]")
+    assert addresses.checked_host(f" {name} ") == name.strip("[]")
 
 
 @pytest.mark.parametrize("name", ['["name"]', "a,b", "http://name", "name:8501", "name/path", "", "*name", "a b"])
 def test_what_names_no_host_is_refused(name):
     with pytest.raises(InputError, match="one name at a time"):
-        serving.checked_host(name)
+        addresses.checked_host(name)
 
 
 def test_without_streamlit_it_says_which_extra_to_install(start, capsys, monkeypatch):

@@ -137,12 +137,13 @@ def test_a_wrong_password_is_said_in_the_form(gate, page):
     assert page.scopes == []
 
 
-def test_http_basic_works_and_leaves_a_cookie_for_the_socket(gate, page):
+def test_authorization_works_and_leaves_a_cookie_for_the_socket(gate, page):
     answer = ask(gate, authorization=basic(SECRET))
     assert answer.status == 200 and answer.text == "the page"
     assert ask(gate, kind="websocket", cookie=cookie_of(answer)).type == "websocket.accept"
     assert ask(gate, kind="websocket", authorization=basic(SECRET)).type == "websocket.accept"
-    for broken in ("Basic", "Basic !", "Basic Zm9v", "Bearer " + SECRET.encode().hex()):
+    assert ask(gate, authorization=f"Bearer {SECRET}").status == 200
+    for broken in ("Basic", "Basic !", "Basic Zm9v", "Bearer guess", "Digest " + SECRET):
         assert ask(gate, authorization=broken).status == 401
 
 

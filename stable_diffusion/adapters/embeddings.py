@@ -83,12 +83,13 @@ class Embeddings:
     ) -> dict[str, Path | None]:
         """The files of the embeddings that the text names, by name; None for a `bundled` one.
 
-        Raises `CheckpointNotFoundError` for a word that several files are named.
+        Raises `CheckpointNotFoundError` for a word that is the name of several files.
         """
         lowered = [normalize(piece) for piece in pieces]
         listed = {**dict.fromkeys(bundled), **files.listed(files.EMBEDDINGS, self.folders)}
         shared = files.shared(files.EMBEDDINGS, self.folders)
-        words = [word for word in (*listed, *shared) if any(normalize(word) in piece for piece in lowered)]
+        known = dict.fromkeys((*listed, *shared, *bundled))
+        words = [word for word in known if any(normalize(word) in piece for piece in lowered)]
         if not words:
             return {}
         first = tokenizer.vocab_size
@@ -98,7 +99,7 @@ class Embeddings:
         for word in found:
             if word in shared:
                 raise CheckpointNotFoundError(ambiguous("embedding", word, shared[word]))
-        return {word: listed[word] for word in found}
+        return {word: listed.get(word) for word in found}
 
 
 def read_embedding(path: Path, name: str, widths: Sequence[int], family: str) -> Embedding:

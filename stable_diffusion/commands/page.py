@@ -15,7 +15,7 @@ from typing import Any
 from ..catalogue import FOLDERS_VARIABLE
 from ..errors import InputError, StableDiffusionError
 from ..places import packaged
-from ..service.serving import (
+from ..service.addresses import (
     EVERYWHERE,
     PASSWORD_VARIABLE,
     SHORTEST_PASSWORD,

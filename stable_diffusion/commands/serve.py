@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, StableDiffusionError
-from ..service.serving import check_port, checked_host, checked_password, is_loopback, own_names
+from ..service.addresses import check_port, checked_host, checked_password, is_loopback, own_names
 from .options import add_debug, whole
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Random numbers that belong to one picture each: picture i of seed s has the stream of seed s + i, in any batch.
+"""Random numbers per picture: picture i of seed s has the stream of seed s + i, whatever the batch.
 
 They are drawn on the CPU on every machine. MLX makes normal numbers from uniform ones, which are the same to the bit on
 all devices, by an inverse error function that needs a logarithm, and on a GPU its last bits depend on the chip: an M1

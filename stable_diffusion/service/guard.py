@@ -17,15 +17,15 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .password import PasswordGate, refuse, said
+from .password import refuse, said
 
 PINGS = ("/_stcore/health", "/_stcore/host-config")  # which the page asks for before it opens its socket
 REFUSED_HOST, REFUSED_ORIGIN = 400, 403
 
 
-def guards(hosts: Sequence[str], password: str | None = None) -> list[Middleware]:
-    """The middleware for `hosts` (names, "*.name", or "*" for all) and a password, or none for this machine alone."""
-    return [Middleware(HostGuard, hosts=hosts), Middleware(PasswordGate, password=password)]
+def guards(hosts: Sequence[str]) -> list[Middleware]:
+    """The middleware that lets only requests to `hosts`, and from their pages, through: names, "*.name" or "*"."""
+    return [Middleware(HostGuard, hosts=hosts)]
 
 
 class HostGuard:

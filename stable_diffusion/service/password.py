@@ -1,7 +1,6 @@
 """The page's password: a form asks for it once, a signed cookie remembers that, sockets included.
 
-HTTP Basic works too, with any user name, for curl and for proxies that ask for a password themselves, and so does a
-Bearer token, for clients of the API.
+HTTP Basic (any user name) and Bearer work, too, for programs and for proxies that ask for a password themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .serving import is_loopback
+from .addresses import is_loopback
 
 VALID = 30 * 24 * 3600  # seconds that a cookie is valid
 LARGEST_FORM = 4096  # bytes
@@ -213,7 +212,7 @@ def _is_form(scope: Scope, connection: HTTPConnection) -> bool:
 
 
 def _shown(connection: HTTPConnection) -> str | None:
-    """The password in an Authorization header, Basic or Bearer; None if there is none."""
+    """The password in an Authorization header, Basic or Bearer, if any."""
     scheme, _, value = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip() or None  # clients without a key send an empty one

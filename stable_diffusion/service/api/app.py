@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from .. import shared
-from ..guard import HostGuard
+from ..guard import guards
 from .access import KeyGuard, Secret
 from .links import PREFIX
 from .routes import routes
@@ -28,7 +28,7 @@ def build(
     Pages of `origins` ("https://name.of.a.page") may call it from a browser; otherwise only pages of `hosts` may.
     """
     pages = [name for name in (urlsplit(origin).hostname for origin in origins) if name]
-    middleware = [Middleware(HostGuard, hosts=[*hosts, *pages])]
+    middleware = guards([*hosts, *pages])
     if secrets:
         middleware.append(Middleware(KeyGuard, secrets=secrets, open_path=f"/{PREFIX}"))
     if origins:

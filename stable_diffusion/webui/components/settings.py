@@ -43,7 +43,7 @@ def _sampling() -> None:
         schedules,
         key="schedule",
         format_func=lambda name: SCHEDULE_TITLES.get(name, name.title()),
-        help="How the noise levels are spaced. Automatic: as the checkpoint asks. SGM Uniform suits models of few "
+        help="How the noise levels are spaced. Automatic: as the checkpoint says. SGM Uniform suits models of few "
         "steps (Turbo, Lightning, Hyper).",
         persist_state="session",
     )
