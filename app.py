@@ -6,6 +6,6 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from stable_diffusion.webui import main
 
 if get_script_run_ctx(suppress_warning=True) is None:
-    app = st.App(__file__, middleware=main.middleware())
+    app = st.App(__file__, routes=main.routes(), middleware=main.middleware())
 else:
     main.draw()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, selftest, train
+from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, selftest, serve, train
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -41,6 +41,7 @@ examples:
   {program} info lighthouse-1.png
   {program} again lighthouse-1.png
   {program} page
+  {program} serve
   {program} selftest
 
 `COMMAND --help` lists a command's options.
@@ -103,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False, takes_others=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, inpaint, blend, again, checkpoints, pictures, train, page, selftest):
+    for group in (paint, inpaint, blend, again, checkpoints, pictures, train, page, serve, selftest):
         group.add_to(commands)
     return parser
 

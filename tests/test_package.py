@@ -76,7 +76,7 @@ def test_what_it_says_of_itself(installed):
     assert (told.name, told.version) == ("stable-diffusion-mlx", stable_diffusion.__version__)
     assert told.metadata["License-Expression"] == "MIT" and told.metadata["Requires-Python"] == ">=3.11"
     assert told.metadata["Description"].startswith("# Stable Diffusion for MLX")
-    assert set(told.metadata.get_all("Provides-Extra")) == {"cpu", "cuda12", "cuda13", "heic", "page", "test"}
+    assert set(told.metadata.get_all("Provides-Extra")) == {"cpu", "cuda12", "cuda13", "heic", "page", "serve", "test"}
     (script,) = told.entry_points
     assert (script.group, script.name) == ("console_scripts", "stable-diffusion")
     assert any(file.name == "LICENSE" for file in told.files)
@@ -144,6 +144,11 @@ def test_the_requirement_files_and_the_package_ask_for_the_same(python, machine)
     assert wanted(list(whole), python, machine) == wanted(requirements("requirements.txt"), python, machine)
     tests = list(map(Requirement, extras["test"]))
     assert wanted(tests, python, machine) == wanted(requirements("requirements-dev.txt"), python, machine)
+
+
+def test_the_page_serves_the_api_too():
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras["serve"]) < set(extras["page"])
 
 
 def test_the_extras_for_cuda_differ_in_mlx_alone():

@@ -97,6 +97,7 @@ class Work:
         self.note = ""  # what it is doing: "Loading ..."
         self.note_fraction: float | None = None
         self.error = ""
+        self.refused = False  # failed for what was asked for, not for this machine or its files
         self.started: float | None = None
         self.ended: float | None = None
         self.cancel_event = threading.Event()
@@ -139,16 +140,17 @@ class Task(Work):
 
 
 class Job(Work):
-    """A request in the queue, and its pictures.
+    """A request in the queue, and its pictures; without `save` these stay in memory.
 
     With `repeat` it is queued again with the next seeds whenever it is done, as a new job of the same `series`.
     """
 
-    def __init__(self, request: Request, repeat: bool = False, series: str = "") -> None:
+    def __init__(self, request: Request, repeat: bool = False, series: str = "", save: bool = True) -> None:
         super().__init__(request.model, request.to_load())
         self.repeat = repeat  # any thread may change it
         self.series = series or self.id
         self.request = request
+        self.save = save
         self.drawn = request.with_seeds()  # what is painted
         self.warning = ""
         self.pictures: list[Picture] = []

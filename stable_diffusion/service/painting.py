@@ -183,6 +183,9 @@ def _carrying(request: Request) -> Request:
 
 def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said: Parameters, outputs: Path) -> None:
     """Save a finished picture; if its format refuses, as PNG; if the disk refuses, keep it for a download."""
+    if not job.save:
+        picture.unsaved = picture_files.encoded(image, BY_KEY[request.file_format].suffix, said)
+        return
     folder = outputs / datetime.now().strftime("%Y-%m-%d")
     files = (request.picture_file, request.mask_file) if request.mask_file is not None else ()
     carry = [file for file in files if file is not None]

@@ -215,7 +215,7 @@ def _shown(connection: HTTPConnection) -> str | None:
     """The password in an Authorization header, Basic or Bearer, if any."""
     scheme, _, value = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip()
+        return value.strip() or None  # clients without a key send an empty one
     if scheme.lower() != "basic":
         return None
     try:

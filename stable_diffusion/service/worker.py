@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import catalogue
-from ..errors import CheckpointNotFoundError, StableDiffusionError
+from ..errors import CheckpointNotFoundError, InputError, StableDiffusionError, UnsupportedCheckpointError
 from ..request import Request
 from .jobs import Cancelled, Frame, Job, Picture, Report, State, Task, Work, next_request
 from .painting import decoded_jpeg, keep, overlaid, paint
@@ -85,9 +85,12 @@ class Worker:
 
     # --- Called by any thread
 
-    def submit(self, request: Request, repeat: bool = False) -> Job:
-        """Append a request to the queue, with `repeat` until it is cancelled. Raises QueueFullError."""
-        job = Job(request, repeat)
+    def submit(self, request: Request, repeat: bool = False, save: bool = True) -> Job:
+        """Append a request to the queue, with `repeat` until it is cancelled. Raises QueueFullError.
+
+        Without `save` its pictures stay in memory.
+        """
+        job = Job(request, repeat, save=save)
         with self._changed:
             self._enqueue(job)
             self._jobs[job.id] = job
@@ -163,6 +166,10 @@ class Worker:
         with self._changed:
             return self._jobs.get(job_id) if job_id else None
 
+    def unload(self) -> Task:
+        """Queue a task that drops the model in memory. Raises QueueFullError."""
+        return self.compute(object(), lambda model, report: self._drop_model())
+
     def position(self, work: Work) -> int:
         """How many come before this one, including the running one; 0 if it is running or over."""
         with self._changed:
@@ -232,6 +239,7 @@ class Worker:
             state = State.CANCELLED
         except Exception as error:
             work.error = in_plain_words(error)
+            work.refused = isinstance(error, (InputError, UnsupportedCheckpointError))
             state = State.FAILED
         with self._changed:
             self._in_hand = None

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import streamlit as st
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from stable_diffusion.places import packaged
 from stable_diffusion.service.addresses import PASSWORD_VARIABLE
+from stable_diffusion.service.api import routes as api_routes
+from stable_diffusion.service.api.app import DOCKER
 from stable_diffusion.service.guard import guards
 from stable_diffusion.service.password import PasswordGate
 from stable_diffusion.webui.components import handover, job_queue, live, look, session, settings
@@ -20,8 +23,14 @@ WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # these have the liv
 
 def middleware() -> list[Middleware]:
     """What requests pass before they reach Streamlit: the check of hosts and origins, and the password if any."""
+    hosts = st.get_option("server.allowedHosts")
     password = Middleware(PasswordGate, password=os.environ.get(PASSWORD_VARIABLE))
-    return [*guards(st.get_option("server.allowedHosts") or ["*"]), password]
+    return [*guards([*hosts, DOCKER] if hosts else ["*"]), password]
+
+
+def routes() -> list[Route]:
+    """What other programs ask, served beside the page."""
+    return api_routes.routes()
 
 
 def draw() -> None:

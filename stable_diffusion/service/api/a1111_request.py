@@ -1,0 +1,257 @@
+"""A1111's txt2img and img2img requests, by table, to a `Request`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ... import catalogue
+from ...errors import SamplerError
+from ...pictures.reading import fit
+from ...request import Request
+from ...sampler import key_of, sampler_from_a1111
+from .. import values
+from . import bodies, painting
+from . import options as options_module
+from .errors import ApiError
+from .fields import IGNORED, REFUSED, Field, read_fields
+from .options import Options
+
+CONTROL = "controlnet"  # clients send its entry even where they want none
+_HIRES = "read with enable_hr only"
+FIELDS = (
+    Field("prompt", "string"),
+    Field("negative_prompt", "string"),
+    Field("steps", "integer", "default: the model's"),
+    Field("cfg_scale", "number", "default: the model's"),
+    Field("width", "integer", "pixels, a multiple of 8; default: the model's"),
+    Field("height", "integer", "pixels, a multiple of 8; default: the model's"),
+    Field("sampler_name", "string", "a name or alias that /sdapi/v1/samplers lists; default: the model's"),
+    Field("sampler_index", "string", "the old name of sampler_name, which counts before it"),
+    Field("scheduler", "string", "a name or label that /sdapi/v1/schedulers lists"),
+    Field("seed", "integer", "-1 draws one; picture i gets seed + i"),
+    Field("subseed", "integer", "the variation's seed; -1 draws one"),
+    Field("subseed_strength", "number", "from 0 to 1; all pictures then have one seed, and picture i gets subseed + i"),
+    Field("n_iter", "integer", "batches; n_iter x batch_size is at most 100"),
+    Field("batch_size", "integer", "pictures in a batch"),
+    Field("override_settings", "object", "options for this request; unknown ones are ignored"),
+    Field("override_settings_restore_afterwards", "boolean", "false keeps them"),
+    Field("send_images", "boolean", "false leaves the pictures out of the answer"),
+    Field("do_not_save_samples", "boolean", "true keeps the pictures out of the gallery"),
+    Field("save_images", "boolean", "true saves whatever do_not_save_samples says"),
+    Field("styles", "array", "there are no styles", REFUSED),
+    Field("restore_faces", "boolean", "there is no face restoration", REFUSED),
+    Field("tiling", "boolean", "pictures do not tile", REFUSED),
+    Field("enable_hr", "boolean", "there is no hires fix", REFUSED),
+    Field("refiner_checkpoint", "string", "there is no refiner", REFUSED, ("None",)),
+    Field("script_name", "string", "there are no scripts", REFUSED, ("None",)),
+    Field("infotext", "string", "send the parameters as fields", REFUSED),
+    Field("seed_resize_from_w", "integer", "", REFUSED, (-1,)),
+    Field("seed_resize_from_h", "integer", "", REFUSED, (-1,)),
+    Field("s_churn", "number", "", REFUSED),
+    Field("s_noise", "number", "", REFUSED, (1,)),
+    Field("s_min_uncond", "number", "", REFUSED),
+    Field("eta", "number", "the sampler's own", IGNORED),
+    Field("s_tmin", "number", "counts with s_churn only", IGNORED),
+    Field("s_tmax", "number", "counts with s_churn only", IGNORED),
+    Field("alwayson_scripts", "object", f"names are refused, but for {CONTROL} without enabled units"),
+    Field("script_args", "array", "counts with script_name only", IGNORED),
+    Field("refiner_switch_at", "number", "counts with refiner_checkpoint only", IGNORED),
+    Field("do_not_save_grid", "boolean", "no grids are made", IGNORED),
+    Field("comments", "object", "", IGNORED),
+    Field("force_task_id", "string", "", IGNORED),
+    Field("disable_extra_networks", "boolean", "write no LoRA tags", REFUSED),
+)
+_STRENGTH = "how much may change"
+TEXT_FIELDS = (
+    *FIELDS,
+    Field("denoising_strength", "number", _HIRES, IGNORED),
+    *(
+        Field(name, kind, _HIRES, IGNORED)
+        for name, kind in (
+            ("firstphase_width", "integer"),
+            ("firstphase_height", "integer"),
+            ("hr_scale", "number"),
+            ("hr_upscaler", "string"),
+            ("hr_second_pass_steps", "integer"),
+            ("hr_resize_x", "integer"),
+            ("hr_resize_y", "integer"),
+            ("hr_checkpoint_name", "string"),
+            ("hr_sampler_name", "string"),
+            ("hr_scheduler", "string"),
+            ("hr_prompt", "string"),
+            ("hr_negative_prompt", "string"),
+        )
+    ),
+)
+PICTURE_FIELDS = (
+    *FIELDS,
+    Field("init_images", "array", "one picture in base64", required=True),
+    Field("denoising_strength", "number", f"{_STRENGTH}; default: 0.75"),
+    Field("resize_mode", "integer", "0 distorts, 1 crops, 2 fills the sides with the edge's colours; 3 is refused"),
+    Field("mask", "string", "a picture in base64; white, or where it has alpha opaque, is repainted"),
+    Field("mask_blur", "number", "pixels; default: 4"),
+    Field("mask_blur_x", "number", "", REFUSED, (4,)),
+    Field("mask_blur_y", "number", "", REFUSED, (4,)),
+    Field("mask_round", "boolean", "masks are rounded always", IGNORED),
+    Field("inpainting_fill", "integer", "0 fill, 1 original, 2 noise; 3 is refused; default: 0"),
+    Field("inpaint_full_res", "boolean", "true sees and paints the mask's surroundings alone; default: true"),
+    Field("inpaint_full_res_padding", "integer", "pixels; default: 0"),
+    Field("inpainting_mask_invert", "integer", "1 keeps the white"),
+    Field("initial_noise_multiplier", "number", "", REFUSED, (1,)),
+    Field("image_cfg_scale", "number", "for models that are not supported", IGNORED),
+    Field("include_init_images", "boolean", "they are never sent back", IGNORED),
+    Field("latent_mask", "string", "", REFUSED),
+)
+# A1111's schedulers by name, with their labels, which pictures carry.
+SCHEDULERS = {
+    "automatic": "Automatic", "uniform": "Uniform", "karras": "Karras", "exponential": "Exponential",
+    "polyexponential": "Polyexponential", "sgm_uniform": "SGM Uniform", "kl_optimal": "KL Optimal",
+    "align_your_steps": "Align Your Steps", "simple": "Simple", "normal": "Normal", "ddim": "DDIM", "beta": "Beta",
+}  # fmt: skip
+ECHOED_NOT = ("init_images", "mask")  # of the fields that answers repeat
+_FITS = {0: "stretch", 1: "crop", 2: "fill"}
+_CONTENTS = {0: "fill", 1: "original", 2: "noise"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, and what becomes of its pictures."""
+
+    request: Request
+    send: bool
+    save: bool
+    keep: Options | None  # options that stay
+
+
+def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
+    """What a payload asks for. Raises ApiError and InputError for what cannot be done."""
+    found = read_fields(payload, PICTURE_FIELDS if with_picture else TEXT_FIELDS)
+    _check_scripts(found.get("alwayson_scripts", {}))
+    options = options_module.current().changed(found.get("override_settings", {}))
+    model = catalogue.find(options.model)
+    defaults = model.defaults
+    width, height = values.usual_size(model)
+    strength = found.get("subseed_strength", 0.0)
+    iterations, size = found.get("n_iter", 1), found.get("batch_size", 1)
+    for name, count in (("n_iter", iterations), ("batch_size", size)):
+        if count < 1:
+            raise ApiError(422, f"{name} = {count} should be at least 1.")
+    given: dict[str, Any] = {
+        "prompt": found.get("prompt", ""),
+        "negative": found.get("negative_prompt", ""),
+        "steps": found.get("steps", defaults.steps),
+        "cfg": found.get("cfg_scale", defaults.cfg),
+        "width": found.get("width") or width,
+        "height": found.get("height") or height,
+        "sampler": _sampler(found) or defaults.sampler,
+        "seed": _seed(found.get("seed")),
+        "variation_strength": strength,
+        "variation_seed": _seed(found.get("subseed")) if strength else None,
+        "n_images": min(iterations * size, 10_000),
+        "batch_size": min(size, 256),
+        "model": options.model,
+        "vae": options.vae,
+        "clip_skip": options.clip_skip,
+        "file_format": options.file_format,
+        "previews": ("fast",),
+    }
+    request = Request(**given)
+    painting.check(request)  # before pictures are decoded, and brought to its size
+    if with_picture:
+        request = dataclasses.replace(request, **_inputs(found, given["width"], given["height"]))
+    keep = options if found.get("override_settings_restore_afterwards") is False else None
+    save = found.get("save_images", False) or not found.get("do_not_save_samples", False)
+    return Asked(request, found.get("send_images", True), save, keep)
+
+
+def _seed(value: int | None) -> int | None:
+    return None if value is None or value < 0 else value
+
+
+def _sampler(found: Mapping[str, Any]) -> str | None:
+    name = found.get("sampler_name") or found.get("sampler_index")
+    scheduler = found.get("scheduler")
+    if not name and scheduler and scheduler.lower() != "automatic":
+        name = "Euler"
+    if not name:
+        return None
+    try:
+        return key_of(sampler_from_a1111(name, SCHEDULERS.get((scheduler or "").lower(), scheduler)))
+    except SamplerError as error:
+        raise ApiError(404, f"Sampler not found: {error}") from None
+
+
+def _check_scripts(scripts: Mapping[str, Any]) -> None:
+    for name, entry in scripts.items():
+        units = entry.get("args", ()) if isinstance(entry, dict) else (True,)
+        idle = not units or all(isinstance(unit, dict) and unit.get("enabled") is False for unit in units)
+        if name.lower() != CONTROL or not idle:
+            raise ApiError(422, f"always on script {name[:100]} not found")
+
+
+def _inputs(found: Mapping[str, Any], width: int, height: int) -> dict[str, Any]:
+    """The fields of `Request` for an input picture and its mask."""
+    pictures = found["init_images"]
+    if len(pictures) != 1:
+        raise ApiError(422, f"init_images has {len(pictures)} pictures and should have one.")
+    picture, file = bodies.opened(bodies.decoded(pictures[0], "init_images[0]"), "init_images[0]")
+    mode = found.get("resize_mode", 0)
+    if mode not in _FITS:
+        raise ApiError(422, f"resize_mode = {mode} is not supported: choose 0, 1 or 2.")
+    given: dict[str, Any] = {"strength": found.get("denoising_strength", 0.75)}
+    if not found.get("mask"):
+        how = _FITS[mode]
+        given["picture"] = _fitted(picture, width, height, how)  # now: what waits in the queue is small
+        return given if how == "fill" else given | {"picture_file": file, "fit": how}
+    content = found.get("inpainting_fill", 0)
+    if content not in _CONTENTS:
+        raise ApiError(422, f"inpainting_fill = {content} is not supported: choose 0, 1 or 2.")
+    mask = read_mask(bodies.decoded(found["mask"], "mask"))
+    only_masked = found.get("inpaint_full_res", True)
+    if mask.size != picture.size:
+        mask = mask.resize(picture.size, Image.Resampling.NEAREST)
+    if not only_masked:  # the whole picture comes to the size that is painted, and stays there
+        picture, mask = (_fitted(image, width, height, _FITS[mode]) for image in (picture, mask))
+    invert = bool(found.get("inpainting_mask_invert", 0))
+    if mask.getextrema() == ((255, 255) if invert else (0, 0)):
+        raise ApiError(422, "The mask leaves nothing to repaint.")
+    return given | {
+        "picture": picture,
+        "mask": mask,
+        "mask_blur": found.get("mask_blur", 4.0),
+        "masked_content": _CONTENTS[content],
+        "only_masked": only_masked,
+        "padding": found.get("inpaint_full_res_padding", 0) if only_masked else 0,
+        "invert": invert,
+    }
+
+
+def read_mask(data: bytes) -> Image.Image:
+    """A mask as A1111 reads it, "L" of 0 and 255: its alpha where that says something, else its grey."""
+    picture, _ = bodies.opened(data, "mask")
+    grey = bodies.alpha(data) or picture.convert("L")
+    return grey.point(lambda value: 255 if value > 127 else 0)
+
+
+def _fitted(image: Image.Image, width: int, height: int, how: str) -> Image.Image:
+    """A picture or mask at the size that is painted; masks stay hard."""
+    mask = image.mode == "L"
+    rgb = image.convert("RGB")
+    done = filled(rgb, width, height) if how == "fill" else fit(rgb, width, height, how)
+    return done.convert("L").point(lambda value: 255 if value > 127 else 0) if mask else done
+
+
+def filled(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The whole picture in the middle of (width, height), its sides filled with the colours of its edge."""
+    scale = min(width / picture.width, height / picture.height)
+    size = max(1, min(width, round(picture.width * scale))), max(1, min(height, round(picture.height * scale)))
+    pixels = np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    sides = ((top, height - size[1] - top), (left, width - size[0] - left), (0, 0))
+    return Image.fromarray(np.pad(pixels, sides, mode="edge"))

@@ -1,0 +1,74 @@
+"""A1111's options, as far as they mean something here: which model, VAE, clip skip and file format requests get."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ... import catalogue
+from . import models
+from .fields import IGNORED, Field, read_fields
+
+FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}  # A1111's names of ours
+FIELDS = (
+    Field("sd_model_checkpoint", "string", "the model, by its title, name or hash; POST loads it before it answers"),
+    Field("sd_checkpoint_hash", "string", "follows the model", IGNORED),
+    Field("sd_vae", "string", "a VAE that /sdapi/v1/sd-vae lists; Automatic is the model's own"),
+    Field("CLIP_stop_at_last_layers", "integer", "clip skip; 1 is what the model was trained with"),
+    Field("samples_format", "string", "png, jpg or webp: the files, and the pictures in answers"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What requests get that do not say otherwise; names are the catalogue's."""
+
+    model: str = catalogue.DEFAULT
+    vae: str | None = None
+    clip_skip: int | None = None
+    file_format: str = "png"
+
+    def changed(self, values: Mapping[str, Any]) -> Options:
+        """With A1111's values by name over it; unknown names are ignored. Raises ApiError 404 and 422."""
+        found = read_fields(values, FIELDS)
+        changes: dict[str, Any] = {}
+        if found.get("sd_model_checkpoint"):
+            changes["model"] = models.find(found["sd_model_checkpoint"]).name
+        if "sd_vae" in found:
+            changes["vae"] = models.find_vae(found["sd_vae"])
+        if "CLIP_stop_at_last_layers" in found:
+            layers = found["CLIP_stop_at_last_layers"]
+            changes["clip_skip"] = layers if layers > 1 else None
+        if "samples_format" in found:
+            changes["file_format"] = FORMATS.get(found["samples_format"].lower(), "png")
+        return dataclasses.replace(self, **changes)
+
+    def shown(self) -> dict[str, Any]:
+        """As A1111 shows them."""
+        model = catalogue.find(self.model)
+        return {
+            "samples_format": "jpg" if self.file_format == "jpeg" else self.file_format,
+            "sd_model_checkpoint": models.title(model),
+            "sd_checkpoint_hash": "",
+            "sd_vae": self.vae or "Automatic",
+            "CLIP_stop_at_last_layers": self.clip_skip or 1,
+        }
+
+
+_lock = threading.Lock()
+_current = Options()
+
+
+def current() -> Options:
+    """The options of this process."""
+    return _current
+
+
+def replace(options: Options) -> None:
+    """Make these the options of this process."""
+    global _current
+    with _lock:
+        _current = options

@@ -1,0 +1,326 @@
+"""The HTTP API over an engine that only pretends: fields, answers, errors, the queue."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from stable_diffusion import catalogue
+from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.service import shared
+from stable_diffusion.service.api import a1111_request, options
+from stable_diffusion.service.api.app import build
+from stable_diffusion.service.worker import MAX_WAITING
+from tests.pretend import PretendEngine, wait
+
+LISTED = ("upscalers", "samplers", "schedulers", "sd-models")
+PAINT = {"prompt": "a red house", "steps": 2, "width": 64, "height": 64, "seed": 7}
+
+
+@pytest.fixture
+def engine(monkeypatch, tmp_path):
+    monkeypatch.setenv(shared.OUTPUTS_VARIABLE, str(tmp_path / "outputs"))
+    monkeypatch.setenv("STABLE_DIFFUSION_HOME", str(tmp_path))
+    monkeypatch.setenv(catalogue.FOLDERS_VARIABLE, "")
+    shared.close()
+    options.replace(options.Options())
+    engine = PretendEngine().install(monkeypatch)
+    yield engine
+    if engine.gate is not None:
+        engine.gate.release(100_000)
+    shared.close()
+
+
+@pytest.fixture
+def client(engine):
+    with TestClient(build(), base_url="http://localhost:7860") as client:
+        yield client
+
+
+def png(color="red", size=(64, 64), mode="RGB") -> str:
+    buffer = io.BytesIO()
+    Image.new(mode, size, color).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def painted(client, path="txt2img", status=200, **fields):
+    answer = client.post(f"/sdapi/v1/{path}", json=PAINT | fields)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def calls(engine):
+    return [arguments for model in engine.models for _, arguments in model.calls]
+
+
+def test_a_picture_comes_with_all_that_is_said_of_it(client, engine, tmp_path):
+    answer = painted(client, negative_prompt="rain", cfg_scale=4.5, sampler_name="DPM++ 2M", scheduler="Karras")
+    (image,) = answer["images"]
+    data = base64.b64decode(image)
+    assert Image.open(io.BytesIO(data)).size == (64, 64)
+    info = json.loads(answer["info"])
+    assert (info["prompt"], info["negative_prompt"], info["seed"], info["all_seeds"]) == ("a red house", "rain", 7, [7])
+    assert (info["width"], info["height"], info["steps"], info["cfg_scale"]) == (64, 64, 2, 4.5)
+    said = Parameters.from_text(info["infotexts"][0])
+    assert (said.prompt, said.sampler, said.schedule, said.seed) == ("a red house", "DPM++ 2M", "Karras", 7)
+    (saved,) = (tmp_path / "outputs").rglob("*.png")
+    assert saved.read_bytes() == data, "the answer is the gallery's file"
+    assert answer["parameters"]["prompt"] == "a red house"
+
+
+def test_every_honoured_setting_reaches_the_engine(client, engine):
+    painted(
+        client, sampler_index="Euler a", steps="3", cfg_scale="2.5", subseed=5, subseed_strength=0.25, n_iter=2,
+        batch_size=2, override_settings={"CLIP_stop_at_last_layers": 2},
+    )  # fmt: skip
+    found = calls(engine)
+    assert len(found) == 4
+    assert [(each["seed"], each["variation_seed"]) for each in found] == [(7, 5), (7, 6), (7, 7), (7, 8)]
+    first = found[0]
+    assert (first["num_steps"], first["cfg_weight"], first["clip_skip"], first["sampler"]) == (3, 2.5, 2, "euler_a")
+    assert first["variation_strength"] == 0.25
+
+
+def test_what_is_not_said_is_the_models(client, engine):
+    client.post("/sdapi/v1/txt2img", json={"prompt": "a"})
+    (found,) = calls(engine)
+    defaults = catalogue.find(catalogue.DEFAULT).defaults
+    assert (found["num_steps"], found["cfg_weight"]) == (defaults.steps, defaults.cfg)
+    assert (found["width"], found["height"]) == (128, 128)
+
+
+def test_pictures_may_stay_out_of_answer_and_gallery(client, tmp_path):
+    assert painted(client, send_images=False)["images"] == []
+    assert len(list((tmp_path / "outputs").rglob("*.png"))) == 1
+    (image,) = painted(client, do_not_save_samples=True)["images"]
+    assert Parameters.from_text(Image.open(io.BytesIO(base64.b64decode(image))).text["parameters"]).seed == 7
+    assert len(list((tmp_path / "outputs").rglob("*.png"))) == 1
+    painted(client, do_not_save_samples=True, save_images=True)
+    assert len(list((tmp_path / "outputs").rglob("*.png"))) == 2
+
+
+def test_files_may_be_jpegs(client):
+    (image,) = painted(client, override_settings={"samples_format": "jpg"})["images"]
+    assert Image.open(io.BytesIO(base64.b64decode(image))).format == "JPEG"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 50)])
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_a_picture_to_begin_with(client, engine, mode, size):
+    painted(client, "img2img", init_images=["data:image/png;base64," + png(size=size)], resize_mode=mode)
+    (found,) = calls(engine)
+    assert found["denoising_strength"] == 0.75 and found["input_image"].size == (64, 64)
+    assert found["input_image"].getpixel((1, 1)) == (255, 0, 0)
+
+
+def test_sides_are_filled_with_the_edges_colours():
+    picture = Image.new("RGB", (64, 32), "red")
+    picture.paste("blue", (0, 16, 64, 32))
+    done = a1111_request.filled(picture, 64, 64)
+    assert done.getpixel((5, 0)) == (255, 0, 0) and done.getpixel((5, 63)) == (0, 0, 255)
+
+
+def test_inpainting_with_all_its_options(client, engine):
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    common = {"init_images": [png(size=(128, 64))], "mask": encoded, "denoising_strength": 0.5}
+    answer = painted(client, "img2img", **common)
+    assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).size == (128, 64), "only masked is its default"
+    said = Parameters.from_text(json.loads(answer["info"])["infotexts"][0]).extra
+    assert (said["Masked content"], said["Inpaint area"], said["Masked area padding"]) == ("fill", "Only masked", "0")
+    answer = painted(
+        client, "img2img", **common, inpaint_full_res=False, inpainting_fill=2, mask_blur=0, inpainting_mask_invert=1
+    )
+    assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).size == (64, 64)
+    said = Parameters.from_text(json.loads(answer["info"])["infotexts"][0]).extra
+    assert (said["Masked content"], said["Mask blur"], said["Mask mode"]) == ("latent noise", "0", "Inpaint not masked")
+    found = calls(engine)[-1]
+    assert found["mask_image"].convert("L").getpixel((2, 2)) == 0, "the white is kept"
+
+
+def test_a_mask_with_alpha_is_its_alpha():
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    mask = a1111_request.read_mask(buffer.getvalue())
+    assert (mask.getpixel((1, 1)), mask.getpixel((6, 1))) == (255, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "word"),
+    [
+        ({"restore_faces": True}, 422, "restore_faces"),
+        ({"tiling": True}, 422, "tiling"),
+        ({"enable_hr": True}, 422, "enable_hr"),
+        ({"styles": ["pretty"]}, 422, "styles"),
+        ({"script_name": "X/Y/Z plot"}, 422, "script_name"),
+        ({"refiner_checkpoint": "other"}, 422, "refiner_checkpoint"),
+        ({"s_churn": 1}, 422, "s_churn"),
+        ({"alwayson_scripts": {"ADetailer": {"args": [True]}}}, 422, "ADetailer"),
+        ({"alwayson_scripts": {"controlnet": {"args": [{"model": "x"}]}}}, 422, "controlnet"),
+        ({"sampler_name": "Nonesuch"}, 404, "Sampler not found"),
+        ({"scheduler": "Nonesuch"}, 404, "Sampler not found"),
+        ({"override_settings": {"sd_model_checkpoint": "nonesuch"}}, 404, "Model not found"),
+        ({"override_settings": {"sd_vae": "nonesuch"}}, 404, "VAE not found"),
+        ({"steps": "many"}, 422, "steps"),
+        ({"steps": 0}, 422, "steps"),
+        ({"width": 60}, 422, "width"),
+        ({"cfg_scale": True}, 422, "cfg_scale"),
+        ({"n_iter": 20, "batch_size": 20}, 422, "400 pictures"),
+        ({"n_iter": 0}, 422, "n_iter"),
+        ({"width": 8192, "height": 8192}, 422, "pixels"),
+        ({"seed": 2**64}, 422, "seed"),
+        ({"prompt": "a <lora:nonesuch:1>"}, 422, "nonesuch"),
+        ({"prompt": ""}, 422, "empty"),
+    ],
+)
+def test_what_would_change_the_picture_and_is_not_here_is_refused_by_name(client, fields, status, word):
+    assert word in painted(client, status=status, **fields)["detail"]
+
+
+def test_what_changes_nothing_is_let_pass(client):
+    painted(
+        client, restore_faces=False, styles=[], script_name="", script_args=[], eta=1.0, s_churn=0, s_noise=1,
+        alwayson_scripts={"ControlNet": {"args": []}, "controlnet": {"args": [{"enabled": False}]}}, nonesuch=1,
+        refiner_checkpoint="None", seed_resize_from_w=-1, hr_scale=2, tiling=None,
+    )  # fmt: skip
+
+
+def test_options_come_back_whole_and_change_what_is_painted(client, engine):
+    found = client.get("/sdapi/v1/options").json()
+    assert client.post("/sdapi/v1/options", json=found | {"unknown": 1}).status_code == 200
+    assert client.get("/sdapi/v1/options").json() == found
+    assert not engine.models, "nothing was loaded for options that change nothing"
+    client.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2})
+    painted(client)
+    assert calls(engine)[-1]["clip_skip"] == 2
+    painted(client, override_settings={"CLIP_stop_at_last_layers": 1}, override_settings_restore_afterwards=False)
+    assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
+
+
+def test_a_model_that_does_not_load_changes_no_option(client, engine, monkeypatch):
+    known = catalogue.KNOWN[0]
+    absent = catalogue.Model("absent", catalogue.LOCAL, "/nowhere/absent.safetensors", "absent", "sd1")
+    monkeypatch.setattr(catalogue, "all", lambda folders=None: [known, absent])
+    answer = client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "absent"})
+    assert answer.status_code == 500 and "absent" in answer.json()["detail"]
+    assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == known.name
+
+
+def test_progress_skip_and_interrupt(client, engine):
+    idle = client.get("/sdapi/v1/progress").json()
+    assert (idle["progress"], idle["state"]["job_count"], idle["current_image"]) == (0.0, 0, None)
+    engine.gate = threading.Semaphore(0)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(painted(client, n_iter=3, steps=4)))
+    thread.start()
+    engine.gate.release(2)
+    wait(lambda: client.get("/sdapi/v1/progress").json()["state"]["sampling_step"] == 2)
+    now = client.get("/sdapi/v1/progress").json()
+    assert now["progress"] == pytest.approx(2 / 12) and now["state"]["job_count"] == 1
+    assert Image.open(io.BytesIO(base64.b64decode(now["current_image"]))).format == "JPEG"
+    assert client.get("/sdapi/v1/progress?skip_current_image=true").json()["current_image"] is None
+    assert client.post("/sdapi/v1/skip").json() == {}
+    engine.gate.release(1 + 4 + 1)
+    wait(lambda: client.get("/sdapi/v1/progress").json()["state"]["job_no"] == 2)
+    client.post("/sdapi/v1/interrupt")
+    engine.gate.release(1)
+    thread.join(10)
+    (answer,) = answers
+    info = json.loads(answer["info"])
+    assert len(answer["images"]) == 2 and info["all_seeds"] == [8, 9], "the one that was skipped is left out"
+    assert "Stopped" in info["infotexts"][1] and "Stopped" not in info["infotexts"][0]
+
+
+def test_lists(client):
+    got = {
+        name: client.get(f"/sdapi/v1/{name}").json() for name in ("upscalers", "samplers", "schedulers", "sd-models")
+    }
+    assert [each["name"] for each in got["upscalers"]] == ["None", "Lanczos", "Nearest"]
+    assert {"Euler", "Euler a", "DPM++ 2M", "DDIM", "PLMS"} <= {each["name"] for each in got["samplers"]}
+    assert {"automatic", "karras"} <= {each["name"] for each in got["schedulers"]}
+    assert [each["title"] for each in got["sd-models"]] == [catalogue.DEFAULT]
+    assert client.get("/sdapi/v1/prompt-styles").json() == []
+    assert client.get("/controlnet/model_list").json() == {"model_list": []}
+    for name in ("interrogate", "no-such-route"):
+        assert client.post(f"/sdapi/v1/{name}", json={}).status_code == 404
+
+
+def test_every_sampler_that_is_listed_is_taken(client):
+    for sampler in client.get("/sdapi/v1/samplers").json():
+        for name in (sampler["name"], *sampler["aliases"]):
+            painted(client, sampler_name=name)
+
+
+def test_every_scheduler_that_is_listed_is_taken_by_name_and_label(client, engine):
+    found = client.get("/sdapi/v1/schedulers").json()
+    for scheduler in found:
+        keys = set()
+        for name in (scheduler["name"], scheduler["label"], scheduler["name"].upper()):
+            painted(client, sampler_name="Euler", scheduler=name, steps=1)
+            keys.add(calls(engine)[-1]["sampler"])
+        assert len(keys) == 1
+
+
+def test_parameters_are_read_from_a_picture(client):
+    (image,) = painted(client)["images"]
+    found = client.post("/sdapi/v1/png-info", json={"image": "data:image/png;base64," + image}).json()
+    assert found["info"].startswith("a red house\nSteps: 2")
+    assert found["items"] == {"parameters": found["info"]}
+    assert (found["parameters"]["Prompt"], found["parameters"]["Seed"]) == ("a red house", "7")
+    bare = client.post("/sdapi/v1/png-info", json={"image": png()}).json()
+    assert bare == {"info": "", "items": {}, "parameters": {}}
+
+
+def test_pictures_are_enlarged_without_a_model(client):
+    def size(image):
+        return Image.open(io.BytesIO(base64.b64decode(image))).size
+
+    ask = {"image": png(size=(20, 10)), "upscaler_1": "Lanczos"}
+    post = lambda **more: client.post("/sdapi/v1/extra-single-image", json=ask | more)  # noqa: E731
+    assert size(post(upscaling_resize=3).json()["image"]) == (60, 30)
+    by_size = {"resize_mode": 1, "upscaling_resize_w": 30, "upscaling_resize_h": 30}
+    assert size(post(**by_size).json()["image"]) == (30, 30)
+    assert size(post(**by_size, upscaling_crop=False).json()["image"]) == (30, 15)
+    assert size(post(upscaler_1="None").json()["image"]) == (20, 10)
+    assert size(post(upscaler_2="Nearest", extras_upscaler_2_visibility=0.5).json()["image"]) == (40, 20)
+    assert post(upscaler_1="R-ESRGAN 4x+").status_code == 404
+    assert post(gfpgan_visibility=1).status_code == 422
+    assert post(upscaling_resize=1e9).status_code == 422
+    many = {"imageList": [{"data": png(), "name": "../a"}] * 2, "upscaler_1": "Nearest"}
+    found = client.post("/sdapi/v1/extra-batch-images", json=many).json()
+    assert [size(image) for image in found["images"]] == [(128, 128)] * 2
+
+
+def test_the_model_is_dropped_and_loaded_on_request(client, engine):
+    painted(client)
+    assert client.post("/sdapi/v1/unload-checkpoint").status_code == 200 and engine.released == 1
+    assert client.post("/sdapi/v1/reload-checkpoint").status_code == 200 and len(engine.models) == 2
+
+
+def test_an_error_of_the_machine_is_500_and_names_no_folder(client, engine):
+    engine.fail_at = 1
+    assert "wheels" in painted(client, status=500)["detail"]
+
+
+def test_a_full_queue_is_503_with_a_time_to_come_back(client, engine):
+    engine.gate = threading.Semaphore(0)
+    from stable_diffusion.request import Request
+
+    first = shared.the_worker().submit(Request("a", steps=1))
+    wait(lambda: first.started)
+    jobs = [shared.the_worker().submit(Request("a", steps=1)) for _ in range(MAX_WAITING)]
+    answer = client.post("/sdapi/v1/txt2img", json=PAINT)
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+    assert len(jobs) == MAX_WAITING
+    engine.gate.release(1000)
