@@ -24,6 +24,7 @@ Commands:
   info        show how a picture was made
   train       train a small model
   page        start the page (the default)
+  serve       serve the HTTP API without the page
   selftest    check that this machine computes correctly, and how fast
 
 Options of the page:
