@@ -33,7 +33,8 @@ what clients paint appears in the gallery. Pictures are those of the command lin
 - **Errors** are `{"detail": ...}`, at `/v1` `{"error": {"message", "type", "param", "code"}}`. A full queue answers 503
   with `Retry-After`. A client that closes its connection cancels its job.
 - **Keys**: beyond this machine `serve` needs `--api-key` (as a Bearer token, or as the password of any user) or
-  `--api-auth user:password`. Without a key any authorization is ignored. Hosts and pages (`Origin`) other than this
+  `--api-auth user:password`; the page's API takes the page's password instead, likewise as a Bearer token or as the
+  password of any user. Without a key any authorization is ignored. Hosts and pages (`Origin`) other than this
   machine's and `host.docker.internal` need `--allow-host`, pages elsewhere that call it from a browser
   `--allow-origin`.
 - **Names** of models, VAEs, LoRAs and samplers are looked up in lists. They never become paths, and nothing is
