@@ -229,7 +229,7 @@ def test_no_answer_names_a_folder_of_this_machine(client, engine, tmp_path, monk
     ("text", "left"),
     [
         ("'/srv/data/models/a.safetensors' is cut short.", "'a.safetensors' is cut short."),
-        ("No permission to write or read /root/secret/x.png.", "No permission to write or read x.png."),
+        ("No permission to write or read /home/me/secret/x.png.", "No permission to write or read x.png."),
         ("C:\\Users\\me\\x.ckpt is gone", "x.ckpt is gone"),
         ("1/2 of it; [a/b] is 3/4", "1/2 of it; [a/b] is 3/4"),
         ("see https://huggingface.co/org/name", "see https://huggingface.co/org/name"),
