@@ -24,6 +24,11 @@ def all_finite(tree: Any) -> bool:
     return all(is_finite(array) for array in _arrays(tree) if mx.issubdtype(array.dtype, mx.floating))
 
 
+def is_half(network: Any) -> bool:
+    """Whether some weights of a network are in half precision, whose largest number is 65,504."""
+    return any(array.dtype == mx.float16 for array in _arrays(network.parameters()))
+
+
 def one_colour(pictures: mx.array) -> list[int]:
     """The indices of pictures (B, H, W, C) that are a single colour."""
     flat = (pictures.max(axis=(1, 2)) == pictures.min(axis=(1, 2))).all(axis=1)
@@ -68,14 +73,8 @@ def blame_vae(name: str, vae: Any) -> NotFiniteError:
             f"model in float32 ({FULL})."
         )
         return NotFiniteError(mend, "vae")
-    if any(array.dtype == mx.float16 for array in _arrays(vae.parameters())):
-        mend = (
-            f"Load the model in float32 ({FULL}), or choose another VAE (vae=, --vae), such as "
-            "madebyollin/sdxl-vae-fp16-fix for SDXL."
-        )
-    else:
-        mend = "Choose another VAE (vae=, --vae)."
-    return NotFiniteError(f"The VAE of {name!r} decodes to NaN or infinite numbers. {mend}", "vae")
+    mend = "Choose another VAE (vae=, --vae)."
+    return NotFiniteError(f"The VAE of {name!r} decodes to NaN or infinite numbers, in float32 too. {mend}", "vae")
 
 
 def _is_finite_with(overlay: Overlay, lora: Choice) -> bool:

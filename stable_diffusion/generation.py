@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,25 @@ class GenerationStep:
 class Generation(Iterator[GenerationStep]):
     """A generation under way: an iterator of its steps. Closing it cancels it.
 
-    `used` are its model and other files; `notes` say what was changed or looks wrong, and are warned of as well.
+    `notes` say what was changed or looks wrong, and are warned of as well.
     """
 
-    def __init__(self, used: Used, steps: Generator[GenerationStep, None, None], notes: Sequence[str] = ()):
-        self.used = used
+    def __init__(
+        self,
+        used: Used,
+        steps: Generator[GenerationStep, None, None],
+        notes: Sequence[str] = (),
+        vae_precision: Callable[[], str | None] | None = None,
+    ):
         self.notes = tuple(notes)
+        self._used = used
         self._steps = steps
+        self._vae_precision = vae_precision
+
+    @property
+    def used(self) -> Used:
+        """Its model and other files, found when it began; the precision of the VAE is known once it has decoded."""
+        return replace(self._used, vae_precision=self._vae_precision and self._vae_precision())
 
     def __next__(self) -> GenerationStep:
         return next(self._steps)

@@ -97,9 +97,18 @@ class Unloader:
 
     def __init__(self, networks: Iterable[Any], reloads: Sequence[tuple[Any, Callable[[], None]]]):
         """`reloads` pairs each such network with a function that gives it its weights again, lazily."""
-        self.weights = weight_bytes(*networks)
+        self._sizes = {id(network): weight_bytes(network) for network in networks}
         self._reloads = {id(network): reload for network, reload in reloads}
-        self._sizes = {id(network): weight_bytes(network) for network, _ in reloads}
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights, if none are dropped."""
+        return sum(self._sizes.values())
+
+    def keep(self, network: Any) -> None:
+        """From now on do not drop this one, whose weights are no longer those of its file."""
+        self._reloads.pop(id(network), None)
+        self._sizes[id(network)] = weight_bytes(network)
 
     def drop(self, *networks: Any) -> None:
         """Drop the weights of those that can be read again, and release free memory.
@@ -114,7 +123,7 @@ class Unloader:
 
     def held_without(self, *networks: Any) -> int:
         """Bytes of weights still resident after these are dropped, if they can be."""
-        return self.weights - sum(self._sizes.get(id(each), 0) for each in networks)
+        return self.weights - sum(self._sizes.get(id(each), 0) for each in networks if id(each) in self._reloads)
 
 
 def largest_product(network: DenoisingNetwork, vae: LatentSpace, n_images: int, width: int, height: int) -> int:

@@ -24,7 +24,7 @@ from .diffusion.network import DenoisingNetwork, PictureAutoencoder, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.schedule import contradictions, with_zero_terminal_snr
 from .errors import InputError, NotFiniteError
-from .finite import blame_latents, blame_vae, is_finite, one_colour
+from .finite import all_finite, blame_latents, blame_vae, is_finite, is_half, one_colour
 from .model_io import hashes
 from .model_io.checkpoint import Checkpoint, vae_dtype
 from .model_io.hub import Progress
@@ -50,6 +50,7 @@ class LoadedModel:
 
     _file: Path | None = None  # the single file that it was loaded from
     _other_vae: str | os.PathLike | None = None  # replaces its own
+    vae_precision: str | None = None  # "float32" once the VAE has overflowed in float16
     _asked: Mapping[str, Any] = MappingProxyType({})  # for the record: how it differs from its file
 
     def __init__(
@@ -208,39 +209,58 @@ class LoadedModel:
     def decode(self, latents: mx.array) -> mx.array:
         """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1], evaluated.
 
-        In blended tiles if a whole picture would not fit into memory. Warns about pictures of a single colour. Raises
-        `InputError` for another shape, and `NotFiniteError` for NaN and infinite numbers.
+        In blended tiles if a whole picture would not fit into memory. A VAE that overflows in float16 decodes again in
+        float32, and stays so. Warns about that, and about pictures of a single colour. Raises `InputError` for another
+        shape, and `NotFiniteError` for NaN and infinite numbers.
         """
         if latents.ndim != 4 or latents.shape[-1] != self.latent_channels:
             raise InputError(
                 f"latents of shape {latents.shape} cannot be decoded; (B, h, w, {self.latent_channels}) is expected."
             )
-        height, width = (side * self.downscale for side in latents.shape[1:3])
         if self._unloads_encoders:
             mx.eval(latents)
             self._unloader.drop(*([self._unet] if self.low_memory and not self._painting else []))
         if not self._painting:
             backend.end_phase()
+        result, finite = self._decoded(latents)
+        if not finite.all() and is_finite(latents) and self._widen_vae():
+            result, finite = self._decoded(latents)
+        self._check_pictures(latents, result, finite)
+        if self.low_memory:
+            self._unloader.drop(self._vae)
+        return result
+
+    def _decoded(self, latents: mx.array) -> tuple[mx.array, np.ndarray]:
+        """Pictures in [0, 1], and which of them were finite before clipping (B,); evaluated."""
+        height, width = (side * self.downscale for side in latents.shape[1:3])
         decode = self._vae.decode
         if self._needs.in_tiles(width, height):
             decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
         # One by one: memory for one picture, whatever the batch.
         pictures = [decode(one) for one in mx.split(latents, latents.shape[0])]
         whole = mx.concatenate(pictures).astype(mx.float32)
-        result = mx.clip(whole / 2 + 0.5, 0, 1)
-        self._check_pictures(latents, whole, result)
-        if self.low_memory:
-            self._unloader.drop(self._vae)
-        return result
-
-    def _check_pictures(self, latents: mx.array, whole: mx.array, result: mx.array) -> None:
-        """Raise `NotFiniteError`, with the `result` if some pictures are whole; `whole` is before clipping."""
-        finite = mx.isfinite(whole).all(axis=(1, 2, 3))
+        result, finite = mx.clip(whole / 2 + 0.5, 0, 1), mx.isfinite(whole).all(axis=(1, 2, 3))
         mx.eval(result, finite)
-        if not finite.all().item():
+        return result, np.asarray(finite)
+
+    def _widen_vae(self) -> bool:
+        """From now on run an overflowing float16 VAE in float32; False if it is no such VAE."""
+        vae = self._vae
+        if not isinstance(vae, nn.Module) or not is_half(vae) or not all_finite(vae.parameters()):
+            return False
+        vae.set_dtype(mx.float32)
+        self._unloader.keep(vae)
+        self.vae_precision = "float32"
+        message = f"The VAE of {self.name!r} overflowed in float16, so it runs in float32 from now on."
+        warnings.warn(message, stacklevel=4)
+        return True
+
+    def _check_pictures(self, latents: mx.array, result: mx.array, finite: np.ndarray) -> None:
+        """Raise `NotFiniteError`, with the `result` if some pictures are `finite`."""
+        if not finite.all():
             error = blame_vae(self.name, self._vae) if is_finite(latents) else self._blame_latents()
-            if finite.any().item():
-                error.pictures = np.where(np.asarray(finite)[:, None, None, None], np.asarray(result), np.nan)
+            if finite.any():
+                error.pictures = np.where(finite[:, None, None, None], np.asarray(result), np.nan)
             raise error
         if flat := one_colour(result):
             which = "The picture is" if len(result) == 1 else f"Of {len(result)} pictures {len(flat)} are"
@@ -271,7 +291,14 @@ class LoadedModel:
         seed = checks.whole("seed", seed, 0, checks.MAX_SEED)
         width, height = check_size(self, width, height)
         noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
-        return self._vae.encode(mx.array(as_input(picture, width, height))[None], noise())
+        return self._encoded(mx.array(as_input(picture, width, height))[None], noise())
+
+    def _encoded(self, picture: mx.array, noise: mx.array) -> mx.array:
+        """`PictureAutoencoder.encode`, again in float32 if it overflows in float16; only in float16 not lazy."""
+        latents = self._vae.encode(picture, noise)
+        if is_half(self._vae) and not is_finite(latents) and self._widen_vae():
+            latents = self._vae.encode(picture, noise)
+        return latents
 
     def _laid_over(self, choices: tuple[Choice, ...], reader: TextReader) -> tuple[DenoisingNetwork, TextReader]:
         networks = self._overlay.networks(choices)
@@ -312,7 +339,7 @@ class LoadedModel:
 
     def _needs_with(self, low_memory: bool) -> memory.Needs:
         config, dtype = self._own_vae_config, self._dtype
-        vae_size = vae_dtype(self.family, config, dtype).size
+        vae_size = (mx.float32 if self.vae_precision else vae_dtype(self.family, config, dtype)).size
         unloaded = self._conditioner.encoders if low_memory or self._unloads_encoders else ()
         painting = self._unloader.held_without(*unloaded, *[self._vae] * low_memory)
         decoding = self._unloader.held_without(*unloaded, *[self._unet] * low_memory)

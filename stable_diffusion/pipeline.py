@@ -173,7 +173,8 @@ class StableDiffusion(LoadedModel):
         self._check(call)
         # 2. The LoRAs and embeddings that the texts name are applied and recorded.
         network, reader = self._networks(call)
-        return Generation(self._used(call), self._steps(call, network, reader), (*self.notes, *call.notes))
+        steps, notes = self._steps(call, network, reader), (*self.notes, *call.notes)
+        return Generation(self._used(call), steps, notes, lambda: self.vae_precision)
 
     def _steps(
         self, call: Call, network: DenoisingNetwork, reader: TextReader
@@ -197,7 +198,7 @@ class StableDiffusion(LoadedModel):
         )
         # 4. The first latents: noise, or the input noised to the plan's first level.
         noise = NoiseStream(call.seeds, (height // self.downscale, width // self.downscale, self.latent_channels))
-        start = start_from(call.start, call.plan, denoiser, noise, call.noise, self._vae.encode, self.inpainting)
+        start = start_from(call.start, call.plan, denoiser, noise, call.noise, self._encoded, self.inpainting)
         if self.low_memory:
             mx.eval(start.x)
             self._unloader.drop(self._vae)

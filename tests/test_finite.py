@@ -85,8 +85,72 @@ def test_numbers_that_overflow_although_all_weights_are_finite(float16, monkeypa
     checkpoint = load(EMBEDDED, mx.float16)
     sd = StableDiffusion.from_checkpoint(checkpoint, "mine", float16=True)
     monkeypatch.setattr(checkpoint.vae, "decode", lambda latents: mx.full((1, 64, 64, 3), mx.nan))
-    with pytest.raises(NotFiniteError, match=r"The VAE of 'mine' decodes to NaN.*--no-float16.*--vae"):
+    with (
+        pytest.warns(UserWarning, match="overflowed in float16"),
+        pytest.raises(NotFiniteError, match=r"The VAE of 'mine' decodes to NaN.*in float32 too.*--vae"),
+    ):
         sd.decode(mx.zeros((1, 8, 8, 4)))
+
+
+@pytest.fixture
+def overflowing(tmp_path):
+    """A copy of the embedded model whose VAE overflows in float16 only, in both directions."""
+    folder = tmp_path / "wide"
+    shutil.copytree(EMBEDDED, folder)
+    (file,) = (folder / "vae").glob("*.safetensors")
+    tensors = load_file(file)
+    for name in ("decoder.conv_in", "encoder.conv_in"):
+        for part in (f"{name}.weight", f"{name}.bias"):
+            values = tensors[part].astype(np.float32)
+            tensors[part] = values * (3e4 / np.abs(values).max())
+    save_file(tensors, file, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_vae_that_overflows_in_float16_runs_in_float32(overflowing, low_memory):
+    reference = StableDiffusion(overflowing, float16=False)
+    sd = StableDiffusion(overflowing, float16=True, low_memory=low_memory)
+    latents = 5 * mx.array(drawn.normal("latents", 2, 8, 8, 4))
+    assert sd.vae_precision is None
+    with pytest.warns(UserWarning, match="The VAE of 'wide' overflowed in float16"):
+        pictures = sd.decode(latents)
+    np.testing.assert_allclose(pictures, reference.decode(latents), atol=2e-3)  # its weights were rounded
+    assert sd.vae_precision == "float32"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(sd.decode(latents), pictures)  # and stays so, unloaded or not
+
+
+def test_the_record_tells_that_a_vae_overflowed(overflowing):
+    with pytest.warns(UserWarning, match="overflowed"):
+        (picture,) = StableDiffusion(overflowing, float16=True).generate(PROMPT, **SMALL)
+    assert (picture.parameters.extra["Precision"], picture.parameters.extra["VAE precision"]) == ("float16", "float32")
+
+
+def test_the_page_tells_that_a_vae_overflowed(overflowing, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        worker_module, "load_model", lambda name, progress, **options: StableDiffusion(overflowing, float16=True)
+    )
+    worker = Worker(tmp_path / "outputs")
+    try:
+        over(first := worker.submit(Request("a", steps=2, width=64, height=64)))
+        over(second := worker.submit(Request("a", steps=2, width=64, height=64)))
+    finally:
+        worker.close()
+    assert (first.state, second.state) == (State.DONE, State.DONE)
+    assert "VAE overflowed in half precision" in first.warning and not second.warning
+    for job in (first, second):
+        assert "VAE precision: float32" in Image.open(job.pictures[0].path).info["parameters"]
+
+
+def test_an_input_picture_that_overflows_is_encoded_in_float32(overflowing):
+    picture = Image.new("RGB", (64, 64), "red")
+    reference = StableDiffusion(overflowing, float16=False).encode(picture)
+    sd = StableDiffusion(overflowing, float16=True)
+    with pytest.warns(UserWarning, match="overflowed"):
+        latents = sd.encode(picture)
+    np.testing.assert_allclose(latents, reference, atol=2e-3 * float(mx.abs(reference).max()))
 
 
 def test_whole_pictures_of_a_batch_come_with_the_error():

@@ -10,7 +10,7 @@ from typing import Any
 
 from .used import Used
 
-PRECISION, VERSION = "Precision", "Version"
+PRECISION, VAE_PRECISION, VERSION = "Precision", "VAE precision", "Version"
 VAE, VAE_HASH = "VAE", "VAE hash"
 LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
@@ -33,6 +33,8 @@ def of_used(used: Used) -> dict[str, str]:
     for key, hashed in ((LORA_HASHES, used.lora_hashes), (EMBEDDING_HASHES, used.embedding_hashes)):
         if hashed:
             extra[key] = ", ".join(f"{name}: {digits}" for name, digits in hashed.items())
+    if used.vae_precision is not None:
+        extra[VAE_PRECISION] = used.vae_precision
     return extra | {PRECISION: used.precision, VERSION: used.version}
 
 

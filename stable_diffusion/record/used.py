@@ -21,3 +21,4 @@ class Used:
     model_hash: str | None = None  # if the model is a single file
     vae: str | None = None  # if it replaces the model's own
     vae_hash: str | None = None  # if it is a single file
+    vae_precision: str | None = None  # "float32" if it overflowed in float16

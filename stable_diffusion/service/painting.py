@@ -27,6 +27,7 @@ from .words import in_plain_words
 DECODE_EVERY = 0.2  # seconds at least between two decodes while painting
 FULL_SHARE, DRAFT_SHARE = 1 / 2, 1 / 8  # of the time, at most, for full decodes (on request) and for drafts
 DRAFT_PATIENCE = 0.4  # seconds; with slower drafts, too few would arrive to be worth watching
+VAE_WIDENED = "The model's VAE overflowed in half precision, so it runs in full precision from now on."
 SLOW_DRAFTS = 2  # one after another; a single one may be a hiccup of the machine
 
 log = logging.getLogger(__name__)
@@ -84,9 +85,11 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
         raise StableDiffusionError("The model ran no step, so there is no picture.")
     if arrays.is_one_colour(last):
         _warn(job, f"The picture is a single colour. {ONE_COLOUR}")
+    if steps.used.vae_precision != used.vae_precision:
+        _warn(job, VAE_WIDENED)
     finished = call.finish(last)
     picture.size = finished.size
-    _save(job, picture, finished, request, request.to_record(used, last.size, **seeds), outputs)
+    _save(job, picture, finished, request, request.to_record(steps.used, last.size, **seeds), outputs)
 
 
 def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
