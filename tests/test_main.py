@@ -357,8 +357,19 @@ def test_a_full_disk_is_said_and_the_old_file_stays(engine, capsys, monkeypatch)
 
 def test_an_output_that_cannot_be_is_said_before_anything_is_loaded(engine, capsys):
     Path("file").touch()
-    assert run("txt2img", "x", "--output", "file/below/a.png") == 1
-    assert "error: " in capsys.readouterr().err and not hasattr(engine, "calls")
+    assert run("txt2img", "x", "--output", "file/below/a.png") == 2
+    told = capsys.readouterr().err
+    assert "'file/below' cannot be written to (Not a directory): choose another place with --output" in told
+    assert not hasattr(engine, "calls")
+
+
+@pytest.mark.parametrize("where", [(), ("--output", "locked/a.png"), ("--output", "locked/")])
+def test_a_read_only_folder_is_said_before_anything_is_loaded(where, engine, capsys, monkeypatch):
+    Path("locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert run("txt2img", "x", *where) == 2
+    assert "cannot be written to (Permission denied): choose another place with" in capsys.readouterr().err
+    assert not hasattr(engine, "calls")
 
 
 def test_ctrl_c_keeps_what_is_finished_and_nothing_half(engine, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -27,8 +29,7 @@ class Output:
     def __init__(self, where: str | None, several: bool, carry: Sequence[InputFile] = ()):
         """Create the folder. `carry` are files to embed in the pictures.
 
-        Raises `InputError` for a file type that is not written or cannot embed files, OSError where nothing can be
-        written.
+        Raises `InputError` for a file type that is not written or cannot embed files, and where nothing can be written.
         """
         path = Path("outputs", date.today().isoformat()) if where is None else Path(where)
         self.several = several
@@ -42,7 +43,9 @@ class Output:
         self.path = path
         self.carry = carry
         self.folder = path if self.into_folder else path.parent
-        self.folder.mkdir(parents=True, exist_ok=True)
+        why = _cannot_write(self.folder)
+        if why:
+            raise InputError(f"{str(self.folder)!r} cannot be written to ({why}): choose another place with --output.")
 
     def save(self, picture: Any, number: int, parameters: Parameters) -> Path:
         """Save picture `number` (from 1) of the run, and return where."""
@@ -61,6 +64,15 @@ class Output:
 
     def _file(self, number: int) -> Path:
         return self.path.with_stem(f"{self.path.stem}-{number}") if self.several else self.path
+
+
+def _cannot_write(folder: Path) -> str | None:
+    """Why no file can be created in a folder, which is created if it is missing; better told before painting."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if os.access(folder, os.W_OK) else os.strerror(errno.EACCES)
 
 
 def means_folder(where: str | None) -> bool:
