@@ -61,7 +61,7 @@ def test_a_model_is_asked_for_cancelled_gone_on_with_and_painted_with(open_page,
 
     hub.status = 403  # gated
     download(page)
-    expect(page.get_by_role("alert")).to_contain_text("asks for its licence to be accepted")
+    expect(page.get_by_role("alert")).to_contain_text("requires its licence to be accepted")
     expect(page.get_by_role("alert")).to_contain_text(f"Its page: {hub.url}/{MODEL.source}")
 
     hub.status, hub.pause = 200, 0.15
