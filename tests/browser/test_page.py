@@ -453,7 +453,8 @@ def test_a_foreign_host_or_origin_is_refused(server, method, path, more, status)
         return answer
 
     assert ask(own) == ask(own, Origin=server) == status
-    assert ask("evil.example") == ask("evil.example", Origin="http://evil.example") == 400
+    foreign = 403 if more is SOCKET else 400  # a socket that is closed before it opens has only this status
+    assert ask("evil.example") == ask("evil.example", Origin="http://evil.example") == foreign
     assert ask(own, Origin="http://evil.example") == ask(own, Origin="null") == 403
 
 
