@@ -63,10 +63,11 @@ def test_an_mlx_that_cannot_be_imported_is_explained(tmp_path, packages, told):
     (mlx / "__init__.py").touch()
     (mlx / "core.py").write_text(BROKEN)
     code = (
+        "from importlib import metadata\n"
         "import stable_diffusion\n"
         "from stable_diffusion import mlx_packages\n"
         "def version(package):\n"
-        f"    found = mlx_packages.metadata.distributions(name=package, path=[{str(tmp_path)!r}])\n"
+        f"    found = metadata.distributions(name=package, path=[{str(tmp_path)!r}])\n"
         "    return next((each.version for each in found), None)\n"
         "mlx_packages._version = version\n"
         "for name in ('StableDiffusion', 'sampler_by_name', 'GenerationStep'):\n"

@@ -77,6 +77,8 @@ class Row:
         return cls(Piece(theirs), tuple(map(Piece, pieces)), form)
 
     def read(self, place: Place) -> list[Place]:
+        if self.theirs.probe not in place.ours:
+            return [place]
         found = [self.theirs.replaced(place.ours, piece) for piece in self.ours]
         return [self._changed(place, i, ours=name) for i, name in enumerate(found) if name is not None] or [place]
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 PROFILE = "icc_profile"  # its key in `Image.info`
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # by the profile's colour space
@@ -40,6 +40,8 @@ def to_srgb(image: Image.Image) -> Image.Image:
 @lru_cache(maxsize=8)
 def _transform(profile: bytes) -> tuple[str, Any]:
     """(the mode that it takes, the way to sRGB), None for the latter if there is nothing to do."""
+    from PIL import ImageCms  # few pictures need it
+
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES.get(source.profile.xcolor_space.strip(), "")
