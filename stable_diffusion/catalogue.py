@@ -349,8 +349,8 @@ def _walk(folder: Path, name: str, levels: int, above: frozenset[tuple[int, int]
     except FileNotFoundError:
         return
     except OSError as error:
-        if name:
-            yield Model(name, LOCAL, str(folder), name, problem=error.strerror or str(error))
+        name = name or str(folder)
+        yield Model(name, LOCAL, str(folder), name, problem=error.strerror or str(error))
         return
     here = (stat.st_dev, stat.st_ino)
     if here in above:

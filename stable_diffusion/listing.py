@@ -6,6 +6,7 @@ Needs no MLX.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,9 +30,12 @@ def visible(folder: str | os.PathLike) -> list[Path]:
 
 
 def walk(folder: str | os.PathLike) -> Iterator[Path]:
-    """The visible files in a folder and below, by name; a link that leads back up is followed once."""
+    """The visible files in a folder and below, by name; a link that leads back up is followed once.
+
+    Warns of folders that may not be read.
+    """
     seen: set[str] = set()
-    for root, below, names in os.walk(Path(folder), followlinks=True):
+    for root, below, names in os.walk(Path(folder), onerror=_unreadable, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:
             below.clear()
@@ -39,6 +43,12 @@ def walk(folder: str | os.PathLike) -> Iterator[Path]:
         seen.add(real)
         below[:] = sorted(name for name in below if not is_hidden(name))
         yield from (Path(root, name) for name in sorted(names) if not is_hidden(name))
+
+
+def _unreadable(error: OSError) -> None:
+    if isinstance(error, PermissionError):
+        message = f"{str(error.filename)!r} cannot be read ({error.strerror}), so its files are missing."
+        warnings.warn(message, stacklevel=3)
 
 
 def is_weights(path: Path) -> bool:

@@ -317,6 +317,22 @@ def test_links_and_what_cannot_be_read_do_not_break_the_listing(only_here, monke
     assert found["gone.safetensors"] and found["loop.safetensors"] and len(found) == 6
 
 
+def test_a_folder_of_models_that_cannot_be_read_is_listed_with_its_problem(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = {model.name: model.problem for model in catalogue.local([locked, tmp_path / "file", tmp_path / "nowhere"])}
+    assert found == {str(locked): "Permission denied", str(tmp_path / "file"): "Not a directory"}
+
+
 @pytest.mark.parametrize("layout", ["models/Stable-diffusion", "Stable-diffusion", "models/checkpoints", "checkpoints"])
 def test_folders_of_other_programs_are_understood(only_here, layout):
     make_file(only_here / "webui" / layout / "photon.safetensors")

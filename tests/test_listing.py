@@ -1,6 +1,7 @@
 """Files by name: hidden ones count nowhere, those that share a name are told apart, and what a name means."""
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -42,6 +43,22 @@ def places(tmp_path, monkeypatch):
     for name in ("models/VAE", "loras/sub", "embeddings"):
         (tmp_path / name).mkdir(parents=True)
     return tmp_path
+
+
+def test_a_folder_that_may_not_be_read_is_warned_of(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.ckpt").touch()
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.warns(UserWarning, match=r"locked' cannot be read \(Permission denied\)"):
+        assert list(listing.walk(tmp_path)) == [tmp_path / "a.ckpt"]
+    assert list(listing.walk(tmp_path / "nowhere")) == []
 
 
 def test_only_visible_files_are_walked_through(tmp_path):
