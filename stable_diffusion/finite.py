@@ -73,8 +73,9 @@ def blame_vae(name: str, vae: Any) -> NotFiniteError:
             f"model in float32 ({FULL})."
         )
         return NotFiniteError(mend, "vae")
-    mend = "Choose another VAE (vae=, --vae)."
-    return NotFiniteError(f"The VAE of {name!r} decodes to NaN or infinite numbers, in float32 too. {mend}", "vae")
+    return NotFiniteError(
+        f"The VAE of {name!r} decodes to NaN or infinite numbers. Choose another VAE (vae=, --vae).", "vae"
+    )
 
 
 def _is_finite_with(overlay: Overlay, lora: Choice) -> bool:

@@ -87,7 +87,7 @@ def test_numbers_that_overflow_although_all_weights_are_finite(float16, monkeypa
     monkeypatch.setattr(checkpoint.vae, "decode", lambda latents: mx.full((1, 64, 64, 3), mx.nan))
     with (
         pytest.warns(UserWarning, match="overflowed in float16"),
-        pytest.raises(NotFiniteError, match=r"The VAE of 'mine' decodes to NaN.*in float32 too.*--vae"),
+        pytest.raises(NotFiniteError, match=r"The VAE of 'mine' decodes to NaN.*--vae"),
     ):
         sd.decode(mx.zeros((1, 8, 8, 4)))
 
