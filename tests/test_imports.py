@@ -63,6 +63,7 @@ ORDER = [
     "stable_diffusion/diffusion/call.py",
     "stable_diffusion/model_io",
     "stable_diffusion/adapters",
+    "stable_diffusion/upscaling",
     "stable_diffusion/finite.py",
     "stable_diffusion/diffusion/conditioned.py",
     "stable_diffusion/request.py",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stable_diffusion.errors import PictureError
 from stable_diffusion.pictures import formats
-from stable_diffusion.pictures.reading import MAX_PIXELS, as_input, fit, from_array, open_picture, to_rgb
+from stable_diffusion.pictures.reading import MAX_PIXELS, as_input, as_picture, fit, from_array, open_picture, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -190,3 +190,21 @@ def test_an_enormous_picture_as_input():
 
 def test_floats_in_0_to_1():
     assert to_rgb(Image.fromarray(np.full((2, 2), 0.5, np.float32))).getpixel((0, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_may_be_kept(mode):
+    image = Image.fromarray(noise(4, 4, 4)).convert("RGB" if mode == "P" else mode).convert(mode)
+    data = encoded(image, transparency=int(image.getpixel((0, 0)))) if mode == "P" else encoded(image)
+    with Image.open(io.BytesIO(data)) as expected:
+        pixels = np.asarray(expected.convert("RGBA"))
+    kept = open_picture(data, under=None)
+    assert kept.mode == "RGBA"
+    assert pixels[..., 3].min() < 255
+    assert np.array_equal(np.asarray(kept), pixels)
+    assert np.array_equal(np.asarray(as_picture(np.asarray(kept), alpha=True)), pixels)
+
+
+def test_what_has_no_transparency_stays_rgb():
+    assert open_picture(encoded(Image.new("I;16", (2, 2), 0x8080)), under=None).getpixel((0, 0)) == (128, 128, 128)
+    assert as_picture(noise(4, 4, 3), alpha=True).mode == "RGB"

@@ -28,8 +28,8 @@ _TURNS = {  # by EXIF's Orientation
 }
 
 
-def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "white") -> Image.Image:
-    """Open a picture file as upright RGB, alpha over the colour `under` (black for masks).
+def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str | None = "white") -> Image.Image:
+    """Open a picture file as upright RGB, alpha over the colour `under` (black for masks; None keeps it, as RGBA).
 
     `source` is a path, the file's bytes, or an open binary file. Raises `PictureError` if it is not a picture, is
     truncated, or has more than `MAX_PIXELS` pixels; the size is checked in the header, before decoding.
@@ -47,7 +47,7 @@ def open_picture(source: str | os.PathLike | bytes | IO[bytes], under: str = "wh
             image = Image.open(source, formats=pillow_formats())
         _check_size(image, name)
         image.load()
-        return to_rgb(image, under)
+        return to_rgb_or_rgba(image) if under is None else to_rgb(image, under)
     except UnidentifiedImageError:
         raise PictureError(f"{name} is not a picture that can be read: {titles()}.") from None
     except Image.DecompressionBombError as error:
@@ -72,6 +72,14 @@ def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
 
     It is a new image without metadata.
     """
+    image = to_rgb_or_rgba(image)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, under), image).convert("RGB")
+    return image
+
+
+def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
+    """As `to_rgb`, but transparency of any kind is kept, as RGBA."""
     image.load()  # a PNG may have metadata after its pixels
     image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -79,10 +87,8 @@ def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
         image = Image.fromarray(_eight_bits(np.asarray(image)))
         image.info = {} if profile is None else {PROFILE: profile}
     image = to_srgb(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, under), image)
-    image = image.convert("RGB")  # a copy if it is RGB
+    transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    image = image.convert("RGBA" if transparent else "RGB")  # a copy if it is that already
     image.info = {}
     return image
 
@@ -98,8 +104,11 @@ def _upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def from_array(array: np.ndarray) -> Image.Image:
-    """A uint8 array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) as RGB. Raises `PictureError` for anything else."""
+def from_array(array: np.ndarray, alpha: bool = False) -> Image.Image:
+    """A uint8 array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) as RGB, or with `alpha` four channels as RGBA.
+
+    Raises `PictureError` for anything else.
+    """
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise PictureError(
@@ -108,7 +117,8 @@ def from_array(array: np.ndarray) -> Image.Image:
         )
     if 0 in array.shape:
         raise PictureError(f"The input picture is empty: its shape is {array.shape}.")
-    return to_rgb(Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array))
+    image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    return to_rgb_or_rgba(image) if alpha else to_rgb(image)
 
 
 def fit(image: Image.Image, width: int, height: int, how: str = "crop") -> Image.Image:
@@ -127,16 +137,19 @@ def fit(image: Image.Image, width: int, height: int, how: str = "crop") -> Image
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def as_picture(image: Any) -> Image.Image:
-    """A PIL image or uint8 array as RGB. Raises `PictureError` for anything else."""
+def as_picture(image: Any, alpha: bool = False) -> Image.Image:
+    """A PIL image or uint8 array as RGB, or with `alpha` as RGBA where it has transparency.
+
+    Raises `PictureError` for anything else.
+    """
     if isinstance(image, Image.Image):
         _check_size(image, "the input picture")
         try:
-            return to_rgb(image)
+            return to_rgb_or_rgba(image) if alpha else to_rgb(image)
         except Exception as error:
             raise PictureError(f"The input picture cannot be read: {error}") from None
     if isinstance(image, np.ndarray):
-        return from_array(image)
+        return from_array(image, alpha)
     raise PictureError(
         f"An input picture should be a PIL image or a uint8 array (H, W, 3), not {type(image).__name__}. "
         "stable_diffusion.open_picture opens a file."
