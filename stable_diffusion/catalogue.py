@@ -20,7 +20,7 @@ from pathlib import Path
 from . import families
 from .config import edm_kind
 from .errors import CheckpointError, CheckpointNotFoundError
-from .families import SD1, SD2, SDXL
+from .families import SD1, SD2, SDXL, SDXL_REFINER
 from .listing import ambiguous, is_hidden, is_weights, matches, named, visible
 from .model_io import hashes
 from .places import expanded, folders_in, home
@@ -98,7 +98,7 @@ class Model:
 RAIL_M = "CreativeML OpenRAIL-M"
 RAIL_PP = "CreativeML OpenRAIL++-M"
 # U-Net, text encoders and VAE at 4 bytes a parameter; half of it in float16.
-_SD1, _LCM, _SD2, _SDXL = 4_264_941_228, 4_265_268_908, 5_159_809_708, 13_875_351_468
+_SD1, _LCM, _SD2, _SDXL, _REFINER = 4_264_941_228, 4_265_268_908, 5_159_809_708, 13_875_351_468, 12_151_361_452
 
 
 def _hub(
@@ -126,6 +126,10 @@ KNOWN: tuple[Model, ...] = (
     _hub(
         "stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL", SDXL.key, RAIL_PP, _SDXL,
         Defaults(steps=30, cfg=7.0, width=1024, height=1024),
+    ),
+    _hub(
+        "stabilityai/stable-diffusion-xl-refiner-1.0", "Stable Diffusion XL's refiner", SDXL_REFINER.key, RAIL_PP, _REFINER,
+        Defaults(steps=30, cfg=7.0, width=1024, height=1024, strength=SDXL_REFINER.strength),
     ),
     _hub(
         "stabilityai/sdxl-turbo", "SDXL Turbo (1 to 4 steps)", SDXL.key, "Stability AI Non-Commercial Community", _SDXL,
@@ -418,7 +422,8 @@ def _folder_defaults(folder: Path, kind: str, family: str) -> Defaults:
 def _defaults(family: str, lcm: bool, side: int) -> Defaults:
     if lcm:
         return Defaults(steps=4, cfg=8.0, sampler="lcm", width=side, height=side)
-    return Defaults(cfg=families.get(family).cfg, width=side, height=side)
+    row = families.get(family)
+    return Defaults(cfg=row.cfg, width=side, height=side, strength=row.strength)
 
 
 def _folder_precision(folder: Path, weights: list[Path]) -> str:

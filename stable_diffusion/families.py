@@ -6,7 +6,7 @@ A new family needs a row here, a table in model_io/names.py, and its networks. N
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class TextEncoder:
     width: int  # of its hidden states, and of an embedding's vectors
     kind: str = CLIP  # the network, and its names in the files that are written
     pad_token: str = "<|endoftext|>"
+    part: str = "text_encoder"  # its folder in diffusers' form
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Family:
     # Defaults for a checkpoint without its own.
     side: int = 512  # pixels
     cfg: float = 7.5
+    strength: float = 0.7  # denoising strength
     downscale: int = 8  # pixels to a latent, along each side
 
     # Text.
     text_encoders: tuple[TextEncoder, ...] = ()
     pooled: bool = False  # the U-Net also takes the last encoder's pooled vector and the picture's sizes
+    refines: bool = False  # made for a generation's last steps: of the sizes a score takes the target's place
     zeros_for_empty_prompt: bool = (
         False  # for a missing negative prompt, instead of encoding it; a folder may override it
     )
@@ -86,7 +89,15 @@ class Family:
     @property
     def encoders(self) -> dict[str, TextEncoder]:
         """The text encoders by the names of their folders."""
-        return {f"text_encoder{f'_{i}' * (i > 1)}": each for i, each in enumerate(self.text_encoders, 1)}
+        return {each.part: each for each in self.text_encoders}
+
+    @property
+    def time_ids(self) -> int:
+        """How many numbers about the picture the U-Net takes beside the pooled vector.
+
+        Height, width, the crop's top and left, then the target's height and width, or an aesthetic score.
+        """
+        return 5 if self.refines else 6
 
 
 # Colours: the constants of InvokeAI (Apache-2.0), invokeai/app/util/step_callback.py, there credited to @keturn and
@@ -135,36 +146,55 @@ SD2 = Family(
     lora_bases=("sd_v2", "stable-diffusion-v2"),
     **_FIRST,
 )
+_XL: dict[str, Any] = {
+    "side": 1024,
+    "cfg": 7.0,
+    "pooled": True,
+    "latent_side": 128,
+    "scaling_factor": 0.13025,
+    "float32_vae": True,
+    "tiny_vae": "madebyollin/taesdxl",
+    "colours": _SDXL_COLOURS,
+    "schedule": {"timestep_spacing": "leading", "interpolation_type": "linear", "use_karras_sigmas": False},
+    "scheduler": "EulerDiscreteScheduler",
+    "lcm_scheduler": "EulerDiscreteScheduler",
+}  # what SDXL and its refiner have in common
+
 SDXL = Family(
     "sdxl",
     "SDXL",
     "Stable Diffusion XL",
-    side=1024,
-    cfg=7.0,
     text_encoders=(
         TextEncoder("conditioner.embedders.0.transformer.", 768),
-        TextEncoder("conditioner.embedders.1.model.", 1280, OPEN_CLIP, "!"),
+        TextEncoder("conditioner.embedders.1.model.", 1280, OPEN_CLIP, "!", "text_encoder_2"),
     ),
-    pooled=True,
     zeros_for_empty_prompt=True,
     # kohya's and A1111's, then those of diffusers' advanced training.
     embedding_keys=(("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")),
-    latent_side=128,
-    scaling_factor=0.13025,
-    float32_vae=True,
-    tiny_vae="madebyollin/taesdxl",
-    colours=_SDXL_COLOURS,
-    schedule={"timestep_spacing": "leading", "interpolation_type": "linear", "use_karras_sigmas": False},
     pipelines=r"StableDiffusionXL.*",
     pipeline="StableDiffusionXL",
-    scheduler="EulerDiscreteScheduler",
     lcm_pipeline="StableDiffusionXL",
-    lcm_scheduler="EulerDiscreteScheduler",
     architecture="stable-diffusion-xl-v1-base",
     lora_bases=("sdxl", "stable-diffusion-xl"),
+    **_XL,
 )
-FAMILIES: dict[str, Family] = {family.key: family for family in (SD1, SD2, SDXL)}
-IN_WORDS = "Stable Diffusion 1.x, 2.x and XL"  # for messages
+# Its only text encoder is SDXL's second, in the first one's place in single files.
+SDXL_REFINER = Family(
+    "sdxl_refiner",
+    "SDXL refiner",
+    "Stable Diffusion XL, refiner",
+    strength=0.3,
+    refines=True,
+    text_encoders=(TextEncoder("conditioner.embedders.0.model.", 1280, OPEN_CLIP, "!", "text_encoder_2"),),
+    embedding_keys=(("clip_g",), ("text_encoders_1",)),
+    pipelines=r"StableDiffusionXLImg2ImgPipeline",
+    pipeline="StableDiffusionXLImg2Img",
+    lcm_pipeline="StableDiffusionXLImg2Img",
+    architecture="stable-diffusion-xl-v1-refiner",
+    **_XL,
+)
+FAMILIES: dict[str, Family] = {family.key: family for family in (SD1, SD2, SDXL, SDXL_REFINER)}
+IN_WORDS = "Stable Diffusion 1.x, 2.x, XL and its refiner"  # for messages
 
 # By family, or by name for a model with its own latent space (least squares, benchmarks/fit_latent_rgb.py).
 RGB_FACTORS: dict[str, Colours] = {
@@ -191,9 +221,13 @@ def of_text_encoder(kind: str, pooled: bool) -> Family | None:
     return next((row for row in FAMILIES.values() if (row.text_encoders[0].kind, row.pooled) == (kind, pooled)), None)
 
 
-def of_network(text_width: Any, pooled: bool) -> Family:
-    """The family of a U-Net. An unusual text width counts as the first family with the same `pooled`."""
-    return _nearest([family for family in FAMILIES.values() if family.pooled == pooled], text_width)
+def of_network(text_width: Any, pooled: bool, parts: Collection[str]) -> Family:
+    """The family of a U-Net and of the folders of its text encoders.
+
+    An unusual text width counts as the first family with the same `pooled` and, if there is one, the same `parts`.
+    """
+    found = [family for family in FAMILIES.values() if family.pooled == pooled]
+    return _nearest([family for family in found if set(family.encoders) == set(parts)] or found, text_width)
 
 
 def of_pipeline(name: str, text_width: Any) -> Family | None:

@@ -133,8 +133,7 @@ class LoadedModel:
         self.bits = quantisation.bits if quantisation else None
         parts: dict[str, nn.Module] = {} if vae is not None else {"vae": checkpoint.vae}
         if not changed:
-            names = ("text_encoder", "text_encoder_2")
-            parts |= {"unet": checkpoint.unet, **dict(zip(names, checkpoint.text_encoders, strict=False))}
+            parts |= {name: part for name, part in checkpoint.parts.items() if name != "vae"}
         self._unloader = memory.Unloader(
             (self._unet, self._vae, *self._conditioner.encoders),
             [(parts[name], reload) for name, reload in checkpoint.reloads.items() if name in parts],

@@ -21,6 +21,7 @@ from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsam
 BlockContext = dict[str, Any]
 # The same of all blocks of one transformer, and of all transformers of one level.
 LevelContext = list[list[BlockContext]]
+SCORE, NEGATIVE_SCORE = 6.0, 2.5  # of a picture's beauty, that SDXL's refiner aims at and away from
 
 
 def sinusoidal_embedding(values: mx.array, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> mx.array:
@@ -226,9 +227,21 @@ class UNet(nn.Module):
         context: dict[str, Any] = {"context": self.project_text(hidden)}
         pooled = [each.pooled for each in texts if each.pooled is not None]
         if pooled:
-            sizes = mx.array([[height, width, 0, 0, height, width]], mx.float32)  # original, crop, target
-            context |= {"pooled": mx.concatenate(pooled), "time_ids": mx.repeat(sizes, len(texts), axis=0)}
+            vectors = mx.concatenate(pooled)
+            context |= {"pooled": vectors, "time_ids": self._time_ids(texts, width, height, vectors.shape[-1])}
         return context | ({"cfg_weight": cfg_weight} if self.embeds_guidance else {})
+
+    def _time_ids(self, texts: Sequence[Conditioning], width: int, height: int, pooled: int) -> mx.array:
+        """(B, 6): original size, crop and target size in pixels; or (B, 5): an aesthetic score in the target's place.
+
+        Podell et al. 2023, arXiv:2307.01952, section 2.2; diffusers' StableDiffusionXLImg2ImgPipeline.
+        """
+        size, inputs = self.config.addition_time_embed_dim, self.config.projection_class_embeddings_input_dim
+        assert size and inputs  # held by UNetConfig.check
+        ends = [(height, width)] * len(texts)
+        if (inputs - pooled) // size == 5:
+            ends = [(NEGATIVE_SCORE,) if text.negative else (SCORE,) for text in texts]
+        return mx.array([[height, width, 0, 0, *end] for end in ends], mx.float32)
 
     def predict(self, x: mx.array, t: mx.array, context: dict[str, Any], extras: Extras | None = None) -> mx.array:
         """A call with the context of `prepare`. Supports the extras `residuals` and `tap`, not yet `keys_values`."""
@@ -254,7 +267,7 @@ class UNet(nn.Module):
         """Predict eps, v or x_0, depending on the checkpoint.
 
         x (B, H, W, in_channels) of unit variance; t (B,) or (1,), in training steps; `context` from `project_text`,
-        its batch B or 1; `pooled` (B, P) and `time_ids` (B, 6) for `addition_embed_type` "text_time" (SDXL);
+        its batch B or 1; `pooled` (B, P) and `time_ids` (B, 6 or 5) for `addition_embed_type` "text_time" (SDXL);
         `guidance` (B or 1, time_cond_proj_dim) from `guidance_embedding` (LCM). Returns (B, H, W, out_channels).
         """
         inputs = (x, t, context, pooled, time_ids, guidance)

@@ -23,10 +23,14 @@ def tensors(family: str = "sd1", dtype: type = np.float16) -> dict[str, np.ndarr
     """The smallest checkpoint that has every kind of block: two levels of one layer each."""
     shapes: dict[str, tuple[int, ...]] = {}
     context = 2 * WIDTH if family == "sdxl" else WIDTH
-    _unet(shapes, "model.diffusion_model.", context, family)
+    ids = {"sdxl": 6, "sdxl_refiner": 5}.get(family, 0)
+    _unet(shapes, "model.diffusion_model.", context, family, ids)
     _vae(shapes, "first_stage_model.")
     if family == "sd2":
         _open_clip(shapes, "cond_stage_model.model.")
+    elif family == "sdxl_refiner":
+        _open_clip(shapes, "conditioner.embedders.0.model.")
+        shapes["conditioner.embedders.0.model.text_projection"] = (WIDTH, 6)
     else:
         prefix = "cond_stage_model" if family == "sd1" else "conditioner.embedders.0"
         _clip(shapes, f"{prefix}.transformer.text_model.")
@@ -41,7 +45,7 @@ def _pair(shapes: dict, name: str, outputs: int, *inputs: int) -> None:
     shapes[name + ".bias"] = (outputs,)
 
 
-def _unet(shapes: dict, p: str, context: int, family: str) -> None:
+def _unet(shapes: dict, p: str, context: int, family: str, ids: int) -> None:
     c, time = CHANNELS, 4 * CHANNELS
 
     def resnet(name: str, inputs: int) -> None:
@@ -70,8 +74,8 @@ def _unet(shapes: dict, p: str, context: int, family: str) -> None:
 
     _pair(shapes, f"{p}time_embed.0", time, c)
     _pair(shapes, f"{p}time_embed.2", time, time)
-    if family == "sdxl":
-        _pair(shapes, f"{p}label_emb.0.0", time, 6 * 4 + 6)
+    if ids:
+        _pair(shapes, f"{p}label_emb.0.0", time, ids * 4 + 6)
         _pair(shapes, f"{p}label_emb.0.2", time, time)
     _pair(shapes, f"{p}input_blocks.0.0", c, 4, 3, 3)
     resnet("input_blocks.1.0", c)

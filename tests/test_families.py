@@ -12,7 +12,7 @@ import pytest
 
 from stable_diffusion import families
 from stable_diffusion.adapters import embeddings, lora_family
-from stable_diffusion.families import FAMILIES, SD1, SD2, SDXL
+from stable_diffusion.families import FAMILIES, SD1, SD2, SDXL, SDXL_REFINER
 from stable_diffusion.model_io import load_folder, load_vae
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,8 @@ def test_no_mlx():
 def test_rows_are_complete(family):
     texts = {each.name for each in dataclasses.fields(family) if each.type == "str"}
     assert len(texts) > 5 and all(getattr(family, name) for name in texts)
-    assert family.text_encoders and family.lora_bases and family.colours
+    assert family.text_encoders and family.colours
+    assert family.lora_bases or family.refines  # for which nobody trains LoRAs
     assert len(family.colours[0]) == family.latent_channels
     assert all(len(keys) == len(family.text_encoders) for keys in family.embedding_keys)
     assert family.long_title.rpartition(" ")[2] in families.IN_WORDS
@@ -64,20 +65,24 @@ def test_rows_can_be_told_apart():
 def test_encoders_by_their_folders():
     assert [encoder.width for encoder in SDXL.encoders.values()] == [768, 1280]
     assert list(SDXL.encoders) == ["text_encoder", "text_encoder_2"]
-    assert list(SD2.encoders) == ["text_encoder"]
+    assert list(SD2.encoders) == ["text_encoder"] and list(SDXL_REFINER.encoders) == ["text_encoder_2"]
 
 
 @pytest.mark.parametrize(
     ("width", "pooled", "family"),
-    [(768, False, SD1), (1024, False, SD2), (2048, True, SDXL), (128, False, SD1), (112, True, SDXL)],
-)
+    [
+        (768, False, SD1), (1024, False, SD2), (2048, True, SDXL), (1280, True, SDXL_REFINER), (128, False, SD1),
+        (112, True, SDXL), (112, True, SDXL_REFINER),
+    ],
+)  # fmt: skip
 def test_of_a_network(width, pooled, family):
-    assert families.of_network(width, pooled) is family
+    assert families.of_network(width, pooled, list(family.encoders)) is family
+    assert families.of_network(family.text_width, pooled, ["of", "other", "names"]) is family
 
 
 def test_of_a_width():
-    assert [families.of_width(family.text_width) for family in FAMILIES.values()] == [SD1, SD2, SDXL]
-    assert families.of_width(0) is None and families.of_width(1280) is None
+    assert [families.of_width(family.text_width) for family in FAMILIES.values()] == [SD1, SD2, SDXL, SDXL_REFINER]
+    assert families.of_width(0) is None and families.of_width(1281) is None
 
 
 @pytest.mark.parametrize(
@@ -89,6 +94,8 @@ def test_of_a_width():
         ("LatentConsistencyModelPipeline", 768, SD1),
         ("StableDiffusionXLPipeline", 2048, SDXL),
         ("StableDiffusionXLInpaintPipeline", [1, 2], SDXL),
+        ("StableDiffusionXLImg2ImgPipeline", 2048, SDXL),
+        ("StableDiffusionXLImg2ImgPipeline", 1280, SDXL_REFINER),
         ("StableDiffusion3Pipeline", 768, None),
         ("FluxPipeline", 768, None),
     ],
@@ -106,10 +113,10 @@ def test_a_family_without_a_row():
 
 
 def test_what_others_make_of_the_rows():
-    assert lora_family.TEXT_WIDTHS == {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL's refiner"}
+    assert lora_family.TEXT_WIDTHS == {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL refiner"}
     assert embeddings.WIDTHS == {768: "SD 1.x", 1024: "SD 2.x", 1280: "SDXL"}
     assert lora_family.BASE_MODELS["stable-diffusion-xl"] == lora_family.BASE_MODELS["sdxl"] == "SDXL"
     assert load_vae.TINY == {(0.18215, 4): "madebyollin/taesd", (0.13025, 4): "madebyollin/taesdxl"}
     assert set(load_folder.PIPELINES) == {
-        "StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel", "AltDiffusion",
+        "StableDiffusion", "StableDiffusionXL", "StableDiffusionXLImg2Img", "LatentConsistencyModel", "AltDiffusion",
     }  # fmt: skip

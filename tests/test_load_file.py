@@ -41,7 +41,7 @@ from stable_diffusion.model_io.names import averaged_name
 
 from . import single_files
 
-FAMILIES = ("sd1", "sd2", "sdxl")
+FAMILIES = ("sd1", "sd2", "sdxl", "sdxl_refiner")
 FORMS = (".safetensors", ".ckpt", ".pt")
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT = "cond_stage_model.transformer.text_model."
@@ -174,7 +174,20 @@ class TestLoading:
         checkpoint = loaded(single_files.write(tmp_path / "model.safetensors", arrays["sd2"] | more))
         assert len(checkpoint.text_encoders[0].layers) == 23
 
-    @pytest.mark.parametrize("family, pads", [("sd1", [49407]), ("sd2", [0]), ("sdxl", [49407, 0])])
+    def test_the_24th_layer_of_the_refiner_is_read(self, arrays, tmp_path):
+        layer = "conditioner.embedders.0.model.transformer.resblocks."
+        more = {
+            key.replace(layer + "0", layer + str(i)): value
+            for i in range(24)
+            for key, value in arrays["sdxl_refiner"].items()
+            if key.startswith(layer)
+        }
+        checkpoint = loaded(single_files.write(tmp_path / "model.safetensors", arrays["sdxl_refiner"] | more))
+        assert len(checkpoint.text_encoders[0].layers) == 24
+
+    @pytest.mark.parametrize(
+        "family, pads", [("sd1", [49407]), ("sd2", [0]), ("sdxl", [49407, 0]), ("sdxl_refiner", [0])]
+    )
     def test_tokenizers(self, family, pads, arrays, tmp_path):
         checkpoint = loaded(single_files.write(tmp_path / "model.safetensors", arrays[family]))
         assert [tokenizer.pad_id for tokenizer in checkpoint.tokenizers] == pads
@@ -431,6 +444,7 @@ class TestShapes:
             (header_of(1024, 9, ldm_open=1024), "sd2", "epsilon"),
             (header_of(2048, label_emb=True, sgm_clip=768, sgm_open_2=1280), "sdxl", "epsilon"),
             (header_of(2048, label_emb=True, sgm_clip=768, sgm_clip_2=1280), "sdxl", "epsilon"),
+            (header_of(1280, label_emb=True, sgm_open=1280), "sdxl_refiner", "epsilon"),
         ],
     )
     def test_families(self, shapes, family, prediction, tmp_path):
@@ -440,7 +454,7 @@ class TestShapes:
     @pytest.mark.parametrize(
         "shapes, kind",
         [
-            (header_of(1280, label_emb=True, sgm_open=1280), "the refiner of Stable Diffusion XL"),
+            (header_of(1280, sgm_open=1280), "width 1280 without label_emb"),
             (header_of(1024, label_emb=True, sgm_open=1024), "width 1024 with label_emb"),
             (header_of(2048, sgm_clip=768, sgm_open_2=1280), "width 2048 without label_emb"),
             (header_of(768, ldm_open=768), "Stable Diffusion 1.x with OpenCLIP's text encoder"),

@@ -147,11 +147,11 @@ class TestFolders:
         with pytest.raises(UnsupportedCheckpointError, match="EDM"):
             read_index(checkpoint)  # before anything else is downloaded
 
-    def test_a_refiner(self, checkpoint):
+    def test_a_second_stage_without_any_text_encoder(self, checkpoint):
         change_json(
             checkpoint / "model_index.json", _class_name="StableDiffusionXLImg2ImgPipeline", text_encoder=[None, None]
         )
-        with pytest.raises(UnsupportedCheckpointError, match="refiner"):
+        with pytest.raises(UnsupportedCheckpointError, match="second stages other than SDXL's refiner"):
             load_folder(checkpoint, mx.float32)
 
     @pytest.mark.parametrize("value", [None, 3, [], "CLIPTextModel", {}])

@@ -60,9 +60,15 @@ def guided(found: Script) -> bool:
 
 class TestScript:
     def test_rows_are_negative_then_text(self):
-        assert script("a", "b") == Script((step_text("b"), step_text("a")), ((0, 1),) * 3, (1.0,))
+        assert script("a", "b") == Script((step_text("b"), step_text("a")), ((0, 1),) * 3, (1.0,), 1)
         assert texts(script("a", None)) == (None, "a")
-        assert script("a", "a") == Script((step_text("a"),), ((0, 0),) * 3, (1.0,))
+
+    def test_a_text_that_is_also_the_negative_stands_twice(self):
+        """Networks may tell the two apart."""
+        found = script("a", "a")
+        assert found == Script((step_text("a"), step_text("a")), ((0, 1),) * 3, (1.0,), 1)
+        assert found.negatives == {0}
+        assert script("[a|b]", "[c:d:2]").negatives == {0, 3} and script("a", "b", cfg=1.0).negatives == set()
 
     def test_without_guidance_there_is_no_negative(self):
         assert script("a", "b", cfg=1.0) == Script((step_text("a"),), ((0,),) * 3, (1.0,))

@@ -113,7 +113,8 @@ def embedding_of(tensors: Tensors, source: str, name: str, widths: Sequence[int]
     Raises `UnsupportedCheckpointError` for vectors of another width, and `WeightsError` for a file that is damaged or
     holds something else.
     """
-    keys = next((keys for keys in KEYS if set(keys) <= tensors.keys()), ())
+    known = (*families.get(family).embedding_keys, *KEYS)
+    keys = next((keys for keys in known if set(keys) <= tensors.keys()), ())
     found = [tensors[key] for key in keys] if keys else [t for key, t in tensors.items() if not key.endswith(NUMBERS)]
     if not keys and len(found) != 1:
         raise WeightsError(

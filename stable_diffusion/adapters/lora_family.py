@@ -12,7 +12,7 @@ from . import file_keys
 Shape = tuple[int, ...]
 
 # The width of the text that attn2 reads.
-TEXT_WIDTHS = {**{family.text_width: family.title for family in FAMILIES.values()}, 1280: "SDXL's refiner"}
+TEXT_WIDTHS = {family.text_width: family.title for family in FAMILIES.values()}
 # Tell-tale keys of other architectures; the first match counts.
 ARCHITECTURES = (
     (r"double_blocks|single_blocks|single_transformer_blocks", "FLUX"),

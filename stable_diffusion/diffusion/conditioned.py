@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,9 @@ class ConditionedNetwork:
         one_by_one: bool = False,
     ):
         self._network, self._script, self._dtype, self._one_by_one = network, script, dtype, one_by_one
-        self._prepared = network.prepare(reader.read(script.texts), *size, dtype, cfg_weight)
+        negatives = script.negatives
+        texts = [dataclasses.replace(each, negative=i in negatives) for i, each in enumerate(reader.read(script.texts))]
+        self._prepared = network.prepare(texts, *size, dtype, cfg_weight)
         self._last: tuple[tuple[int, ...], Context] = ((), None)  # cached: the next step usually has the same
 
     def compute_texts(self) -> None:

@@ -27,6 +27,7 @@ class Conditioning:
 
     text: mx.array  # (1, N, D); 77 a chunk of CLIP's
     pooled: mx.array | None = None  # (1, P)
+    negative: bool = False  # it says what to keep out
 
 
 @dataclass(frozen=True)

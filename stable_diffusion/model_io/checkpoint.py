@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .. import families
-from ..backend import mx
+from ..backend import mx, nn
 from ..clip import CLIPTextModel
 from ..config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from ..diffusion.network import TextReader
@@ -23,7 +23,7 @@ class CheckpointWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others one.
+    """A loaded checkpoint. SDXL has two text encoders and tokenizers, the others and its refiner one.
 
     Files give a U-Net, an AutoencoderKL and CLIP. Other networks that satisfy the protocols of diffusion/network.py
     may take their places.
@@ -46,6 +46,12 @@ class Checkpoint:
         return families.get(self.family).pooled
 
     @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks by the names of their folders in diffusers' form."""
+        texts = zip(families.get(self.family).encoders, self.text_encoders, strict=False)
+        return {"unet": self.unet, "vae": self.vae, **dict(texts)}
+
+    @property
     def default_size(self) -> tuple[int, int]:
         """(width, height) in pixels, the size that the U-Net was trained for."""
         height, width = self.unet.sample_size
@@ -63,7 +69,8 @@ def assemble(
     force_zeros_for_empty_prompt: bool,
 ) -> Checkpoint:
     """Assemble the parts; `where` names the checkpoint in errors. Raises `ConfigError` if they do not fit."""
-    _check_widths(where, unet.config, [encoder.config for encoder in text_encoders], vae.config)
+    configs = [encoder.config for encoder in text_encoders]
+    _check_widths(where, unet.config, configs, vae.config, families.get(family).time_ids)
     offset = families.get(family).steps_offset
     if offset is not None:
         scheduler = dataclasses.replace(scheduler, steps_offset=offset)
@@ -77,13 +84,15 @@ def vae_dtype(family: str, config: AutoencoderConfig, dtype: mx.Dtype) -> mx.Dty
     return mx.float32 if families.get(family).float32_vae and config.force_upcast else dtype
 
 
-def family_of(config: UNetConfig, text_encoders: int) -> str:
-    """The family's key, from the U-Net's configuration and the number of text encoders."""
-    pooled = config.addition_embed_type == "text_time" or text_encoders == 2
-    return families.of_network(config.per_block("cross_attention_dim")[0], pooled).key
+def family_of(config: UNetConfig, text_encoders: Sequence[str]) -> str:
+    """The family's key, from the U-Net's configuration and the folders of the text encoders."""
+    pooled = config.addition_embed_type == "text_time" or len(text_encoders) == 2
+    return families.of_network(config.per_block("cross_attention_dim")[0], pooled, text_encoders).key
 
 
-def _check_widths(where: str, unet: UNetConfig, encoders: list[CLIPTextConfig], vae: AutoencoderConfig) -> None:
+def _check_widths(
+    where: str, unet: UNetConfig, encoders: list[CLIPTextConfig], vae: AutoencoderConfig, time_ids: int
+) -> None:
     """Refuse parts that load but do not fit each other, such as one family's text encoder with another's U-Net."""
     context = sum(config.hidden_size for config in encoders)
     if any(width != context for width in unet.per_block("cross_attention_dim")):
@@ -98,10 +107,10 @@ def _check_widths(where: str, unet: UNetConfig, encoders: list[CLIPTextConfig], 
         )
     if unet.addition_embed_type == "text_time":
         assert unet.addition_time_embed_dim and encoders[-1].projection_dim
-        expected = encoders[-1].projection_dim + 6 * unet.addition_time_embed_dim
+        expected = encoders[-1].projection_dim + time_ids * unet.addition_time_embed_dim
         if unet.projection_class_embeddings_input_dim != expected or not encoders[-1].with_projection:
             raise ConfigError(
                 f"{where}: projection_class_embeddings_input_dim = "
                 f"{unet.projection_class_embeddings_input_dim} does not match the text encoder's projection and "
-                f"six time ids, which make {expected}."
+                f"{time_ids} time ids, which make {expected}."
             )

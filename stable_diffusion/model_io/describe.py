@@ -52,7 +52,6 @@ FOREIGN_KEYS = {
 }
 LABEL_EMB = UNET + "label_emb.0.0.weight"  # takes the pooled text and the sizes
 READS_TEXT = ".attn2.to_k.weight"  # (C, width of the text)
-REFINER_WIDTH = 1280
 PLAIN, INPAINTING = 4, 9  # input channels
 CHANNELS = {
     PLAIN: "",
@@ -164,8 +163,6 @@ def _foreign(tensors: Mapping[str, StoredTensor]) -> str:
     if CONV_IN in tensors:
         found = [kind for root, kind in FOREIGN_ROOTS.items() if has_prefix(tensors, root)]
         found += [kind for key, kind in FOREIGN_KEYS.items() if key in tensors]
-        if LABEL_EMB in tensors and _text_width(tensors) == REFINER_WIDTH:
-            found.append("the refiner of Stable Diffusion XL")
         shape = tensors[CONV_IN].shape
         channels = shape[1] if len(shape) == 4 else 0
         return found[0] if found else CHANNELS.get(channels, f"a U-Net of {channels} input channels")

@@ -36,23 +36,13 @@ Tensors = dict[str, mx.array]
 Weights = dict[str, tuple[Tensors, dict[str, str]]]  # by a file's name: tensors, and the metadata of its header
 
 
-def parts(checkpoint: Checkpoint) -> dict[str, nn.Module]:
-    """The networks by their folders' names."""
-    names = ("text_encoder", "text_encoder_2")
-    return {
-        "unet": checkpoint.unet,
-        "vae": checkpoint.vae,
-        **dict(zip(names, checkpoint.text_encoders, strict=False)),
-    }
-
-
 def folder_texts(checkpoint: Checkpoint, source: Path, own: bool) -> dict[str, bytes]:
     """Everything in a folder but the weights, by path; `own`: in our own form, whose weights may be quantised.
 
     Raises the errors of reading the source's files.
     """
     texts = _copied(checkpoint, source) if source.is_dir() else _composed(checkpoint)
-    for part, model in parts(checkpoint).items():
+    for part, model in checkpoint.parts.items():
         if own and (found := quantisation_of(model)):
             texts[f"{part}/config.json"][native.QUANTIZATION] = found.to_config()
     return {name: value if isinstance(value, bytes) else _json(value) for name, value in texts.items()}
@@ -61,7 +51,7 @@ def folder_texts(checkpoint: Checkpoint, source: Path, own: bool) -> dict[str, b
 def diffusers_weights(checkpoint: Checkpoint, dtype: mx.Dtype) -> Weights:
     """The weights as diffusers and transformers read them."""
     weights: Weights = {}
-    for part, model in parts(checkpoint).items():
+    for part, model in checkpoint.parts.items():
         stem = "diffusion_pytorch_model" if part in CLASSES else "model"
         weights[f"{part}/{stem}.safetensors"] = _cast(to_folder(part, model), dtype), {"format": "pt"}
     return weights
@@ -74,7 +64,7 @@ def own_weights(checkpoint: Checkpoint, dtype: mx.Dtype) -> Weights:
             _cast(dict(tree_flatten(model.parameters())), dtype),
             {**native.FORMAT, "version": __version__},
         )
-        for part, model in parts(checkpoint).items()
+        for part, model in checkpoint.parts.items()
     }
 
 
@@ -138,8 +128,8 @@ def _joined(parts: list[mx.array]) -> mx.array:
 def _copied(checkpoint: Checkpoint, source: Path) -> dict[str, Any]:
     """The configurations and tokenizers of a folder, with the components that are not copied set to none."""
     index = read_index(source)
-    tokenizers = [part.replace("text_encoder", "tokenizer") for part in parts(checkpoint) if part.startswith("text")]
-    kept = {*parts(checkpoint), *tokenizers, "scheduler"}
+    tokenizers = [part.replace("text_encoder", "tokenizer") for part in checkpoint.parts if part.startswith("text")]
+    kept = {*checkpoint.parts, *tokenizers, "scheduler"}
     texts: dict[str, Any] = {
         "model_index.json": DIFFUSERS
         | {
@@ -149,7 +139,7 @@ def _copied(checkpoint: Checkpoint, source: Path) -> dict[str, Any]:
         },
         "scheduler/scheduler_config.json": read_json(source / "scheduler" / "scheduler_config.json"),
     }
-    for part in parts(checkpoint):
+    for part in checkpoint.parts:
         values = read_json(source / part / "config.json")
         texts[f"{part}/config.json"] = {k: v for k, v in values.items() if k not in PASSING}
     for name in tokenizers:
@@ -167,7 +157,9 @@ def _composed(checkpoint: Checkpoint) -> dict[str, Any]:
     index: dict[str, Any] = {"_class_name": f"{kind}{'Inpaint' * inpainting}Pipeline", **DIFFUSERS}
     texts: dict[str, Any] = {"model_index.json": index, "scheduler/scheduler_config.json": scheduler}
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    for part, model in parts(checkpoint).items():
+    if family.refines:
+        index |= {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    for part, model in checkpoint.parts.items():
         values = dataclasses.asdict(model.config)
         if part in CLASSES:
             values = {"_class_name": CLASSES[part], **values}

@@ -16,7 +16,8 @@ Progress = Callable[[str, float | None], None]  # a message, and the fraction do
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+NETWORKS = ("unet", "vae", *TEXT_ENCODERS)
 COMPONENTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either is enough
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")

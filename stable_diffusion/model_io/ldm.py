@@ -100,7 +100,7 @@ def unet_config(
         config["addition_embed_type"] = "text_time"
         inputs = shapes.side("add_embedding.linear_1.weight", 1)
         config["projection_class_embeddings_input_dim"] = inputs
-        config["addition_time_embed_dim"] = max((inputs - (pooled or 0)) // 6, 1)  # of each of six numbers
+        config["addition_time_embed_dim"] = max((inputs - (pooled or 0)) // family.time_ids, 1)
     return config
 
 

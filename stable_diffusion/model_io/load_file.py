@@ -38,7 +38,7 @@ def load_single_file(
     half_unet: bool = False,
     other_vae: bool = False,
 ) -> Checkpoint:
-    """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL.
+    """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL (refiner too).
 
     Tensors are read one per core at a time, and each takes its module's form before the next is read. Averaged weights
     (model_ema.) are ignored, as in diffusers, unless the file holds no others. `prediction_type` overrides the file;
@@ -104,7 +104,7 @@ class _Loader:
         self.family = families.get(found.family)
         self.sample_size = ldm.sample_size(self.family, prediction_type, found.size)
         self.text_places = names.text_places(self.family, partial(has_prefix, file.tensors))
-        self.parts, unknown = names.split_by_part(file.tensors, self.text_places)
+        self.parts, unknown = names.split_by_part(file.tensors, self.text_places, self.family)
         if unknown:
             more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
             raise WeightsError(

@@ -21,7 +21,7 @@ from ..unet import UNet
 from ..vae import Autoencoder
 from . import ldm, names
 from .checkpoint import Checkpoint, assemble, family_of, vae_dtype
-from .hub import Progress, names_part, weight_files
+from .hub import TEXT_ENCODERS, Progress, names_part, weight_files
 from .name_table import Names
 from .native import QUANTIZATION, is_own_form, load_own_form
 from .strict import load_weights
@@ -74,11 +74,11 @@ def load_folder(
     """
     report = progress or (lambda message, fraction: None)
     index = read_index(folder)
-    parts = ["text_encoder", "text_encoder_2"] if names_part(index, "text_encoder_2") else ["text_encoder"]
+    parts = [part for part in TEXT_ENCODERS if names_part(index, part)]
     tokenizer_names = [part.replace("text_encoder", "tokenizer") for part in parts]
     load = _Loader(folder, dtype, check_values, report)
     unet = load("unet", UNetConfig, UNet, names.UNET, keep_half=half_unet)
-    family = family_of(unet.config, len(parts))
+    family = family_of(unet.config, parts)
     vae_file = folder / "vae" / "config.json"
     usual = other_vae and not vae_file.is_file()
     values = ldm.usual_vae_config(families.get(family)) if usual else read_json(vae_file)
@@ -118,9 +118,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     scheduler = index.get("scheduler")
     if isinstance(scheduler, list) and (kind := edm_kind(scheduler[-1] if scheduler else None)):
         raise UnsupportedCheckpointError(f"{str(folder)!r} is {kind}, which is not supported.")
-    if not names_part(index, "text_encoder"):
+    if not any(names_part(index, part) for part in TEXT_ENCODERS):
         raise UnsupportedCheckpointError(
-            f"{str(folder)!r} has no text_encoder; SDXL's refiner and other second stages are not supported."
+            f"{str(folder)!r} has no text_encoder; second stages other than SDXL's refiner are not supported."
         )
     return index
 

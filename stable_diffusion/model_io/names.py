@@ -156,10 +156,12 @@ _STRAY = "|".join((
     r"^(cond_stage_model|conditioner\.embedders\.0)\.text_projection$|^embedding_manager\.",
     r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_projection\.weight|logit_scale)$",
     r"^(cond_stage_model|conditioner\.embedders\.\d+)\.(model\.visual|transformer\.vision_model)\.",
-    # SD 2.x uses neither the projection nor the last layer of 24; CLIP's own text encoder has 12.
+    r"\.position_ids$",  # 0, 1, 2, ...
+))  # fmt: skip
+# SD 2.x uses neither the projection nor the last layer of 24; CLIP's own text encoder has 12.
+_STRAY_UNLESS_POOLED = "|".join((
     r"^(cond_stage_model|conditioner\.embedders\.0)\.model\.(text_projection(\.weight)?|transformer\.resblocks\.23\..*)$",
     r"^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_model\.)?encoder\.layers\.23\.",
-    r"\.position_ids$",  # 0, 1, 2, ...
 ))  # fmt: skip
 # The same for a file that holds only an autoencoder.
 _STRAY_BESIDE_VAE = r"^(loss|model_ema|discriminator|epoch|global_step|optimizer|lr_schedulers|callbacks)(\.|$)"
@@ -262,14 +264,14 @@ def text_places(family: Family, has: Callable[[str], bool]) -> dict[str, tuple[s
 
 
 def split_by_part(
-    keys: Iterable[str], text_places: Mapping[str, tuple[str, str]]
+    keys: Iterable[str], text_places: Mapping[str, tuple[str, str]], family: Family
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """For each part, {key without prefix: the file's key}; and the keys that belong to no part."""
     prefixes = {"unet": UNET_PREFIX, "vae": VAE_PREFIX}
     prefixes |= {part: prefix for part, (prefix, _) in text_places.items()}
     parts: dict[str, dict[str, str]] = {part: {} for part in prefixes}
     unknown = []
-    stray = re.compile(_STRAY)
+    stray = re.compile(_STRAY if family.pooled else f"{_STRAY}|{_STRAY_UNLESS_POOLED}")
     for key in keys:
         if stray.search(key):
             continue

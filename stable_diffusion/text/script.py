@@ -15,12 +15,19 @@ class Script:
 
     `rows[i]` are indices into `texts` for step i + 1, one per row of the network's batch: if the generation is guided,
     first the negative texts of all pictures; then, for each part of a composition, the texts of all pictures. `weights`
-    are those of the parts. None among the texts is "no negative text".
+    are those of the parts. None among the texts is "no negative text". The first `n_negative` of each step's rows are
+    negative texts'; a text that is also a negative one stands twice.
     """
 
     texts: tuple[Text | None, ...]
     rows: tuple[tuple[int, ...], ...]
     weights: tuple[float, ...]
+    n_negative: int = 0
+
+    @property
+    def negatives(self) -> set[int]:
+        """The indices of the negative texts."""
+        return {place for row in self.rows for place in row[: self.n_negative]}
 
     @property
     def pieces(self) -> list[str]:
@@ -39,14 +46,18 @@ def write_script(
     weights = prompts[0].weights
     assert all(prompt.weights == weights for prompt in prompts), "prompts of one batch have parts of the same weights"
     guided = not embedded and (cfg_weight > 1 or len(weights) > 1)
-    lines = list(_lines(prompts, negatives if guided else [], n_steps))
-    places: dict[Text | None, int] = {}
-    rows = tuple(tuple(places.setdefault(text, len(places)) for text in now) for now in zip(*lines, strict=True))
+    n_negative = len(negatives) if guided else 0
+    lines = list(_lines(prompts, negatives[:n_negative], n_steps))
+    places: dict[tuple[Text | None, bool], int] = {}
+    rows = tuple(
+        tuple(places.setdefault((text, i < n_negative), len(places)) for i, text in enumerate(now))
+        for now in zip(*lines, strict=True)
+    )
     if len(weights) > 1:
         check_weights([Weighted(part.text, part.weight) for part in prompts[0].parts if isinstance(part, PromptPart)])
-    for text in places:
+    for text, _ in places:
         check_weights(text.pieces if text is not None else ())
-    return Script(tuple(places), rows, weights)
+    return Script(tuple(text for text, _ in places), rows, weights, n_negative)
 
 
 def _lines(

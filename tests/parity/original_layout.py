@@ -83,6 +83,20 @@ UNETS = {
         "projection_class_embeddings_input_dim": 6 * 8 + 24,
         "cross_attention_dim": 64 + 128,
     },
+    "refiner": {
+        **UNET,
+        "sample_size": 128,
+        "block_out_channels": (64, 128, 192),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (1, 2, 3),
+        "transformer_layers_per_block": 2,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 5 * 8 + 24,
+        "cross_attention_dim": 128,
+    },
     "inpainting": {**UNET, "in_channels": 9},
     "lcm": {**UNET, "time_cond_proj_dim": 48},
 }
@@ -119,21 +133,25 @@ SCHEDULERS = {
         "use_karras_sigmas": False,
     },
 }
-KINDS = {"sdxl": "StableDiffusionXLPipeline", "distilled": "StableDiffusionXLPipeline",
+SCHEDULERS["refiner"] = SCHEDULERS["sdxl"]
+XL = ("sdxl", "refiner")
+KINDS = {"sdxl": "StableDiffusionXLPipeline", "refiner": "StableDiffusionXLImg2ImgPipeline", "distilled": "StableDiffusionXLPipeline",
          "lcm": "LatentConsistencyModelPipeline",
          "inpainting": "StableDiffusionInpaintPipeline"}  # fmt: skip
 FAMILIES = {"inpainting": "sd1", "lcm": "sd1", "distilled": "sdxl"}
 
 
 def build(name: str) -> dict[str, torch.nn.Module]:
-    """The random networks of a pipeline: "sd1", "sd2", "sdxl", "inpainting" or "lcm"."""
+    """The random networks of a pipeline: "sd1", "sd2", "sdxl", "refiner", "inpainting" or "lcm"."""
     family = FAMILIES.get(name, name)
-    vae = {**VAE, "scaling_factor": 0.13025 if family == "sdxl" else 0.18215}
+    vae = {**VAE, "scaling_factor": 0.13025 if family in XL else 0.18215}
     networks: dict[str, torch.nn.Module] = {"unet": UNet2DConditionModel(**UNETS[name]), "vae": AutoencoderKL(**vae)}
     text = {**OPEN_CLIP, "num_hidden_layers": 23} if family == "sd2" else CLIP
-    networks["text_encoder"] = CLIPTextModel(CLIPTextConfig(**text))
-    if family == "sdxl":
-        networks["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**OPEN_CLIP))
+    if family != "refiner":
+        networks["text_encoder"] = CLIPTextModel(CLIPTextConfig(**text))
+    if family in XL:  # the refiner's has more than SD 2.x's 24 layers, of which one is left out
+        layers = {"num_hidden_layers": 25} if family == "refiner" else {}
+        networks["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**OPEN_CLIP | layers))
     return {part: randomise(network) for part, network in networks.items()}
 
 
@@ -161,7 +179,10 @@ def save_folder(folder: Path, name: str, networks: dict[str, torch.nn.Module], w
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULERS[family]))
     index["scheduler"] = ["diffusers", SCHEDULERS[family]["_class_name"]]
-    if family != "sdxl":
+    if family == "refiner":
+        index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+        index |= {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    if family not in XL:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
@@ -179,7 +200,9 @@ def state_dict(name: str, networks: dict[str, torch.nn.Module]) -> dict[str, tor
         if "attn_1" in original and value.ndim == 2:
             value = value[:, :, None, None]  # the original's attention is of 1x1 convolutions
         tensors["first_stage_model." + original] = value
-    first = {key.removeprefix("text_model."): value for key, value in networks["text_encoder"].state_dict().items()}
+    if family == "refiner":
+        return tensors | _open_clip("conditioner.embedders.0.model.", _text(networks["text_encoder_2"]))
+    first = _text(networks["text_encoder"])
     if family == "sd2":
         tensors |= _open_clip("cond_stage_model.model.", first)
         tensors |= _last_layer_of_24("cond_stage_model.model.")
@@ -187,9 +210,12 @@ def state_dict(name: str, networks: dict[str, torch.nn.Module]) -> dict[str, tor
         prefix = "cond_stage_model" if family == "sd1" else "conditioner.embedders.0"
         tensors |= {f"{prefix}.transformer.text_model.{key}": value for key, value in first.items()}
     if "text_encoder_2" in networks:
-        second = {key.removeprefix("text_model."): v for key, v in networks["text_encoder_2"].state_dict().items()}
-        tensors |= _open_clip("conditioner.embedders.1.model.", second)
+        tensors |= _open_clip("conditioner.embedders.1.model.", _text(networks["text_encoder_2"]))
     return {key: value.detach().clone() for key, value in tensors.items()}
+
+
+def _text(encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key.removeprefix("text_model."): value for key, value in encoder.state_dict().items()}
 
 
 def stray(family: str) -> dict[str, torch.Tensor]:
