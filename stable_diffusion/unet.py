@@ -238,7 +238,7 @@ class UNet(nn.Module):
         """
         size, inputs = self.config.addition_time_embed_dim, self.config.projection_class_embeddings_input_dim
         assert size and inputs  # held by UNetConfig.check
-        ends = [(height, width)] * len(texts)
+        ends: list[tuple[float, ...]] = [(height, width)] * len(texts)
         if (inputs - pooled) // size == 5:
             ends = [(NEGATIVE_SCORE,) if text.negative else (SCORE,) for text in texts]
         return mx.array([[height, width, 0, 0, *end] for end in ends], mx.float32)

@@ -38,7 +38,7 @@ def load_single_file(
     half_unet: bool = False,
     other_vae: bool = False,
 ) -> Checkpoint:
-    """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of SD 1.x, 2.x or SDXL (refiner too).
+    """Load a checkpoint from a .safetensors, .ckpt or .pt file in the original layout of a known family.
 
     Tensors are read one per core at a time, and each takes its module's form before the next is read. Averaged weights
     (model_ema.) are ignored, as in diffusers, unless the file holds no others. `prediction_type` overrides the file;

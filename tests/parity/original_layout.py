@@ -135,7 +135,8 @@ SCHEDULERS = {
 }
 SCHEDULERS["refiner"] = SCHEDULERS["sdxl"]
 XL = ("sdxl", "refiner")
-KINDS = {"sdxl": "StableDiffusionXLPipeline", "refiner": "StableDiffusionXLImg2ImgPipeline", "distilled": "StableDiffusionXLPipeline",
+KINDS = {"sdxl": "StableDiffusionXLPipeline", "refiner": "StableDiffusionXLImg2ImgPipeline",
+         "distilled": "StableDiffusionXLPipeline",
          "lcm": "LatentConsistencyModelPipeline",
          "inpainting": "StableDiffusionInpaintPipeline"}  # fmt: skip
 FAMILIES = {"inpainting": "sd1", "lcm": "sd1", "distilled": "sdxl"}
