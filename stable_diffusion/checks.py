@@ -48,6 +48,12 @@ def number(name: str, value: Any, low: float, high: float, unit: str = "") -> fl
     return found
 
 
+def interval(first: str, start: Any, last: str, end: Any) -> None:
+    """Shares from 0 to 1, the first no larger than the last."""
+    if number(first, start, 0, 1) > number(last, end, 0, 1):
+        raise InputError(f"{first} = {start!r} lies after {last} = {end!r}: give a start before the end.")
+
+
 # --- Checks as objects, for settings that come from several places: a command line, a form, JSON, a picture
 
 

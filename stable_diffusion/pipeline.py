@@ -62,6 +62,9 @@ class StableDiffusion(LoadedModel):
         clip_skip: int | None = None,
         prompt_language: str = A1111,
         input_latents: Any = None,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        guidance_min_sigma: float = 0.0,
     ) -> Generation:
         """Generate step by step; the arguments are checked at once.
 
@@ -75,7 +78,9 @@ class StableDiffusion(LoadedModel):
         picture; in a batch each picture samples its own latents, with seed + i.
 
         `latents` (n_images, h, w, latent_channels) is unit normal noise that replaces the seed's first draw.
-        `guidance_rescale` is Lin et al.'s (2023). With a `variation_strength` all pictures have the same seed, and the
+        `guidance_rescale` is Lin et al.'s (2023). Guidance acts from the share `guidance_start` of the steps up to
+        `guidance_end`, down to the k-diffusion sigma `guidance_min_sigma` (Kynkäänniemi et al. 2024); all other steps
+        do half the work. With a `variation_strength` all pictures have the same seed, and the
         first noise of picture i is turned that far, from 0 to 1, towards the noise of the seed `variation_seed` + i.
         Closing the generator cancels the generation.
 
@@ -106,6 +111,9 @@ class StableDiffusion(LoadedModel):
             sampler=sampler,
             latents=latents,
             guidance_rescale=guidance_rescale,
+            guidance_start=guidance_start,
+            guidance_end=guidance_end,
+            guidance_min_sigma=guidance_min_sigma,
             variation_seed=variation_seed,
             variation_strength=variation_strength,
             mask_image=mask_image,
@@ -195,6 +203,7 @@ class StableDiffusion(LoadedModel):
             call.guidance_rescale,
             call.embeds_guidance,
             call.script.weights,
+            call.interval,
         )
         # 4. The first latents: noise, or the input noised to the plan's first level.
         noise = NoiseStream(call.seeds, (height // self.downscale, width // self.downscale, self.latent_channels))

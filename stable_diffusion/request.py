@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checks import MAX_SEED, Choice, FilePath, Flag, Number, Text, Whole, number, text
+from .checks import MAX_SEED, Choice, FilePath, Flag, Number, Text, Whole, interval, number, text
 from .config import UNET_PREDICTIONS
 from .errors import InputError, SamplerError
 from .pictures import FITS, MASKED_CONTENTS
@@ -136,6 +136,22 @@ class Request:
         "how much of the contrast added by guidance to remove, from 0 to 1; about 0.7 suits v-prediction models",
         title="Guidance rescale", group=HOW, metavar="S", call="guidance_rescale", key="CFG Rescale",
     )  # fmt: skip
+    guidance_start: float = setting(
+        0.0, Number(0, 1),
+        "the share of the steps, from 0 to 1, that run without guidance at the beginning: the negative prompt and CFG "
+        "do not count there, and a step does half the work",
+        title="Guidance from", group=HOW, metavar="S", call="guidance_start", key="Skip Early CFG",
+    )  # fmt: skip
+    guidance_end: float = setting(
+        1.0, Number(0, 1), "the share of the steps after which there is no guidance any more",
+        title="Guidance until", group=HOW, metavar="S", call="guidance_end", key="Guidance end",
+    )  # fmt: skip
+    guidance_min_sigma: float = setting(
+        0.0, Number(0, math.inf),
+        "the noise level (sigma, from about 15 in the first step down to 0) below which there is no guidance",
+        title="Guidance down to sigma", group=HOW, metavar="SIGMA", call="guidance_min_sigma", key=keys.NGMS,
+        shown=(0.0, 15.0),
+    )  # fmt: skip
     sampler: str | Sampler = "euler"
 
     picture: Image.Image | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -209,6 +225,7 @@ class Request:
             value = getattr(self, name)
             if value is not None or DEFAULTS[name] is not None:
                 each.check(name, value)
+        interval("guidance_start", self.guidance_start, "guidance_end", self.guidance_end)
 
     # --- From ...
 
@@ -336,6 +353,8 @@ class Request:
             value = getattr(own, name)
             if each.key and each.counts(own) and value is not None and (each.always or value != DEFAULTS[name]):
                 extra[each.key] = each.write(value)
+        if own.guidance_min_sigma:
+            extra[keys.NGMS_ALL] = str(True)
         return Parameters(
             prompt=self.prompt,
             negative=self.negative,
@@ -404,6 +423,8 @@ def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
                 found[name] = each.read(texts[each.key])
             except InputError:
                 notes.append(f"{each.key} {texts[each.key][:100]!r} was not understood, and was left as it is.")
+    if found.get("guidance_min_sigma") and parameters.extra.get(keys.NGMS_ALL) != str(True):
+        notes.append(f"{keys.NGMS} skipped guidance in every second step; here it is skipped in every step below it.")
     return found, notes
 
 

@@ -91,6 +91,9 @@ def differs(one, other):
         ("--bits", 8),
         ("--clip-skip", 2),
         ("--guidance-rescale", 0.7),
+        ("--guidance-start", 0.25, "--steps", 3),
+        ("--guidance-end", 0.5),
+        ("--guidance-min-sigma", 1.25, "--steps", 3),
         ("--variation-seed", 3, "--variation-strength", 0.3),
         ("--variation-strength", 0.1, "--sampler", "euler_a"),
     ],
@@ -101,7 +104,8 @@ def test_text_to_image(capsys, options):
     assert again(capsys, "a.png") == SAME
     assert not differs("a.png", "again.png")
     if options:
-        run("txt2img", PROMPT, *FEW, "--output", "plain.png")
+        steps = options[-2:] if "--steps" in options else ()
+        run("txt2img", PROMPT, *FEW, "--output", "plain.png", *steps)
         plainly = options == ("--sampler", "pndm", "--prediction-type", "epsilon")
         assert plainly or differs("a.png", "plain.png")  # what the options say was needed
 

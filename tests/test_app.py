@@ -149,6 +149,9 @@ def test_what_the_form_says_reaches_the_engine(engine, page):
         "seed": 42,
         "sampler": "euler",
         "guidance_rescale": 0.0,
+        "guidance_start": 0.0,
+        "guidance_end": 1.0,
+        "guidance_min_sigma": 0.0,
         "prompt_language": "a1111",
     }
     assert second["seed"] == 43

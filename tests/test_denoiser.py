@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from stable_diffusion.diffusion.denoiser import Denoiser, composition, rescaled_guidance
+from stable_diffusion.diffusion.denoiser import Denoiser, GuidanceInterval, composition, rescaled_guidance
 from stable_diffusion.diffusion.schedule import NoiseLevel
 from stable_diffusion.errors import InputError
 
@@ -95,6 +95,54 @@ def test_guidance_rescale_restores_the_deviation_of_each_image():
     close(rescaled_guidance(guided, text, 0.25), 0.25 * whole + 0.75 * guided)
     unet = Denoiser(lambda x, t, step: mx.concatenate([negative, text]), cfg_weight=7.5, guidance_rescale=0.7)
     close(unet.output(negative, LEVEL, 1), rescaled_guidance(guided, text, 0.7))
+
+
+@pytest.mark.parametrize(
+    "options, guided",
+    [
+        ({}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}),
+        (
+            {"start": 0.2},
+            {4, 5, 6, 7, 8, 9, 10},
+        ),  # as A1111's skip_early_cond, which counts from 0
+        ({"start": 0.25}, {4, 5, 6, 7, 8, 9, 10}),
+        ({"end": 0.6}, {1, 2, 3, 4, 5, 6}),
+        ({"start": 0.3, "end": 0.6}, {5, 6}),
+        ({"start": 0.5, "end": 0.5}, set()),
+        ({"start": 1.0}, set()),
+        ({"end": 0.0}, set()),
+        ({"min_sigma": 4.0}, {1, 2, 3, 4, 5, 6, 7}),  # at exactly that sigma it acts
+        ({"start": 0.2, "min_sigma": 4.0}, {4, 5, 6, 7}),
+        ({"min_sigma": 1e9}, set()),
+    ],
+)
+def test_the_steps_in_which_guidance_acts(options, guided):
+    interval = GuidanceInterval(steps=10, **options)
+    levels = {step: NoiseLevel.from_ve_sigma(0.0, 11.0 - step) for step in range(1, 11)}
+    assert {step for step, level in levels.items() if interval.holds(level, step)} == guided
+
+
+def test_at_pure_noise_every_sigma_is_reached():
+    assert GuidanceInterval(min_sigma=15.0).holds(NoiseLevel.from_alpha_bar(999.0, 0.0), 1)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.6)])
+def test_outside_the_interval_the_text_counts_alone(weights):
+    """Of a composition the first text takes the negative's place, as in A1111 without one."""
+    x, texts, calls = known(1)[0], known(), []
+
+    def unet(rows, t, step):
+        calls.append(len(rows))
+        return mx.concatenate([-x, *texts[: len(weights)]][-len(rows) // len(x) :])
+
+    interval = GuidanceInterval(2, 0.0, 0.5)
+    denoiser = Denoiser(unet, cfg_weight=7.5, guidance_rescale=0.7, weights=weights, interval=interval)
+    texts = texts[: len(weights)]
+    alone = texts[0] if len(texts) == 1 else texts[0] + 0.6 * (texts[1] - texts[0])
+    close(denoiser.output(x, LEVEL, 2), alone)
+    within = rescaled_guidance(composition(-x, texts, weights, 7.5), sum(texts[1:], texts[0]) / len(texts), 0.7)
+    close(denoiser.output(x, LEVEL, 1), within)
+    assert calls == [len(x) * len(weights), len(x) * (len(weights) + 1)]
 
 
 def test_float16_answers_are_combined_in_float32():

@@ -208,6 +208,21 @@ def test_options_come_back_whole_and_change_what_is_painted(client, engine):
     assert client.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
 
 
+def test_guidance_in_a_part_of_the_steps(client, engine):
+    painted(client, s_min_uncond=1.5, guidance_end=0.8, override_settings={"skip_early_cond": "0.2"})
+    names = ("guidance_start", "guidance_end", "guidance_min_sigma")
+    assert [calls(engine)[-1][name] for name in names] == [0.2, 0.8, 1.5]
+    client.post("/sdapi/v1/options", json={"skip_early_cond": 0.1, "s_min_uncond": 2, "s_min_uncond_all": False})
+    painted(client)
+    assert [calls(engine)[-1][name] for name in names] == [0.1, 1.0, 2]
+    painted(client, s_min_uncond=0)
+    assert calls(engine)[-1]["guidance_min_sigma"] == 0
+    for wrong in ({"guidance_end": 0.05}, {"s_min_uncond": -1}, {"override_settings": {"skip_early_cond": 1.5}}):
+        answer = client.post("/sdapi/v1/txt2img", json={"prompt": "a"} | wrong)
+        assert answer.status_code == 422, answer.text
+    assert client.post("/sdapi/v1/options", json={"skip_early_cond": 2}).status_code == 422
+
+
 def test_a_model_that_does_not_load_changes_no_option(client, engine, monkeypatch):
     known = catalogue.KNOWN[0]
     absent = catalogue.Model("absent", catalogue.LOCAL, "/nowhere/absent.safetensors", "absent", "sd1")

@@ -113,6 +113,31 @@ def test_without_guidance_the_unet_sees_each_latent_once(sd, monkeypatch):
     assert batches == [4] * 3
 
 
+@pytest.mark.parametrize("sampler, calls", [("euler", 1), ("heun", 2), ("dpmpp_sde", 2)])
+def test_guidance_in_an_interval_halves_the_other_steps(sd, monkeypatch, sampler, calls):
+    batches = []
+    predict = UNet.predict
+    monkeypatch.setattr(UNet, "predict", lambda self, x, *rest: batches.append(len(x)) or predict(self, x, *rest))
+    options = {"num_steps": 5, "sampler": sampler, "negative_text": "clouds", "n_images": 2}
+    found = run(sd, guidance_start=0.2, guidance_end=0.8, **options).latents
+    assert batches == ([2] * 2 * calls + [4] * 2 * calls + [2] * calls)[: 5 * calls - calls // 2]
+    monkeypatch.undo()
+    assert not mx.allclose(found, run(sd, **options).latents, atol=1e-2)
+    never = run(sd, guidance_end=0.0, **options).latents
+    assert mx.abs(never - run(sd, cfg_weight=1.0, **options).latents).max() < 1e-4
+
+
+def test_prompts_of_steps_keep_their_places_outside_the_interval(sd):
+    """Schedules, alternations and AND: with no guidance in any step, they are what they are without a negative."""
+    prompt = "a [red:blue:0.5] [house|tent] at night AND green hills :0.7"
+    found = run(sd, prompt, num_steps=4, negative_text="[rain:snow:0.5]", guidance_end=0.0).latents
+    other = run(sd, prompt, num_steps=4, negative_text="a lighthouse", guidance_end=0.0).latents
+    assert mx.array_equal(found, other)
+    early = run(sd, prompt, num_steps=4, negative_text="[rain:snow:0.5]", guidance_start=0.5).latents
+    snow = run(sd, prompt, num_steps=4, negative_text="snow", guidance_start=0.5).latents
+    assert mx.array_equal(early, snow) and not mx.array_equal(early, found)
+
+
 def test_the_text_is_encoded_once(sd, monkeypatch):
     texts = []
     encode = TextConditioner.__call__
@@ -256,6 +281,11 @@ class TestImageToImage:
         ({"cfg_weight": float("inf")}, "cfg_weight = inf"),
         ({"cfg_weight": "high"}, "cfg_weight = 'high'"),
         ({"guidance_rescale": 1.5}, r"guidance_rescale = 1\.5"),
+        ({"guidance_start": 1.5}, r"guidance_start = 1\.5"),
+        ({"guidance_end": -0.1}, r"guidance_end = -0\.1"),
+        ({"guidance_start": 0.6, "guidance_end": 0.5}, r"guidance_start = 0\.6 lies after guidance_end = 0\.5"),
+        ({"guidance_min_sigma": -1}, "guidance_min_sigma = -1"),
+        ({"guidance_min_sigma": "high"}, "guidance_min_sigma = 'high'"),
         ({"n_images": 0}, "n_images = 0"),
         ({"n_images": 1000}, "n_images = 1000"),
         ({"n_images": 1.0}, r"n_images = 1\.0"),

@@ -99,6 +99,22 @@ def test_what_a_record_says_wrongly_is_told_and_left_out():
         assert any(word in note for note in notes), word
 
 
+def test_guidance_in_a_part_of_the_steps_is_read_from_a1111s_records():
+    said = {"Skip Early CFG": "0.2", "NGMS": "1.5"}
+    found, notes = read_record(Parameters("a", extra=said))
+    assert (found["guidance_start"], found["guidance_min_sigma"]) == (0.2, 1.5)
+    assert len(notes) == 1 and "every second step" in notes[0]
+    assert not read_record(Parameters("a", extra=said | {"NGMS all steps": "True"}))[1]
+    extra = Request("a", guidance_start=0.2, guidance_min_sigma=1.5).to_record(USED, SIZE).extra
+    assert said.items() < extra.items() and extra["NGMS all steps"] == "True"
+    assert "NGMS all steps" not in Request("a").to_record(USED, SIZE).extra
+
+
+def test_a_start_after_the_end_is_refused():
+    with pytest.raises(InputError, match=r"guidance_start = 0.8 lies after guidance_end = 0.5"):
+        Request("a", guidance_start=0.8, guidance_end=0.5)
+
+
 def test_a_records_mask_has_a1111s_defaults_where_it_says_nothing():
     found, notes = read_record(Parameters("a", extra={"Mask blur": "9"}))
     assert not notes
@@ -172,7 +188,8 @@ def test_a_text_is_called_for_with_what_it_says():
     call = Request("a", steps=3, guidance_rescale=0.5, clip_skip=2, width=64).to_call((128, 128))
     assert call.arguments == {
         "text": "a", "negative_text": None, "num_steps": 3, "cfg_weight": 7.5, "guidance_rescale": 0.5, "clip_skip": 2,
-        "sampler": "euler", "prompt_language": "a1111", "width": 64,
+        "sampler": "euler", "prompt_language": "a1111", "width": 64, "guidance_start": 0.0, "guidance_end": 1.0,
+        "guidance_min_sigma": 0.0,
     }  # fmt: skip
     painted = picture()
     assert call.finish(painted) is painted

@@ -32,8 +32,8 @@ NEEDED = ("seed", "steps", "sampler", "cfg", "size")
 NO_SETTINGS = (
     keys.PRECISION, keys.VAE_PRECISION, keys.VERSION, keys.VAE, keys.VAE_HASH, keys.LORA, keys.LORA_HASHES,
     keys.EMBEDDING_HASHES, keys.BATCH_SIZE, keys.BATCH_POSITION, keys.BLEND_PROMPT, keys.BLEND_SEED,
-    keys.BLEND_FRAMES, keys.BLEND_SHARE, keys.BLEND_FPS, "Input picture", "Input sha256", "Mask", "Mask sha256",
-    "Init image hash", "Hashes", "User", "Created Date", "RNG", "Model", "Noise Schedule",
+    keys.BLEND_FRAMES, keys.BLEND_SHARE, keys.BLEND_FPS, keys.NGMS_ALL, "Input picture", "Input sha256", "Mask",
+    "Mask sha256", "Init image hash", "Hashes", "User", "Created Date", "RNG", "Model", "Noise Schedule",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from ..sampler import Sampler, sampler_by_name
 from ..text.prompt import Blend, Prompt, check_text, parse
 from ..text.script import Script, write_script
 from ..text.tags import Strength
+from .denoiser import GuidanceInterval
 from .network import DenoisingNetwork
 from .noise import Seeds
 from .schedule import Plan
@@ -63,6 +64,9 @@ class Call:
     seeds: Seeds
     cfg_weight: float
     guidance_rescale: float
+    guidance_start: float
+    guidance_end: float
+    guidance_min_sigma: float
     sampler: Sampler
     plan: Plan
     start: InputPicture | InputLatents | None
@@ -77,6 +81,11 @@ class Call:
     def script(self) -> Script:
         """The texts of each step. Raises `InputError` for weights out of range."""
         return write_script(self.prompts, self.negatives, len(self.plan), self.cfg_weight, self.embeds_guidance)
+
+    @property
+    def interval(self) -> GuidanceInterval:
+        """Where guidance acts."""
+        return GuidanceInterval(len(self.plan), self.guidance_start, self.guidance_end, self.guidance_min_sigma)
 
     @property
     def loras(self) -> tuple[tuple[str, Strength], ...]:
@@ -120,6 +129,9 @@ def check_call(
     sampler: str | Sampler,
     latents: Any,
     guidance_rescale: float,
+    guidance_start: float,
+    guidance_end: float,
+    guidance_min_sigma: float,
     variation_seed: int | None,
     variation_strength: float,
     mask_image: Any,
@@ -170,6 +182,7 @@ def check_call(
         notes.append(f"{_begins(sampler, plan)}. Models made for few steps want a sampler such as euler_sgm_uniform.")
     for note in notes:
         warnings.warn(note, stacklevel=3)
+    checks.interval("guidance_start", guidance_start, "guidance_end", guidance_end)
     return Call(
         prompts=tuple(each for each in prompts for _ in range(n_images)),
         negatives=tuple(each for each in negatives for _ in range(n_images)),
@@ -177,6 +190,9 @@ def check_call(
         seeds=seeds,
         cfg_weight=checks.number("cfg_weight", cfg_weight, 0.0, math.inf),
         guidance_rescale=checks.number("guidance_rescale", guidance_rescale, 0.0, 1.0),
+        guidance_start=float(guidance_start),
+        guidance_end=float(guidance_end),
+        guidance_min_sigma=checks.number("guidance_min_sigma", guidance_min_sigma, 0.0, math.inf),
         sampler=sampler,
         plan=plan,
         start=start,

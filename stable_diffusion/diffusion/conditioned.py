@@ -46,9 +46,10 @@ class ConditionedNetwork:
     def __call__(self, x: mx.array, t: float, step: int) -> mx.array:
         """Predict for latents x at a step, counted from 1; x has one row for each text of the script's row there.
 
-        x is (n_parts * B, h, w, C): all B pictures of the first part, then of the next.
+        x is (n_parts * B, h, w, C): all B pictures of the first part, then of the next. With fewer rows it is for the
+        last of them: in a step without guidance the negative texts, which come first, are left out.
         """
-        context = self._context(self._script.rows[step - 1])
+        context = self._context(self._script.rows[step - 1][-len(x) :])
         x, time = x.astype(self._dtype), mx.array([t], mx.float32)
         if not self._one_by_one or len(x) == 1:
             return self._network.predict(x, time, context)

@@ -13,8 +13,8 @@ from .schedule import NoiseLevel
 
 FLOW_TIMES = 1000  # a flow network's time for pure noise
 
-# (x (n B, h, w, C), t, step) -> prediction of the same shape; the rows are [negative, text, ...], B of each, and the
-# step counts from 1.
+# (x (n B, h, w, C), t, step) -> prediction of the same shape; the rows are [negative, text, ...], B of each, or without
+# guidance the texts' alone, and the step counts from 1.
 NetworkCall = Callable[[mx.array, float, int], mx.array]
 
 
@@ -28,15 +28,36 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class GuidanceInterval:
+    """The part of a generation of `steps` steps in which guidance acts; elsewhere the text's answer counts alone.
+
+    Kynkäänniemi et al. 2024, arXiv:2404.07724. `start` and `end` are shares of the steps, compared as A1111 compares
+    its skip_early_cond (modules/sd_samplers_cfg_denoiser.py). Below `min_sigma`, a ve_sigma, guidance ends as well:
+    A1111's s_min_uncond with s_min_uncond_all.
+    """
+
+    steps: int = 1
+    start: float = 0.0
+    end: float = 1.0
+    min_sigma: float = 0.0
+
+    def holds(self, level: NoiseLevel, step: int) -> bool:
+        """Whether guidance acts at a level in a step, from 1."""
+        done = (step - 1) / self.steps
+        begun = done > self.start or not self.start
+        return begun and done < self.end and level.ve_sigma >= self.min_sigma
+
+
+@dataclass(frozen=True)
 class Denoiser:
     """The network and its prompt as a function of latents and noise level.
 
     With `cfg_weight` above 1 negative and text run in one batch; otherwise, or if the network takes the weight as an
     input of its own (`embedded_guidance`, LCM), the network sees each latent once. A composition has a weight for each
     text in `weights`, and always needs the negative too; with `embedded_guidance`, which has no negative, the first
-    text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py). `seen` changes the latents before the network
-    sees them (inpainting restores the kept part). Raises `InputError` for a weight that is not finite or a
-    `guidance_rescale` outside [0, 1].
+    text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py), and so it does outside the `interval` in which
+    guidance acts. `seen` changes the latents before the network sees them (inpainting restores the kept part). Raises
+    `InputError` for a weight that is not finite or a `guidance_rescale` outside [0, 1].
     """
 
     network: NetworkCall
@@ -45,6 +66,7 @@ class Denoiser:
     guidance_rescale: float = 0.0
     embedded_guidance: bool = False
     weights: tuple[float, ...] = (1.0,)
+    interval: GuidanceInterval = GuidanceInterval()
     seen: Callable[[mx.array, NoiseLevel], mx.array] | None = None
 
     def __post_init__(self) -> None:
@@ -59,7 +81,7 @@ class Denoiser:
 
     @property
     def guided(self) -> bool:
-        """True if the negative text's rows precede those of the texts."""
+        """True if, within the interval, the negative text's rows precede those of the texts."""
         return (self.cfg_weight > 1 or len(self.weights) > 1) and not self.embedded_guidance
 
     def __call__(self, x: mx.array, level: NoiseLevel, step: int) -> Prediction:
@@ -73,15 +95,16 @@ class Denoiser:
         t = level.t
         if self.prediction_type == "flow":
             x, t = flow_latents(x, level), FLOW_TIMES * flow_share(level)
-        rows = len(self.weights) + self.guided
+        guided = self.guided and self.interval.holds(level, step)
+        rows = len(self.weights) + guided
         if rows == 1:
             return self.network(x, t, step).astype(mx.float32)
         answers = list(mx.split(self.network(mx.concatenate([x] * rows), t, step).astype(mx.float32), rows))
-        if not self.guided:
+        if not guided:
             return composition(answers[0], answers, self.weights, 1.0)
         negative, texts = answers[0], answers[1:]
-        guided = composition(negative, texts, self.weights, self.cfg_weight)
-        return rescaled_guidance(guided, sum(texts[1:], texts[0]) / len(texts), self.guidance_rescale)
+        answer = composition(negative, texts, self.weights, self.cfg_weight)
+        return rescaled_guidance(answer, sum(texts[1:], texts[0]) / len(texts), self.guidance_rescale)
 
     def prediction(self, output: mx.array, x: mx.array, level: NoiseLevel) -> Prediction:
         """x_0 and eps from an answer of the network, with x at `level`."""

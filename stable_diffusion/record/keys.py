@@ -18,6 +18,7 @@ BLEND_PROMPT, BLEND_SEED, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend sha
 BLEND_FRAMES, BLEND_FPS = "Blend frames", "Blend fps"
 STOPPED = "Stopped after"  # of a picture that was not finished: "12 of 20 steps"
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
+NGMS, NGMS_ALL = "NGMS", "NGMS all steps"  # A1111's "negative guidance minimum sigma"; without ALL, every second step
 _PAIR = re.compile(r"(.+?): ?([^\s:,]+)(?:, *|$)")
 
 

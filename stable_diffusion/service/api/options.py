@@ -1,14 +1,15 @@
-"""A1111's options, as far as they mean something here: which model, VAE, clip skip and file format requests get."""
+"""A1111's options, as far as they mean something here: which model, VAE, file format and so on requests get."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ... import catalogue
+from ... import catalogue, checks
 from . import models
 from .fields import IGNORED, Field, read_fields
 
@@ -18,6 +19,9 @@ FIELDS = (
     Field("sd_checkpoint_hash", "string", "follows the model", IGNORED),
     Field("sd_vae", "string", "a VAE that /sdapi/v1/sd-vae lists; Automatic is the model's own"),
     Field("CLIP_stop_at_last_layers", "integer", "clip skip; 1 is what the model was trained with"),
+    Field("skip_early_cond", "number", "no guidance in this share of the steps at the beginning"),
+    Field("s_min_uncond", "number", "no guidance below this sigma"),
+    Field("s_min_uncond_all", "boolean", "always true: not in every second step below it, but in all", IGNORED),
     Field("samples_format", "string", "png, jpg or webp: the files, and the pictures in answers"),
 )
 
@@ -29,6 +33,8 @@ class Options:
     model: str = catalogue.DEFAULT
     vae: str | None = None
     clip_skip: int | None = None
+    guidance_start: float = 0.0
+    guidance_min_sigma: float = 0.0
     file_format: str = "png"
 
     def changed(self, values: Mapping[str, Any]) -> Options:
@@ -42,6 +48,10 @@ class Options:
         if "CLIP_stop_at_last_layers" in found:
             layers = found["CLIP_stop_at_last_layers"]
             changes["clip_skip"] = layers if layers > 1 else None
+        if "skip_early_cond" in found:
+            changes["guidance_start"] = checks.number("skip_early_cond", found["skip_early_cond"], 0, 1)
+        if "s_min_uncond" in found:
+            changes["guidance_min_sigma"] = checks.number("s_min_uncond", found["s_min_uncond"], 0, math.inf)
         if "samples_format" in found:
             changes["file_format"] = FORMATS.get(found["samples_format"].lower(), "png")
         return dataclasses.replace(self, **changes)
@@ -55,6 +65,9 @@ class Options:
             "sd_checkpoint_hash": "",
             "sd_vae": self.vae or "Automatic",
             "CLIP_stop_at_last_layers": self.clip_skip or 1,
+            "skip_early_cond": self.guidance_start,
+            "s_min_uncond": self.guidance_min_sigma,
+            "s_min_uncond_all": True,
         }
 
 
