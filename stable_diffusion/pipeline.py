@@ -65,6 +65,7 @@ class StableDiffusion(LoadedModel):
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         guidance_min_sigma: float = 0.0,
+        eta: float | None = None,
     ) -> Generation:
         """Generate step by step; the arguments are checked at once.
 
@@ -82,6 +83,7 @@ class StableDiffusion(LoadedModel):
         `guidance_end`, down to the k-diffusion sigma `guidance_min_sigma` (Kynkäänniemi et al. 2024); all other steps
         do half the work. With a `variation_strength` all pictures have the same seed, and the
         first noise of picture i is turned that far, from 0 to 1, towards the noise of the seed `variation_seed` + i.
+        `eta`, from 0 to 1, is how much noise the sampler adds again at each step (TCD's gamma); None is its own value.
         Closing the generator cancels the generation.
 
         Both texts are in A1111's prompt language (stable_diffusion.text.language); its schedules count the steps that
@@ -121,6 +123,7 @@ class StableDiffusion(LoadedModel):
             clip_skip=clip_skip,
             prompt_language=prompt_language,
             input_latents=input_latents,
+            eta=eta,
         )
         return self._begin(call)
 
@@ -204,6 +207,7 @@ class StableDiffusion(LoadedModel):
             call.embeds_guidance,
             call.script.weights,
             call.interval,
+            call.sampler.needs_negative,
         )
         # 4. The first latents: noise, or the input noised to the plan's first level.
         noise = NoiseStream(call.seeds, (height // self.downscale, width // self.downscale, self.latent_channels))

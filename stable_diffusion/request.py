@@ -153,6 +153,12 @@ class Request:
         shown=(0.0, 15.0),
     )  # fmt: skip
     sampler: str | Sampler = "euler"
+    eta: float | None = setting(
+        None, Number(0, 1),
+        "how much noise to add again at each step, from 0 to 1, for the samplers that do: Euler a, DPM2 a, DPM++ 2S a, "
+        "DPM++ 3M SDE, DDIM, TCD (where it is called gamma)",
+        title="Eta", group=HOW, metavar="S", call="eta", key="Eta", usual="the sampler's own", page=False,
+    )  # fmt: skip
 
     picture: Image.Image | None = dataclasses.field(default=None, compare=False, repr=False)
     picture_file: InputFile | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -398,7 +404,7 @@ def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
 
     A1111 omits its defaults, so if one setting of a mask is recorded, the missing ones have their defaults.
     """
-    from .sampler import key_of, sampler_from_a1111  # not at the top, since it imports MLX
+    from .sampler import key_of, sampler_from_a1111, takes_eta  # not at the top, since it imports MLX
 
     found: dict[str, Any] = {}
     notes: list[str] = []
@@ -425,6 +431,8 @@ def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
                 notes.append(f"{each.key} {texts[each.key][:100]!r} was not understood, and was left as it is.")
     if found.get("guidance_min_sigma") and parameters.extra.get(keys.NGMS_ALL) != str(True):
         notes.append(f"{keys.NGMS} skipped guidance in every second step; here it is skipped in every step below it.")
+    if "eta" in found and "sampler" in found and not takes_eta(found["sampler"]):
+        notes.append(f"Eta {keys.plain(found.pop('eta'))} is not offered for {parameters.sampler} here.")
     return found, notes
 
 

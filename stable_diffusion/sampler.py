@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
+from typing import Any, cast
 
 from .diffusion.samplers.base import Noise, Sampler, Step
 from .diffusion.samplers.ddim import DDIMSampler, DDPMSampler, LCMSampler
 from .diffusion.samplers.dpm import DPMSolverMultistepSDESampler, DPMSolverSampler
-from .diffusion.samplers.euler import EulerAncestralSampler, SimpleEulerSampler
+from .diffusion.samplers.dpm2 import DPM2AncestralSampler, DPM2Sampler, DPMSolver2SAncestralSampler
+from .diffusion.samplers.dpm3 import DPMSolver3MSDESampler
+from .diffusion.samplers.euler import EulerAncestralCFGPPSampler, EulerAncestralSampler, SimpleEulerSampler
 from .diffusion.samplers.heun import DPMSolverSDESampler, HeunSampler
 from .diffusion.samplers.lms import LMSSampler
 from .diffusion.samplers.pndm import PNDMSampler
+from .diffusion.samplers.restart import RestartSampler
+from .diffusion.samplers.tcd import TCDSampler
 from .diffusion.samplers.unipc import UniPCSampler
 from .errors import SamplerError
 
@@ -22,19 +28,26 @@ __all__ = [
     "SCHEDULE_TITLES",
     "DDIMSampler",
     "DDPMSampler",
+    "DPM2AncestralSampler",
+    "DPM2Sampler",
+    "DPMSolver2SAncestralSampler",
+    "DPMSolver3MSDESampler",
     "DPMSolverMultistepSDESampler",
     "DPMSolverSDESampler",
     "DPMSolverSampler",
+    "EulerAncestralCFGPPSampler",
     "EulerAncestralSampler",
     "HeunSampler",
     "LCMSampler",
     "LMSSampler",
     "Noise",
     "PNDMSampler",
+    "RestartSampler",
     "Sampler",
     "SamplerName",
     "SimpleEulerSampler",
     "Step",
+    "TCDSampler",
     "UniPCSampler",
     "a1111_name",
     "key_of",
@@ -43,6 +56,8 @@ __all__ = [
     "sampler_from_a1111",
     "sampler_names",
     "samplers",
+    "takes_eta",
+    "with_eta",
 ]
 
 DEFAULT_SAMPLER = "euler"
@@ -50,17 +65,29 @@ DEFAULT_SAMPLER = "euler"
 # Further names of each class, in addition to key and title: A1111's, ComfyUI's, InvokeAI's, diffusers'.
 _KNOWN_AS: dict[type[Sampler], tuple[str, ...]] = {
     SimpleEulerSampler: ("k_euler", "EulerDiscreteScheduler", "SimpleEulerSampler"),
-    EulerAncestralSampler: ("euler ancestral", "k_euler_a", "EulerAncestralDiscreteScheduler"),
+    EulerAncestralSampler: (
+        "euler ancestral",
+        "k_euler_a",
+        "k_euler_ancestral",
+        "EulerAncestralDiscreteScheduler",
+    ),
+    EulerAncestralCFGPPSampler: ("euler ancestral cfg++", "k_euler_a_cfg_pp", "k_euler_ancestral_cfg_pp"),
     HeunSampler: ("k_heun", "HeunDiscreteScheduler"),
     LMSSampler: ("k_lms", "LMSDiscreteScheduler"),
+    DPM2Sampler: ("dpm_2", "k_dpm_2", "KDPM2DiscreteScheduler"),
+    DPM2AncestralSampler: ("dpm_2_ancestral", "k_dpm_2_a", "k_dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler"),
+    DPMSolver2SAncestralSampler: ("dpmpp_2s_ancestral", "k_dpmpp_2s_a", "k_dpmpp_2s_ancestral"),
     DPMSolverSampler: ("k_dpmpp_2m", "DPMSolverMultistepScheduler"),
     DPMSolverSDESampler: ("k_dpmpp_sde", "DPMSolverSDEScheduler"),
     DPMSolverMultistepSDESampler: ("k_dpmpp_2m_sde",),
+    DPMSolver3MSDESampler: ("k_dpmpp_3m_sde",),
+    RestartSampler: ("k_restart",),
     UniPCSampler: ("uni_pc", "UniPCMultistepScheduler"),
     DDIMSampler: ("DDIMScheduler",),
     DDPMSampler: ("DDPMScheduler",),
     PNDMSampler: ("PLMS", "PNDMScheduler"),
-    LCMSampler: ("LCMScheduler",),
+    LCMSampler: ("k_lcm", "LCMScheduler"),
+    TCDSampler: ("k_tcd", "TCDScheduler"),
 }
 # The schedules by key, with their names in A1111, and the suffixes of samplers' names that mean them.
 SCHEDULE_TITLES = {
@@ -70,7 +97,7 @@ SCHEDULE_TITLES = {
     "sgm_uniform": "SGM Uniform",
     "simple": "Simple",
 }
-_SUFFIXES = {**{key: (key,) for key in SCHEDULE_TITLES}, "karras": ("karras", "k")}
+_SUFFIXES = {**{key: (key,) for key in SCHEDULE_TITLES}, "karras": ("karras", "k", "ka")}
 _A1111_SAMPLERS: dict[type[Sampler], str] = {PNDMSampler: "PLMS"}  # where A1111's name is not our title
 _FROM_A1111 = {title.casefold(): key for key, title in SCHEDULE_TITLES.items()} | {"normal": "uniform"}
 
@@ -119,6 +146,21 @@ def sampler_by_name(name: str | Sampler) -> Sampler:
             f"choose {cls.key}, or one of {with_schedule}."
         )
     return cls(sigma_schedule=schedule)
+
+
+def takes_eta(sampler: str | Sampler) -> bool:
+    """Whether a sampler has an `eta`: a share of noise that it adds again at each step."""
+    return any(field.name == "eta" for field in dataclasses.fields(sampler_by_name(sampler)))
+
+
+def with_eta(sampler: Sampler, eta: float | None) -> Sampler:
+    """The sampler with another `eta`; None is its own. Raises `SamplerError` outside [0, 1], and if it has none."""
+    if eta is None:
+        return sampler
+    if not takes_eta(sampler):
+        known = ", ".join(each.key for each in SAMPLERS if takes_eta(each.key))
+        raise SamplerError(f"{sampler.title} takes no eta (eta = {eta!r}); these do: {known}.")
+    return dataclasses.replace(sampler, **cast(Any, {"eta": eta}))
 
 
 def sampler_names() -> dict[str, str]:

@@ -16,8 +16,8 @@ import numpy as np
 from .. import checks
 from ..backend import mx
 from ..config import SchedulerConfig
-from ..errors import InputError
-from ..sampler import Sampler, sampler_by_name
+from ..errors import InputError, SamplerError
+from ..sampler import Sampler, sampler_by_name, with_eta
 from ..text.prompt import Blend, Prompt, check_text, parse
 from ..text.script import Script, write_script
 from ..text.tags import Strength
@@ -75,12 +75,20 @@ class Call:
     clip_skip: int | None
     prompt_language: str
     embeds_guidance: bool
+    eta: float | None = None
     notes: tuple[str, ...] = ()  # what was changed or looks wrong, in words; warned of as well
 
     @cached_property
     def script(self) -> Script:
         """The texts of each step. Raises `InputError` for weights out of range."""
-        return write_script(self.prompts, self.negatives, len(self.plan), self.cfg_weight, self.embeds_guidance)
+        return write_script(
+            self.prompts,
+            self.negatives,
+            len(self.plan),
+            self.cfg_weight,
+            self.embeds_guidance,
+            self.sampler.needs_negative,
+        )
 
     @property
     def interval(self) -> GuidanceInterval:
@@ -139,6 +147,7 @@ def check_call(
     clip_skip: int | None,
     prompt_language: str,
     input_latents: Any,
+    eta: float | None,
 ) -> Call:
     """Check the arguments of `StableDiffusion.generate_latents` and `generate`, whose docstrings explain them.
 
@@ -170,7 +179,12 @@ def check_call(
             raise InputError("input_image and input_latents exclude each other: give one of them.")
         start = InputLatents(_latents("input_latents", input_latents, (total, *shape), or_one=True))
     check_task(model.name, network.in_channels, model.latent_channels, start)
-    sampler = sampler_by_name(sampler)
+    sampler = with_eta(sampler_by_name(sampler), eta)
+    if sampler.needs_negative and network.embeds_guidance:
+        raise SamplerError(
+            f"{sampler.title} asks for the negative prompt's own answer, which this model, with guidance as an input, "
+            "does not give: choose lcm."
+        )
     plan = sampler.plan(model.scheduler_config, num_steps)
     if start is not None:
         plan = _tail(plan, num_steps, denoising_strength)
@@ -201,6 +215,7 @@ def check_call(
         clip_skip=clip_skip,
         prompt_language=prompt_language,
         embeds_guidance=network.embeds_guidance,
+        eta=eta,
         notes=tuple(notes),
     )
 

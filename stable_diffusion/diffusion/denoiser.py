@@ -56,8 +56,9 @@ class Denoiser:
     input of its own (`embedded_guidance`, LCM), the network sees each latent once. A composition has a weight for each
     text in `weights`, and always needs the negative too; with `embedded_guidance`, which has no negative, the first
     text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py), and so it does outside the `interval` in which
-    guidance acts. `seen` changes the latents before the network sees them (inpainting restores the kept part). Raises
-    `InputError` for a weight that is not finite or a `guidance_rescale` outside [0, 1].
+    guidance acts. `needs_negative` runs the negative at any weight, for samplers that ask for its own answer. `seen`
+    changes the latents before the network sees them (inpainting restores the kept part). Raises `InputError` for a
+    weight that is not finite or a `guidance_rescale` outside [0, 1].
     """
 
     network: NetworkCall
@@ -67,6 +68,7 @@ class Denoiser:
     embedded_guidance: bool = False
     weights: tuple[float, ...] = (1.0,)
     interval: GuidanceInterval = GuidanceInterval()
+    needs_negative: bool = False
     seen: Callable[[mx.array, NoiseLevel], mx.array] | None = None
 
     def __post_init__(self) -> None:
@@ -82,7 +84,7 @@ class Denoiser:
     @property
     def guided(self) -> bool:
         """True if, within the interval, the negative text's rows precede those of the texts."""
-        return (self.cfg_weight > 1 or len(self.weights) > 1) and not self.embedded_guidance
+        return (self.cfg_weight > 1 or len(self.weights) > 1 or self.needs_negative) and not self.embedded_guidance
 
     def __call__(self, x: mx.array, level: NoiseLevel, step: int) -> Prediction:
         """Run the network on latents x (B, h, w, C) at a level; `step` counts the steps that are run, from 1."""
@@ -90,6 +92,15 @@ class Denoiser:
 
     def output(self, x: mx.array, level: NoiseLevel, step: int) -> mx.array:
         """The network's guided answer for x at a level, float32, still of its own prediction type."""
+        return self._combined(self._answers(x, level, step))
+
+    def with_negative(self, x: mx.array, level: NoiseLevel, step: int) -> tuple[Prediction, Prediction]:
+        """The guided prediction, and the negative text's own; without guidance, the first text's takes its place."""
+        answers = self._answers(x, level, step)
+        return self.prediction(self._combined(answers), x, level), self.prediction(answers[0], x, level)
+
+    def _answers(self, x: mx.array, level: NoiseLevel, step: int) -> list[mx.array]:
+        """The network's answer for each text, float32: if guided, the negative's first."""
         if self.seen is not None:
             x = self.seen(x, level)
         t = level.t
@@ -98,9 +109,14 @@ class Denoiser:
         guided = self.guided and self.interval.holds(level, step)
         rows = len(self.weights) + guided
         if rows == 1:
-            return self.network(x, t, step).astype(mx.float32)
-        answers = list(mx.split(self.network(mx.concatenate([x] * rows), t, step).astype(mx.float32), rows))
-        if not guided:
+            return [self.network(x, t, step).astype(mx.float32)]
+        return list(mx.split(self.network(mx.concatenate([x] * rows), t, step).astype(mx.float32), rows))
+
+    def _combined(self, answers: list[mx.array]) -> mx.array:
+        """The guided answer, from what `_answers` gives."""
+        if len(answers) == 1:
+            return answers[0]
+        if len(answers) == len(self.weights):
             return composition(answers[0], answers, self.weights, 1.0)
         negative, texts = answers[0], answers[1:]
         answer = composition(negative, texts, self.weights, self.cfg_weight)

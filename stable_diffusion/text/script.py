@@ -36,16 +36,21 @@ class Script:
 
 
 def write_script(
-    prompts: Sequence[Prompt], negatives: Sequence[Prompt | None], n_steps: int, cfg_weight: float, embedded: bool
+    prompts: Sequence[Prompt],
+    negatives: Sequence[Prompt | None],
+    n_steps: int,
+    cfg_weight: float,
+    embedded: bool,
+    needs_negative: bool = False,
 ) -> Script:
     """Write the script of pictures whose prompts have parts of the same weights.
 
     Without guidance (`cfg_weight` up to 1, or a network that embeds the weight) the negative texts are left out, except
-    from a composition, which needs them. Raises `InputError` for weights out of range.
+    from a composition and with a sampler that `needs_negative`. Raises `InputError` for weights out of range.
     """
     weights = prompts[0].weights
     assert all(prompt.weights == weights for prompt in prompts), "prompts of one batch have parts of the same weights"
-    guided = not embedded and (cfg_weight > 1 or len(weights) > 1)
+    guided = not embedded and (cfg_weight > 1 or len(weights) > 1 or needs_negative)
     n_negative = len(negatives) if guided else 0
     lines = list(_lines(prompts, negatives[:n_negative], n_steps))
     places: dict[tuple[Text | None, bool], int] = {}

@@ -18,7 +18,13 @@ from diffusers.utils import logging  # noqa: E402
 
 from stable_diffusion.config import SchedulerConfig  # noqa: E402
 from stable_diffusion.diffusion.denoiser import Denoiser  # noqa: E402
-from stable_diffusion.sampler import DDIMSampler, LCMSampler, SimpleEulerSampler, sampler_by_name  # noqa: E402
+from stable_diffusion.sampler import (  # noqa: E402
+    DDIMSampler,
+    LCMSampler,
+    SimpleEulerSampler,
+    TCDSampler,
+    sampler_by_name,
+)
 
 logging.set_verbosity_error()
 
@@ -41,13 +47,14 @@ REFERENCE = {
     "ddpm": diffusers.DDPMScheduler,
     "pndm": diffusers.PNDMScheduler,
     "lcm": diffusers.LCMScheduler,
+    "tcd": diffusers.TCDScheduler,
 }
 VE = {"euler", "euler_a", "heun", "lms", "dpmpp_sde"}
 TWO_CALLS = {"heun", "dpmpp_sde"}
 WHOLE_TIMES = set(REFERENCE) - VE
 NAMED = ["euler", "heun", "lms", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "unipc"]
 KNOWS_SAMPLE = set(REFERENCE) - {"euler_a", "dpmpp_sde", "pndm"}
-KNOWS_ZERO_SNR = ["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "ddim", "ddpm", "lcm"]
+KNOWS_ZERO_SNR = ["euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "ddim", "ddpm", "lcm", "tcd"]
 SPACINGS = ["leading", "linspace", "trailing"]
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -308,7 +315,7 @@ def test_files_of_checkpoints(name, key, monkeypatch):
             compare(key, file, num_steps, monkeypatch, tail=num_steps * 3 // 5)
 
 
-@pytest.mark.parametrize("key", [*sorted(WHOLE_TIMES - {"lcm"}), "euler", "euler_a", "heun"])
+@pytest.mark.parametrize("key", [*sorted(WHOLE_TIMES - {"lcm", "tcd"}), "euler", "euler_a", "heun"])
 def test_as_many_steps_as_training_times(key, monkeypatch):
     """Every training time, or all that leading spacing has where its offset pushes the first one out."""
     short = {**SD, "num_train_timesteps": 200}
@@ -382,6 +389,14 @@ def test_ddim_eta(eta, spacing, monkeypatch):
             compare("ddim", file, num_steps, monkeypatch, sampler=DDIMSampler(eta=eta), eta=eta)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.55, 1.0])
+def test_tcd_gamma(eta, monkeypatch):
+    for file in ({}, {"original_inference_steps": 36}, {"prediction_type": "v_prediction"}):
+        for num_steps in (1, 2, 4, 8, 35):
+            compare("tcd", {**SD, **file}, num_steps, monkeypatch, sampler=TCDSampler(eta=eta), eta=eta)
+        compare("tcd", {**SD, **file}, 8, monkeypatch, tail=5, sampler=TCDSampler(eta=eta), eta=eta)
+
+
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_small_log", "fixed_large"])
 def test_ddpm_variances(variance_type, monkeypatch):
     for beta_schedule in ("scaled_linear", "sigmoid"):
@@ -416,7 +431,7 @@ def test_every_number_of_steps_has_the_reference_times(key):
     for spacing in SPACINGS:
         file = {**SD, "timestep_spacing": spacing}
         for num_steps in [*range(4, 130, 3 if key == "dpmpp_sde" else 1), 250, 333, 499]:
-            if key == "lcm" and num_steps > 50:
+            if key in ("lcm", "tcd") and num_steps > 50:
                 continue
             scheduler = make_reference(key, file)
             scheduler.set_timesteps(num_steps)

@@ -73,6 +73,8 @@ class Sampler(ABC):
     schedule_from_config: ClassVar[bool] = True
     # True if two equal levels in a row would divide by zero.
     needs_distinct_levels: ClassVar[bool] = False
+    # True if it asks the denoiser for the negative text's answer as well, whatever the guidance weight.
+    needs_negative: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.spacing not in (None, *SPACINGS):
@@ -166,6 +168,10 @@ class KDiffusionSampler(Sampler):
 
     schedules = ALL_SCHEDULES
     time_type: ClassVar[type] = np.float32  # of times in the reference
+    # True if Karras and exponential sigmas span the whole schedule, as in k-diffusion, not only what the spacing takes.
+    whole_range: ClassVar[bool] = False
+    # True if one more level is planned and the last one above 0 left out (A1111's discard_next_to_last_sigma).
+    drops_penultimate: ClassVar[bool] = False
 
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         schedule = NoiseSchedule.from_config(config, floored=True)
@@ -183,11 +189,19 @@ class KDiffusionSampler(Sampler):
         self, config: SchedulerConfig, schedule: NoiseSchedule, num_steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Times (num_steps,) and ve_sigmas (num_steps,), or one more if they include the end."""
+        if not self.drops_penultimate or num_steps >= len(schedule):
+            return self._all_times_and_sigmas(config, schedule, num_steps)
+        times, sigmas = self._all_times_and_sigmas(config, schedule, num_steps + 1)
+        return times[:num_steps], np.delete(sigmas, num_steps)
+
+    def _all_times_and_sigmas(
+        self, config: SchedulerConfig, schedule: NoiseSchedule, num_steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         times: np.ndarray = spaced_times(config, num_steps, rounded=False).astype(self.time_type)
         by_name = config.timestep_spacing in TIME_SCHEDULES
         log_linear = config.interpolation_type == "log_linear" and not by_name
         sigmas = log_linear_sigmas(schedule, num_steps) if log_linear else schedule.sigma_from_t(times, by_name)
-        named = named_sigmas(config, sigmas, num_steps)
+        named = named_sigmas(config, schedule.ve_sigmas[::-1] if self.whole_range else sigmas, num_steps)
         if named is not None:
             times, sigmas = schedule.t_from_sigma(named).astype(self.time_type), named
         if config.timestep_type == "continuous" and config.prediction_type == "v_prediction":

@@ -15,7 +15,7 @@ from ...errors import ConfigError, InputError, SamplerError, UnsupportedCheckpoi
 from ..denoiser import Denoiser
 from ..schedule import TIME_SCHEDULES, NoiseLevel, NoiseSchedule, Plan, spaced_times
 from .base import Noise, Sampler, Step, step_reached
-from .euler import LINEAR_BETAS
+from .euler import LINEAR_BETAS, check_eta
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class DDIMSampler(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.eta <= 1:
-            raise SamplerError(f"eta = {self.eta!r} should lie between 0 and 1.")
+        check_eta(self.eta)
 
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         schedule = NoiseSchedule.from_config(config, final_is_clean=bool(config.set_alpha_to_one))
@@ -146,18 +145,9 @@ class LCMSampler(Sampler):
             raise SamplerError(f"strength = {self.strength!r} should lie above 0 and not above 1.")
 
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
-        distilled, train_steps = config.original_inference_steps or 0, config.num_train_timesteps
-        if not 1 <= distilled <= train_steps:
-            raise ConfigError(f"original_inference_steps = {distilled!r} should lie between 1 and {train_steps}.")
-        times = np.arange(1, int(distilled * self.strength) + 1) * (train_steps // distilled) - 1
-        if len(times) < num_steps:
-            raise InputError(
-                f"num_steps = {num_steps} is more than the {len(times)} times that {self.title} chooses from "
-                f"(original_inference_steps = {distilled}, strength {self.strength}): take fewer steps."
-            )
-        chosen = times[::-1][np.floor(np.linspace(0, len(times), num_steps, endpoint=False)).astype(int)]
         schedule = NoiseSchedule.from_config(config)
-        levels = tuple(schedule.level(int(t)) for t in chosen)
+        times = distilled_times(self.title, config, num_steps, self.strength)
+        levels = tuple(schedule.level(int(t)) for t in times)
         return Plan(config, schedule, levels, (*levels[1:], schedule.final))
 
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
@@ -169,6 +159,24 @@ class LCMSampler(Sampler):
             x_0 = out * denoiser(x, level, plan.number(i)).x_0 + skip * x
             x = end.noised(x_0, noise()) if i + 1 < len(plan.levels) else x_0
             yield step_reached(plan, i, x, x_0)
+
+
+def distilled_times(title: str, config: SchedulerConfig, num_steps: int, strength: float = 1.0) -> np.ndarray:
+    """`num_steps` falling times of those that a network was distilled on, evenly chosen; integers (num_steps,).
+
+    Raises `ConfigError` and `InputError` where there are not as many; `title` is the sampler's, for that.
+    """
+    distilled, train_steps = config.original_inference_steps or 0, config.num_train_timesteps
+    if not 1 <= distilled <= train_steps:
+        raise ConfigError(f"original_inference_steps = {distilled!r} should lie between 1 and {train_steps}.")
+    times = np.arange(1, int(distilled * strength) + 1) * (train_steps // distilled) - 1
+    if len(times) < num_steps:
+        raise InputError(
+            f"num_steps = {num_steps} is more than the {len(times)} times that {title} chooses from "
+            f"(original_inference_steps = {distilled}, strength {strength}): take fewer steps."
+        )
+    chosen: np.ndarray = times[::-1][np.floor(np.linspace(0, len(times), num_steps, endpoint=False)).astype(int)]
+    return chosen
 
 
 def _posterior_variance(level: NoiseLevel, end: NoiseLevel) -> float:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...backend import mx
+from ...errors import SamplerError
 from ..denoiser import Denoiser
 from ..schedule import NoiseLevel, Plan
 from .base import KDiffusionSampler, Noise, Step, step_reached
 
 LINEAR_BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+EULER_DEFAULTS = {**LINEAR_BETAS, "timestep_spacing": "linspace", "steps_offset": 0}
 
 
 @dataclass(frozen=True)
@@ -73,30 +75,68 @@ class SimpleEulerSampler(KDiffusionSampler):
 
 @dataclass(frozen=True)
 class EulerAncestralSampler(KDiffusionSampler):
-    """An Euler step to below the next level, then fresh noise up to it.
+    """An Euler step to below the next level, then fresh noise up to it; `eta` from 0, none of it, to 1.
 
-    k-diffusion sample_euler_ancestral; diffusers scheduling_euler_ancestral_discrete.py.
+    k-diffusion sample_euler_ancestral; diffusers scheduling_euler_ancestral_discrete.py. One draw a step but for the
+    last.
     """
+
+    eta: float = 1.0
 
     key = "euler_a"
     title = "Euler a"
-    defaults: ClassVar[Mapping[str, Any]] = {**LINEAR_BETAS, "timestep_spacing": "linspace", "steps_offset": 0}
+    defaults: ClassVar[Mapping[str, Any]] = EULER_DEFAULTS
     honoured = frozenset({"rescale_betas_zero_snr"})
     schedule_from_config = False  # k-diffusion has Karras sigmas for it, the reference's class does not
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_eta(self.eta)
 
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
         for i in range(plan.first, len(plan.levels)):
             level, end = plan.levels[i], plan.ends[i]
-            prediction = denoiser(x, level, plan.number(i))
-            down, up = ancestral_sigmas(level, end)
-            x = prediction.x_0 + down * prediction.eps
-            if end.sigma:
+            x_0, eps = self._asked(denoiser, x, level, plan.number(i))
+            down, up = ancestral_sigmas(level, end, self.eta)
+            x = x_0 + down * eps
+            if up:
                 x = x + up * noise()
             x = end.alpha * x
-            yield step_reached(plan, i, x, prediction.x_0)
+            yield step_reached(plan, i, x, x_0)
+
+    def _asked(self, denoiser: Denoiser, x: mx.array, level: NoiseLevel, step: int) -> tuple[mx.array, mx.array]:
+        """The x_0 to go to, and the eps that is kept on the way."""
+        prediction = denoiser(x, level, step)
+        return prediction.x_0, prediction.eps
 
 
-def ancestral_sigmas(level: NoiseLevel, end: NoiseLevel) -> tuple[float, float]:
+@dataclass(frozen=True)
+class EulerAncestralCFGPPSampler(EulerAncestralSampler):
+    """Euler a towards the guided x_0, but along the eps of the negative text alone: guidance on the data's manifold.
+
+    Algorithm 2 of Chung et al. 2024, arXiv:2406.08070, with an ancestral step, as Forge and ComfyUI have it. Guidance
+    weights are small here, around 1, and the negative text counts at every one of them.
+    """
+
+    key = "euler_a_cfg_pp"
+    title = "Euler a CFG++"
+    needs_negative = True
+
+    def _asked(self, denoiser: Denoiser, x: mx.array, level: NoiseLevel, step: int) -> tuple[mx.array, mx.array]:
+        guided, negative = denoiser.with_negative(x, level, step)
+        return guided.x_0, negative.eps
+
+
+def ancestral_sigmas(level: NoiseLevel, end: NoiseLevel, eta: float = 1.0) -> tuple[float, float]:
     """(down, up): the ve_sigma to go down to and the ve_sigma of the noise to add, down^2 + up^2 = end.ve_sigma^2."""
     ratio = end.ve_sigma / level.ve_sigma
-    return end.ve_sigma * ratio, end.ve_sigma * math.sqrt(max(0.0, 1 - ratio**2))
+    if eta == 1:
+        return end.ve_sigma * ratio, end.ve_sigma * math.sqrt(max(0.0, 1 - ratio**2))
+    up = min(end.ve_sigma, eta * end.ve_sigma * math.sqrt(max(0.0, 1 - ratio**2)))
+    return math.sqrt(end.ve_sigma**2 - up**2), up
+
+
+def check_eta(eta: float) -> None:
+    """Raise `SamplerError` for a share of noise outside [0, 1]."""
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+        raise SamplerError(f"eta = {eta!r} should lie between 0 and 1.")

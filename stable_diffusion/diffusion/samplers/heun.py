@@ -34,14 +34,21 @@ class HeunSampler(KDiffusionSampler):
 
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:
         for i in range(plan.first, len(plan.levels)):
-            level, end = plan.levels[i], plan.ends[i]
-            prediction = denoiser(x, level, plan.number(i))
-            x, x_0 = end.noised(prediction.x_0, prediction.eps), prediction.x_0
-            if end.sigma:
-                second = denoiser(x, end, plan.number(i))
-                x_0 = second.x_0
-                x = x + end.alpha * (end.ve_sigma - level.ve_sigma) / 2 * (second.eps - prediction.eps)
+            x, x_0 = heun_step(denoiser, x, plan.levels[i], plan.ends[i], plan.number(i))
             yield step_reached(plan, i, x, x_0)
+
+
+def heun_step(
+    denoiser: Denoiser, x: mx.array, level: NoiseLevel, end: NoiseLevel, step: int
+) -> tuple[mx.array, mx.array]:
+    """x at `end` from x at `level`, and the newest estimate of x_0; to sigma 0 it is Euler's step."""
+    prediction = denoiser(x, level, step)
+    x, x_0 = end.noised(prediction.x_0, prediction.eps), prediction.x_0
+    if end.sigma:
+        second = denoiser(x, end, step)
+        x_0 = second.x_0
+        x = x + end.alpha * (end.ve_sigma - level.ve_sigma) / 2 * (second.eps - prediction.eps)
+    return x, x_0
 
 
 @dataclass(frozen=True)
