@@ -62,6 +62,7 @@ prepare
 install tests test "$ROOT/requirements-dev.txt"
 if [ $all = yes ]; then
     install comparison test "$ROOT/requirements-parity.txt"
+    ALONE=--no-deps install alone test "$ROOT/requirements-alone.txt"
     get_browser
 fi
 

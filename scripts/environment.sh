@@ -95,7 +95,7 @@ make_venv() {
 }
 
 # install WHAT LOCK FILE...: installs the requirement files, in the versions of locks/LOCK.txt, or with NEWEST=yes in the newest
-# that the files allow. Does nothing if exactly that is installed already.
+# that the files allow. Does nothing if exactly that is installed already. ALONE=--no-deps leaves out what they ask for.
 install() {
     local what=$1 lock="$ROOT/locks/$2.txt" stamp="$VENV/.installed-$1" wanted
     shift 2
@@ -120,7 +120,7 @@ install() {
     yes) set -- --upgrade --upgrade-strategy eager ;;
     *) set -- --upgrade-strategy only-if-needed -c "$lock" ;;
     esac
-    "$VENV/bin/python" -m pip --disable-pip-version-check --no-input install "$@" -r "$list" 2>&1 </dev/null |
+    "$VENV/bin/python" -m pip --disable-pip-version-check --no-input install ${ALONE:+"$ALONE"} "$@" -r "$list" 2>&1 </dev/null |
         tee "$LOG" | sed -n 's/^ *Downloading \([A-Za-z0-9_.]*\)-[^ ]* \((.*)\).*/  \1 \2/p' >&2
     [ "${PIPESTATUS[0]}" -eq 0 ] || explain_pip
     # The next start without --newest returns to the lock.

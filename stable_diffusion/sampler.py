@@ -50,6 +50,7 @@ __all__ = [
     "TCDSampler",
     "UniPCSampler",
     "a1111_name",
+    "eta_of",
     "key_of",
     "name_of",
     "sampler_by_name",
@@ -109,9 +110,13 @@ class SamplerName:
     key: str
     title: str
     schedules: tuple[str, ...]
+    aliases: tuple[str, ...] = ()  # A1111's
 
 
-SAMPLERS: tuple[SamplerName, ...] = tuple(SamplerName(cls.key, cls.title, cls.schedules) for cls in _KNOWN_AS)
+SAMPLERS: tuple[SamplerName, ...] = tuple(
+    SamplerName(cls.key, cls.title, cls.schedules, tuple(name for name in names if name.startswith("k_")))
+    for cls, names in _KNOWN_AS.items()
+)
 
 
 def _plain(name: str) -> str:
@@ -161,6 +166,12 @@ def with_eta(sampler: Sampler, eta: float | None) -> Sampler:
         known = ", ".join(each.key for each in SAMPLERS if takes_eta(each.key))
         raise SamplerError(f"{sampler.title} takes no eta (eta = {eta!r}); these do: {known}.")
     return dataclasses.replace(sampler, **cast(Any, {"eta": eta}))
+
+
+def eta_of(sampler: Sampler) -> float | None:
+    """A sampler's `eta` where that is not the one of its class; None as well if it has none."""
+    eta = getattr(sampler, "eta", None)
+    return None if eta == getattr(type(sampler), "eta", None) else eta
 
 
 def sampler_names() -> dict[str, str]:

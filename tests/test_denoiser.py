@@ -161,3 +161,26 @@ def test_float16_answers_are_combined_in_float32():
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):
         Denoiser(lambda x, t, step: x, **options)
+
+
+@pytest.mark.parametrize("weight", [0.6, 1.0, 7.0])
+def test_the_negative_texts_own_answer_is_there_at_every_weight(weight):
+    x_0, eps = known()
+    text, x = known(1)[0], LEVEL.noised(x_0, eps)
+
+    def unet(both, t, step):
+        assert both.shape[0] == 2 * x.shape[0]
+        return mx.concatenate([eps, text])
+
+    guided, negative = Denoiser(unet, cfg_weight=weight, needs_negative=True).with_negative(x, LEVEL, 1)
+    close(negative.eps, eps)
+    close(negative.x_0, x_0)
+    close(guided.eps, eps + weight * (text - eps))
+
+
+def test_where_nothing_is_negative_the_texts_answer_stands_for_it():
+    x, eps = known()
+    interval = GuidanceInterval(10, 0.0, 0.5)
+    denoiser = Denoiser(lambda x, t, step: eps, interval=interval, needs_negative=True)
+    for each in denoiser.with_negative(x, LEVEL, 9):
+        close(each.eps, eps)

@@ -65,4 +65,4 @@ def test_the_description_names_every_route_once():
     assert len(operations) == len(set(operations)) == len(ENDPOINTS)
     schema = found["paths"]["/sdapi/v1/txt2img"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema["properties"]["tiling"]["description"].startswith(REFUSED)
-    assert schema["properties"]["eta"]["description"].startswith(IGNORED)
+    assert schema["properties"]["force_task_id"]["description"].startswith(IGNORED)

@@ -161,7 +161,7 @@ LOCKS = {
     "cpu": ["requirements.txt"],
     "cuda12": ["requirements.txt"],
     "cuda13": ["requirements.txt"],
-    "test": ["requirements.txt", "requirements-dev.txt", "requirements-parity.txt"],
+    "test": ["requirements.txt", "requirements-dev.txt", "requirements-parity.txt", "requirements-alone.txt"],
 }
 
 

@@ -17,7 +17,7 @@ from .. import checks
 from ..backend import mx
 from ..config import SchedulerConfig
 from ..errors import InputError, SamplerError
-from ..sampler import Sampler, sampler_by_name, with_eta
+from ..sampler import Sampler, eta_of, sampler_by_name, with_eta
 from ..text.prompt import Blend, Prompt, check_text, parse
 from ..text.script import Script, write_script
 from ..text.tags import Strength
@@ -75,7 +75,7 @@ class Call:
     clip_skip: int | None
     prompt_language: str
     embeds_guidance: bool
-    eta: float | None = None
+    eta: float | None = None  # the sampler's, where it is not its own
     notes: tuple[str, ...] = ()  # what was changed or looks wrong, in words; warned of as well
 
     @cached_property
@@ -215,7 +215,7 @@ def check_call(
         clip_skip=clip_skip,
         prompt_language=prompt_language,
         embeds_guidance=network.embeds_guidance,
-        eta=eta,
+        eta=eta_of(sampler),
         notes=tuple(notes),
     )
 

@@ -22,7 +22,7 @@ RESIZING = ("None", "Lanczos", "Nearest")  # upscalers that need no model; clien
 
 def samplers(_: HttpRequest) -> list[dict[str, Any]]:
     """The samplers by A1111's names."""
-    return [{"name": a1111_name(each.key)[0], "aliases": [each.key], "options": {}} for each in SAMPLERS]
+    return [{"name": a1111_name(each.key)[0], "aliases": [each.key, *each.aliases], "options": {}} for each in SAMPLERS]
 
 
 def schedulers(_: HttpRequest) -> list[dict[str, Any]]:

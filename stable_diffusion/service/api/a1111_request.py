@@ -14,7 +14,7 @@ from ... import catalogue
 from ...errors import SamplerError
 from ...pictures.reading import fit
 from ...request import Request
-from ...sampler import key_of, sampler_from_a1111
+from ...sampler import key_of, sampler_from_a1111, takes_eta
 from .. import values
 from . import bodies, painting
 from . import options as options_module
@@ -57,7 +57,7 @@ FIELDS = (
     Field("s_noise", "number", "", REFUSED, (1,)),
     Field("s_min_uncond", "number", "no guidance below this sigma, in every step; default: the option's"),
     Field("guidance_end", "number", "no guidance after this share of the steps, from 0 to 1; not one of A1111's"),
-    Field("eta", "number", "the sampler's own", IGNORED),
+    Field("eta", "number", "from 0 to 1, for samplers that add noise again; default: the sampler's own"),
     Field("s_tmin", "number", "counts with s_churn only", IGNORED),
     Field("s_tmax", "number", "counts with s_churn only", IGNORED),
     Field("alwayson_scripts", "object", f"names are refused, but for {CONTROL} without enabled units"),
@@ -143,6 +143,7 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
     for name, count in (("n_iter", iterations), ("batch_size", size)):
         if count < 1:
             raise ApiError(422, f"{name} = {count} should be at least 1.")
+    sampler = _sampler(found) or defaults.sampler
     given: dict[str, Any] = {
         "prompt": found.get("prompt", ""),
         "negative": found.get("negative_prompt", ""),
@@ -150,7 +151,8 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
         "cfg": found.get("cfg_scale", defaults.cfg),
         "width": found.get("width") or width,
         "height": found.get("height") or height,
-        "sampler": _sampler(found) or defaults.sampler,
+        "sampler": sampler,
+        "eta": found.get("eta") if takes_eta(sampler) else None,
         "seed": _seed(found.get("seed")),
         "variation_strength": strength,
         "variation_seed": _seed(found.get("subseed")) if strength else None,

@@ -9,6 +9,7 @@ from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import fit, open_picture
 from stable_diffusion.request import Request
+from stable_diffusion.sampler import sampler_by_name
 from stable_diffusion.service import values
 from stable_diffusion.webui.components import field_guard, mask_painter, model_choice, paste, prompt_count, session
 
@@ -37,7 +38,7 @@ def prompts() -> None:
     added = session.default_negative()
     if added:
         st.caption(f"Added to every generation: {session.plain(added)}")
-    if st.session_state["cfg"] <= 1:
+    if st.session_state["cfg"] <= 1 and not sampler_by_name(st.session_state["sampler"]).needs_negative:
         st.caption("Ignored at CFG 1 or below, except for prompts with AND.")
     else:
         prompt_count.draw("Negative prompt", "negative", added)
