@@ -56,6 +56,7 @@ def test_every_setting_with_a_key_is_recorded_and_read_back(name):
     more = {"mask": mask(), "picture": picture(), "only_masked": True} if SETTINGS[name].always else {}
     more |= {"mask": mask(), "picture": picture()} if name == "invert" else {}
     more |= {"variation_strength": 0.5} if name == "variation_seed" else {}
+    more |= {"sampler": "tcd"} if name == "eta" else {}
     request = Request("a", **more | {name: value})
     said = request.to_record(USED, SIZE)
     assert SETTINGS[name].key in said.extra
