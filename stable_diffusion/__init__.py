@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from .generation import GeneratedPicture, Generation, GenerationStep
+    from .hires import Hires
     from .pictures.inpainting import Inpainting, outpaint
     from .pictures.reading import open_picture
     from .pipeline import StableDiffusion
@@ -52,6 +53,7 @@ _HOMES = {
     "GeneratedPicture": ".generation",
     "Generation": ".generation",
     "GenerationStep": ".generation",
+    "Hires": ".hires",
     "Inpainting": ".pictures.inpainting",
     "InputError": ".errors",
     "NotFiniteError": ".errors",
@@ -79,6 +81,7 @@ __all__ = [
     "GeneratedPicture",
     "Generation",
     "GenerationStep",
+    "Hires",
     "Inpainting",
     "InputError",
     "NotFiniteError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from PIL import Image
 from .backend import mx
 from .diffusion.call import Call
 from .diffusion.start import InputPicture
+from .hires import Hires
 from .record import keys
 from .record.parameters import Parameters
 from .record.picture_files import save_picture
 from .record.used import Used
 from .request import SETTINGS, Request
+from .sampler import key_of
 from .text.blend import Frame
 from .text.prompt import Blend
 
@@ -26,10 +28,12 @@ from .text.prompt import Blend
 class GenerationStep:
     """What one denoising step reached.
 
-    `index` counts from 1 to `total`. `t` is the time reached, in training steps, and `sigma` its noise level, noise to
-    signal (k-diffusion's sigma). `seed` is the first picture's; picture i has seed + i, or with a variation the same.
-    `latents` are x_t (B, h, w, C), float32, of unit variance at the prior, and `denoised` is the current estimate of
-    x_0, of the same shape. Both arrays are lazy, except for networks on a Linux CPU.
+    `index` counts from 1 to `total`, over both passes of a hires fix; `pass_number` of `n_passes` says in which one it
+    is, and `ends_pass` that it is its last step, so that the latents are a finished picture's. `t` is the time reached,
+    in training steps, and `sigma` its noise level, noise to signal (k-diffusion's sigma). `seed` is the first
+    picture's; picture i has seed + i, or with a variation the same. `latents` are x_t (B, h, w, C), float32, of unit
+    variance at the prior, and `denoised` is the current estimate of x_0, of the same shape. Both arrays are lazy,
+    except for networks on a Linux CPU.
     """
 
     index: int
@@ -39,6 +43,9 @@ class GenerationStep:
     seed: int
     latents: mx.array
     denoised: mx.array
+    pass_number: int = 1
+    n_passes: int = 1
+    ends_pass: bool = False
 
 
 class Generation(Iterator[GenerationStep]):
@@ -101,6 +108,7 @@ def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) 
         variation_seed=call.seeds.of_variations()[place] if varied else None,
         variation_strength=call.seeds.strength,
         sampler=call.sampler,
+        **_of_hires(call.hires),
         **{name: getattr(call, each.call) for name, each in SETTINGS.items() if hasattr(call, each.call)},
         **asked,
     )
@@ -108,13 +116,23 @@ def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) 
         some = Image.new("L", (1, 1))  # only that there was a mask matters
         request = replace(request, mask=some, mask_blur=0.0, masked_content=call.start.mask.content)
     made = request.to_record(used, call.size)
-    made.strength = call.strength
+    made.strength = call.strength if call.hires is None else call.hires.strength
     if isinstance(prompt.typed, Blend):
         blend = prompt.typed
         made.extra |= keys.of_frame(Frame(0, 1, blend.share, blend.start, blend.end, call.seeds.first, None))
     if _can_be_repeated(call):
         made.extra |= keys.of_batch(len(call.prompts), place)
     return made
+
+
+def _of_hires(hires: Hires | None) -> dict[str, Any]:
+    """The fields of `Request` for a second pass; where it has none of its own, they have their defaults."""
+    if hires is None:
+        return {}
+    given = {field.name: getattr(hires, field.name) for field in fields(hires)}
+    if hires.sampler is not None:
+        given["sampler"] = key_of(hires.sampler)
+    return {f"hires_{name}": value for name, value in given.items() if value is not None}
 
 
 def _can_be_repeated(call: Call) -> bool:

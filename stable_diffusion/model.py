@@ -20,24 +20,29 @@ from .adapters.overlay import Choice, Loras, Overlay
 from .backend import mx, nn
 from .config import AutoencoderConfig
 from .diffusion.call import Call, check_size
+from .diffusion.enlarging import enlarged
 from .diffusion.network import DenoisingNetwork, PictureAutoencoder, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.schedule import contradictions, with_zero_terminal_snr
+from .diffusion.start import FirstPass
 from .errors import InputError, NotFiniteError
 from .finite import all_finite, blame_latents, blame_vae, is_finite, is_half, one_colour
+from .hires import LATENT_MODES
+from .hires_upscalers import upscaler_named
 from .model_io import hashes
 from .model_io.checkpoint import Checkpoint, vae_dtype
 from .model_io.hub import Progress
 from .model_io.load_vae import cached_tiny_vae, load_vae
 from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
-from .pictures.arrays import ONE_COLOUR
+from .pictures.arrays import ONE_COLOUR, to_picture
 from .pictures.reading import as_input
 from .places import expanded
 from .text.conditioning import TextConditioner
 from .text.prompt import A1111, Blend, as_text, check_text
 from .text.tags import Strength
 from .tiles import in_tiles
+from .upscaling.enlarging import enlarge
 from .vae_tiny import TinyAutoencoder
 
 DEFAULT_MODEL = "postcards-tiny"
@@ -317,11 +322,53 @@ class LoadedModel:
         return reader.replaced(tokenizers=tokenizers, encoders=encoders)
 
     def _check(self, call: Call) -> None:
-        """Refuse missing LoRAs, a `clip_skip` beyond the layers, and what exceeds the memory."""
-        self._overlay.choose(call.loras, names_only=True)
+        """Refuse missing LoRAs and upscalers, a `clip_skip` beyond the layers, and what exceeds the memory."""
         self._conditioner.replaced(clip_skip=call.clip_skip)
         with_low_memory = None if self.low_memory else self._needs_with(low_memory=True)
-        self._needs.check(len(call.script.rows[0]), len(call.prompts), *call.size, with_low_memory)
+        for each in call.passes:
+            self._overlay.choose(each.loras, names_only=True)
+            if isinstance(each.start, FirstPass):
+                upscaler_named(each.start.upscaler)
+            self._needs.check(len(each.script.rows[0]), len(each.prompts), *each.size, with_low_memory)
+
+    def _enlarged(self, latents: mx.array, call: Call, progress: Progress | None) -> mx.array:
+        """What a pass painted, x_0 (B, h, w, C), at the size at which `call` starts from it; evaluated.
+
+        Rows that are not finite stay so, unless there are no others. Raises what `decode` raises.
+        """
+        assert isinstance(call.start, FirstPass)
+        rows = [bool(finite) for finite in mx.isfinite(latents).all(axis=(1, 2, 3))]
+        if not any(rows):
+            raise self._blame_latents()
+        width, height = (side // self.downscale for side in call.start.size)
+        upscaler = upscaler_named(call.start.upscaler)
+        if upscaler in LATENT_MODES:
+            larger = enlarged(latents, height, width, *LATENT_MODES[upscaler])
+        else:
+            shape = (1, height, width, self.latent_channels)
+            larger = mx.concatenate(
+                [
+                    self._enlarged_picture(one, upscaler, shape, progress) if finite else mx.full(shape, mx.nan)
+                    for one, finite in zip(mx.split(latents, len(rows)), rows, strict=True)
+                ]
+            )
+        larger = call.start.cropped(larger, *(side // self.downscale for side in reversed(call.size)))
+        mx.eval(larger)
+        return larger
+
+    def _enlarged_picture(
+        self, latents: mx.array, upscaler: str, shape: tuple[int, ...], progress: Progress | None
+    ) -> mx.array:
+        """The latents of a picture as an upscaler enlarges it, the posterior's mean, from its latents (1, h, w, C)."""
+
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(f"Enlarging with {upscaler}", done / total)
+
+        picture = to_picture(np.asarray(self.decode(latents))[0])
+        size = shape[2] * self.downscale, shape[1] * self.downscale
+        larger = enlarge(picture, upscaler, size=size, progress=report)
+        return self._encoded(mx.array(as_input(larger, *size))[None], mx.zeros(shape))
 
     @cached_property
     def _files_used(self) -> dict[str, str | None]:

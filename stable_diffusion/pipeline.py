@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -12,14 +14,16 @@ from . import backend, memory
 from .adapters import files
 from .adapters.overlay import Choice, Loras
 from .backend import mx
-from .diffusion.call import Call, check_call
+from .diffusion.call import Call, check_passes
 from .diffusion.conditioned import ConditionedNetwork
 from .diffusion.denoiser import Denoiser
 from .diffusion.network import DenoisingNetwork, TextReader
 from .diffusion.noise import NoiseStream
-from .diffusion.start import start_from
+from .diffusion.start import FirstPass, Start, start_from
 from .generation import GeneratedPicture, Generation, GenerationStep, parameters_of
+from .hires import Hires
 from .model import LoadedModel
+from .model_io.hub import Progress
 from .pictures.arrays import to_picture
 from .record.used import Used
 from .sampler import Sampler
@@ -66,6 +70,8 @@ class StableDiffusion(LoadedModel):
         guidance_end: float = 1.0,
         guidance_min_sigma: float = 0.0,
         eta: float | None = None,
+        hires: Hires | None = None,
+        progress: Progress | None = None,
     ) -> Generation:
         """Generate step by step; the arguments are checked at once.
 
@@ -93,13 +99,18 @@ class StableDiffusion(LoadedModel):
         `<lora:name:0.8>` in the text adds a LoRA for this generation to those of `set_loras`; in both texts the name of
         a file in `embedding_folders` stands for its vectors.
 
+        With `hires` what is painted is enlarged, and painted over in a second pass, whose steps follow the first's; its
+        noise is the first draw of the same seeds at the larger size. `progress(message, fraction)` is called while a
+        network enlarges, and may raise to cancel.
+
         Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range, of a wrong type or
         beyond the memory, and for the texts' LoRAs what `set_loras` raises.
         """
         # 1. All arguments are checked.
-        call = check_call(
+        call = check_passes(
             self,
             self._unet,
+            hires=hires,
             texts=[text],
             negative_texts=[negative_text],
             n_images=n_images,
@@ -125,7 +136,7 @@ class StableDiffusion(LoadedModel):
             input_latents=input_latents,
             eta=eta,
         )
-        return self._begin(call)
+        return self._begin(call, progress)
 
     def generate(
         self,
@@ -144,52 +155,74 @@ class StableDiffusion(LoadedModel):
         texts: list[Any] = list(prompts) if _is_list(prompts) else [prompts]
         against: list[Any] = list(negatives) if _is_list(negatives) else [negatives] * len(texts)
         known = inspect.signature(self.generate_latents).parameters
-        defaults = {name: known[name].default for name in list(known)[3:]}
-        call = check_call(
-            self, self._unet, texts=texts, negative_texts=against, n_images=n_images, **defaults | settings
-        )
+        settings = {name: known[name].default for name in list(known)[3:]} | settings
+        progress = settings.pop("progress")
+        call = check_passes(self, self._unet, texts=texts, negative_texts=against, n_images=n_images, **settings)
         groups = self._groups(call)
         batches = [call.only(places) for places in groups]
         for batch in batches:
             self._check(batch)
         pictures: dict[int, GeneratedPicture] = {}
         for places, batch in zip(groups, batches, strict=True):
-            pictures |= dict(zip(places, self._paint(batch), strict=True))
+            pictures |= dict(zip(places, self._paint(batch, progress), strict=True))
         return [pictures[place] for place in sorted(pictures)]
 
     def _groups(self, call: Call) -> list[list[int]]:
         """The indices of pictures that can share a batch."""
-        alone = [call.only([place]) for place in range(len(call.prompts))]
-        pieces = [piece for each in alone for piece in each.script.pieces]
+        alone = [call.only([place]).passes for place in range(len(call.prompts))]
+        pieces = [piece for passes in alone for each in passes for piece in each.script.pieces]
         pieces = list(dict.fromkeys(pieces))
         readers = {
             loras: self._with_embeddings(pieces, self._conditioner, self._chosen(loras))
-            for loras in dict.fromkeys(each.loras for each in alone)
+            for loras in dict.fromkeys(each.loras for passes in alone for each in passes)
         }
         groups: dict[Any, list[int]] = {}
-        for place, each in enumerate(alone):
-            key = each.loras, each.script.weights, readers[each.loras].n_chunks(each.script.texts)
+        for place, passes in enumerate(alone):
+            key = tuple(
+                (each.loras, each.script.weights, readers[each.loras].n_chunks(each.script.texts)) for each in passes
+            )
             groups.setdefault(key, []).append(place)
         return list(groups.values())
 
-    def _paint(self, call: Call) -> Iterator[GeneratedPicture]:
-        generation = self._begin(call)
+    def _paint(self, call: Call, progress: Progress | None) -> Iterator[GeneratedPicture]:
+        generation = self._begin(call, progress)
         for step in generation:
             mx.eval(step.latents)
         for place, picture in enumerate(np.asarray(self.decode(step.latents))):
             parameters = parameters_of(call, place, generation.used, self._asked)
             yield GeneratedPicture(to_picture(picture), parameters)
 
-    def _begin(self, call: Call) -> Generation:
+    def _begin(self, call: Call, progress: Progress | None) -> Generation:
         self._check(call)
         # 2. The LoRAs and embeddings that the texts name are applied and recorded.
+        if call.second is not None and call.second.loras != call.loras:
+            self._networks(call.second)  # refuses early what cannot be applied
         network, reader = self._networks(call)
-        steps, notes = self._steps(call, network, reader), (*self.notes, *call.notes)
+        steps, notes = self._passes(call, network, reader, progress), (*self.notes, *call.notes)
         return Generation(self._used(call), steps, notes, lambda: self.vae_precision)
 
-    def _steps(
-        self, call: Call, network: DenoisingNetwork, reader: TextReader
+    def _passes(
+        self, call: Call, network: DenoisingNetwork, reader: TextReader, progress: Progress | None
     ) -> Generator[GenerationStep, None, None]:
+        """The steps of one pass, and those of the second one of a hires fix."""
+        passes = call.passes
+        total, before = sum(len(each.plan) for each in passes), 0
+        x_0: mx.array | None = None
+        for number, each in enumerate(passes, 1):
+            if x_0 is not None:
+                x_0 = self._enlarged(x_0, each, progress)
+                network, reader = self._networks(each)
+            with closing(self._steps(each, network, reader, x_0)) as steps:
+                for step in steps:
+                    yield replace(
+                        step, index=before + step.index, total=total, pass_number=number, n_passes=len(passes)
+                    )
+            x_0, before = step.latents, before + len(each.plan)
+
+    def _steps(
+        self, call: Call, network: DenoisingNetwork, reader: TextReader, x_0: mx.array | None = None
+    ) -> Generator[GenerationStep, None, None]:
+        """The steps of one pass; `x_0` is what it starts from if an earlier one has painted that."""
         width, height = call.size
         backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.size))
         # 3. The texts are encoded and prepared for the network, once.
@@ -211,7 +244,11 @@ class StableDiffusion(LoadedModel):
         )
         # 4. The first latents: noise, or the input noised to the plan's first level.
         noise = NoiseStream(call.seeds, (height // self.downscale, width // self.downscale, self.latent_channels))
-        start = start_from(call.start, call.plan, denoiser, noise, call.noise, self._encoded, self.inpainting)
+        if x_0 is not None:
+            start = Start.from_latents(x_0, noise.varied(), call.plan, denoiser)
+        else:
+            assert not isinstance(call.start, FirstPass)
+            start = start_from(call.start, call.plan, denoiser, noise, call.noise, self._encoded, self.inpainting)
         if self.low_memory:
             mx.eval(start.x)
             self._unloader.drop(self._vae)
@@ -219,7 +256,11 @@ class StableDiffusion(LoadedModel):
         self._painting += 1
         try:
             for step in call.sampler.sample(start.denoiser, start.x, call.plan, noise):
-                yield GenerationStep(step.index, step.total, step.t, step.sigma, call.seeds.first, *start.shown(step))
+                ends = step.index == step.total
+                shown = start.shown(step)
+                yield GenerationStep(
+                    step.index, step.total, step.t, step.sigma, call.seeds.first, *shown, ends_pass=ends
+                )
         finally:
             self._painting -= 1
 
@@ -239,8 +280,9 @@ class StableDiffusion(LoadedModel):
 
     def _used(self, call: Call) -> Used:
         """The files of a generation, with their current hashes."""
-        loras = self._chosen(call.loras)
-        named = self._embeddings.named_in(call.script.pieces, self.tokenizer) if self.tokenizer is not None else {}
+        loras = self._chosen(tuple(dict.fromkeys(lora for each in call.passes for lora in each.loras)))
+        pieces = list(dict.fromkeys(piece for each in call.passes for piece in each.script.pieces))
+        named = self._embeddings.named_in(pieces, self.tokenizer) if self.tokenizer is not None else {}
         return Used(
             self.name,
             "float16" if self.float16 else "float32",

@@ -15,15 +15,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checks import MAX_SEED, Choice, FilePath, Flag, Number, Text, Whole, interval, number, text
+from .checks import MAX_SEED, MAX_SIDE, Choice, FilePath, Flag, Number, Text, Whole, interval, number, text
 from .config import UNET_PREDICTIONS
 from .errors import InputError, SamplerError
+from .hires import MAX_SCALE, Hires
 from .pictures import FITS, MASKED_CONTENTS
 from .pictures.formats import WRITTEN
-from .record import keys
+from .record import keys, passes
 from .record.parameters import Parameters
 from .record.used import Used
-from .setting import HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE, Setting, setting
+from .setting import HIRES, HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE, Setting, setting
 from .text.prompt import A1111, LANGUAGES
 
 if TYPE_CHECKING:
@@ -51,6 +52,18 @@ def _side(name: str) -> Any:
 
 def _masked(request: Request) -> bool:
     return request.mask is not None
+
+
+def _twice(request: Request) -> bool:
+    return request.hires is not None
+
+
+def _target(name: str) -> Any:
+    return setting(
+        None, Whole(GRID, MAX_SIDE, GRID), f"{name} of the target in pixels, in place of a factor; with both, what "
+        "exceeds their shape is cropped", title=f"Target {name}", group=HIRES, metavar="N", unset=0, usual="by shape",
+        shown=(0, 4096),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,46 @@ class Request:
         1, Whole(1, 256),
         "pictures to paint in parallel: faster on a GPU, more memory; the same pictures up to rounding",
         group=SEVERAL, metavar="N", page=False,
+    )  # fmt: skip
+
+    hires_scale: float | None = setting(
+        None, Number(1, MAX_SCALE),
+        "enlarge the painted picture by this factor, and paint over it in a second pass: fine detail in a composition "
+        "that the model could not paint at that size",
+        title="Upscale by", group=HIRES, metavar="F", unset=0.0, usual="off", key="Hires upscale", shown=(1.0, 4.0),
+        counts=lambda request: _twice(request) and not (request.hires_width or request.hires_height),
+    )  # fmt: skip
+    hires_width: int | None = _target("width")
+    hires_height: int | None = _target("height")
+    hires_upscaler: str = setting(
+        "Latent", Text(),
+        "what enlarges: a latent mode, or an upscaler that `upscalers` lists", title="Upscaler", group=HIRES,
+        metavar="NAME", key="Hires upscaler", counts=_twice, always=True,
+    )  # fmt: skip
+    hires_steps: int = setting(
+        0, Whole(0, 1000), "steps of the second pass; 0: as many as in the first", title="Hires steps", group=HIRES,
+        metavar="N", key="Hires steps", counts=_twice, shown=(0, 150),
+    )  # fmt: skip
+    hires_strength: float = setting(
+        0.7, Number(0, 1),
+        "how much the second pass may change: 0.3 adds little, 0.7 paints much anew; latent modes blur below 0.5",
+        title="Hires denoising strength", group=HIRES, metavar="S", counts=_twice,
+    )  # fmt: skip
+    hires_sampler: str | None = setting(
+        None, Text(), "the second pass's sampler", title="Hires sampler", group=HIRES, metavar="NAME", unset="",
+        usual="the first's", counts=_twice,
+    )  # fmt: skip
+    hires_cfg: float | None = setting(
+        None, Number(0, math.inf), "the second pass's CFG; 0: the first's", title="Hires CFG", group=HIRES, metavar="W",
+        unset=0.0, usual="the first's", key="Hires CFG Scale", counts=_twice, shown=(0.0, 20.0),
+    )  # fmt: skip
+    hires_prompt: str = setting(
+        "", Text(), "the second pass's prompt, with LoRA tags of its own", title="Hires prompt", group=HIRES,
+        metavar="TEXT", key="Hires prompt", counts=_twice,
+    )  # fmt: skip
+    hires_negative: str = setting(
+        "", Text(), "the second pass's negative prompt", title="Hires negative prompt", group=HIRES, metavar="TEXT",
+        key="Hires negative prompt", counts=_twice,
     )  # fmt: skip
 
     model: str = "postcards-tiny"
@@ -270,6 +323,18 @@ class Request:
 
     # --- ... to the engine ...
 
+    @property
+    def hires(self) -> Hires | None:
+        """The second pass, if one is asked for: by a factor or a target, and without an input picture."""
+        if self.picture is not None or not (self.hires_scale or self.hires_width or self.hires_height):
+            return None
+        names = [field.name for field in dataclasses.fields(Hires)]
+        return Hires(**{name: getattr(self, f"hires_{name}") for name in names if getattr(self, f"hires_{name}") != ""})
+
+    def first_pass(self) -> Request:
+        """The request of what the first of two passes paints."""
+        return dataclasses.replace(self, hires_scale=None, hires_width=None, hires_height=None)
+
     def with_seeds(self) -> Request:
         """A copy in which missing seeds are drawn at random. Raises `InputError` near the largest seed."""
         if self.variation_seed is not None and not self.variation_strength:
@@ -314,19 +379,19 @@ class Request:
             if each.call and each.counts(self) and getattr(self, name) is not None
         }
         arguments |= {"text": self.prompt, "negative_text": self.negative or None, "sampler": self.sampler}
+        size = self.painted_size(default_size)
         if self.picture is None:
-            return Call(arguments, None)
+            return Call(arguments | ({} if self.hires is None else {"hires": self.hires}), None, size)
         from .pictures.inpainting import Inpainting
         from .pictures.reading import fit
 
-        size = self.painted_size(default_size)
         arguments |= {"width": size[0], "height": size[1], "denoising_strength": self.strength}
         if self.mask is None:
-            return Call(arguments | {"input_image": fit(self.picture, *size, self.fit)}, None)
+            return Call(arguments | {"input_image": fit(self.picture, *size, self.fit)}, None, size)
         inpainting = Inpainting(
             self.picture, self.mask, *size, self.mask_blur, self.only_masked, self.padding, self.invert
         )
-        return Call(arguments | {"input_image": inpainting.picture, "mask_image": inpainting.mask}, inpainting)
+        return Call(arguments | {"input_image": inpainting.picture, "mask_image": inpainting.mask}, inpainting, size)
 
     def painted_size(self, default_size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) to paint at: as requested, else the model's; with a mask, in the picture's own shape."""
@@ -348,7 +413,7 @@ class Request:
     # --- ... and to the record
 
     def to_record(self, used: Used, size: tuple[int, int], **seeds: Any) -> Parameters:
-        """The record of a picture of this size; `seeds` are the picture's `seeds_of`."""
+        """The record of a picture; `size` is what the first pass paints, `seeds` are the picture's `seeds_of`."""
         from .record.inputs import record
         from .sampler import a1111_name  # not at the top, since it imports MLX
 
@@ -361,6 +426,10 @@ class Request:
                 extra[each.key] = each.write(value)
         if own.guidance_min_sigma:
             extra[keys.NGMS_ALL] = str(True)
+        strength = self.strength if self.picture is not None else None
+        if self.hires is not None:
+            strength = self.hires_strength
+            extra |= passes.written(self.hires, None if self.hires_sampler is None else a1111_name(self.hires_sampler))
         return Parameters(
             prompt=self.prompt,
             negative=self.negative,
@@ -373,7 +442,7 @@ class Request:
             height=size[1],
             model=used.model,
             model_hash=used.model_hash,
-            strength=self.strength if self.picture is not None else None,
+            strength=strength,
             extra=extra | keys.of_used(used),
         )
 
@@ -383,16 +452,20 @@ SETTINGS: dict[str, Setting] = {
 }
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Request)}
 JSON_FIELDS = tuple(name for name in DEFAULTS if not name.startswith(("picture", "mask")) or name in SETTINGS)
-RECORD_KEYS = frozenset(each.key for each in SETTINGS.values() if each.key)
+RECORD_KEYS = frozenset([*(each.key for each in SETTINGS.values() if each.key), *passes.KEYS])
 _PLAIN_FIELDS = ("prompt", "negative", "steps", "cfg", "seed", "width", "height", "strength")  # of Parameters, too
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request prepared for a model: the arguments of `generate_latents`, and how to finish what it paints."""
+    """A request prepared for a model: the arguments of `generate_latents`, and how to finish what it paints.
+
+    `size` is (width, height) of what is painted first, as records have it.
+    """
 
     arguments: dict[str, Any]
     inpainting: Inpainting | None
+    size: tuple[int, int]
 
     def finish(self, painted: Image.Image) -> Image.Image:
         """The picture to save, given what was painted."""
@@ -411,17 +484,29 @@ def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
     texts = {each.key: parameters.extra[each.key] for each in SETTINGS.values() if each.key in parameters.extra}
     if any(SETTINGS[name].key in texts for name in ("mask_blur", "masked_content", "only_masked")):
         found = {name: DEFAULTS[name] for name in ("mask_blur", "masked_content", "only_masked", "padding", "invert")}
+    second = passes.read(parameters.extra)
     for name in _PLAIN_FIELDS:
         value = getattr(parameters, name)
+        field = "hires_strength" if name == "strength" and second is not None else name
         try:
-            found |= {} if value is None else {name: SETTINGS[name].check(name, value)}
+            found |= {} if value is None else {field: SETTINGS[field].check(field, value)}
         except InputError:
             notes.append(f"{SETTINGS[name].title or name} {value} is not offered here, and was left as it is.")
-    if parameters.sampler:
+    pairs = {"sampler": (parameters.sampler, parameters.schedule)}
+    if second is not None:
+        pairs["hires_sampler"] = second.sampler or parameters.sampler, second.schedule or parameters.schedule
+        for name, side in (("hires_width", second.width), ("hires_height", second.height)):
+            try:
+                found |= {} if side is None else {name: SETTINGS[name].check(name, side)}
+            except InputError:
+                notes.append(f"{passes.RESIZE} {side} is not offered here, and was left out.")
+        if second.sampler is None and second.schedule is None:
+            del pairs["hires_sampler"]
+    for name, (sampler, schedule) in pairs.items():
         try:
-            found["sampler"] = key_of(sampler_from_a1111(parameters.sampler, parameters.schedule))
+            found |= {name: key_of(sampler_from_a1111(sampler, schedule))} if sampler else {}
         except SamplerError:
-            wanted = " ".join(filter(None, (parameters.sampler, parameters.schedule)))
+            wanted = " ".join(filter(None, (sampler, schedule)))
             notes.append(f"The sampler {wanted!r} is not offered here; the chosen one was left.")
     for name, each in SETTINGS.items():
         if each.key in texts:

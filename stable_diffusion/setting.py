@@ -11,9 +11,10 @@ from .checks import Check, Choice
 from .record import keys
 
 # Groups of options in the command line's help; "" means no option of its own.
-WHAT, HOW, MACHINE, SEVERAL, PICTURE, MASK, WHITE, SIDES = (
-    "what to paint", "how to paint it", "how to use the machine", "several pictures", "the input picture", "the mask",
-    "the white in the mask", "where to extend",
+WHAT, HOW, MACHINE, SEVERAL, HIRES, PICTURE, MASK, WHITE, SIDES = (
+    "what to paint", "how to paint it", "how to use the machine", "several pictures",
+    "hires fix: enlarge, and paint over it in a second pass", "the input picture", "the mask", "the white in the mask",
+    "where to extend",
 )  # fmt: skip
 
 

@@ -49,6 +49,9 @@ class PretendModel:
                     seed=seed,
                     latents=latents,
                     denoised=latents,
+                    pass_number=1,
+                    n_passes=1,
+                    ends_pass=index == total,
                 )
         finally:
             self.closed += 1

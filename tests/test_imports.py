@@ -17,6 +17,7 @@ ORDER = [
     "stable_diffusion/errors.py",
     "stable_diffusion/atomic.py",
     "stable_diffusion/checks.py",
+    "stable_diffusion/hires.py",
     "stable_diffusion/places.py",
     "stable_diffusion/gpu_lock.py",
     "stable_diffusion/listing.py",
@@ -38,6 +39,7 @@ ORDER = [
     "stable_diffusion/text/chunks.py",
     "stable_diffusion/record/used.py",
     "stable_diffusion/record/keys.py",
+    "stable_diffusion/record/passes.py",
     "stable_diffusion/record/programs",
     "stable_diffusion/record/reading.py",
     "stable_diffusion/record/long.py",
@@ -53,6 +55,7 @@ ORDER = [
     "stable_diffusion/vae_tiny.py",
     "stable_diffusion/tiles.py",
     "stable_diffusion/memory.py",
+    "stable_diffusion/diffusion/enlarging.py",
     "stable_diffusion/diffusion/noise.py",
     "stable_diffusion/diffusion/schedule.py",
     "stable_diffusion/text/conditioning.py",
@@ -64,6 +67,7 @@ ORDER = [
     "stable_diffusion/model_io",
     "stable_diffusion/adapters",
     "stable_diffusion/upscaling",
+    "stable_diffusion/hires_upscalers.py",
     "stable_diffusion/finite.py",
     "stable_diffusion/diffusion/conditioned.py",
     "stable_diffusion/request.py",
@@ -187,7 +191,8 @@ def test_public_names():
     own = [name for name, value in vars(errors).items() if isinstance(value, type)]
     assert sorted(stable_diffusion.__all__) == sorted(
         [
-            *own, "Blend", "GeneratedPicture", "Generation", "GenerationStep", "Inpainting", "SimpleEulerSampler",
+            *own, "Blend", "GeneratedPicture", "Generation", "GenerationStep", "Hires", "Inpainting",
+            "SimpleEulerSampler",
             "StableDiffusion", "open_picture", "outpaint", "sampler_by_name", "samplers",
         ]
     )  # fmt: skip

@@ -20,7 +20,7 @@ from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.record.used import Used
 from stable_diffusion.request import DEFAULTS, JSON_FIELDS, SETTINGS, Request, option_of, read_record, to_options
-from stable_diffusion.setting import HOW, MACHINE
+from stable_diffusion.setting import HIRES, HOW, MACHINE, MASK, WHITE
 
 ROOT = Path(__file__).parents[1]
 USED = Used("postcards-tiny", "float32", "a version")
@@ -36,7 +36,7 @@ def other_than_default(name):
         return not default
     if isinstance(check, Text):
         return "a text"
-    number = check.multiple * 4 if isinstance(check, Whole) else (check.low + min(check.high, check.low + 1)) / 4
+    number = check.multiple * 4 if isinstance(check, Whole) else check.low + min(check.high - check.low, 1) / 4
     return number if number != default else number + 1
 
 
@@ -53,7 +53,9 @@ def mask():
 @pytest.mark.parametrize("name", [name for name, each in SETTINGS.items() if each.key])
 def test_every_setting_with_a_key_is_recorded_and_read_back(name):
     value = other_than_default(name)
-    more = {"mask": mask(), "picture": picture(), "only_masked": True} if SETTINGS[name].always else {}
+    masks = SETTINGS[name].group in (MASK, WHITE) and SETTINGS[name].always
+    more = {"mask": mask(), "picture": picture(), "only_masked": True} if masks else {}
+    more |= {"hires_scale": 2.0} if SETTINGS[name].group == HIRES else {}
     more |= {"mask": mask(), "picture": picture()} if name == "invert" else {}
     more |= {"variation_strength": 0.5} if name == "variation_seed" else {}
     more |= {"sampler": "tcd"} if name == "eta" else {}

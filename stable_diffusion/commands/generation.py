@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from .. import catalogue
+from ..hires_upscalers import upscaler_named
 from ..request import Request
 from .running import Report
 
@@ -26,6 +27,10 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
     defaults = dataclasses.asdict(catalogue.find(args.model).defaults)
     values = {name: value for name, value in defaults.items() if value is not None and name not in ("width", "height")}
     values |= asked | {"sampler": key_of(asked.get("sampler", defaults["sampler"])), "loras": tuple(args.loras)}
+    if asked.get("hires_sampler"):
+        values["hires_sampler"] = key_of(asked["hires_sampler"])
+    if asked.get("hires_upscaler"):
+        values["hires_upscaler"] = upscaler_named(asked["hires_upscaler"])
     return Request.from_values(values, **{"picture": None, "mask": None} | more).with_seeds()
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..setting import PICTURE, SEVERAL
+from ..setting import HIRES, PICTURE, SEVERAL
 from .generation import carried, load, request_of
 from .options import WHERE, add_embed_inputs, add_generation_options, path
 from .running import Output, Painter
@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
         usage="%(prog)s PROMPT [options]",
     )
     text.set_defaults(run=generate, picture=None, embed_inputs=False)
-    add_generation_options(text, [SEVERAL])
+    add_generation_options(text, [SEVERAL, HIRES])
 
     image = commands.add_parser(
         "img2img",

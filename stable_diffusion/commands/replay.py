@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, PictureError
-from ..record import keys
+from ..record import keys, passes
 from ..request import RECORD_KEYS, read_record, to_options
-from ..setting import HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE
+from ..setting import HIRES, HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE
 from . import blend, inpaint, needs, paint
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ MODULES = (paint, inpaint, blend)
 # The input files of a command, in the order of its arguments, and its groups of settings besides those of all.
 STARTS_FROM = {"img2img": ("picture",), "inpaint": ("picture", "mask"), "outpaint": ("picture",)}
 GROUPS = {
-    "txt2img": (SEVERAL,),
+    "txt2img": (SEVERAL, HIRES),
     "img2img": (SEVERAL, PICTURE),
     "inpaint": (SEVERAL, MASK, WHITE),
     "outpaint": (SEVERAL, MASK, SIDES),
@@ -121,7 +121,7 @@ def _command(parameters: Parameters, found: Mapping[str, Any]) -> str:
         return "outpaint"
     if "mask_blur" in found or "Mask sha256" in extra:
         return "inpaint"
-    of_second_pass = any(key.startswith("Hires") for key in extra)  # A1111 records its strength under the same key
+    of_second_pass = passes.read(extra) is not None  # A1111 records its strength under the same key
     if "Input sha256" in extra or (parameters.strength is not None and not of_second_pass):
         return "img2img"
     return "txt2img"

@@ -91,6 +91,7 @@ class Painter:
         self.preview_every = preview_every
         self.quiet = quiet
         self.problem: NotFiniteError | None = None  # of some pictures of a batch
+        self.first: tuple[Any, Used] | None = None  # latents that the first of two passes painted, while in the second
 
     def paint(self, only: int | None = None) -> list[Path]:
         """Paint the request's pictures, `batch_size` at a time, and print the files, even when interrupted.
@@ -107,15 +108,24 @@ class Painter:
         paths: list[Path] = []
         lines = []
         bar = self.bar()
+
+        def save(request: Request, batch: range, pictures: Any, used: Used) -> None:
+            for i, picture in zip(batch, pictures, strict=True):
+                if only in (None, i) and np.isfinite(picture).all():
+                    made = self._record(request, used, batch, i)
+                    painted = self.call.finish(arrays.to_picture(picture))
+                    paths.append(self.output.save(painted, i + 1, made))
+                    lines.append(str(paths[-1]) if self.quiet else f"{paths[-1]}  (seed {made.seed})")
+
         try:
             for batch in batches:
-                pictures, used = self._batch(batch, bar, len(batches))
-                for i, picture in zip(batch, pictures, strict=True):
-                    if only in (None, i) and np.isfinite(picture).all():
-                        made = self._record(used, batch, i, picture)
-                        painted = self.call.finish(arrays.to_picture(picture))
-                        paths.append(self.output.save(painted, i + 1, made))
-                        lines.append(str(paths[-1]) if self.quiet else f"{paths[-1]}  (seed {made.seed})")
+                save(request, batch, *self._batch(batch, bar, len(batches)))
+        except BaseException:
+            if self.first is not None:  # stopped in the second pass: what the first one painted is kept
+                latents, used = self.first
+                with contextlib.suppress(NotFiniteError):
+                    save(request.first_pass(), batch, self._decoded(latents), used)
+            raise
         finally:
             bar.close()
             for line in lines:
@@ -137,18 +147,22 @@ class Painter:
         """
         import numpy as np
 
-        latents = None
+        latents = self.first = None
         try:
             generation = self.sd.generate_latents(**self.call.arguments | more)
             for step in generation:
                 latents = step.latents
                 np.asarray(latents)  # evaluated, so that the bar shows what is done
+                if step.ends_pass and step.pass_number < step.n_passes:
+                    self.first = latents, generation.used
                 bar.total = step.total * n_runs
                 bar.update()
                 if preview and step.index % self.preview_every == 0 and step.index < step.total:
                     with contextlib.suppress(NotFiniteError):
                         self._write_preview(np.asarray(self.sd.decode(step.denoised)), preview)
-            return self._decoded(latents), generation.used
+            pictures = self._decoded(latents)
+            self.first = None
+            return pictures, generation.used
         finally:
             if preview:
                 preview.unlink(missing_ok=True)
@@ -171,11 +185,11 @@ class Painter:
         preview = self.output.preview(batch[0] + 1, seeds["seed"]) if self.preview_every else None
         return self.run({"n_images": len(batch), **seeds}, bar, n_batches, preview)
 
-    def _record(self, used: Used, batch: range, number: int, picture: Any) -> Parameters:
+    def _record(self, request: Request, used: Used, batch: range, number: int) -> Parameters:
         """The record of one picture; `number` counts from 0."""
         from ..record import keys
 
-        made = self.request.to_record(used, (picture.shape[1], picture.shape[0]), **self.request.seeds_of(number))
+        made = request.to_record(used, self.call.size, **request.seeds_of(number))
         made.extra |= keys.of_batch(len(batch), number - batch[0])
         return made
 

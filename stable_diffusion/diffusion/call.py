@@ -17,7 +17,8 @@ from .. import checks
 from ..backend import mx
 from ..config import SchedulerConfig
 from ..errors import InputError, SamplerError
-from ..sampler import Sampler, eta_of, sampler_by_name, with_eta
+from ..hires import Hires
+from ..sampler import Sampler, eta_of, sampler_by_name, takes_eta, with_eta
 from ..text.prompt import Blend, Prompt, check_text, parse
 from ..text.script import Script, write_script
 from ..text.tags import Strength
@@ -25,7 +26,7 @@ from .denoiser import GuidanceInterval
 from .network import DenoisingNetwork
 from .noise import Seeds
 from .schedule import Plan
-from .start import InputLatents, InputPicture, check_task, read_input
+from .start import FirstPass, InputLatents, InputPicture, check_task, read_input
 
 MAX_IMAGES = 256
 # Pure noise is taken for x_t of a plan's first level. A level whose ve_sigma is below this share of the schedule's top
@@ -69,7 +70,7 @@ class Call:
     guidance_min_sigma: float
     sampler: Sampler
     plan: Plan
-    start: InputPicture | InputLatents | None
+    start: InputPicture | InputLatents | FirstPass | None
     strength: float | None  # with a start: the share of the plan's steps that is run
     noise: mx.array | None  # (B, h, w, C), replaces the seeds' first draw
     clip_skip: int | None
@@ -77,6 +78,8 @@ class Call:
     embeds_guidance: bool
     eta: float | None = None  # the sampler's, where it is not its own
     notes: tuple[str, ...] = ()  # what was changed or looks wrong, in words; warned of as well
+    hires: Hires | None = None
+    second: Call | None = None  # the pass of `hires`, which starts from what this one paints
 
     @cached_property
     def script(self) -> Script:
@@ -101,6 +104,11 @@ class Call:
         return self.prompts[0].loras
 
     @property
+    def passes(self) -> tuple[Call, ...]:
+        """This call, and the one that follows it."""
+        return (self,) if self.second is None else (self, self.second)
+
+    @property
     def num_steps(self) -> int:
         """Steps of the whole plan, including those that a start skips."""
         return len(self.plan.levels)
@@ -117,7 +125,49 @@ class Call:
             seeds=self.seeds.only(places),
             start=start,
             noise=None if self.noise is None else self.noise[mx.array(list(places))],
+            second=None if self.second is None else self.second.only(places),
         )
+
+
+def check_passes(model: ModelLimits, network: DenoisingNetwork, *, hires: Hires | None, **asked: Any) -> Call:
+    """`check_call` for both passes of a hires fix, or the only one without it. Warns of the notes, and raises alike."""
+    first = check_call(model, network, **asked)
+    call = first if hires is None else _with_second(model, network, first, hires, asked)
+    for note in call.notes:
+        warnings.warn(note, stacklevel=3)
+    return call
+
+
+def _with_second(
+    model: ModelLimits, network: DenoisingNetwork, first: Call, hires: Hires, asked: dict[str, Any]
+) -> Call:
+    if not isinstance(hires, Hires):
+        raise InputError(f"hires = {hires!r} should be a stable_diffusion.Hires, or None.")
+    if first.start is not None:
+        raise InputError(
+            "hires enlarges what is painted from a text alone: leave out the input_image or input_latents."
+        )
+    enlarged, (width, height) = hires.sizes(first.size, model.size_multiple)
+    run, total = hires.total_steps(asked["num_steps"])
+    changes: dict[str, Any] = {
+        "width": width,
+        "height": height,
+        "seed": first.seeds.first,
+        "latents": None,
+        "num_steps": total,
+        "texts": asked["texts"] if hires.prompt is None else [hires.prompt] * len(asked["texts"]),
+        "sampler": asked["sampler"] if hires.sampler is None else hires.sampler,
+        "cfg_weight": asked["cfg_weight"] if hires.cfg is None else hires.cfg,
+    }
+    if hires.sampler is not None and not takes_eta(hires.sampler):
+        changes["eta"] = None
+    if hires.negative is not None:
+        changes["negative_texts"] = [hires.negative or None] * len(asked["texts"])
+    start = FirstPass(hires.upscaler, enlarged)
+    second = check_call(model, network, **asked | changes, first_pass=start, last_steps=run)
+    second = dataclasses.replace(second, strength=hires.strength)
+    notes = tuple(dict.fromkeys((*first.notes, *second.notes)))
+    return dataclasses.replace(first, hires=hires, second=second, notes=notes)
 
 
 def check_call(
@@ -148,11 +198,13 @@ def check_call(
     prompt_language: str,
     input_latents: Any,
     eta: float | None,
+    first_pass: FirstPass | None = None,
+    last_steps: int = 0,
 ) -> Call:
     """Check the arguments of `StableDiffusion.generate_latents` and `generate`, whose docstrings explain them.
 
-    `n_images` pictures are painted of each text, in the order of the texts. Raises `InputError`, `SamplerError` and
-    `PictureError`.
+    `n_images` pictures are painted of each text, in the order of the texts. With a `first_pass` the call starts from
+    that, and runs the `last_steps` of its plan. Raises `InputError`, `SamplerError` and `PictureError`.
     """
     if not texts or len(texts) != len(negative_texts):
         raise InputError(
@@ -171,7 +223,7 @@ def check_call(
     noise = None if latents is None else _latents("latents", latents, (total, *shape))
     if noise is not None and seeds.strength:
         raise InputError("latents replace the noise that variation_strength would vary: give one of them.")
-    start: InputPicture | InputLatents | None = read_input(
+    start: InputPicture | InputLatents | FirstPass | None = first_pass or read_input(
         input_image, mask_image, masked_content, *size, model.downscale
     )
     if input_latents is not None:
@@ -186,7 +238,9 @@ def check_call(
             "does not give: choose lcm."
         )
     plan = sampler.plan(model.scheduler_config, num_steps)
-    if start is not None:
+    if first_pass is not None:
+        plan = plan.tail(last_steps)
+    elif start is not None:
         plan = _tail(plan, num_steps, denoising_strength)
     from_noise = start is None or (isinstance(start, InputPicture) and start.mask is not None and not plan.first)
     if from_noise and _is_below(plan, FAR_BELOW):
@@ -194,8 +248,6 @@ def check_call(
         notes.append(note)
     elif from_noise and _is_below(plan, BELOW):
         notes.append(f"{_begins(sampler, plan)}. Models made for few steps want a sampler such as euler_sgm_uniform.")
-    for note in notes:
-        warnings.warn(note, stacklevel=3)
     checks.interval("guidance_start", guidance_start, "guidance_end", guidance_end)
     return Call(
         prompts=tuple(each for each in prompts for _ in range(n_images)),

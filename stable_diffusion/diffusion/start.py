@@ -55,6 +55,19 @@ class InputLatents:
     x_0: mx.array
 
 
+@dataclass(frozen=True)
+class FirstPass:
+    """What an earlier pass paints, enlarged to `size` (width, height) by `upscaler`, then cropped around its middle."""
+
+    upscaler: str
+    size: tuple[int, int]
+
+    def cropped(self, latents: mx.array, height: int, width: int) -> mx.array:
+        """Enlarged latents (B, h, w, C) without what the target's shape lacks; an odd one goes at the end."""
+        top, left = (latents.shape[1] - height) // 2, (latents.shape[2] - width) // 2
+        return latents[:, top : top + height, left : left + width]
+
+
 def read_input(picture: Any, mask: Any, content: str, width: int, height: int, downscale: int) -> InputPicture | None:
     """The picture and mask of a call, checked and cropped to the size; None for text to image."""
     if content not in MASKED_CONTENTS:
@@ -81,7 +94,9 @@ def read_input(picture: Any, mask: Any, content: str, width: int, height: int, d
     return InputPicture(mx.array(as_input(picture, width, height))[None], white)
 
 
-def check_task(name: str, channels: int, latent_channels: int, start: InputPicture | InputLatents | None) -> None:
+def check_task(
+    name: str, channels: int, latent_channels: int, start: InputPicture | InputLatents | FirstPass | None
+) -> None:
     """Raise `InputError` for a network that needs further inputs: a mask, or something unknown."""
     if channels == latent_channels:
         return

@@ -52,6 +52,8 @@ class Frame:
     denoised: np.ndarray
     decoded: bytes | None = None
     draft: bytes | None = None
+    pass_number: int = 1
+    n_passes: int = 1  # 2 with a hires fix
 
     @property
     def n_bytes(self) -> int:
@@ -71,6 +73,7 @@ class Picture:
     path: Path | None = None
     unsaved: bytes | None = None
     skipped: bool = False
+    first: np.ndarray | None = None  # latents (h, w, C) that the first of two passes painted, while in the second
 
     @property
     def variation_seed(self) -> int | None:

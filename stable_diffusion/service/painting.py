@@ -19,7 +19,7 @@ from ..pictures.arrays import ONE_COLOUR
 from ..pictures.formats import BY_KEY
 from ..record import keys, long, picture_files
 from ..record.parameters import Parameters
-from ..request import Request
+from ..request import Call, Request
 from . import loras, masks, preview
 from .jobs import Frame, Job, Picture
 from .words import in_plain_words
@@ -53,43 +53,75 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     picture = Picture()
     job.pictures.append(picture)
     job.skip_event.clear()
-    decodes = Decodes(job)
     request = _carrying(job.drawn)
     call = request.to_call(model.default_size)
     seeds = picture.seeds = request.seeds_of(len(job.pictures) - 1)
+    try:
+        finished = _painted(model, job, picture, call, seeds)
+    except BaseException:
+        _keep_first(model, job, picture, request, call, outputs)
+        raise
+    if finished is None:
+        _keep_first(model, job, picture, request, call, outputs)
+        return
+    picture.size = finished.size
+    assert picture.used is not None
+    _save(job, picture, finished, request, request.to_record(picture.used, call.size, **seeds), outputs)
+
+
+def _painted(model: Any, job: Job, picture: Picture, call: Call, seeds: dict[str, Any]) -> Image.Image | None:
+    """Run a picture's generation; None if it was skipped."""
+    decodes = Decodes(job)
     before = time.perf_counter()
     last = None
-    with closing(model.generate_latents(**call.arguments | seeds)) as steps:
+    new_pass = True
+    with closing(model.generate_latents(**call.arguments | seeds, progress=job.report)) as steps:
         used = picture.used = steps.used
         for note in steps.notes:
             _warn(job, note)
         for step in steps:
             frame = _record(step)
             picture.seed = step.seed
+            if step.index < step.total and step.ends_pass:
+                picture.first = np.asarray(step.latents, dtype=np.float32)[0]
             if step.index == step.total:
                 last = arrays.to_picture(np.asarray(model.decode(step.latents), dtype=np.float32)[0])
                 frame.decoded = preview.jpeg(last)
             else:
                 decodes.make(model, frame)
             picture.frames.append(frame)
+            job.note = ""  # of what came between two passes
             now = time.perf_counter()
-            if step.index > 1:  # the first includes the text encoder and other one-time work
+            if not new_pass:  # the first includes the text encoder and other one-time work
                 job.step_seconds.append(now - before)
-            before = now
+            before, new_pass = now, step.ends_pass
             if last is None:  # a finished picture is kept, even if a cancel came meanwhile
                 job.stop_if_cancelled()
                 if job.skip_event.is_set():
                     picture.skipped = True
-                    return
+                    return None
     if last is None:
         raise StableDiffusionError("The model ran no step, so there is no picture.")
     if arrays.is_one_colour(last):
         _warn(job, f"The picture is a single colour. {ONE_COLOUR}")
+    picture.used, picture.first = steps.used, None
     if steps.used.vae_precision != used.vae_precision:
         _warn(job, VAE_WIDENED)
-    finished = call.finish(last)
-    picture.size = finished.size
-    _save(job, picture, finished, request, request.to_record(steps.used, last.size, **seeds), outputs)
+    return call.finish(last)
+
+
+def _keep_first(model: Any, job: Job, picture: Picture, request: Request, call: Call, outputs: Path) -> None:
+    """Save what the first of two passes painted, if the second was stopped or failed, with a record of its own."""
+    if picture.first is None or picture.used is None:
+        return
+    try:
+        decoded = arrays.to_picture(_decoded(model.decode, picture.first))
+    except Exception:
+        log.exception("what the first pass painted cannot be decoded")
+        return
+    picture.size = decoded.size
+    said = request.first_pass().to_record(picture.used, call.size, **picture.seeds)
+    _save(job, picture, decoded, request, said, outputs)
 
 
 def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
@@ -99,8 +131,9 @@ def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
     frame = picture.frames[-1]
     request = _carrying(job.drawn)
     decoded = arrays.to_picture(_decoded(model.decode, frame.denoised))
-    finished = request.to_call(model.default_size).finish(decoded)
-    said = request.to_record(picture.used, decoded.size, **picture.seeds)
+    call = request.to_call(model.default_size)
+    finished = call.finish(decoded)
+    said = request.to_record(picture.used, call.size, **picture.seeds)
     said.extra[keys.STOPPED] = f"{frame.index} of {frame.total} steps"
     frame.decoded = preview.jpeg(decoded)
     picture.size = finished.size
@@ -170,7 +203,9 @@ class Decodes:
 
 def _record(step: Any) -> Frame:
     x_t, x_0 = (np.asarray(array, dtype=np.float32)[0].astype(np.float16) for array in (step.latents, step.denoised))
-    return Frame(step.index, step.total, float(step.sigma), x_t, x_0)
+    found = Frame(step.index, step.total, float(step.sigma), x_t, x_0)
+    found.pass_number, found.n_passes = step.pass_number, step.n_passes
+    return found
 
 
 def _carrying(request: Request) -> Request:
