@@ -35,6 +35,7 @@ class Step:
         height, width = size[1] // 8, size[0] // 8
         self.latents = np.stack([np.full((height, width, 4), (seed + i) % 200 / 255) for i in range(n_images)])
         self.denoised = self.latents
+        self.pass_number, self.n_passes, self.ends_pass = 1, 1, index == total
 
 
 class Engine:
