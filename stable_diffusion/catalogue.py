@@ -176,12 +176,20 @@ def local(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
 def vaes() -> dict[str, Path]:
     """VAEs to use in place of a model's own, by file name: NAME.vae.safetensors among models, and those in VAE/."""
     found: list[tuple[str, Path]] = []
-    for folder in dict.fromkeys([*map(Path, model_folders()), *_roots(None)]):
-        places = [place / name for place in (folder, folder.parent) for name in VAE_FOLDERS]
-        for place, is_vae in ((folder, _is_named_vae), *((place, _is_vae) for place in places)):
-            with contextlib.suppress(OSError):
-                found += [(path.name, path) for path in visible(place) if is_vae(path)]
+    beside = [(place, _is_vae) for place in folders_beside(*VAE_FOLDERS)]
+    for place, is_vae in (*((place, _is_named_vae) for place in _all_roots()), *beside):
+        with contextlib.suppress(OSError):
+            found += [(path.name, path) for path in visible(place) if is_vae(path)]
     return named(found)
+
+
+def folders_beside(*names: str) -> list[Path]:
+    """Folders of these names for other kinds of files: in each folder of models and next to it, as in A1111."""
+    return [place / name for folder in _all_roots() for place in (folder, folder.parent) for name in names]
+
+
+def _all_roots() -> list[Path]:
+    return list(dict.fromkeys([*map(Path, model_folders()), *_roots(None)]))
 
 
 def _is_named_vae(path: Path) -> bool:

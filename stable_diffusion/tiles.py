@@ -5,7 +5,7 @@ For decoders and upscalers. The result differs slightly, since group norms and a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -17,29 +17,67 @@ def in_tiles(function: Callable[[mx.array], mx.array], array: mx.array, tile: in
 
     Tiles are `tile` x `tile` of the input, and overlap by at least `overlap`. Each is evaluated before the next.
     """
+
+    def part(rows: slice, columns: slice) -> np.ndarray:
+        return np.asarray(function(array[:, rows, columns]).astype(mx.float32))[0]
+
     _, height, width, _ = array.shape
-    whole = shares = np.zeros(())
-    for top in _starts(height, tile, overlap):
-        for left in _starts(width, tile, overlap):
-            part = np.asarray(function(array[:, top : top + tile, left : left + tile]).astype(mx.float32))[0]
-            scale = len(part) // min(tile, height)
-            if not whole.shape:
-                whole, shares = (np.zeros((height * scale, width * scale, n), np.float32) for n in (part.shape[2], 1))
-            ramps = (_ramp(size, overlap * scale) for size in part.shape[:2])
+    return mx.array(np.concatenate(list(bands_of_tiles(part, height, width, tile, overlap))))[None]
+
+
+def bands_of_tiles(
+    function: Callable[[slice, slice], np.ndarray],
+    height: int,
+    width: int,
+    tile: int,
+    overlap: int,
+    margin: int = 0,
+    multiple: int = 1,
+) -> Iterator[np.ndarray]:
+    """The rows of a result from top to bottom, (n, k width, D) each: in memory is one row of tiles at a time.
+
+    `function(rows, columns)` returns a tile's part of the result, (k h, k w, D) float32. Tiles start at multiples of
+    `multiple`. Nothing within `margin` of a tile's edge inside of the picture is used, if the network lacks there what
+    is beyond the edge; `margin` is less than half of `overlap`.
+    """
+    tops = starts(height, tile, overlap, multiple)
+    above: tuple[np.ndarray, np.ndarray] | None = None  # what reaches into the next row of tiles, and its weights
+    for top, below in zip(tops, [*tops[1:], height], strict=True):
+        rows = slice(top, min(top + tile, height))
+        band: np.ndarray = np.zeros(())
+        shares: np.ndarray = np.zeros(())
+        for left in starts(width, tile, overlap, multiple):
+            columns = slice(left, min(left + tile, width))
+            part = function(rows, columns)
+            scale = len(part) // (rows.stop - top)
+            if not band.shape:
+                band, shares = (np.zeros((len(part), width * scale, n), np.float32) for n in (part.shape[2], 1))
+            ramps = (_ramp(*of, overlap, margin, scale) for of in ((rows, height), (columns, width)))
             share = np.multiply.outer(*ramps)[:, :, None]
-            here = slice(top * scale, top * scale + len(part)), slice(left * scale, left * scale + part.shape[1])
-            whole[here] += part * share
-            shares[here] += share
-    return mx.array(whole / shares)[None]
+            here = slice(left * scale, left * scale + part.shape[1])
+            band[:, here] += part * share
+            shares[:, here] += share
+        if above is not None:
+            band[: len(above[0])] += above[0]
+            shares[: len(above[1])] += above[1]
+        done = (below - top) * scale
+        above = band[done:].copy(), shares[done:].copy()
+        yield band[:done] / shares[:done]
 
 
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
+def starts(size: int, tile: int, overlap: int, multiple: int = 1) -> list[int]:
     """Where tiles start along a side; the last one ends with the side, and may overlap more."""
-    last = max(0, size - tile)
-    return [*range(0, last, tile - overlap), last]
+    last = -(-max(0, size - tile) // multiple) * multiple
+    return [*range(0, last, (tile - overlap) // multiple * multiple), last]
 
 
-def _ramp(size: int, overlap: int) -> np.ndarray:
-    """A tile's weight along a side: rising over the overlap, 1 in the middle, falling."""
-    places = np.arange(size, dtype=np.float32) + 0.5
-    return np.minimum(1.0, np.minimum(places, size - places) / overlap)
+def _ramp(part: slice, side: int, overlap: int, margin: int, scale: int) -> np.ndarray:
+    """A tile's weight along a side: rising over the overlap but for its margins, 1 in the middle, falling.
+
+    It stays 1 where the tile ends with the picture.
+    """
+    places = np.arange((part.stop - part.start) * scale, dtype=np.float32) + 0.5
+    before = np.inf if part.start == 0 else places
+    after = np.inf if part.stop == side else len(places) - places
+    from_edge = np.minimum(before, after) / scale - margin
+    return np.clip(from_edge / (overlap - 2 * margin), 0, 1) + np.zeros_like(places)

@@ -31,6 +31,7 @@ PRECISIONS = {
     **dict.fromkeys(FLOAT8, "float8"),
 }
 TRUE = ("true", "1")
+NOTHING_KNOWN = "nothing that is known here"
 
 # What this engine does not load although it has a U-Net in LDM's layout: by the first part of a key, and by a key.
 FOREIGN_ROOTS = {
@@ -170,7 +171,7 @@ def _foreign(tensors: Mapping[str, StoredTensor]) -> str:
     for pattern, kind in FOREIGN:
         if re.search(pattern, keys, re.MULTILINE):
             return kind
-    return f"nothing that is known here ({len(tensors)} tensors, the first is {next(iter(tensors), 'none')[:80]!r})"
+    return f"{NOTHING_KNOWN} ({len(tensors)} tensors, the first is {next(iter(tensors), 'none')[:80]!r})"
 
 
 def _family(tensors: Mapping[str, StoredTensor]) -> tuple[int | None, Family]:
