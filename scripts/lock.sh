@@ -21,7 +21,7 @@ trap 'rm -f locks/*.tmp' EXIT
 # and torch for the CPU does not need them.
 lock locks/test.tmp requirements.txt requirements-dev.txt requirements-parity.txt
 grep -vE '^(nvidia-|cuda-|triton)' locks/test.tmp | cat locks/head.tmp - >locks/test.txt
-grep -v '^#' requirements-alone.txt >>locks/test.txt # installed without its own requirements, which are not locked
+grep == requirements-alone.txt >>locks/test.txt # installed without its own requirements, which are not locked
 for backend in cpu cuda12 cuda13; do
     # What webui.sh installs for it. Every file includes the packages for Macs.
     sed "s/^mlx\[cpu\]/mlx[$backend]/" requirements.txt >locks/wanted.tmp
