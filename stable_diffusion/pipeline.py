@@ -16,6 +16,7 @@ from .adapters.overlay import Choice, Loras
 from .backend import mx
 from .diffusion.call import Call, check_passes
 from .diffusion.conditioned import ConditionedNetwork
+from .diffusion.deep_cache import DeepCache
 from .diffusion.denoiser import Denoiser
 from .diffusion.network import DenoisingNetwork, TextReader
 from .diffusion.noise import NoiseStream
@@ -69,6 +70,8 @@ class StableDiffusion(LoadedModel):
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         guidance_min_sigma: float = 0.0,
+        deepcache_interval: int = 1,
+        deepcache_branch: int = 0,
         eta: float | None = None,
         hires: Hires | None = None,
         progress: Progress | None = None,
@@ -87,10 +90,13 @@ class StableDiffusion(LoadedModel):
         `latents` (n_images, h, w, latent_channels) is unit normal noise that replaces the seed's first draw.
         `guidance_rescale` is Lin et al.'s (2023). Guidance acts from the share `guidance_start` of the steps up to
         `guidance_end`, down to the k-diffusion sigma `guidance_min_sigma` (Kynkäänniemi et al. 2024); all other steps
-        do half the work. With a `variation_strength` all pictures have the same seed, and the
-        first noise of picture i is turned that far, from 0 to 1, towards the noise of the seed `variation_seed` + i.
-        `eta`, from 0 to 1, is how much noise the sampler adds again at each step (TCD's gamma); None is its own value.
-        Closing the generator cancels the generation.
+        do half the work. With a `deepcache_interval` above 1 only every such step computes the whole U-Net, and the
+        others what lies above its skip connection `deepcache_branch` (Ma et al. 2023).
+
+        With a `variation_strength` all pictures have the same seed, and the first noise of picture i is turned that
+        far, from 0 to 1, towards the noise of the seed `variation_seed` + i. `eta`, from 0 to 1, is how much noise the
+        sampler adds again at each step (TCD's gamma); None is its own value. Closing the generator cancels the
+        generation.
 
         Both texts are in A1111's prompt language (stable_diffusion.text.language); its schedules count the steps that
         are run. With `prompt_language` "plain" they are literal, truncated after 75 tokens. A `Blend` mixes two texts.
@@ -127,6 +133,8 @@ class StableDiffusion(LoadedModel):
             guidance_start=guidance_start,
             guidance_end=guidance_end,
             guidance_min_sigma=guidance_min_sigma,
+            deepcache_interval=deepcache_interval,
+            deepcache_branch=deepcache_branch,
             variation_seed=variation_seed,
             variation_strength=variation_strength,
             mask_image=mask_image,
@@ -226,8 +234,9 @@ class StableDiffusion(LoadedModel):
         width, height = call.size
         backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.size))
         # 3. The texts are encoded and prepared for the network, once.
+        cache = DeepCache(call.deepcache_interval, call.deepcache_branch) if call.deepcache_interval > 1 else None
         conditioned = ConditionedNetwork(
-            network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory
+            network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory, cache
         )
         if self._unloads_encoders:
             conditioned.compute_texts()

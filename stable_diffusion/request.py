@@ -205,6 +205,20 @@ class Request:
         title="Guidance down to sigma", group=HOW, metavar="SIGMA", call="guidance_min_sigma", key=keys.NGMS,
         shown=(0.0, 15.0),
     )  # fmt: skip
+    deepcache_interval: int = setting(
+        1, Whole(1, 1000),
+        "DeepCache: compute the whole U-Net in every N-th step only, and reuse its deep features in the others: "
+        "faster, but another picture; 1 is off, 2 or 3 is usual",
+        title="DeepCache interval", group=HOW, metavar="N", call="deepcache_interval", key="DeepCache interval",
+        shown=(1, 20),
+    )  # fmt: skip
+    deepcache_branch: int = setting(
+        0, Whole(0, 1000),
+        "DeepCache: the skip connection, counted from the input, down to which every step computes; a higher one is "
+        "slower and closer to the picture without",
+        title="DeepCache branch", group=HOW, metavar="N", call="deepcache_branch", key="DeepCache branch",
+        shown=(0, 11), counts=lambda request: request.deepcache_interval > 1,
+    )  # fmt: skip
     sampler: str | Sampler = "euler"
     eta: float | None = setting(
         None, Number(0, 1),

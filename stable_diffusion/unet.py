@@ -6,8 +6,9 @@ The reference is diffusers' UNet2DConditionModel (unet_2d_condition.py, unet_2d_
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from . import ops
@@ -134,18 +135,15 @@ class UNetLevel(nn.Module):
     def project_text(self, text: mx.array) -> LevelContext:
         return [attention.project_text(text) for attention in self.attentions]
 
-    def down(self, x: mx.array, time: mx.array, context: LevelContext) -> tuple[mx.array, list[mx.array]]:
-        """x (B, H, W, C_in) -> the level's output, and its skip connections."""
-        skips = []
+    def down(self, x: mx.array, time: mx.array, context: LevelContext) -> Iterator[mx.array]:
+        """x (B, H, W, C_in) -> the skip connections, one after another; the last one is the level's output."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions:
                 x = self.attentions[i](x, context[i])
-            skips.append(x)
+            yield x
         if "downsample" in self:
-            x = self.downsample(x)
-            skips.append(x)
-        return x, skips
+            yield self.downsample(x)
 
     def middle(self, x: mx.array, time: mx.array, context: LevelContext) -> mx.array:
         x = self.resnets[0](x, time)
@@ -153,13 +151,18 @@ class UNetLevel(nn.Module):
             x = resnet(attention(x, attention_context), time)
         return x
 
-    def up(self, x: mx.array, skips: list[mx.array], time: mx.array, context: LevelContext) -> mx.array:
-        """Pop one of `skips` for each resnet; the next one gives the size to upsample to."""
-        for i, resnet in enumerate(self.resnets):
+    def up(
+        self, x: mx.array, skips: list[mx.array], time: mx.array, context: LevelContext, start: int, stop: int
+    ) -> mx.array:
+        """Run the resnets from `start` up to `stop`, exclusive; after the last, upsample.
+
+        Pops one of `skips` for each resnet; the next one gives the size to upsample to.
+        """
+        for i, resnet in islice(enumerate(self.resnets), start, stop):
             x = resnet(mx.concatenate([x, skips.pop()], axis=-1), time)
             if self.attentions:
                 x = self.attentions[i](x, context[i])
-        if "upsample" in self:
+        if stop == len(self.resnets) and "upsample" in self:
             _, height, width, _ = skips[-1].shape
             x = self.upsample(x, (height, width))
         return x
@@ -210,6 +213,11 @@ class UNet(nn.Module):
         return self.config.time_cond_proj_dim is not None
 
     @property
+    def branches(self) -> int:
+        """The number of skip connections; on the way up each goes into one resnet."""
+        return sum(len(level.resnets) for level in self.up_blocks)
+
+    @property
     def values_per_latent(self) -> int:
         """Values at the peak of a call; measured on a CPU (benchmarks/growth.py), estimated for a GPU (no blocks)."""
         return (48 if has_gpu() else 32) * self.config.block_out_channels[0]
@@ -244,7 +252,7 @@ class UNet(nn.Module):
         return mx.array([[height, width, 0, 0, *end] for end in ends], mx.float32)
 
     def predict(self, x: mx.array, t: mx.array, context: dict[str, Any], extras: Extras | None = None) -> mx.array:
-        """A call with the context of `prepare`. Supports the extras `residuals` and `tap`, not yet `keys_values`."""
+        """A call with the context of `prepare`. Supports all extras but `keys_values`."""
         context = dict(context)
         if "cfg_weight" in context:
             context["guidance"] = self.guidance_embedding(context.pop("cfg_weight"))
@@ -270,13 +278,21 @@ class UNet(nn.Module):
         its batch B or 1; `pooled` (B, P) and `time_ids` (B, 6 or 5) for `addition_embed_type` "text_time" (SDXL);
         `guidance` (B or 1, time_cond_proj_dim) from `guidance_embedding` (LCM). Returns (B, H, W, out_channels).
         """
-        inputs = (x, t, context, pooled, time_ids, guidance)
-        if extras is None:
-            return ops.by_batch(self._predict, x.shape[0], self, *inputs)
-        extras.refuse_all_but("This U-Net", "residuals", "tap")
+        extras = extras or Extras()
+        extras.refuse_all_but("This U-Net", "residuals", "tap", "deep")
+        run: Callable[..., Any] = partial(ops.by_batch, self._predict, x.shape[0], self)
         if extras.tap is not None:
-            inputs = (x, t, _tapped(context, self._level_names(), extras.tap), pooled, time_ids, guidance)
-        return self._predict(*inputs, extras.residuals)
+            context = _tapped(context, self._level_names(), extras.tap)
+        if extras.tap is not None or extras.residuals is not None:
+            run = self._predict
+        inputs = (x, t, context, pooled, time_ids, guidance, extras.residuals)
+        deep = extras.deep
+        if deep is None:
+            return run(*inputs)
+        if deep.features is not None:
+            return run(*inputs, deep.branch, deep.features)
+        prediction, deep.features = run(*inputs, deep.branch)
+        return prediction
 
     def _predict(
         self,
@@ -287,24 +303,51 @@ class UNet(nn.Module):
         time_ids: mx.array | None,
         guidance: mx.array | None,
         residuals: Sequence[mx.array] | None = None,
-    ) -> mx.array:
+        branch: int | None = None,
+        features: mx.array | None = None,
+    ) -> Any:
+        """The prediction; with a `branch` and no `features`, also the features there."""
         time = ops.ACTIVATIONS[self.config.act_fn](self._embed_time(t, pooled, time_ids, guidance, x.dtype))
         if self.config.center_input_sample:
             x = 2 * x - 1
-        remaining = iter(context)
-        x = self.conv_in(x)
-        skips = [x]
-        for level in self.down_blocks:
-            x, level_skips = level.down(x, time, next(remaining))
-            skips += level_skips
-        if "mid_block" in self:
-            x = self.mid_block.middle(x, time, next(remaining))
+        whole, shallow = features is None, None if branch is None else branch + 1
+        skips = list(islice(self._down(x, time, context), None if whole else shallow))
+        if features is None:
+            x = skips[-1]
+            if "mid_block" in self:
+                x = self.mid_block.middle(x, time, context[len(self.down_blocks)])
+            x = x if residuals is None else x + residuals[-1]
+        else:
+            x = features
         if residuals is not None:
-            skips = [skip + residual for skip, residual in zip(skips, residuals[:-1], strict=True)]
-            x = x + residuals[-1]
-        for level in self.up_blocks:
-            x = level.up(x, skips, time, next(remaining))
-        return self.conv_out(self.conv_norm_out(x))
+            added = residuals[: -1 if whole else shallow]
+            skips = [skip + residual for skip, residual in zip(skips, added, strict=True)]
+        if whole and shallow is not None:
+            x = features = self._up(x, skips, time, context, left=shallow)
+        x = self.conv_out(self.conv_norm_out(self._up(x, skips, time, context)))
+        return (x, features) if whole and shallow is not None else x
+
+    def _down(self, x: mx.array, time: mx.array, context: list[LevelContext]) -> Iterator[mx.array]:
+        """The skip connections, from the input on; computed as far as they are asked for."""
+        x = self.conv_in(x)
+        yield x
+        for level, level_context in zip(self.down_blocks, context, strict=False):
+            for skip in level.down(x, time, level_context):
+                yield skip
+            x = skip
+
+    def _up(
+        self, x: mx.array, skips: list[mx.array], time: mx.array, context: list[LevelContext], left: int = 0
+    ) -> mx.array:
+        """The way up, from where the last of `skips` goes in, until only `left` of them are left."""
+        place, start, stop = 0, self.branches - len(skips), self.branches - left
+        for level, level_context in zip(self.up_blocks, context[-len(self.up_blocks) :], strict=True):
+            count = len(level.resnets)
+            first, last = max(start - place, 0), min(stop - place, count)
+            if first < last:
+                x = level.up(x, skips, time, level_context, first, last)
+            place += count
+        return x
 
     def guidance_embedding(self, cfg_weight: float) -> mx.array:
         """The embedded guidance weight of latent consistency models, (1, time_cond_proj_dim) (Luo et al. 2023)."""

@@ -93,6 +93,8 @@ def differs(one, other):
         ("--guidance-rescale", 0.7),
         ("--guidance-start", 0.25, "--steps", 3),
         ("--guidance-end", 0.5),
+        ("--deepcache-interval", 2),
+        ("--deepcache-interval", 2, "--deepcache-branch", 3),
         ("--guidance-min-sigma", 1.25, "--steps", 3),
         ("--variation-seed", 3, "--variation-strength", 0.3),
         ("--variation-strength", 0.1, "--sampler", "euler_a"),

@@ -152,6 +152,7 @@ def test_what_the_form_says_reaches_the_engine(engine, page):
         "guidance_start": 0.0,
         "guidance_end": 1.0,
         "guidance_min_sigma": 0.0,
+        "deepcache_interval": 1,
         "prompt_language": "a1111",
     }
     assert second["seed"] == 43

@@ -1,4 +1,4 @@
-"""What a U-Net can be given beside latents, time and texts: residuals and taps."""
+"""What a U-Net can be given beside latents, time and texts: residuals, taps and deep features."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import pytest
 
 from stable_diffusion.backend import mx
 from stable_diffusion.config import UNetConfig
-from stable_diffusion.diffusion.network import Conditioning, Extras
+from stable_diffusion.diffusion.network import Conditioning, DeepFeatures, Extras
 from stable_diffusion.errors import InputError
+from stable_diffusion.layers import ResnetBlock
 from stable_diffusion.unet import UNet
 
 from . import drawn, shapes
@@ -76,6 +77,48 @@ def test_a_tap_sees_every_attention_to_the_text(family):
     assert max(q.shape[2] for q, _ in seen.values()) <= 64
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_deep_features_stand_for_what_they_were_computed_from(family, monkeypatch):
+    """At each branch; where they were computed, a call with them is the same without the work below."""
+    unet = network(family)
+    x, t, context = inputs(unet, family)
+    plain, shapes_of_skips = np.asarray(unet.predict(x, t, context)), skips(unet, x)[:-1]
+    assert unet.branches == len(shapes_of_skips)
+    run, count = ResnetBlock.__call__, []
+    monkeypatch.setattr(ResnetBlock, "__call__", lambda self, *given: count.append(self) or run(self, *given))
+    for branch, shape in enumerate(shapes_of_skips):
+        count.clear()
+        deep = DeepFeatures(branch)
+        assert np.array_equal(np.asarray(unet.predict(x, t, context, Extras(deep=deep))), plain)
+        assert deep.features.shape[:3] == shape[:3]
+        whole = len(count)
+        again = DeepFeatures(branch, deep.features)
+        assert np.array_equal(np.asarray(unet.predict(x, t, context, Extras(deep=again))), plain)
+        assert again.features is deep.features
+        assert len(count) - whole == branch + 1 + resnets_above(unet, branch)
+        other = DeepFeatures(branch, deep.features + 1)
+        assert not np.allclose(np.asarray(unet.predict(x, t, context, Extras(deep=other))), plain, atol=1e-3)
+
+
+def resnets_above(unet: UNet, branch: int) -> int:
+    """How many resnets compute the skip connections 1 to `branch`; the others come from downsampling."""
+    are_resnets: list[bool] = []
+    for level in unet.down_blocks:
+        are_resnets += [True] * len(level.resnets) + [False] * ("downsample" in level)
+    return sum(are_resnets[:branch])
+
+
+def test_deep_features_with_residuals_and_a_tap():
+    unet, seen = network("sd1"), []
+    x, t, context = inputs(unet, "sd1")
+    some = [mx.array(drawn.normal(f"residual {i}", *shape)) for i, shape in enumerate(skips(unet, x))]
+    plain, deep = np.asarray(unet.predict(x, t, context, Extras(residuals=some))), DeepFeatures(1)
+    assert np.array_equal(np.asarray(unet.predict(x, t, context, Extras(residuals=some, deep=deep))), plain)
+    extras = Extras(residuals=some, deep=DeepFeatures(1, deep.features), tap=lambda name, q, k: seen.append(name))
+    assert np.array_equal(np.asarray(unet.predict(x, t, context, extras)), plain)
+    assert all(name.startswith(("down_blocks.0", f"up_blocks.{len(unet.up_blocks) - 1}")) for name in seen)
+
+
 def test_both_at_once_and_none_of_either():
     unet, seen = network("sd1"), []
     x, t, context = inputs(unet, "sd1")
@@ -89,5 +132,5 @@ def test_both_at_once_and_none_of_either():
 def test_what_it_cannot_take_is_refused_by_name():
     unet = network("sd1")
     x, t, context = inputs(unet, "sd1")
-    with pytest.raises(InputError, match="This U-Net takes no keys_values, only residuals and tap"):
+    with pytest.raises(InputError, match="This U-Net takes no keys_values, only residuals, tap and deep"):
         unet.predict(x, t, context, Extras(keys_values={"a": (x, x)}))

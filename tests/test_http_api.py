@@ -223,6 +223,14 @@ def test_guidance_in_a_part_of_the_steps(client, engine):
     assert client.post("/sdapi/v1/options", json={"skip_early_cond": 2}).status_code == 422
 
 
+def test_deep_features_are_reused_if_asked_for(client, engine):
+    painted(client, deepcache_interval=3, deepcache_branch=2)
+    assert [calls(engine)[-1][name] for name in ("deepcache_interval", "deepcache_branch")] == [3, 2]
+    painted(client)
+    assert calls(engine)[-1]["deepcache_interval"] == 1
+    assert client.post("/sdapi/v1/txt2img", json={"prompt": "a", "deepcache_interval": 0}).status_code == 422
+
+
 def test_a_model_that_does_not_load_changes_no_option(client, engine, monkeypatch):
     known = catalogue.KNOWN[0]
     absent = catalogue.Model("absent", catalogue.LOCAL, "/nowhere/absent.safetensors", "absent", "sd1")

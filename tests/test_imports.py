@@ -70,6 +70,7 @@ ORDER = [
     "stable_diffusion/upscaling",
     "stable_diffusion/hires_upscalers.py",
     "stable_diffusion/finite.py",
+    "stable_diffusion/diffusion/deep_cache.py",
     "stable_diffusion/diffusion/conditioned.py",
     "stable_diffusion/request.py",
     "stable_diffusion/generation.py",

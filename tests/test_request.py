@@ -59,6 +59,7 @@ def test_every_setting_with_a_key_is_recorded_and_read_back(name):
     more |= {"mask": mask(), "picture": picture()} if name == "invert" else {}
     more |= {"variation_strength": 0.5} if name == "variation_seed" else {}
     more |= {"sampler": "tcd"} if name == "eta" else {}
+    more |= {"deepcache_interval": 2} if name == "deepcache_branch" else {}
     request = Request("a", **more | {name: value})
     said = request.to_record(USED, SIZE)
     assert SETTINGS[name].key in said.extra
@@ -192,7 +193,7 @@ def test_a_text_is_called_for_with_what_it_says():
     assert call.arguments == {
         "text": "a", "negative_text": None, "num_steps": 3, "cfg_weight": 7.5, "guidance_rescale": 0.5, "clip_skip": 2,
         "sampler": "euler", "prompt_language": "a1111", "width": 64, "guidance_start": 0.0, "guidance_end": 1.0,
-        "guidance_min_sigma": 0.0,
+        "guidance_min_sigma": 0.0, "deepcache_interval": 1,
     }  # fmt: skip
     painted = picture()
     assert call.finish(painted) is painted

@@ -75,6 +75,7 @@ class ToyNetwork(nn.Module):
     """
 
     in_channels, patch, sample_size, embeds_guidance, values_per_latent = CHANNELS, PATCH, (8, 8), False, 64
+    branches = 0
 
     def __init__(self, std: float = 0.0):
         super().__init__()

@@ -29,6 +29,7 @@ from .schedule import Plan
 from .start import FirstPass, InputLatents, InputPicture, check_task, read_input
 
 MAX_IMAGES = 256
+MAX_DEEPCACHE = 1000
 # Pure noise is taken for x_t of a plan's first level. A level whose ve_sigma is below this share of the schedule's top
 # (at most that of Stable Diffusion, about 15) has so much of x_0 in it that noise alone leads to no picture; below the
 # second share (four steps of leading spacing) the reference goes on, and models made for few steps look wrong.
@@ -68,6 +69,8 @@ class Call:
     guidance_start: float
     guidance_end: float
     guidance_min_sigma: float
+    deepcache_interval: int
+    deepcache_branch: int
     sampler: Sampler
     plan: Plan
     start: InputPicture | InputLatents | FirstPass | None
@@ -190,6 +193,8 @@ def check_call(
     guidance_start: float,
     guidance_end: float,
     guidance_min_sigma: float,
+    deepcache_interval: int,
+    deepcache_branch: int,
     variation_seed: int | None,
     variation_strength: float,
     mask_image: Any,
@@ -249,6 +254,7 @@ def check_call(
     elif from_noise and _is_below(plan, BELOW):
         notes.append(f"{_begins(sampler, plan)}. Models made for few steps want a sampler such as euler_sgm_uniform.")
     checks.interval("guidance_start", guidance_start, "guidance_end", guidance_end)
+    _check_deep_cache(model.name, network, deepcache_interval, deepcache_branch)
     return Call(
         prompts=tuple(each for each in prompts for _ in range(n_images)),
         negatives=tuple(each for each in negatives for _ in range(n_images)),
@@ -259,6 +265,8 @@ def check_call(
         guidance_start=float(guidance_start),
         guidance_end=float(guidance_end),
         guidance_min_sigma=checks.number("guidance_min_sigma", guidance_min_sigma, 0.0, math.inf),
+        deepcache_interval=deepcache_interval,
+        deepcache_branch=deepcache_branch,
         sampler=sampler,
         plan=plan,
         start=start,
@@ -284,6 +292,14 @@ def check_size(model: ModelLimits, width: int | None, height: int | None) -> tup
             )
         sides.append(side)
     return sides[0], sides[1]
+
+
+def _check_deep_cache(name: str, network: DenoisingNetwork, interval: Any, branch: Any) -> None:
+    """Raise `InputError` for an interval below 1, and for a branch that the network does not have."""
+    checks.whole("deepcache_interval", interval, 1, MAX_DEEPCACHE)
+    if interval > 1 and not network.branches:
+        raise InputError(f"{name!r} has no deep features to reuse: deepcache_interval = {interval} should be 1.")
+    checks.whole("deepcache_branch", branch, 0, network.branches - 1 if interval > 1 else MAX_DEEPCACHE)
 
 
 def _negative(text: Any, language: str) -> Prompt | None:

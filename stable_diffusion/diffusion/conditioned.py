@@ -11,7 +11,8 @@ from mlx.utils import tree_map
 from .. import ops
 from ..backend import mx
 from ..text.script import Script
-from .network import Context, DenoisingNetwork, TextReader
+from .deep_cache import DeepCache
+from .network import Context, DeepFeatures, DenoisingNetwork, Extras, TextReader
 
 
 class ConditionedNetwork:
@@ -20,7 +21,7 @@ class ConditionedNetwork:
     Each distinct text is encoded and prepared (for a U-Net, projected to keys and values) once for the whole
     generation: a schedule of k texts costs k runs of the text encoder and memory for k texts' keys and values, but no
     more work per step. A composition of k parts costs k + 1 rows per step instead of 2. With `one_by_one` the network
-    is called for each row of the batch in turn.
+    is called for each row of the batch in turn. A `cache` is this generation's own.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class ConditionedNetwork:
         cfg_weight: float,
         dtype: mx.Dtype,
         one_by_one: bool = False,
+        cache: DeepCache | None = None,
     ):
         self._network, self._script, self._dtype, self._one_by_one = network, script, dtype, one_by_one
+        self._cache = cache
         negatives = script.negatives
         texts = [dataclasses.replace(each, negative=i in negatives) for i, each in enumerate(reader.read(script.texts))]
         self._prepared = network.prepare(texts, *size, dtype, cfg_weight)
@@ -49,15 +52,32 @@ class ConditionedNetwork:
         x is (n_parts * B, h, w, C): all B pictures of the first part, then of the next. With fewer rows it is for the
         last of them: in a step without guidance the negative texts, which come first, are left out.
         """
-        context = self._context(self._script.rows[step - 1][-len(x) :])
+        places = self._script.rows[step - 1][-len(x) :]
+        context = self._context(places)
         x, time = x.astype(self._dtype), mx.array([t], mx.float32)
+        if self._cache is None:
+            return self._predict(x, time, context, None)
+        deep = self._cache.features_for(step, places)
+        whole = deep.features is None
+        answer = self._predict(x, time, context, deep)
+        if whole:
+            self._cache.keep(deep, places)
+        return answer
+
+    def _predict(self, x: mx.array, time: mx.array, context: Context, deep: DeepFeatures | None) -> mx.array:
+        """One call, or one for each row; deep features that it is not given are put into `deep`."""
         if not self._one_by_one or len(x) == 1:
-            return self._network.predict(x, time, context)
-        parts = []
+            return self._network.predict(x, time, context, Extras(deep=deep))
+        parts, features = [], []
         for i in range(len(x)):
             own = tree_map(partial(_chosen, slice(i, i + 1)), context)
-            parts.append(ops.by_blocks(self._network.predict, x[i : i + 1], time, own))
+            own_deep = None if deep is None else deep.row(i)
+            parts.append(ops.by_blocks(self._network.predict, x[i : i + 1], time, own, Extras(deep=own_deep)))
             mx.eval(parts[-1])
+            if own_deep is not None and own_deep.features is not None:
+                features.append(own_deep.features)
+        if deep is not None and deep.features is None:
+            deep.features = mx.concatenate(features)
         return mx.concatenate(parts)
 
     def _context(self, places: tuple[int, ...]) -> Context:

@@ -30,24 +30,42 @@ class Conditioning:
     negative: bool = False  # it says what to keep out
 
 
+@dataclass
+class DeepFeatures:
+    """The feature map that arrives at a skip connection on the way up, (B, h, w, C); `branch` counts from the input.
+
+    A call that is given None computes everything and puts its own here. A call that is given one computes only the
+    skip connections up to `branch` and the way up from there (DeepCache, Ma et al. 2023).
+    """
+
+    branch: int
+    features: mx.array | None = None
+
+    def row(self, i: int) -> DeepFeatures:
+        """Those of one row."""
+        return DeepFeatures(self.branch, None if self.features is None else self.features[i : i + 1])
+
+
 @dataclass(frozen=True)
 class Extras:
     """Further inputs of one call. Each is optional, and costs nothing when None.
 
     `residuals` are added to the skip connections, in order of the way down, and the last one to the middle block's
     output (ControlNet, Zhang et al. 2023). `keys_values` are further keys and values for cross-attention, by layer name
-    (IP-Adapter, Ye et al. 2023). `tap` is called by each cross-attention layer.
+    (IP-Adapter, Ye et al. 2023). `tap` is called by each cross-attention layer. `deep` goes from one call to
+    others.
     """
 
     residuals: Sequence[mx.array] | None = None
     keys_values: dict[str, tuple[mx.array, mx.array]] | None = None
     tap: Tap | None = None
+    deep: DeepFeatures | None = None
 
     def refuse_all_but(self, network: str, *known: str) -> None:
         """Raise `InputError` for an extra that a network does not take."""
         for field in fields(self):
             if getattr(self, field.name) is not None and field.name not in known:
-                others = f", only {' and '.join(known)}" if known else " or other extras"
+                others = f", only {', '.join(known[:-1])} and {known[-1]}" if known else " or other extras"
                 raise InputError(f"{network} takes no {field.name}{others}.")
 
 
@@ -73,6 +91,10 @@ class DenoisingNetwork(Protocol):
     @property
     def embeds_guidance(self) -> bool:
         """True if the guidance weight is an input, so that no negative text is needed (LCM)."""
+
+    @property
+    def branches(self) -> int:
+        """Skip connections at which its deep features can be kept, 0 if it has none."""
 
     @property
     def values_per_latent(self) -> int:

@@ -62,7 +62,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, *inputs: Any) -> mx.array:
+def by_batch(function: Callable[..., Any], batch: int, network: nn.Module, *inputs: Any) -> Any:
     """`plain.by_batch` in its current form."""
     return forms().by_batch(function, batch, network, *inputs)
 

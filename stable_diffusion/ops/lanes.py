@@ -50,12 +50,12 @@ def count() -> int:
     return 1 if _here.in_lane or used.set_threads is None else used.threads or 1
 
 
-def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, *inputs: Any) -> mx.array:
+def by_batch(function: Callable[..., Any], batch: int, network: nn.Module, *inputs: Any) -> Any:
     """`function(*inputs)` with the batch split among the lanes, if it has at least one example per lane.
 
     Arrays in `inputs` whose first axis is `batch` long are split, all others go to every lane; the function also reads
-    the network's weights. A model of small products is not split: that would only double the cost of starting its
-    operations.
+    the network's weights, and returns one array or a tuple of them. A model of small products is not split: that would
+    only double the cost of starting its operations.
     """
     lanes = count()
     if lanes < 2 or batch < lanes or backend.product_threads() == 1:
@@ -63,7 +63,8 @@ def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, 
     shares = [slice(batch * i // lanes, batch * (i + 1) // lanes) for i in range(lanes)]
     parts = [tree_map(functools.partial(_share, share, batch), inputs) for share in shares]
     with _spreading():
-        return mx.concatenate(each(lambda part: function(*part), parts, (network.parameters(), parts)))
+        done = each(lambda part: function(*part), parts, (network.parameters(), parts))
+        return tree_map(lambda *arrays: mx.concatenate(list(arrays)), *done)
 
 
 def by_blocks(function: Callable[..., Result], *inputs: Any) -> Result:

@@ -106,8 +106,11 @@ def conv2d_rows(
     return conv2d(lines, weight, bias, stride)
 
 
-def by_batch(function: Callable[..., mx.array], batch: int, network: nn.Module, *inputs: Any) -> mx.array:
-    """`function(*inputs)`; a form may split arrays `batch` long. The function also reads the network's weights."""
+def by_batch(function: Callable[..., Any], batch: int, network: nn.Module, *inputs: Any) -> Any:
+    """`function(*inputs)`; a form may split arrays `batch` long. The function also reads the network's weights.
+
+    It returns one array, or a tuple of them.
+    """
     return function(*inputs)
 
 

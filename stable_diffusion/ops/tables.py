@@ -23,7 +23,7 @@ OPS_VARIABLE = "STABLE_DIFFUSION_OPS"
 class Forms:
     """One form of each operation; the functions of plain.py say what each computes and takes."""
 
-    by_batch: Callable[..., mx.array]
+    by_batch: Callable[..., Any]
     by_blocks: Callable[..., Any]
     attention: Callable[..., mx.array]
     conv2d: Callable[..., mx.array]

@@ -1,4 +1,4 @@
-"""Steps that do less work, against loops over the reference's U-Net and scheduler: guidance in an interval."""
+"""Steps that do less work, against the reference: guidance in an interval, and DeepCache's own package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+deepcache = pytest.importorskip("DeepCache")
 
 from stable_diffusion import StableDiffusion  # noqa: E402
 
@@ -84,3 +85,40 @@ def test_guidance_by_sigma_where_a_step_has_two_calls(folders):
     expected = reference(folders["sd1"], "HeunDiscreteScheduler", above)
     assert_close(ours(folders["sd1"], sampler="heun", guidance_min_sigma=2.0)[-1], expected)
     assert guided.count(True) % 2 == 1, "the bound lies between a step's two calls"
+
+
+@torch.no_grad()
+def reference_with_package(folder: Path, interval: int, branch: int) -> list[np.ndarray]:
+    """The latents after each step of diffusers' pipeline with the package's helper."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    helper = deepcache.DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=interval, cache_branch_id=branch)
+    helper.enable()
+    latents = []
+
+    def keep(pipe, i, t, found):
+        scale = (1 + pipe.scheduler.sigmas[i + 1] ** 2) ** 0.5  # its latents are of k-diffusion's kind
+        latents.append((found["latents"] / scale).permute(0, 2, 3, 1).numpy().copy())
+        return found
+
+    pipe(
+        PROMPT, height=HEIGHT, width=WIDTH, num_inference_steps=STEPS, guidance_scale=CFG_WEIGHT,
+        negative_prompt=NEGATIVE, output_type="latent", callback_on_step_end=keep,
+        latents=torch.from_numpy(NOISE.transpose(0, 3, 1, 2).copy()),
+    )  # fmt: skip
+    return latents
+
+
+@pytest.mark.parametrize("family, interval, branch", [("sd1", 3, 0), ("sd1", 2, 2), ("sd1", 5, 3), ("sdxl", 2, 1)])
+def test_deep_cache(family, interval, branch, folders):
+    """At every step; branch 2 is where a level ends, and 3 where the next one begins."""
+    layers = StableDiffusion(folders[family])._unet.config.per_block("layers_per_block")
+    assert layers[0] == 2, "the package counts three skip connections for each level"
+    found = ours(folders[family], deepcache_interval=interval, deepcache_branch=branch)
+    expected = reference_with_package(folders[family], interval, branch)
+    assert len(found) == len(expected) == STEPS
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+    assert np.abs(found[-1] - ours(folders[family])[-1]).max() > 1e-3 * np.abs(found[-1]).max()

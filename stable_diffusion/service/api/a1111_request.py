@@ -56,6 +56,8 @@ FIELDS = (
     Field("s_churn", "number", "", REFUSED),
     Field("s_noise", "number", "", REFUSED, (1,)),
     Field("s_min_uncond", "number", "no guidance below this sigma, in every step; default: the option's"),
+    Field("deepcache_interval", "integer", "1 is off; not one of A1111's"),
+    Field("deepcache_branch", "integer", "default: 0; not one of A1111's"),
     Field("guidance_end", "number", "no guidance after this share of the steps, from 0 to 1; not one of A1111's"),
     Field("eta", "number", "from 0 to 1, for samplers that add noise again; default: the sampler's own"),
     Field("s_tmin", "number", "counts with s_churn only", IGNORED),
@@ -164,6 +166,8 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
         "guidance_start": options.guidance_start,
         "guidance_end": found.get("guidance_end", 1.0),
         "guidance_min_sigma": found.get("s_min_uncond", options.guidance_min_sigma),
+        "deepcache_interval": found.get("deepcache_interval", 1),
+        "deepcache_branch": found.get("deepcache_branch", 0),
         "file_format": options.file_format,
         "previews": ("fast",),
     }

@@ -109,6 +109,8 @@ def _advanced() -> None:
     _slider("guidance_start")
     _slider("guidance_end")
     _slider("guidance_min_sigma", step=0.1)
+    _number("deepcache_interval")
+    _number("deepcache_branch", disabled=st.session_state["deepcache_interval"] == 1)
     _slider("variation_strength")
     _typed("variation_seed", disabled=not st.session_state["variation_strength"])
     _choice("prompt_language", {"a1111": "A1111's", "plain": "Plain"})
