@@ -21,6 +21,8 @@ Commands:
   models      list the available models
   samplers    list the samplers
   convert     convert a model to another format or precision
+  styles      list the styles
+  wildcards   list the wildcards of dynamic prompts
   info        show how a picture was made
   train       train a small model
   page        start the page (the default)
@@ -30,7 +32,7 @@ Commands:
 Options of the page:
   --port N                          its port (default: 8501)
   --ckpt-dir FOLDER                 another folder with models, in addition to models/; may be given several times
-  --default-negative TEXT           text appended to every negative prompt
+  --default-negative TEXT           text appended to every negative prompt, or public for a text against abuse
   --listen [ADDRESS]                let other machines reach the page; needs a password
   --allow-host NAME                 a name by which browsers may ask for it, such as that of a proxy; may be given several times
   --password TEXT                   ask for this password

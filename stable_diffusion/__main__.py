@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, selftest, serve, train
+from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, selftest, serve, train, words
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False, takes_others=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, inpaint, blend, again, checkpoints, pictures, train, page, serve, selftest):
+    for group in (paint, inpaint, blend, again, checkpoints, words, pictures, train, page, serve, selftest):
         group.add_to(commands)
     return parser
 

@@ -23,11 +23,11 @@ from .errors import CheckpointError, CheckpointNotFoundError
 from .families import SD1, SD2, SDXL, SDXL_REFINER
 from .listing import ambiguous, is_hidden, is_weights, matches, named, visible
 from .model_io import hashes
+from .places import MODELS_VARIABLE as FOLDERS_VARIABLE
 from .places import expanded, folders_in, home
 
 DEFAULT = "postcards-tiny"
 EMBEDDED, LOCAL, HUB = "embedded", "local", "hub"
-FOLDERS_VARIABLE = "STABLE_DIFFUSION_MODELS"
 WEIGHTS = (".safetensors", ".ckpt", ".pt")
 VAES = tuple(f".vae{suffix}" for suffix in WEIGHTS)  # next to their checkpoints, as in A1111
 VAE_FOLDERS = ("VAE", "vae")  # of A1111 and of ComfyUI
@@ -79,6 +79,12 @@ class Model:
     lacks_vae: bool = False  # and nothing else
 
     @property
+    def negative(self) -> str:
+        """The negative prompt that it is used with by default: its own, or that of photographic models."""
+        photographic = self.kind != EMBEDDED and PHOTOGRAPHIC.search(self.name)
+        return self.defaults.negative or (AGAINST_DRAWINGS if photographic else "")
+
+    @property
     def family_title(self) -> str:
         """The family in words, or ""."""
         return families.get(self.family).title
@@ -94,6 +100,14 @@ class Model:
 
 
 # --- Known by name
+
+# Checkpoints made for photographs, by words in their names; their authors recommend such negative prompts.
+PHOTOGRAPHIC = re.compile(
+    r"absolute.?reality|realistic.?vision|realvis|epic.?(realism|photogasm)|cyber.?realistic|juggernaut|icbinp"
+    r"|photon|photoreal|analog.?(diffusion|madness)|leosams?.?hello|zavychroma|real.?dream",
+    re.IGNORECASE,
+)
+AGAINST_DRAWINGS = "cartoon, painting, illustration, worst quality, low quality"
 
 RAIL_M = "CreativeML OpenRAIL-M"
 RAIL_PP = "CreativeML OpenRAIL++-M"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 HOME_VARIABLE = "STABLE_DIFFUSION_HOME"
 CACHE_VARIABLE = "STABLE_DIFFUSION_CACHE"
+MODELS_VARIABLE = "STABLE_DIFFUSION_MODELS"
 
 
 def expanded(path: str | os.PathLike) -> Path:
@@ -19,6 +20,11 @@ def folders_in(variable: str, several: bool = True) -> list[Path]:
     """The folders that an environment variable names, separated as in $PATH where there may be `several`."""
     named = os.environ.get(variable, "")
     return [expanded(part) for part in (named.split(os.pathsep) if several else [named]) if part]
+
+
+def of_other_programs() -> list[Path]:
+    """Folders that may be A1111's: those that $STABLE_DIFFUSION_MODELS names, and the two above each."""
+    return list(dict.fromkeys(place for each in folders_in(MODELS_VARIABLE) for place in (each, *each.parents[:2])))
 
 
 def packaged(*parts: str) -> Path:

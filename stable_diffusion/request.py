@@ -25,6 +25,7 @@ from .record import keys, passes
 from .record.parameters import Parameters
 from .record.used import Used
 from .setting import HIRES, HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE, Setting, setting
+from .text import dynamic
 from .text.prompt import A1111, LANGUAGES
 
 if TYPE_CHECKING:
@@ -70,9 +71,11 @@ def _target(name: str) -> Any:
 class Request:
     """The settings of one generation.
 
-    Sizes are in pixels; None means the checkpoint's own. A seed of None is drawn at random (`with_seeds`). `loras` are
-    names or files with their strengths. Input picture (RGB) and mask (white where repainted, any size) are decoded; the
-    files they were read from go into the record. `previews` and `file_format` are the page's.
+    `styles` are names. `texts` are the prompts of all pictures, positive and negative, where they differ
+    (prompts.py draws them); `template` is what a prompt was drawn from. Sizes are in pixels; None means the
+    checkpoint's own. A seed of None is drawn at random (`with_seeds`). `loras` are names or files with their strengths.
+    Input picture (RGB) and mask (white where repainted, any size) are decoded; the files they were read from go into
+    the record. `previews` and `file_format` are the page's.
     """
 
     prompt: str = setting("", Text())
@@ -83,6 +86,16 @@ class Request:
         "plain: the prompts are taken literally, up to 75 tokens",
         title="Prompt language", group=WHAT, metavar="NAME", call="prompt_language", key="Prompt language",
     )  # fmt: skip
+    dynamic_prompts: bool | None = setting(
+        None, Flag(),
+        "draw {red|blue}, {2$$a|b|c} and __wildcard__ in the prompts, by the seed, anew for every picture; off takes "
+        "braces and underscores as they are typed",
+        title="Dynamic prompts", group=WHAT, usual="on where a prompt has a choice, a wildcard or a variable", unset="",
+    )  # fmt: skip
+    default_negative: bool = setting(
+        True, Flag(), "add the model's default negative prompt, and that of $STABLE_DIFFUSION_NEGATIVE",
+        title="Default negative prompt", group=WHAT,
+    )  # fmt: skip
     seed: int | None = setting(
         None, Whole(-1, MAX_SEED), "the same seed and settings give the same picture; picture i gets seed + i",
         title="Seed", group=WHAT, metavar="N", unset=-1, usual="-1, a new one",
@@ -91,6 +104,10 @@ class Request:
     height: int | None = _dimension("height")
     n_images: int = setting(
         1, Whole(1, 10_000), "how many pictures", group=SEVERAL, metavar="N", shown=(1, 16),
+    )  # fmt: skip
+    combinations: bool = setting(
+        False, Flag(), "paint every combination of what dynamic prompts may draw, N of each",
+        title="All combinations", group=SEVERAL,
     )  # fmt: skip
     variation_strength: float = setting(
         0.0, Number(0, 1),
@@ -148,6 +165,11 @@ class Request:
         "", Text(), "the second pass's negative prompt", title="Hires negative prompt", group=HIRES, metavar="TEXT",
         key="Hires negative prompt", counts=_twice,
     )  # fmt: skip
+
+    styles: tuple[str, ...] = ()
+    texts: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
+    template: str = setting("", Text(), key=keys.TEMPLATE, page=False)
+    negative_template: str = setting("", Text(), key=keys.NEGATIVE_TEMPLATE, page=False)
 
     model: str = "postcards-tiny"
     loras: tuple[tuple[str, float], ...] = ()
@@ -324,7 +346,10 @@ class Request:
             raise InputError(f"loras = {loras!r} should be a list of [name, strength].")
         checked = tuple((text("name", name), number("strength", strength, -100, 100)) for name, strength in loras)
         previews = tuple(values.get("previews", DEFAULTS["previews"]))
-        return cls.from_values(values, loras=checked, previews=previews)
+        styles = values.get("styles", [])
+        if not isinstance(styles, list) or not all(isinstance(name, str) for name in styles):
+            raise InputError(f"styles = {styles!r} should be a list of names.")
+        return cls.from_values(values, loras=checked, previews=previews, styles=tuple(styles))
 
     @classmethod
     def from_record(cls, parameters: Parameters) -> tuple[Request, list[str]]:
@@ -376,6 +401,20 @@ class Request:
             "variation_seed": self.variation_seed + place,
             "variation_strength": self.variation_strength,
         }
+
+    def of_picture(self, place: int) -> Request:
+        """The request of picture `place` alone, from 0, with its own prompts and seeds; needs `with_seeds`."""
+        prompt, negative = self.texts[place] if self.texts else (self.prompt, self.negative)
+        return dataclasses.replace(
+            self,
+            prompt=prompt,
+            negative=negative,
+            template=self.template if prompt == self.prompt else self.prompt,
+            negative_template=self.negative_template if negative == self.negative else self.negative,
+            texts=(),
+            n_images=1,
+            **{name: value for name, value in self.seeds_of(place).items() if name != "variation_strength"},
+        )
 
     def to_load(self) -> dict[str, Any]:
         """The arguments of `StableDiffusion`, other than the model, that differ from its defaults."""
@@ -465,7 +504,8 @@ SETTINGS: dict[str, Setting] = {
     field.name: field.metadata["setting"] for field in dataclasses.fields(Request) if field.metadata
 }
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Request)}
-JSON_FIELDS = tuple(name for name in DEFAULTS if not name.startswith(("picture", "mask")) or name in SETTINGS)
+_MADE = ("picture", "picture_file", "mask", "mask_file", "texts", "template", "negative_template")  # by the program
+JSON_FIELDS = tuple(name for name in DEFAULTS if name not in _MADE)
 RECORD_KEYS = frozenset([*(each.key for each in SETTINGS.values() if each.key), *passes.KEYS])
 _PLAIN_FIELDS = ("prompt", "negative", "steps", "cfg", "seed", "width", "height", "strength")  # of Parameters, too
 
@@ -489,7 +529,8 @@ class Call:
 def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
     """The values in a record, by field of `Request`, and notes, in words, on what was not understood.
 
-    A1111 omits its defaults, so if one setting of a mask is recorded, the missing ones have their defaults.
+    A1111 omits its defaults, so if one setting of a mask is recorded, the missing ones have their defaults. The prompts
+    were painted as they are recorded, so that braces in them are not drawn from again.
     """
     from .sampler import key_of, sampler_from_a1111, takes_eta  # not at the top, since it imports MLX
 
@@ -522,6 +563,8 @@ def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
         except SamplerError:
             wanted = " ".join(filter(None, (sampler, schedule)))
             notes.append(f"The sampler {wanted!r} is not offered here; the chosen one was left.")
+    if dynamic.has_syntax(parameters.prompt) or dynamic.has_syntax(parameters.negative):
+        found["dynamic_prompts"] = False
     for name, each in SETTINGS.items():
         if each.key in texts:
             try:
@@ -547,10 +590,10 @@ def to_options(values: Mapping[str, Any], groups: Collection[str]) -> list[str]:
         each = SETTINGS.get(name)
         if each is None or each.group not in groups or value is None:
             continue
-        if isinstance(value, bool) and not value and DEFAULTS[name] is None:
+        if isinstance(value, bool) and not value and DEFAULTS[name] is not False:
             options.append(option_of(name).replace("--", "--no-", 1))
         elif not isinstance(value, bool):
             options.append(f"{option_of(name)}={value if isinstance(value, str) else keys.plain(value)}")
-        elif value:
+        elif value and DEFAULTS[name] is not True:
             options.append(option_of(name))
     return options

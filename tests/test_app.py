@@ -12,7 +12,7 @@ from PIL import Image
 st = pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest  # noqa: E402
 
-from stable_diffusion import catalogue  # noqa: E402
+from stable_diffusion import catalogue, prompts  # noqa: E402
 from stable_diffusion.errors import InputError  # noqa: E402
 from stable_diffusion.record import picture_files  # noqa: E402
 from stable_diffusion.request import Request  # noqa: E402
@@ -290,7 +290,7 @@ def captions(page):
 
 
 def test_the_tokens_of_both_prompts_are_counted(page, monkeypatch):
-    monkeypatch.setenv(session.NEGATIVE_VARIABLE, "a *bad* house")
+    monkeypatch.setenv(prompts.NEGATIVE_VARIABLE, "a *bad* house")
     labelled(page.text_area, "Prompt").set_value("a red house")
     labelled(page.text_area, "Negative prompt").set_value("house " * 80)
     page.run()
@@ -314,7 +314,7 @@ def test_what_the_signs_of_a_prompt_mean_stands_under_it(page):
 
 
 def test_a_default_negative_prompt_is_shown_and_added(engine, page, monkeypatch):
-    monkeypatch.setenv(session.NEGATIVE_VARIABLE, "low *res*")
+    monkeypatch.setenv(prompts.NEGATIVE_VARIABLE, "low *res*")
     labelled(page.text_area, "Prompt").set_value("a")
     labelled(page.text_area, "Negative prompt").set_value("rain")
     over(job := generate(page))
@@ -322,6 +322,56 @@ def test_a_default_negative_prompt_is_shown_and_added(engine, page, monkeypatch)
     assert f"Added to every generation: {session.plain('low *res*')}" in captions(page)
     again = open_page(job=job.id)
     assert labelled(again.text_area, "Negative prompt").value == "rain"
+
+
+def test_a_default_negative_prompt_can_be_left_out(engine, page, monkeypatch):
+    monkeypatch.setenv(prompts.NEGATIVE_VARIABLE, "rain")
+    labelled(page.text_area, "Prompt").set_value("a")
+    page.run()
+    button(page, "Leave it out").click()
+    over(generate(page))
+    assert engine.models[0].calls[0][1]["negative_text"] is None
+    button(page, "Add the default negative prompt").click()
+    over(generate(page))
+    assert engine.models[0].calls[1][1]["negative_text"] == "rain"
+
+
+def test_a_dynamic_prompt_shows_an_example_and_its_mistakes(engine, page):
+    labelled(page.text_area, "Prompt").set_value("a {red|red} house")
+    page.run()
+    assert any(each.startswith("Drawn for every picture, such as: a red house") for each in captions(page))
+    over(generate(page))
+    assert engine.models[0].calls[0][0] == "a red house"
+    labelled(page.text_area, "Prompt").set_value("__nothing__")
+    page.run()
+    assert any("no wildcard" in error.value for error in page.error)
+    button(page, "Generate").click()
+    page.run()
+    assert len(engine.models[0].calls) == 1 and not page.exception
+
+
+def test_styles_are_made_applied_and_deleted(engine, page, monkeypatch, tmp_path):
+    monkeypatch.setenv("STABLE_DIFFUSION_HOME", str(tmp_path))
+    labelled(page.text_area, "Prompt").set_value("a house")
+    labelled(page.text_input, "Name of the style").set_value("Ink")
+    labelled(page.text_area, "Prompt of the style").set_value("{prompt}, ink")
+    button(page, "Save style").click()
+    page.run()
+    labelled(page.multiselect, "Styles").set_value(["Ink"])
+    page.run()
+    assert session.plain("a house, ink") in " ".join(captions(page))
+    over(generate(page))
+    assert engine.models[0].calls[0][0] == "a house, ink"
+    labelled(page.text_input, "Name of the style").set_value("Chalk")
+    button(page, "Save style").click()
+    page.run()
+    assert labelled(page.multiselect, "Styles").value == ["Chalk"]
+    button(page, "Delete style").click()
+    page.run()
+    assert labelled(page.multiselect, "Styles").value == [] and not page.exception
+    (tmp_path / "styles.csv").write_text("broken")
+    page.run()
+    assert any("line 1" in error.value for error in page.error) and not page.exception
 
 
 def test_the_schedule_goes_with_the_sampler(engine, page):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from stable_diffusion import catalogue
+from stable_diffusion import catalogue, prompts
 from stable_diffusion.errors import CheckpointNotFoundError, DownloadError, InputError
 from stable_diffusion.service import presets, tokens, values
 from stable_diffusion.service.downloads import Downloads, DownloadState, hub_page
@@ -24,6 +24,7 @@ def test_values_that_the_form_can_show_are_kept():
         "clip_skip": 2, "zero_terminal_snr": False, "variation_seed": "7", "variation_strength": 0.25,
         "guidance_start": 0.25, "guidance_end": 0.75, "guidance_min_sigma": 1.5, "deepcache_interval": 3,
         "deepcache_branch": 2,
+        "dynamic_prompts": True, "combinations": True, "default_negative": False, "styles": ["ink", "a night"],
     }  # fmt: skip
     assert values.clean(given, ["one"]) == given
     assert set(given) == set(values.KEYS)
@@ -116,8 +117,8 @@ def test_sizes_of_the_usual_ratios(ratio, usual, size):
     ],
 )
 def test_the_default_negative_prompt_is_added_once(typed, default, read):
-    assert values.with_default(typed, default) == read
-    assert values.with_default(values.without_default(read, default), default) == read
+    assert prompts.with_default(typed, default) == read
+    assert prompts.with_default(prompts.without_default(read, default), default) == read
 
 
 # --- Token counts

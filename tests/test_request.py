@@ -165,8 +165,9 @@ def test_options_ask_for_what_they_are_made_from(name):
     value = other_than_default(name)
     (option,) = to_options({name: value}, [SETTINGS[name].group])
     spelt, _, text = option.partition("=")
-    assert spelt == option_of(name)
-    assert value is True if isinstance(value, bool) else SETTINGS[name].check.read(text) == value
+    on = option_of(name)
+    assert spelt == (on.replace("--", "--no-", 1) if DEFAULTS[name] is True else on)
+    assert not text if isinstance(value, bool) else SETTINGS[name].check.read(text) == value
     assert to_options({name: value}, []) == []
 
 

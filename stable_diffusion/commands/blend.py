@@ -61,13 +61,17 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
     """Paint all frames, save them or the file that they make, and print where."""
     if args.to_prompt is None and args.to_seed is None:
         raise InputError("A blend needs an end: a second prompt, or --to-seed.")
-    request = request_of(args)
+    request = request_of(args).of_picture(0)
     seed = request.seeds_of(0)["seed"]
 
     from ..record import keys
     from ..text.blend import Frame, frames
 
-    ends = (args.prompt, args.prompt if args.to_prompt is None else args.to_prompt)
+    last = request.prompt
+    if args.to_prompt is not None:
+        of_end = argparse.Namespace(**{**vars(args), "prompt": args.to_prompt, "seed": seed})
+        last = request_of(of_end).of_picture(0).prompt
+    ends = (request.prompt, last)
     if args.share is None:
         way = list(frames(*ends, args.frames, seed, args.to_seed))
     else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from .. import catalogue
+from .. import catalogue, prompts
 from ..hires_upscalers import upscaler_named
 from ..request import Request
 from .running import Report
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def request_of(args: argparse.Namespace, **more: Any) -> Request:
-    """The request of a command's arguments, with the model's defaults for options not given, and seeds drawn.
+    """The request of a command's arguments, with the model's defaults for options not given, and `prompts.prepared`.
 
     `more` are fields that the command makes, such as pictures. Raises what finding the model raises, and `InputError`
     for what can be refused before loading it.
@@ -31,7 +32,12 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
         values["hires_sampler"] = key_of(asked["hires_sampler"])
     if asked.get("hires_upscaler"):
         values["hires_upscaler"] = upscaler_named(asked["hires_upscaler"])
-    return Request.from_values(values, **{"picture": None, "mask": None} | more).with_seeds()
+    values |= {"styles": tuple(args.styles)}
+    request = prompts.prepared(Request.from_values(values, **{"picture": None, "mask": None} | more))
+    if request.negative and request.cfg <= 1:
+        note = f"The negative prompt has no effect at CFG {request.cfg:g}, but for prompts with AND: give more than 1."
+        warnings.warn(note, stacklevel=2)
+    return request
 
 
 def load(request: Request, quiet: bool) -> Any:

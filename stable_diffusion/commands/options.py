@@ -26,6 +26,8 @@ def add_generation_options(
     for name, each in SETTINGS.items():
         if each.group in groups:
             add_setting(groups[each.group], name)
+        if name == "negative":
+            _add_style(groups[WHAT])
         if name == "prompt_language":  # --model, --sampler and --lora follow the prompt's language
             _add_model(groups[HOW])
     _add_where(groups[WHERE], several=SEVERAL in more)
@@ -40,11 +42,11 @@ def add_setting(where: argparse._ActionsContainer, name: str, default: Any = Non
     usual = "" if default is not None else each.usual
     if default is None and not usual:
         default = DEFAULTS[name]
-    shown = default != "" and default is not False
+    shown = default != "" and not isinstance(default, bool)
     text = f"{each.help} (default: {usual or _in_words(default)})" if shown else each.help
     option: dict[str, Any] = {"help": text.replace("%", "%%"), "default": default}
     if isinstance(each.check, Flag):
-        option["action"] = argparse.BooleanOptionalAction if default is None else "store_true"
+        option["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
     elif isinstance(each.check, Choice):
         option |= {"choices": each.check.options, "metavar": each.metavar, "type": type(each.check.options[0])}
     else:
@@ -66,6 +68,17 @@ def reading(check: Check) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return read
+
+
+def _add_style(what: argparse._ArgumentGroup) -> None:
+    what.add_argument(
+        "--style",
+        action="append",
+        default=[],
+        dest="styles",
+        metavar="NAME",
+        help="a style of styles.csv, which is added to both prompts; repeatable (`styles` lists them)",
+    )
 
 
 def _add_model(how: argparse._ArgumentGroup) -> None:

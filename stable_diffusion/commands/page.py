@@ -15,6 +15,7 @@ from typing import Any
 from ..catalogue import FOLDERS_VARIABLE
 from ..errors import InputError, StableDiffusionError
 from ..places import packaged
+from ..prompts import NAMED, NEGATIVE_VARIABLE
 from ..service.addresses import (
     EVERYWHERE,
     PASSWORD_VARIABLE,
@@ -26,8 +27,6 @@ from ..service.addresses import (
     own_names,
 )
 from .options import add_debug, path, whole
-
-NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
 
 def add_to(commands: Any) -> None:
@@ -52,7 +51,8 @@ def add_to(commands: Any) -> None:
     page.add_argument(
         "--default-negative",
         metavar="TEXT",
-        help=f"text appended to every negative prompt (default: ${NEGATIVE_VARIABLE})",
+        help=f"text appended to every negative prompt, or the word public for {NAMED['public']!r} (default: "
+        f"${NEGATIVE_VARIABLE})",
     )
     others = page.add_argument_group("for other machines")
     others.add_argument(

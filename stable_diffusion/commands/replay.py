@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, PictureError
+from .. import catalogue, prompts
+from ..errors import CheckpointError, InputError, PictureError
 from ..record import keys, passes
 from ..request import RECORD_KEYS, read_record, to_options
 from ..setting import HIRES, HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE
@@ -102,6 +103,8 @@ def plan_of(asked: argparse.Namespace, parameters: Parameters) -> Plan:
     else:
         found |= _batch(plan, found, extra)
     groups = (WHAT, HOW, MACHINE, *GROUPS[plan.command])
+    if _default_negative(asked.model or parameters.model):
+        found["default_negative"] = False  # what was added is recorded
     plan.options = to_options({name: value for name, value in found.items() if value != ""}, groups) + plan.options
     plan.add("--sampler", found.get("sampler"))
     if plan.command in ("inpaint", "outpaint"):
@@ -125,6 +128,13 @@ def _command(parameters: Parameters, found: Mapping[str, Any]) -> str:
     if "Input sha256" in extra or (parameters.strength is not None and not of_second_pass):
         return "img2img"
     return "txt2img"
+
+
+def _default_negative(model: str | None) -> str:
+    try:
+        return prompts.default_negative(catalogue.find(model or ""))
+    except CheckpointError:
+        return prompts.of_installation()
 
 
 def _prompts(plan: Plan, parameters: Parameters) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,17 @@ def means_folder(where: str | None) -> bool:
     return where is None or where.endswith(("/", "\\")) or Path(where).is_dir() or not Path(where).suffix
 
 
+def _batches(request: Request) -> Iterator[range]:
+    """The numbers of the pictures that are painted together: up to `batch_size`, and of the same prompts."""
+    start = 0
+    while start < request.n_images:
+        end = min(start + request.batch_size, request.n_images)
+        if request.texts:
+            end = next((i for i in range(start, end) if request.texts[i] != request.texts[start]), end)
+        yield range(start, end)
+        start = end
+
+
 class Painter:
     """Runs the generations of one command: a progress bar, previews, and each picture saved once it is finished."""
 
@@ -103,8 +114,7 @@ class Painter:
         from ..pictures import arrays
 
         request = self.request
-        numbers = range(request.n_images)
-        batches = [numbers[i : i + request.batch_size] for i in range(0, len(numbers), request.batch_size)]
+        batches = list(_batches(request))
         paths: list[Path] = []
         lines = []
         bar = self.bar()
@@ -181,15 +191,16 @@ class Painter:
 
     def _batch(self, batch: range, bar: Any, n_batches: int) -> tuple[Any, Used]:
         """The pictures of one batch (B, H, W, 3), and what painted them."""
-        seeds = self.request.seeds_of(batch[0])
-        preview = self.output.preview(batch[0] + 1, seeds["seed"]) if self.preview_every else None
-        return self.run({"n_images": len(batch), **seeds}, bar, n_batches, preview)
+        own = self.request.of_picture(batch[0])
+        texts = {"text": own.prompt, "negative_text": own.negative or None}
+        preview = self.output.preview(batch[0] + 1, own.seed or 0) if self.preview_every else None
+        return self.run({"n_images": len(batch), **texts, **own.seeds_of(0)}, bar, n_batches, preview)
 
     def _record(self, request: Request, used: Used, batch: range, number: int) -> Parameters:
         """The record of one picture; `number` counts from 0."""
         from ..record import keys
 
-        made = request.to_record(used, self.call.size, **request.seeds_of(number))
+        made = request.of_picture(number).to_record(used, self.call.size)
         made.extra |= keys.of_batch(len(batch), number - batch[0])
         return made
 

@@ -19,6 +19,7 @@ BLEND_FRAMES, BLEND_FPS = "Blend frames", "Blend fps"
 STOPPED = "Stopped after"  # of a picture that was not finished: "12 of 20 steps"
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
 NGMS, NGMS_ALL = "NGMS", "NGMS all steps"  # A1111's "negative guidance minimum sigma"; without ALL, every second step
+TEMPLATE, NEGATIVE_TEMPLATE = "Template", "Negative Template"  # of dynamic prompts, as sd-dynamic-prompts has them
 _PAIR = re.compile(r"(.+?): ?([^\s:,]+)(?:, *|$)")
 
 

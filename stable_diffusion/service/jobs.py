@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import MAX_SEED
+from ..prompts import prepared
 from ..record.used import Used
 from ..request import Request
 
@@ -154,13 +155,18 @@ class Job(Work):
         self.series = series or self.id
         self.request = request
         self.save = save
-        self.drawn = request.with_seeds()  # what is painted
+        self.drawn = prepared(request)  # what is painted
         self.warning = ""
         self.pictures: list[Picture] = []
         self.latent_space: tuple[str, ...] = ()  # names by which to look up the colours of latents
         self.step_seconds: deque[float] = deque(maxlen=8)
         self.drafting = True  # until drafts of the estimate turn out to be too slow
         self.skip_event = threading.Event()
+
+    @property
+    def n_images(self) -> int:
+        """How many pictures it paints."""
+        return self.drawn.n_images
 
     @property
     def frame(self) -> Frame | None:
@@ -176,7 +182,7 @@ class Job(Work):
                 done += 1
             elif picture.frames:
                 done += picture.frames[-1].index / picture.frames[-1].total
-        return min(1.0, done / self.request.n_images)
+        return min(1.0, done / self.n_images)
 
     @property
     def steps_per_second(self) -> float | None:
@@ -195,16 +201,17 @@ class Job(Work):
         frame, pace = self.frame, self.steps_per_second
         if frame is None or pace is None or not self.active:
             return None
-        steps = frame.total * self.request.n_images * (1 - self.fraction)
+        steps = frame.total * self.n_images * (1 - self.fraction)
         return steps / pace
 
 
-def next_request(request: Request) -> Request:
-    """What a repeating job continues with: the seeds after this request's; seeds that are drawn stay so."""
+def next_request(request: Request, n_painted: int | None = None) -> Request:
+    """What a repeating job continues with: the seeds after those of this request; seeds that are drawn stay so."""
     name = "variation_seed" if request.variation_strength else "seed"
     seed = getattr(request, name)
     if seed is None:
         return request
-    following = seed + request.n_images
-    seeds: dict[str, Any] = {name: following if following + request.n_images <= MAX_SEED else 0}
+    n_images = n_painted or request.n_images
+    following = seed + n_images
+    seeds: dict[str, Any] = {name: following if following + n_images <= MAX_SEED else 0}
     return dataclasses.replace(request, **seeds)

@@ -53,9 +53,9 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     picture = Picture()
     job.pictures.append(picture)
     job.skip_event.clear()
-    request = _carrying(job.drawn)
+    request = _carrying(job.drawn.of_picture(len(job.pictures) - 1))
     call = request.to_call(model.default_size)
-    seeds = picture.seeds = request.seeds_of(len(job.pictures) - 1)
+    seeds = picture.seeds = request.seeds_of(0)
     try:
         finished = _painted(model, job, picture, call, seeds)
     except BaseException:
@@ -66,7 +66,7 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
         return
     picture.size = finished.size
     assert picture.used is not None
-    _save(job, picture, finished, request, request.to_record(picture.used, call.size, **seeds), outputs)
+    _save(job, picture, finished, request, request.to_record(picture.used, call.size), outputs)
 
 
 def _painted(model: Any, job: Job, picture: Picture, call: Call, seeds: dict[str, Any]) -> Image.Image | None:
@@ -120,7 +120,7 @@ def _keep_first(model: Any, job: Job, picture: Picture, request: Request, call: 
         log.exception("what the first pass painted cannot be decoded")
         return
     picture.size = decoded.size
-    said = request.first_pass().to_record(picture.used, call.size, **picture.seeds)
+    said = request.first_pass().to_record(picture.used, call.size)
     _save(job, picture, decoded, request, said, outputs)
 
 
@@ -129,11 +129,11 @@ def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
     if picture.finished or not picture.frames or picture.used is None:
         return
     frame = picture.frames[-1]
-    request = _carrying(job.drawn)
+    request = _carrying(job.drawn.of_picture(job.pictures.index(picture)))
     decoded = arrays.to_picture(_decoded(model.decode, frame.denoised))
     call = request.to_call(model.default_size)
     finished = call.finish(decoded)
-    said = request.to_record(picture.used, call.size, **picture.seeds)
+    said = request.to_record(picture.used, call.size)
     said.extra[keys.STOPPED] = f"{frame.index} of {frame.total} steps"
     frame.decoded = preview.jpeg(decoded)
     picture.size = finished.size

@@ -10,6 +10,7 @@ from ..checks import Choice, Flag, Number, Text, Whole
 from ..errors import InputError
 from ..request import DEFAULTS, SETTINGS
 from ..sampler import SAMPLERS, key_of
+from ..text.styles import MAX_NAME, MAX_STYLES
 from . import loras
 from .preview import KINDS
 
@@ -34,7 +35,7 @@ OF_MODEL = ("steps", "cfg", "width", "height", "strength")  # the model's own be
 FORM = {name: each for name, each in SETTINGS.items() if each.page}
 EXACT = 2**53 - 1  # the largest integer that a browser counts exactly
 TYPED = tuple(name for name, each in FORM.items() if isinstance(each.check, Whole) and each.check.high > EXACT)
-KEYS = ("model", "sampler", "schedule", "loras", "file_format", "previews", *FORM)
+KEYS = ("model", "sampler", "schedule", "loras", "styles", "file_format", "previews", *FORM)
 
 
 def bounds(name: str) -> tuple[Any, Any]:
@@ -87,6 +88,9 @@ def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str,
             found |= {"sampler": sampler, "schedule": schedule if schedule in SCHEDULES[sampler] else AUTOMATIC}
     if isinstance(values.get("loras"), (list, tuple)):
         found["loras"] = loras.clean(values["loras"])
+    if isinstance(values.get("styles"), (list, tuple)):
+        names = (name for name in values["styles"] if isinstance(name, str) and 0 < len(name) <= MAX_NAME)
+        found["styles"] = list(dict.fromkeys(names))[:MAX_STYLES]
     if isinstance(values.get("previews"), (list, tuple)):
         found["previews"] = [kind for kind in KINDS if kind in values["previews"]]
     return found
@@ -145,17 +149,3 @@ def size_of_ratio(ratio: tuple[int, int], usual: tuple[int, int]) -> tuple[int, 
     factor = math.sqrt(ratio[0] / ratio[1])
     width, height = (max(multiple, round(s / multiple) * multiple) for s in (side * factor, side / factor))
     return width, height
-
-
-def with_default(negative: str, default: str) -> str:
-    """A negative prompt with the default one at its end, once."""
-    negative = without_default(negative, default)
-    return ", ".join(part for part in (negative, default) if part)
-
-
-def without_default(negative: str, default: str) -> str:
-    """A negative prompt as it was typed, when the default one stands at its end."""
-    negative = negative.strip()
-    if default and negative.endswith(default):
-        return negative[: -len(default)].rstrip().removesuffix(",").rstrip()
-    return negative

@@ -256,7 +256,7 @@ class Worker:
             del self._jobs[job_id]
 
     def _repeat(self, done: Job) -> None:
-        job = Job(next_request(done.request), True, done.series)
+        job = Job(next_request(done.request, done.n_images), True, done.series)
         try:
             self._enqueue(job)
         except QueueFullError as error:
@@ -286,7 +286,7 @@ class Worker:
     def _paint_all(self, model: Any, job: Job) -> None:
         job.latent_space = (model.name, model.family)
         with overlaid(model, job.request):
-            for _ in range(job.request.n_images):
+            for _ in range(job.n_images):
                 if job.pictures:
                     job.stop_if_cancelled()
                 paint(model, job, self.outputs)

@@ -14,6 +14,7 @@ from ...adapters import files
 from ...errors import SamplerError, StableDiffusionError
 from ...model_io.tensor_file import open_tensors
 from ...sampler import SAMPLERS, a1111_name, sampler_from_a1111
+from ...text import styles
 from . import models
 from .a1111_request import SCHEDULERS
 
@@ -88,6 +89,14 @@ def embeddings(_: HttpRequest) -> dict[str, Any]:
         else:
             found["loaded"][name] = entry | {"shape": shape[-1], "vectors": shape[0] if len(shape) > 1 else 1}
     return found
+
+
+def prompt_styles(_: HttpRequest) -> list[dict[str, Any]]:
+    """The styles."""
+    return [
+        {"name": each.name, "prompt": each.prompt, "negative_prompt": each.negative, "path": each.path.name}
+        for each in styles.listed().values()
+    ]
 
 
 def _relative(path: Path, kind: str) -> str:

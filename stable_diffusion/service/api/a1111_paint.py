@@ -53,16 +53,17 @@ def _answer(payload: Mapping[str, Any], asked: Asked, job: Job) -> dict[str, Any
 def info(job: Job, found: Sequence[Finished]) -> dict[str, Any]:
     """What A1111 tells of a request's pictures, as its clients demand it in full."""
     drawn = job.drawn
-    seeds = [drawn.seeds_of(i) for i, picture in enumerate(job.pictures) if any(f.picture is picture for f in found)]
+    places = [i for i, picture in enumerate(job.pictures) if any(f.picture is picture for f in found)]
+    seeds = [drawn.seeds_of(place) for place in places]
+    own = [drawn.of_picture(place) for place in places]
     first = seeds[0] if seeds else drawn.seeds_of(0)
     said = Parameters.from_text(found[0].text) if found else Parameters(extra={})
-    n = len(found)
     sampler, _ = a1111_name(drawn.sampler)
     return {
-        "prompt": drawn.prompt,
-        "all_prompts": [drawn.prompt] * n,
-        "negative_prompt": drawn.negative,
-        "all_negative_prompts": [drawn.negative] * n,
+        "prompt": own[0].prompt if own else drawn.prompt,
+        "all_prompts": [each.prompt for each in own],
+        "negative_prompt": own[0].negative if own else drawn.negative,
+        "all_negative_prompts": [each.negative for each in own],
         "seed": first["seed"],
         "all_seeds": [each["seed"] for each in seeds],
         "subseed": first.get("variation_seed", -1),
@@ -86,7 +87,7 @@ def info(job: Job, found: Sequence[Finished]) -> dict[str, Any]:
         "extra_generation_params": said.extra,
         "index_of_first_image": 0,
         "infotexts": [each.text for each in found],
-        "styles": [],
+        "styles": list(job.request.styles),
         "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.started)),
         "clip_skip": drawn.clip_skip or 1,
         "is_using_inpainting_conditioning": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from ... import catalogue
 from ...errors import SamplerError
 from ...pictures.reading import fit
+from ...prompts import of_installation, with_default
 from ...request import Request
 from ...sampler import key_of, sampler_from_a1111, takes_eta
 from .. import values
@@ -22,6 +24,7 @@ from .errors import ApiError
 from .fields import IGNORED, REFUSED, Field, read_fields
 from .options import Options
 
+DYNAMIC = "dynamic prompts"  # followed by its version
 CONTROL = "controlnet"  # clients send its entry even where they want none
 _HIRES = "read with enable_hr only"
 FIELDS = (
@@ -44,7 +47,7 @@ FIELDS = (
     Field("send_images", "boolean", "false leaves the pictures out of the answer"),
     Field("do_not_save_samples", "boolean", "true keeps the pictures out of the gallery"),
     Field("save_images", "boolean", "true saves whatever do_not_save_samples says"),
-    Field("styles", "array", "there are no styles", REFUSED),
+    Field("styles", "array", "names that /sdapi/v1/prompt-styles lists; a name that is not there is refused"),
     Field("restore_faces", "boolean", "there is no face restoration", REFUSED),
     Field("tiling", "boolean", "pictures do not tile", REFUSED),
     Field("enable_hr", "boolean", "there is no hires fix", REFUSED),
@@ -62,7 +65,12 @@ FIELDS = (
     Field("eta", "number", "from 0 to 1, for samplers that add noise again; default: the sampler's own"),
     Field("s_tmin", "number", "counts with s_churn only", IGNORED),
     Field("s_tmax", "number", "counts with s_churn only", IGNORED),
-    Field("alwayson_scripts", "object", f"names are refused, but for {CONTROL} without enabled units"),
+    Field(
+        "alwayson_scripts",
+        "object",
+        f"names are refused, but for {CONTROL} without enabled units, and Dynamic Prompts: its first three arguments "
+        "switch them on, list all combinations, and how often",
+    ),
     Field("script_args", "array", "counts with script_name only", IGNORED),
     Field("refiner_switch_at", "number", "counts with refiner_checkpoint only", IGNORED),
     Field("do_not_save_grid", "boolean", "no grids are made", IGNORED),
@@ -135,7 +143,7 @@ class Asked:
 def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
     """What a payload asks for. Raises ApiError and InputError for what cannot be done."""
     found = read_fields(payload, PICTURE_FIELDS if with_picture else TEXT_FIELDS)
-    _check_scripts(found.get("alwayson_scripts", {}))
+    scripts = _read_scripts(found.get("alwayson_scripts", {}))
     options = options_module.current().changed(found.get("override_settings", {}))
     model = catalogue.find(options.model)
     defaults = model.defaults
@@ -148,7 +156,10 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
     sampler = _sampler(found) or defaults.sampler
     given: dict[str, Any] = {
         "prompt": found.get("prompt", ""),
-        "negative": found.get("negative_prompt", ""),
+        # Clients say all of what they want; what is added is the installation's own.
+        "negative": with_default(found.get("negative_prompt", ""), of_installation()),
+        "default_negative": False,
+        "styles": _styles(found.get("styles", [])),
         "steps": found.get("steps", defaults.steps),
         "cfg": found.get("cfg_scale", defaults.cfg),
         "width": found.get("width") or width,
@@ -171,7 +182,7 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
         "file_format": options.file_format,
         "previews": ("fast",),
     }
-    request = Request(**given)
+    request = Request(**given | scripts)
     painting.check(request)  # before pictures are decoded, and brought to its size
     if with_picture:
         request = dataclasses.replace(request, **_inputs(found, given["width"], given["height"]))
@@ -197,12 +208,35 @@ def _sampler(found: Mapping[str, Any]) -> str | None:
         raise ApiError(404, f"Sampler not found: {error}") from None
 
 
-def _check_scripts(scripts: Mapping[str, Any]) -> None:
+def _styles(names: list[Any]) -> tuple[str, ...]:
+    if not all(isinstance(name, str) for name in names):
+        raise ApiError(422, f"styles = {reprlib.repr(names)} should be a list of names.")
+    return tuple(names)
+
+
+def _read_scripts(scripts: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Request` that scripts set. Raises ApiError for scripts that are not here."""
+    found: dict[str, Any] = {}
     for name, entry in scripts.items():
-        units = entry.get("args", ()) if isinstance(entry, dict) else (True,)
-        idle = not units or all(isinstance(unit, dict) and unit.get("enabled") is False for unit in units)
+        args = entry.get("args", ()) if isinstance(entry, dict) else (True,)
+        if name.lower().startswith(DYNAMIC) and isinstance(args, (list, tuple)):
+            found |= _dynamic_prompts(list(args))
+            continue
+        idle = not args or all(isinstance(unit, dict) and unit.get("enabled") is False for unit in args)
         if name.lower() != CONTROL or not idle:
             raise ApiError(422, f"always on script {name[:100]} not found")
+    return found
+
+
+def _dynamic_prompts(args: list[Any]) -> dict[str, Any]:
+    """sd-dynamic-prompts' arguments: enabled, all combinations, how often; others ask for models that write prompts."""
+    on, every, times = [*args, None, None, None][:3]
+    if any(value is True for value in args[3:]):
+        raise ApiError(422, f"Dynamic Prompts: {reprlib.repr(args[3:])} asks for what is not here; leave these false.")
+    if not on:
+        return {"dynamic_prompts": False}
+    found: dict[str, Any] = {"dynamic_prompts": True, "combinations": bool(every)}
+    return found | ({"n_images": times if isinstance(times, int) and times > 1 else 1} if every else {})
 
 
 def _inputs(found: Mapping[str, Any], width: int, height: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _step(job: Job) -> dict[str, Any]:
     return {
         "job": job.id,
         "picture": len(job.pictures),
-        "pictures": job.request.n_images,
+        "pictures": job.n_images,
         "step": frame.index,
         "steps": frame.total,
         "sigma": frame.sigma,

@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 
 from ... import catalogue
 from ...adapters import files
+from ...prompts import prepared
 from ...record import picture_files
 from ...request import Request
 from ...text.prompt import parse
@@ -45,7 +46,9 @@ def check(request: Request) -> None:
     width, height = request.painted_size(usual_size(request.model))
     if width * height > MAX_PIXELS:
         raise ApiError(422, f"{width} x {height} pixels are more than {MAX_PIXELS}, the most for one picture.")
-    request.with_seeds()
+    n_images = prepared(request).n_images
+    if n_images > MAX_IMAGES:
+        raise ApiError(422, f"{n_images} combinations are more than {MAX_IMAGES} pictures, the most for one request.")
 
 
 def _check_prompt(name: str, text: str) -> None:

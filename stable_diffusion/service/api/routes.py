@@ -44,6 +44,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _a1111("GET", "sd-vae", lists.sd_vae),
     _a1111("GET", "loras", lists.loras),
     _a1111("GET", "embeddings", lists.embeddings),
+    _a1111("GET", "prompt-styles", lists.prompt_styles),
     _a1111("GET", "samplers", lists.samplers),
     _a1111("GET", "schedulers", lists.schedulers),
     _a1111("GET", "upscalers", lists.upscalers),
@@ -55,7 +56,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         _a1111("GET", name, lists.nothing)
         for name in (
             "script-info", "latent-upscale-modes", "lycos", "hypernetworks", "face-restorers", "realesrgan-models",
-            "prompt-styles", "extensions", "artists", "artist-categories",
+            "extensions", "artists", "artist-categories",
         )
     ),
     *(

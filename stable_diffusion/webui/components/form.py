@@ -8,10 +8,19 @@ from PIL import Image
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import fit, open_picture
+from stable_diffusion.prompts import default_negative
 from stable_diffusion.request import Request
 from stable_diffusion.sampler import sampler_by_name
 from stable_diffusion.service import values
-from stable_diffusion.webui.components import field_guard, mask_painter, model_choice, paste, prompt_count, session
+from stable_diffusion.webui.components import (
+    field_guard,
+    mask_painter,
+    model_choice,
+    paste,
+    prompt_count,
+    session,
+    style_choice,
+)
 
 FITS = {"crop": "Cropped", "pad": "Padded", "stretch": "Stretched"}
 SHOWN_SIDE = 384  # pixels
@@ -37,11 +46,20 @@ def prompts() -> None:
     )
     added = session.default_negative()
     if added:
-        st.caption(f"Added to every generation: {session.plain(added)}")
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.caption(f"Added to every generation: {session.plain(added)}", width="content")
+            st.button("Leave it out", type="tertiary", key="no-default", on_click=_set_default_negative, args=(False,))
+    elif default_negative(session.chosen_model()):
+        st.button("Add the default negative prompt", type="tertiary", on_click=_set_default_negative, args=(True,))
     if st.session_state["cfg"] <= 1 and not sampler_by_name(st.session_state["sampler"]).needs_negative:
         st.caption("Ignored at CFG 1 or below, except for prompts with AND.")
     else:
         prompt_count.draw("Negative prompt", "negative", added)
+    style_choice.draw()
+
+
+def _set_default_negative(on: bool) -> None:
+    st.session_state["default_negative"] = on
 
 
 def input_picture() -> Image.Image | None:
@@ -154,7 +172,7 @@ def buttons(kind: str) -> None:
         )
         # Not Esc: that closes lists, full screen and menus, and ends typing.
         st.button("Cancel", shortcut="Ctrl+Shift+Enter", disabled=not active, on_click=_cancel, width="stretch")
-        if job is not None and job.active and job.request.n_images > 1:
+        if job is not None and job.active and job.n_images > 1:
             st.button("Skip", help="Continue with the next picture", on_click=_skip, width="stretch")
     if st.toggle("Generate forever", key="forever", on_change=session.repeat_jobs, persist_state="session"):
         st.caption(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from stable_diffusion import catalogue, recorded
+from stable_diffusion import catalogue, prompts, recorded
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.places import packaged
 from stable_diffusion.record import keys
@@ -87,7 +87,7 @@ def fill(parameters: Parameters) -> list[str]:
     said, left_out = read_record(parameters)
     # A setting that the picture does not name had its default.
     found = {name: each.to_form(DEFAULTS[name]) for name, each in values.FORM.items() if each.key and not each.always}
-    found |= {"loras": [], "vae": ""}
+    found |= {"loras": [], "vae": "", "styles": [], "dynamic_prompts": "", "combinations": False}
     if parameters.model or parameters.model_hash:
         try:
             model = recorded.find_model(parameters.model or "", parameters.model_hash)
@@ -96,6 +96,8 @@ def fill(parameters: Parameters) -> list[str]:
         else:
             session.put({"model": model.name})
             session.apply_defaults()
+    default = prompts.default_negative(session.chosen_model())
+    found["default_negative"] = parameters.negative.strip().endswith(default)  # it is recorded, and added once
     for name, value in said.items():
         if name == "sampler" or name not in values.FORM or values.shows(name, value):
             found[name] = value

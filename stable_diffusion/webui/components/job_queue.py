@@ -50,8 +50,8 @@ def in_words(work: Work) -> str:
         return work.note or "A computation"
     prompt = details.one_line(work.request.prompt, PROMPT_LENGTH) or "(no prompt)"
     parts = [prompt]
-    if work.request.n_images > 1:
-        parts.append(f"{work.request.n_images} pictures")
+    if work.n_images > 1:
+        parts.append(f"{work.n_images} pictures")
     if work.repeat:
         parts.append("forever")
     parts.append("stopping" if work.cancelling else f"{work.fraction:.0%}" if work.frame else work.state.value)

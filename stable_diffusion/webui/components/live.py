@@ -93,8 +93,8 @@ def progress_in_words(job: Job) -> str:
     frame = job.frame
     assert frame is not None
     parts = [f"Step {frame.index} of {frame.total}"]
-    if job.request.n_images > 1:
-        parts.insert(0, f"Picture {len(job.pictures)} of {job.request.n_images}")
+    if job.n_images > 1:
+        parts.insert(0, f"Picture {len(job.pictures)} of {job.n_images}")
     if job.cancelling:
         return " · ".join([*parts, "cancelling"])
     if job.elapsed >= 0.5:
@@ -165,7 +165,7 @@ def _result(job_id: str) -> None:
         st.rerun()
     if job.state is State.CANCELLED:
         done = sum(picture.finished for picture in job.pictures)
-        st.caption(f"Cancelled. Finished before that: {done} of {job.request.n_images}.")
+        st.caption(f"Cancelled. Finished before that: {done} of {job.n_images}.")
     picture = _choose(job.id, pictures)
     if picture is None:
         finished = [picture for picture in pictures if picture.finished]

@@ -5,9 +5,14 @@ It updates while one types; Streamlit itself sends a text only when its field lo
 
 import streamlit as st
 
+from stable_diffusion import prompts
+from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.request import Request
 from stable_diffusion.service import marks, tokens
-from stable_diffusion.service.values import with_default
+from stable_diffusion.text import dynamic
+from stable_diffusion.text.wildcards import Wildcards
 from stable_diffusion.webui.components import session
+from stable_diffusion.webui.components.details import one_line
 
 # Sends the text of the field with this label, a moment after the last key.
 LISTENER = """
@@ -33,6 +38,7 @@ _listen = st.components.v2.component("prompt_listener", js=LISTENER)
 
 
 MAX_MARKS = 12
+MAX_EXAMPLE = 300  # characters
 
 
 @st.fragment
@@ -42,9 +48,31 @@ def draw(label: str, key: str, added: str = "") -> None:
         place = st.empty()
         listener = _listen(key=f"typed-{key}", data={"label": label}, on_text_change=lambda: None, height=1)
     typed = _newest(f"counted-{key}", st.session_state.get(key) or "", getattr(listener, "text", None))
-    text, steps, negative = with_default(typed, added), int(st.session_state["steps"]), key == "negative"
+    text, steps, negative = prompts.with_default(typed, added), int(st.session_state["steps"]), key == "negative"
+    try:
+        drawn = example(text, negative)
+    except StableDiffusionError as error:
+        place.error(session.plain(str(error)), icon=":material/error:")
+        return
+    if drawn is not None:
+        text = drawn
     counted = tokens.count(session.chosen_model(), text, steps, negative)
-    place.caption("  ".join([session.plain(counted.words), *_badges(text, steps, negative)]))
+    row = "  ".join([session.plain(counted.words), *_badges(text, steps, negative)])
+    if drawn is not None:
+        row = f"Drawn for every picture, such as: {session.plain(one_line(drawn, MAX_EXAMPLE))}  \n{row}"
+    place.caption(row)
+
+
+def example(text: str, negative: bool) -> str | None:
+    """What may be drawn from a dynamic prompt; None for a prompt that is none. Raises InputError."""
+    state = st.session_state
+    asked = state["dynamic_prompts"]
+    request = Request(text, dynamic_prompts=None if asked == "" else asked, prompt_language=state["prompt_language"])
+    if not prompts.is_dynamic(request):
+        return None
+    lines = Wildcards().lines
+    dynamic.check(text, lines)
+    return dynamic.draw(text, f"0{' negative' * negative}", 0, lines)
 
 
 def _badges(text: str, steps: int, negative: bool) -> list[str]:

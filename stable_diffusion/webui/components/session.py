@@ -1,6 +1,5 @@
 """What this tab remembers: its settings, jobs and input picture; and the worker and downloads that tabs share."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import streamlit as st
 from PIL import Image
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from stable_diffusion import catalogue
+from stable_diffusion import catalogue, prompts
 from stable_diffusion.pictures.inpainting import suitable_size
 from stable_diffusion.record.inputs import InputFile, recordable
 from stable_diffusion.request import GRID, Request
@@ -26,11 +25,11 @@ FRESH: dict[str, Any] = {  # the form's initial values, except those that the mo
     **values.fresh(),
     "model": catalogue.DEFAULT,
     "loras": (),
+    "styles": (),
     "file_format": Request.file_format,
     "previews": Request.previews,
     "forever": False,
 }
-NEGATIVE_VARIABLE = "STABLE_DIFFUSION_NEGATIVE"
 
 
 @st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
@@ -138,8 +137,8 @@ def _make_showable() -> None:
     for key, value in values.clean({key: state.get(key) for key in values.KEYS}, known).items():
         if state.get(key) != value and not (key in values.TYPED and isinstance(state.get(key), str)):
             state[key] = value
-    typed = values.without_default(state["negative"], default_negative())
-    if typed != state["negative"].strip():
+    typed = prompts.without_default(state["negative"], default_negative())
+    if typed != state["negative"]:
         state["negative"] = typed
 
 
@@ -150,10 +149,8 @@ def chosen_model() -> catalogue.Model:
 
 
 def default_negative() -> str:
-    """What is added to every negative prompt: the chosen model's own, and $STABLE_DIFFUSION_NEGATIVE."""
-    own = chosen_model().defaults.negative or ""
-    everyones = os.environ.get(NEGATIVE_VARIABLE, "").strip()
-    return ", ".join(dict.fromkeys(part for part in (own, everyones) if part))
+    """What is added to every negative prompt, unless that is switched off."""
+    return prompts.default_negative(chosen_model()) if st.session_state.get("default_negative", True) else ""
 
 
 def apply_defaults() -> None:
@@ -235,9 +232,10 @@ def request_from_form(input_picture: Image.Image | None, mask: Image.Image | Non
     return Request.from_values(
         {key: state[key] for key in values.KEYS if key not in values.TYPED} | numbers,
         prompt=state["prompt"].strip(),
-        negative=values.with_default(state["negative"], default_negative()),
+        negative=state["negative"].strip(),
         sampler=values.join_sampler(state["sampler"], state.get("schedule", values.AUTOMATIC)),
         loras=tuple((name, strength) for name, strength in state["loras"]),
+        styles=tuple(state["styles"]),
         previews=tuple(state["previews"] or ()),
         picture=input_picture,
         picture_file=_input_file(input_picture),

@@ -22,6 +22,8 @@ def sidebar() -> None:
         _sampling()
         _size()
         st.number_input("Number of pictures", *values.bounds("n_images"), key="n_images", persist_state="session")
+        if st.session_state["combinations"]:
+            st.caption("Of each combination of the dynamic prompts")
         _seed()
         with st.expander("Advanced"):
             _advanced()
@@ -114,6 +116,8 @@ def _advanced() -> None:
     _slider("variation_strength")
     _typed("variation_seed", disabled=not st.session_state["variation_strength"])
     _choice("prompt_language", {"a1111": "A1111's", "plain": "Plain"})
+    _choice("dynamic_prompts", {"": "Automatic", True: "On", False: "Off"})
+    _toggle("combinations")
     st.pills(
         "Preview",
         list(KINDS),
@@ -137,8 +141,12 @@ def _of_model() -> None:
     _select("prediction_type", titles)
     _select("zero_terminal_snr", {"": "As the file says", True: "Yes", False: "No"})
     _select("bits", {0: "As it is", 8: "8 bits", 4: "4 bits"})
-    each = values.FORM["low_memory"]
-    st.toggle(each.title, key="low_memory", help=_sentence(each.help), persist_state="session")
+    _toggle("low_memory")
+
+
+def _toggle(name: str) -> None:
+    each = values.FORM[name]
+    st.toggle(each.title, key=name, help=session.plain(_sentence(each.help)), persist_state="session")
 
 
 def _slider(name: str, step: float = 0.05) -> None:
@@ -187,7 +195,7 @@ def _select(name: str, titles: dict[Any, str]) -> None:
     )
 
 
-def _choice(name: str, titles: dict[str, str]) -> None:
+def _choice(name: str, titles: dict[Any, str]) -> None:
     each = values.FORM[name]
     st.segmented_control(
         each.title,
