@@ -142,7 +142,8 @@ KNOWN: tuple[Model, ...] = (
         Defaults(steps=30, cfg=7.0, width=1024, height=1024),
     ),
     _hub(
-        "stabilityai/stable-diffusion-xl-refiner-1.0", "Stable Diffusion XL's refiner", SDXL_REFINER.key, RAIL_PP, _REFINER,
+        "stabilityai/stable-diffusion-xl-refiner-1.0", "Stable Diffusion XL's refiner", SDXL_REFINER.key, RAIL_PP,
+        _REFINER,
         Defaults(steps=30, cfg=7.0, width=1024, height=1024, strength=SDXL_REFINER.strength),
     ),
     _hub(

@@ -145,7 +145,8 @@ def test_the_error_falls_with_the_order(key):
     assert math.log2(errors[0] / errors[-1]) / 2 > ORDERS[key] - 0.2
 
 
-@pytest.mark.parametrize("key", ["euler_a", "euler_a_karras", "ddpm", "dpmpp_sde", "dpmpp_2m_sde_karras", "dpm2_a_karras",
+@pytest.mark.parametrize("key", ["euler_a", "euler_a_karras", "ddpm", "dpmpp_sde", "dpmpp_2m_sde_karras",
+                                 "dpm2_a_karras",
                                  "dpmpp_2s_a_karras", "dpmpp_3m_sde_exponential", "restart_karras"])  # fmt: skip
 def test_stochastic_samplers_draw_from_the_data(key):
     sampler = sampler_by_name(key)

@@ -1,4 +1,4 @@
-"""SDXL's refiner alone, as image to image, against diffusers' StableDiffusionXLImg2ImgPipeline with aesthetic scores."""
+"""SDXL's refiner alone, image to image, against diffusers' StableDiffusionXLImg2ImgPipeline with aesthetic scores."""
 
 from __future__ import annotations
 
