@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, selftest, serve, train, words
+from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, selftest, serve, train, upscale, words
 from .errors import InputError, StableDiffusionError
 
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -36,6 +36,7 @@ examples:
   {program} outpaint photo.jpg "green hills at sunset" --left 64 --right 64
   {program} txt2img "a fox, watercolour" --model stable-diffusion-v1-5/stable-diffusion-v1-5
   {program} blend "a red house by day" "a sailboat at night" --frames 8 --output blend.gif
+  {program} upscale lighthouse.png --by 4
   {program} models
   {program} convert model.safetensors model-4-bit --bits 4
   {program} info lighthouse-1.png
@@ -104,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False, takes_others=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, inpaint, blend, again, checkpoints, words, pictures, train, page, serve, selftest):
+    for group in (paint, inpaint, blend, again, upscale, checkpoints, words, pictures, train, page, serve, selftest):
         group.add_to(commands)
     return parser
 

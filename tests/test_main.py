@@ -441,7 +441,9 @@ def test_no_command_shows_the_help(capsys):
     assert "examples:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["txt2img", "--help"], ["img2img", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["txt2img", "--help"], ["img2img", "--help"], ["upscale", "--help"], ["--version"]]
+)
 def test_help_is_quick_because_it_loads_no_engine(argv):
     program = (
         f"import sys; from stable_diffusion.__main__ import main\n"

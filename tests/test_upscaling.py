@@ -23,11 +23,13 @@ from stable_diffusion.errors import (
     WeightsError,
 )
 from stable_diffusion.memory import MEMORY_VARIABLE
+from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.training.postcards import painter
 from stable_diffusion.upscaling import architectures, enlarging, upscalers
-from stable_diffusion.upscaling.enlarging import Enlarger, covering, enlarge, enlarged_size
+from stable_diffusion.upscaling.enlarging import Enlarger, Upscale, enlarge
 from stable_diffusion.upscaling.files import describe_file
 from stable_diffusion.upscaling.loading import load_network
+from stable_diffusion.upscaling.settings import Upscaling, covering, enlarged_size, read_size
 
 from . import drawn
 
@@ -367,3 +369,69 @@ def test_averages_are_preferred_and_wrappings_taken_off():
     assert keys == {"a": "params_ema.module.a", "b": "params_ema.module.b"}
     assert architectures.own_keys(["model.0.weight", "model.1.sub.0.x"])["model.0.weight"] == "model.0.weight"
     assert describe_file(upscalers.find(EMBEDDED).path).sizes == {"channels": 64, "convolutions": 16, "scale": 4}
+
+
+# --- What is asked for, and said afterwards
+
+
+def test_two_upscalers_are_mixed():
+    picture = noise(6, 9, 4)
+    told = []
+    mixed = Upscale(Upscaling("Nearest", 2, second="Lanczos", visibility=0.25))(
+        picture, lambda done, total: told.append((done, total))
+    )
+    first, second = (np.asarray(enlarge(picture, name, by=2), float) for name in ("Nearest", "Lanczos"))
+    assert np.abs(np.asarray(mixed) - (0.75 * first + 0.25 * second)).max() <= 1
+    assert told == [(0, 2), (1, 2), (1, 2), (2, 2)]
+
+
+def test_a_size_is_covered_or_cropped_to():
+    picture = noise(10, 20, 3)
+    assert Upscale(Upscaling("Lanczos", to=(40, 40)))(picture).size == (80, 40)
+    cropped = Upscale(Upscaling("Nearest", to=(40, 40), crop=True))(picture)
+    assert np.array_equal(np.asarray(cropped), picture.repeat(4, 0).repeat(4, 1)[:, 20:60])
+    assert Upscaling(to=(40, 40), crop=True).result_size((20, 10)) == (40, 40)
+
+
+def test_none_leaves_the_picture_as_it_is():
+    picture = noise(10, 20, 3)
+    assert np.array_equal(np.asarray(Upscale(Upscaling("None", 4))(picture)), picture)
+
+
+def test_the_record_is_kept_and_extended():
+    before = Parameters("a house", seed=7, steps=20, extra={"Postprocess upscale by": "2", "Clip skip": "2"})
+    said = Upscaling("lanczos", to=(40, 40), crop=True, second="nearest", visibility=0.3).recorded(before)
+    assert said.extra == {
+        "Clip skip": "2",
+        "Postprocess upscale to": "40x40",
+        "Postprocess crop to": "40x40",
+        "Postprocess upscaler": "Lanczos",
+        "Postprocess upscaler 2": "Nearest",
+        "Postprocess upscaler 2 visibility": "0.3",
+    }
+    assert Parameters.from_text(said.to_text()) == said
+    alone = Upscaling("R-ESRGAN AnimeVideo", 2.5).recorded(None)
+    assert alone.extra == {"Postprocess upscale by": "2.5", "Postprocess upscaler": EMBEDDED}
+    assert Parameters.from_text(alone.to_text()) == alone
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({}, "either a factor"),
+        ({"by": 2, "to": (3, 4)}, "either a factor"),
+        ({"by": 2, "visibility": 1.5, "second": "Lanczos"}, "visibility = 1.5"),
+        ({"by": 2, "visibility": 0.5}, "second upscaler"),
+        ({"to": (1 << 20, 1 << 20)}, "million"),
+    ],
+)
+def test_what_cannot_be_asked_for(wrong, said):
+    with pytest.raises(InputError, match=said):
+        Upscaling(**wrong)
+
+
+def test_sizes_are_read():
+    assert read_size("1024x768") == read_size("1024 X 768") == (1024, 768)
+    for wrong in ("", "12", "x", "12x", "-1x5", "1.5x3", "0x5", "9999999999x1"):
+        with pytest.raises(InputError):
+            read_size(wrong)

@@ -60,10 +60,15 @@ def _in_words(default: Any) -> str:
 
 def reading(check: Check) -> Callable[[str], Any]:
     """A check as argparse's `type`."""
+    return reading_of(check.read)
+
+
+def reading_of(function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A function that raises `InputError` as argparse's `type`."""
 
     def read(text: str) -> Any:
         try:
-            return check.read(text)
+            return function(text)
         except InputError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -43,7 +43,7 @@ class Output:
         self.path = path
         self.carry = carry
         self.folder = path if self.into_folder else path.parent
-        why = _cannot_write(self.folder)
+        why = cannot_write(self.folder)
         if why:
             raise InputError(f"{str(self.folder)!r} cannot be written to ({why}): choose another place with --output.")
 
@@ -66,7 +66,7 @@ class Output:
         return self.path.with_stem(f"{self.path.stem}-{number}") if self.several else self.path
 
 
-def _cannot_write(folder: Path) -> str | None:
+def cannot_write(folder: Path) -> str | None:
     """Why no file can be created in a folder, which is created if it is missing; better told before painting."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

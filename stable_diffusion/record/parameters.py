@@ -36,7 +36,10 @@ _KEYS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
 )
 _NEGATIVE = "Negative prompt:"
 _PROMPT_LENGTH = "Prompt length"  # ours; other programs ignore it
-_TELLING_KEYS = {"Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
+_TELLING_KEYS = {
+    "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash",
+    "Postprocess upscaler", "Postprocess upscale by", "Postprocess upscale to",
+}  # fmt: skip
 _SETTINGS_LINE = re.compile(r"\s*Steps: *(\d+ *([,|]|$)|\"\d)")  # in quotes where it was no number: "0,0"
 _PIPES = re.compile(r"\s*Steps: *\d+ *\|")  # SD.Next's
 _WITHIN_A_LINE = re.compile(r"[\s,.]Steps: *\d+ *,")

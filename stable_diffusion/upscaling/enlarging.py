@@ -10,17 +10,16 @@ import numpy as np
 from mlx.utils import tree_flatten
 from PIL import Image
 
-from .. import backend, checks, memory, ops
+from .. import backend, memory, ops
 from ..backend import mx
 from ..errors import InputError, NotFiniteError, UnsupportedCheckpointError
 from ..pictures.arrays import to_uint8
 from ..pictures.reading import as_picture
 from ..tiles import bands_of_tiles, starts
 from . import upscalers
-from .upscalers import NETWORK, Upscaler
+from .settings import Upscaling, enlarged_size
+from .upscalers import NETWORK, NONE, Upscaler
 
-MAX_FACTOR = 16.0
-MAX_PIXELS = 1 << 28  # of a result: 16384 x 16384
 MAX_PASSES = 3  # of a network whose scale is smaller than the factor, as in A1111
 TILES = (512, 384, 256, 192, 128, 96, 64)  # pixels of the input, from the fastest to the most frugal
 TILE_BYTES = 1 << 30  # of a network's values on a CPU, where larger tiles gain nothing
@@ -71,14 +70,53 @@ class Enlarger:
         """`enlarge` with this upscaler: a network as often as it takes, at most thrice, then Lanczos to the size."""
         picture = as_picture(picture, alpha=True)
         wanted = enlarged_size(picture.size, by, size)
+        report = progress or (lambda done, total: None)
         if self._network is None:
-            (progress or (lambda done, total: None))(0, 1)
+            report(0, 1)
             result = picture.resize(wanted, Image.Resampling[self.upscaler.filter])
-            (progress or (lambda done, total: None))(1, 1)
+            report(1, 1)
             return result
-        work = _Work(self._network, picture, wanted)
-        result = work.run(progress or (lambda done, total: None))
+        result = _Work(self._network, picture, wanted).run(report)
         return result if result.size == wanted else result.resize(wanted, Image.Resampling.LANCZOS)
+
+    def parts(self, picture: Image.Image, size: tuple[int, int]) -> int:
+        """How many parts `progress` will count. Raises `InputError` for what cannot fit into memory."""
+        return 1 if self._network is None else _Work(self._network, picture, size).total
+
+
+class Upscale:
+    """An upscaling of several pictures: its upscalers' files are read once. It belongs to the thread that made it."""
+
+    def __init__(self, settings: Upscaling):
+        """Raises `CheckpointError` for upscalers that are unknown or cannot be used."""
+        self.settings = settings
+        first, second = settings.found()
+        self._enlargers = [Enlarger(each) for each in (first, second) if each is not None]
+
+    def __call__(self, picture: Any, progress: Progress | None = None) -> Image.Image:
+        """A picture as `enlarge` takes and returns it. "None" leaves it as it is, as in A1111. Raises `InputError`."""
+        picture = as_picture(picture, alpha=True)
+        if self._enlargers[0].upscaler.name == NONE:
+            return picture
+        settings = self.settings
+        size = settings.size_of(picture.size)
+        parts = [enlarger.parts(picture, size) for enlarger in self._enlargers]
+        before = 0
+        results = []
+        for enlarger, own in zip(self._enlargers, parts, strict=True):
+
+            def report(done: int, total: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done, sum(parts))
+
+            results.append(enlarger(picture, size=size, progress=report))
+            before += own
+        first, *second = results
+        result = Image.blend(first, second[0], settings.visibility) if second else first
+        if settings.crop and settings.to is not None:
+            left, top = ((have - want) // 2 for have, want in zip(result.size, settings.to, strict=True))
+            result = result.crop((left, top, left + settings.to[0], top + settings.to[1]))
+        return result
 
 
 class _Work:
@@ -92,18 +130,18 @@ class _Work:
         alpha = picture.getchannel("A").getextrema() if picture.mode == "RGBA" else (255, 255)
         self.alpha_varies = alpha[0] != alpha[1]
         self.tile = _tile_size(network, self.sizes, wanted)
+        tiles = sum(len(self._starts(width)) * len(self._starts(height)) for width, height in self.sizes)
+        self.total = max(1, tiles * (1 + self.alpha_varies))
         self.done = 0
 
     def run(self, progress: Progress) -> Image.Image:
         """The picture at the last of the sizes."""
-        tiles = sum(len(self._starts(width)) * len(self._starts(height)) for width, height in self.sizes)
-        total = tiles * (1 + self.alpha_varies)
 
         def step() -> None:
             self.done += 1
-            progress(self.done, total)
+            progress(self.done, self.total)
 
-        progress(0, total)
+        progress(0, self.total)
         picture = self.picture
         colours = self._enlarged(np.asarray(picture.convert("RGB")), step)
         result = Image.fromarray(colours)
@@ -114,6 +152,8 @@ class _Work:
                 result.putalpha(Image.fromarray(self._enlarged(grey, step)).convert("L"))
             else:
                 result.putalpha(int(alpha[0, 0]))
+        if not self.sizes:  # nothing for the network to do
+            step()
         return result
 
     def _enlarged(self, pixels: np.ndarray, step: Callable[[], None]) -> np.ndarray:
@@ -196,32 +236,3 @@ def _tile_size(network: Any, sizes: list[tuple[int, int]], wanted: tuple[int, in
         f"{(there or 0) / memory.GIB:.1f} GiB are available: choose a smaller factor or size. "
         f"(${memory.MEMORY_VARIABLE}, in GiB, overrides that.)"
     )
-
-
-def enlarged_size(size: tuple[int, int], by: float | None = None, to: tuple[int, int] | None = None) -> tuple[int, int]:
-    """(width, height) of a picture of `size` enlarged `by` a factor or `to` a size; exactly one of them is given.
-
-    Raises `InputError` if the factor is out of range, or the result too large.
-    """
-    if (by is None) == (to is None):
-        raise InputError(f"Give either a factor (by) or a size, not by = {by!r} and size = {to!r}.")
-    if by is not None:
-        factor = checks.number("by", by, 0, MAX_FACTOR)
-        if not factor:
-            raise InputError(f"by = {by!r} should be a factor above 0, up to {MAX_FACTOR:g}: 2 doubles both sides.")
-        width, height = (max(1, round(side * factor)) for side in size)
-    else:
-        width, height = (checks.whole("a side", side, 1, MAX_PIXELS, "pixels") for side in to or ())
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{width} x {height} pixels are {width * height / 1e6:.0f} million, more than {MAX_PIXELS / 1e6:.0f} "
-            f"million: choose a smaller factor or size."
-        )
-    return width, height
-
-
-def covering(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
-    """The smallest size in the proportions of `size` that covers `box`, (width, height) each."""
-    factor = max(box[0] / size[0], box[1] / size[1])
-    width, height = (max(round(side * factor), least) for side, least in zip(size, box, strict=True))
-    return width, height
