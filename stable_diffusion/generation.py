@@ -109,6 +109,7 @@ def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) 
         variation_strength=call.seeds.strength,
         sampler=call.sampler,
         **_of_hires(call.hires),
+        refiner=used.refiner,
         **{name: getattr(call, each.call) for name, each in SETTINGS.items() if hasattr(call, each.call)},
         **asked,
     )

@@ -206,6 +206,13 @@ class LoadedModel:
         return self.downscale * self._unet.patch
 
     @property
+    def latent_space(self) -> tuple[Any, ...]:
+        """Equal for models that understand each other's latents: the shape and the scaling of their autoencoders'."""
+        config = self._own_vae_config
+        scaling = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+        return config.latent_channels, config.downscale, *(getattr(config, name, None) for name in scaling)
+
+    @property
     def inpainting(self) -> bool:
         """True for an inpainting checkpoint, whose network takes picture and mask, and needs both."""
         return self._unet.in_channels == 2 * self.latent_channels + 1
@@ -324,12 +331,15 @@ class LoadedModel:
     def _check(self, call: Call) -> None:
         """Refuse missing LoRAs and upscalers, a `clip_skip` beyond the layers, and what exceeds the memory."""
         self._conditioner.replaced(clip_skip=call.clip_skip)
-        with_low_memory = None if self.low_memory else self._needs_with(low_memory=True)
+        refinement = call.passes[-1].refinement
+        refiner = None if refinement is None else refinement.model
+        needs = self._needs_with(self.low_memory, refiner)
+        with_low_memory = None if self.low_memory else self._needs_with(True, refiner)
         for each in call.passes:
             self._overlay.choose(each.loras, names_only=True)
             if isinstance(each.start, FirstPass):
                 upscaler_named(each.start.upscaler)
-            self._needs.check(len(each.script.rows[0]), len(each.prompts), *each.size, with_low_memory)
+            needs.check(len(each.script.rows[0]), len(each.prompts), *each.size, with_low_memory)
 
     def _enlarged(self, latents: mx.array, call: Call, progress: Progress | None) -> mx.array:
         """What a pass painted, x_0 (B, h, w, C), at the size at which `call` starts from it; evaluated.
@@ -383,14 +393,25 @@ class LoadedModel:
     def _needs(self) -> memory.Needs:
         return self._needs_with(self.low_memory)
 
-    def _needs_with(self, low_memory: bool) -> memory.Needs:
+    def _needs_with(self, low_memory: bool, refiner: LoadedModel | None = None) -> memory.Needs:
         config, dtype = self._own_vae_config, self._dtype
         vae_size = (mx.float32 if self.vae_precision else vae_dtype(self.family, config, dtype)).size
-        unloaded = self._conditioner.encoders if low_memory or self._unloads_encoders else ()
-        painting = self._unloader.held_without(*unloaded, *[self._vae] * low_memory)
-        decoding = self._unloader.held_without(*unloaded, *[self._unet] * low_memory)
-        values = self._unet.values_per_latent
-        return memory.Needs(values, config, painting, dtype.size, vae_size, decoding, low_memory)
+        painting = self._held(low_memory, self._vae) if low_memory else self._held(low_memory)
+        decoding = self._held(low_memory, self._unet) if low_memory else self._held(low_memory)
+        values, size = self._unet.values_per_latent, dtype.size
+        if refiner is not None:  # whose VAE is never used
+            idle = (refiner._vae, *[refiner._unet] * low_memory)
+            resting = self._held(low_memory, self._vae, self._unet) if low_memory else painting
+            refining = resting + refiner._held(low_memory, refiner._vae)
+            waiting = refiner._held(low_memory, *idle)
+            painting, decoding = max(painting + waiting, refining), decoding + waiting
+            values, size = max(values, refiner._unet.values_per_latent), max(size, refiner._dtype.size)
+        return memory.Needs(values, config, painting, size, vae_size, decoding, low_memory)
+
+    def _held(self, low_memory: bool, *dropped: Any) -> int:
+        """Bytes of weights in memory while the texts are no longer read and these networks are not used."""
+        encoders = self._conditioner.encoders if low_memory or self._unloads_encoders else ()
+        return self._unloader.held_without(*encoders, *dropped)
 
 
 def _hash(path: Path | None) -> str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -20,6 +21,7 @@ from .diffusion.deep_cache import DeepCache
 from .diffusion.denoiser import Denoiser
 from .diffusion.network import DenoisingNetwork, TextReader
 from .diffusion.noise import NoiseStream
+from .diffusion.refining import SWITCH, Refinement
 from .diffusion.start import FirstPass, Start, start_from
 from .generation import GeneratedPicture, Generation, GenerationStep, parameters_of
 from .hires import Hires
@@ -73,6 +75,8 @@ class StableDiffusion(LoadedModel):
         deepcache_interval: int = 1,
         deepcache_branch: int = 0,
         eta: float | None = None,
+        refiner: StableDiffusion | None = None,
+        refiner_switch: float = SWITCH,
         hires: Hires | None = None,
         progress: Progress | None = None,
     ) -> Generation:
@@ -109,6 +113,10 @@ class StableDiffusion(LoadedModel):
         noise is the first draw of the same seeds at the larger size. `progress(message, fraction)` is called while a
         network enlarges, and may raise to cancel.
 
+        `refiner` is another model of the same latents, such as SDXL's refiner, which takes over when the share
+        `refiner_switch` of the schedule is done; it gets the LoRAs too if it is of the same family. With `hires` it
+        works in the second pass, as in A1111.
+
         Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range, of a wrong type or
         beyond the memory, and for the texts' LoRAs what `set_loras` raises.
         """
@@ -143,6 +151,8 @@ class StableDiffusion(LoadedModel):
             prompt_language=prompt_language,
             input_latents=input_latents,
             eta=eta,
+            refiner=refiner,
+            refiner_switch=refiner_switch,
         )
         return self._begin(call, progress)
 
@@ -206,6 +216,8 @@ class StableDiffusion(LoadedModel):
         if call.second is not None and call.second.loras != call.loras:
             self._networks(call.second)  # refuses early what cannot be applied
         network, reader = self._networks(call)
+        if call.passes[-1].refinement is not None:
+            self._networks_of_refiner(call.passes[-1], call.passes[-1].refinement)  # the same
         steps, notes = self._passes(call, network, reader, progress), (*self.notes, *call.notes)
         return Generation(self._used(call), steps, notes, lambda: self.vae_precision)
 
@@ -234,23 +246,9 @@ class StableDiffusion(LoadedModel):
         width, height = call.size
         backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.size))
         # 3. The texts are encoded and prepared for the network, once.
-        cache = DeepCache(call.deepcache_interval, call.deepcache_branch) if call.deepcache_interval > 1 else None
-        conditioned = ConditionedNetwork(
-            network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory, cache
-        )
-        if self._unloads_encoders:
-            conditioned.compute_texts()
-            self._unloader.drop(*self._conditioner.encoders)
-        denoiser = Denoiser(
-            conditioned,
-            self.scheduler_config.prediction_type,
-            call.cfg_weight,
-            call.guidance_rescale,
-            call.embeds_guidance,
-            call.script.weights,
-            call.interval,
-            call.sampler.needs_negative,
-        )
+        denoiser = self._denoiser(call, network, reader)
+        if call.refinement is not None:
+            denoiser = self._refined(denoiser, call, call.refinement)
         # 4. The first latents: noise, or the input noised to the plan's first level.
         noise = NoiseStream(call.seeds, (height // self.downscale, width // self.downscale, self.latent_channels))
         if x_0 is not None:
@@ -262,7 +260,9 @@ class StableDiffusion(LoadedModel):
             mx.eval(start.x)
             self._unloader.drop(self._vae)
         # 5. The sampler steps towards x_0.
-        self._painting += 1
+        models = [self] if call.refinement is None else [self, call.refinement.model]
+        for model in models:
+            model._painting += 1
         try:
             for step in call.sampler.sample(start.denoiser, start.x, call.plan, noise):
                 ends = step.index == step.total
@@ -271,13 +271,62 @@ class StableDiffusion(LoadedModel):
                     step.index, step.total, step.t, step.sigma, call.seeds.first, *shown, ends_pass=ends
                 )
         finally:
-            self._painting -= 1
+            for model in models:
+                model._painting -= 1
+            for model in models[1:]:
+                model._unloader.drop(*[model._unet] * model.low_memory)
 
-    def _networks(self, call: Call) -> tuple[DenoisingNetwork, TextReader]:
-        """Network and text reader of one generation, with the LoRAs and embeddings that its texts name."""
+    def _denoiser(
+        self, call: Call, network: DenoisingNetwork, reader: TextReader, begin: Callable[[], None] | None = None
+    ) -> Denoiser:
+        """This model as a denoiser of one generation; `begin` is called ahead of its network's first call."""
+        cache, branches = None, self._unet.branches
+        if call.deepcache_interval > 1 and branches:  # a refiner may have fewer than the first model
+            cache = DeepCache(call.deepcache_interval, min(call.deepcache_branch, branches - 1))
+        conditioned = ConditionedNetwork(
+            network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory, cache, begin
+        )
+        if self._unloads_encoders:
+            conditioned.compute_texts()
+            self._unloader.drop(*self._conditioner.encoders)
+        return Denoiser(
+            conditioned,
+            self.scheduler_config.prediction_type,
+            call.cfg_weight,
+            call.guidance_rescale,
+            call.embeds_guidance,
+            call.script.weights,
+            call.interval,
+            call.sampler.needs_negative,
+        )
+
+    def _refined(self, denoiser: Denoiser, call: Call, refinement: Refinement) -> Denoiser:
+        """The denoiser, with the refiner's for the last part; with low memory the two networks take turns."""
+        refiner: StableDiffusion = refinement.model
+        begin = partial(self._unloader.drop, self._unet) if self.low_memory else None
+        own = replace(call, embeds_guidance=refiner._unet.embeds_guidance)
+        second = refiner._denoiser(own, *self._networks_of_refiner(own, refinement), begin)
+        refiner._unloader.drop(refiner._vae, *[refiner._unet] * refiner.low_memory)
+        second = replace(second, schedule=refinement.schedule)
+        return replace(denoiser, refiner=second, refined_below=refinement.below)
+
+    def _networks_of_refiner(self, call: Call, refinement: Refinement) -> tuple[DenoisingNetwork, TextReader]:
+        """The refiner's network and text reader, with the first model's LoRAs if they fit."""
+        fitting = refinement.model.family == self.family
+        found: tuple[DenoisingNetwork, TextReader] = refinement.model._networks(
+            call, self._chosen(call.loras) if fitting else ()
+        )
+        return found
+
+    def _networks(self, call: Call, choices: tuple[Choice, ...] | None = None) -> tuple[DenoisingNetwork, TextReader]:
+        """Network and text reader of one generation, with the embeddings that its texts name, and their LoRAs.
+
+        A refiner gets the `choices` of the first model.
+        """
         network, reader = self._unet, self._conditioner.replaced(clip_skip=call.clip_skip)
-        choices = self._chosen(call.loras)
-        if call.loras:
+        changed = bool(call.loras if choices is None else choices)
+        choices = self._chosen(call.loras) if choices is None else choices
+        if changed:
             network, reader = self._laid_over(choices, reader)
         else:
             self._overlay.forget()
@@ -292,6 +341,7 @@ class StableDiffusion(LoadedModel):
         loras = self._chosen(tuple(dict.fromkeys(lora for each in call.passes for lora in each.loras)))
         pieces = list(dict.fromkeys(piece for each in call.passes for piece in each.script.pieces))
         named = self._embeddings.named_in(pieces, self.tokenizer) if self.tokenizer is not None else {}
+        refinement = call.passes[-1].refinement
         return Used(
             self.name,
             "float16" if self.float16 else "float32",
@@ -299,6 +349,8 @@ class StableDiffusion(LoadedModel):
             tuple(self.loras),
             {each.name: files.short_hash(each.path) for each in loras},
             {name: files.short_hash(path) for name, path in named.items() if path},
+            refiner=None if refinement is None else refinement.model.name,
+            refiner_hash=None if refinement is None else refinement.model._files_used["model_hash"],
             **self._files_used,
         )
 

@@ -178,6 +178,17 @@ class Request:
         "a VAE in place of the model's own: a name in models/VAE, a file, a folder in diffusers' form, or a hub id",
         title="VAE", group=HOW, metavar="FILE", load="vae", usual="the model's", unset="",
     )  # fmt: skip
+    refiner: str | None = setting(
+        None, FilePath(),
+        "a second model that paints the last part, such as SDXL's refiner, or any other with the same latents: as "
+        "--model takes them",
+        title="Refiner", group=HOW, metavar="NAME", usual="none", unset="",
+    )  # fmt: skip
+    refiner_switch: float = setting(
+        0.8, Number(0, 1), "the share of the noise schedule after which the refiner takes over",
+        title="Refiner takes over at", group=HOW, metavar="S", call="refiner_switch", key="Refiner switch at",
+        counts=lambda request: request.refined, always=True,
+    )  # fmt: skip
     prediction_type: str | None = setting(
         None, Choice(UNET_PREDICTIONS),
         "what the model was trained to predict, if its file does not say or is wrong",
@@ -416,22 +427,34 @@ class Request:
             **{name: value for name, value in self.seeds_of(place).items() if name != "variation_strength"},
         )
 
-    def to_load(self) -> dict[str, Any]:
-        """The arguments of `StableDiffusion`, other than the model, that differ from its defaults."""
+    def to_load(self, refiner: bool = False) -> dict[str, Any]:
+        """The arguments of `StableDiffusion`, other than the model, that differ from its defaults.
+
+        A `refiner` gets those about the machine, not those about the first model's file.
+        """
         return {
             each.load: getattr(self, name)
             for name, each in SETTINGS.items()
-            if each.load and getattr(self, name) != DEFAULTS[name]
+            if each.load and getattr(self, name) != DEFAULTS[name] and not (refiner and each.group != MACHINE)
         }
 
-    def to_call(self, default_size: tuple[int, int]) -> Call:
-        """The arguments of `generate_latents`, without seeds and counts; `default_size` is the model's own."""
+    @property
+    def refined(self) -> bool:
+        """Whether another model takes over."""
+        return self.refiner not in (None, self.model)
+
+    def to_call(self, default_size: tuple[int, int], refiner: Any = None) -> Call:
+        """The arguments of `generate_latents`, without seeds and counts.
+
+        `default_size` is the model's own; `refiner` the loaded one.
+        """
         arguments: dict[str, Any] = {
             each.call: getattr(self, name)
             for name, each in SETTINGS.items()
             if each.call and each.counts(self) and getattr(self, name) is not None
         }
         arguments |= {"text": self.prompt, "negative_text": self.negative or None, "sampler": self.sampler}
+        arguments |= {} if refiner is None else {"refiner": refiner}
         size = self.painted_size(default_size)
         if self.picture is None:
             return Call(arguments | ({} if self.hires is None else {"hires": self.hires}), None, size)

@@ -14,6 +14,7 @@ from stable_diffusion import __main__ as program
 from stable_diffusion import backend, catalogue, pipeline
 from stable_diffusion.adapters import files as adapter_files
 from stable_diffusion.commands import needs
+from stable_diffusion.model_io.convert import convert
 from stable_diffusion.record import picture_files
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
@@ -512,3 +513,29 @@ def test_the_command_is_shown_and_nothing_made(capsys):
         "--model=postcards-tiny --no-float16 -- 'it'\"'\"'s -- a cat'\n"
     )
     assert sorted(os.listdir()) == ["a.png"]
+
+
+# --- A refiner
+
+
+def test_a_refiner(capsys, folder):
+    (folder / "models").mkdir()
+    convert("postcards-tiny", folder / "models" / "second")
+    few = ("--steps", 4, "--width", 32, "--height", 32, "--seed", 7, "--output", "a.png")
+    assert run("txt2img", PROMPT, *few, "--refiner", "second", "--refiner-switch", 0.4) == 0
+    extra = picture_files.read_parameters("a.png").extra
+    assert (extra["Refiner"], extra["Refiner switch at"]) == ("second", "0.4")
+    assert again(capsys, "a.png") == SAME
+    (folder / "models" / "second").rename(folder / "models" / "third")
+    assert run("again", "a.png") == 1
+    said = capsys.readouterr().err
+    assert "'second' is not here" in said and "give one with --refiner" in said
+    assert run("again", "a.png", "--refiner", "third", "--output", "again.png") == 0
+
+
+def test_an_absent_refiner_is_named_with_its_hash(capsys, folder):
+    made = Parameters(PROMPT, steps=2, sampler="Euler", cfg=5.0, seed=7, width=32, height=32, model="postcards-tiny")
+    made.extra["Refiner"] = "gone [0123456789]"
+    picture_files.save_picture(Image.new("RGB", (32, 32)), "a.png", made)
+    assert run("again", "a.png") == 1
+    assert "'gone' (hash 0123456789) is not here" in capsys.readouterr().err

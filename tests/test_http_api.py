@@ -164,7 +164,8 @@ def test_a_mask_with_alpha_is_its_alpha():
         ({"enable_hr": True}, 422, "enable_hr"),
         ({"styles": ["pretty"]}, 422, "styles"),
         ({"script_name": "X/Y/Z plot"}, 422, "script_name"),
-        ({"refiner_checkpoint": "other"}, 422, "refiner_checkpoint"),
+        ({"refiner_checkpoint": "other"}, 404, "Model not found"),
+        ({"refiner_checkpoint": "postcards-tiny", "refiner_switch_at": 2}, 422, "refiner_switch"),
         ({"s_churn": 1}, 422, "s_churn"),
         ({"alwayson_scripts": {"ADetailer": {"args": [True]}}}, 422, "ADetailer"),
         ({"alwayson_scripts": {"controlnet": {"args": [{"model": "x"}]}}}, 422, "controlnet"),
@@ -186,6 +187,11 @@ def test_a_mask_with_alpha_is_its_alpha():
 )
 def test_what_would_change_the_picture_and_is_not_here_is_refused_by_name(client, fields, status, word):
     assert word in painted(client, status=status, **fields)["detail"]
+
+
+def test_a_refiner_is_a_model_of_the_list(client, engine):
+    painted(client, refiner_checkpoint="postcards-tiny", refiner_switch_at=0.5)
+    assert len(engine.loads) == 1 and "refiner" not in engine.models[0].calls[-1][1], "it is the model itself"
 
 
 def test_what_changes_nothing_is_let_pass(client):

@@ -66,6 +66,7 @@ ORDER = [
     "stable_diffusion/diffusion/samplers",
     "stable_diffusion/sampler.py",
     "stable_diffusion/diffusion/start.py",
+    "stable_diffusion/diffusion/refining.py",
     "stable_diffusion/diffusion/call.py",
     "stable_diffusion/model_io",
     "stable_diffusion/catalogue.py",

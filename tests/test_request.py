@@ -60,6 +60,7 @@ def test_every_setting_with_a_key_is_recorded_and_read_back(name):
     more |= {"variation_strength": 0.5} if name == "variation_seed" else {}
     more |= {"sampler": "tcd"} if name == "eta" else {}
     more |= {"deepcache_interval": 2} if name == "deepcache_branch" else {}
+    more |= {"refiner": "another"} if name == "refiner_switch" else {}
     request = Request("a", **more | {name: value})
     said = request.to_record(USED, SIZE)
     assert SETTINGS[name].key in said.extra
@@ -149,6 +150,7 @@ def test_a_form_has_values_that_stand_for_none():
             "clip_skip": 0,
             "bits": 0,
             "vae": "",
+            "refiner": "",
             "prediction_type": "",
             "zero_terminal_snr": "",
         }

@@ -574,3 +574,23 @@ def test_a_vae_is_found_by_its_name_alone(tmp_path, monkeypatch):
             assert job.state is State.FAILED and "There is no VAE" in job.error
     finally:
         worker.close()
+
+
+def test_a_refiner_is_loaded_beside_the_model_and_dropped_by_the_next_job_without(engine, worker):
+    """What is about the machine is for both, what is about the model's file for the first alone."""
+    asked = {"steps": 2, "refiner": "two", "refiner_switch": 0.4, "low_memory": True, "prediction_type": "epsilon"}
+    first = worker.submit(Request("a", **asked))
+    over(first, worker.submit(Request("b", **asked)))
+    name = Request.model
+    options = {"low_memory": True, "prediction_type": "epsilon"}
+    assert engine.loads == [(name, options), ("two", {"low_memory": True})] and engine.released == 0
+    (_, arguments), _ = engine.models[0].calls
+    assert arguments["refiner"] is engine.models[1] and arguments["refiner_switch"] == 0.4
+    over(worker.decode(first, first.pictures[0].frames[0]))
+    assert len(engine.loads) == 2 and engine.released == 0, "looking at a step needs the first alone, and drops nothing"
+    over(worker.submit(Request("c", steps=1, low_memory=True, prediction_type="epsilon")))
+    assert len(engine.loads) == 2 and engine.released == 1
+    over(worker.submit(Request("d", steps=1, model="two", low_memory=True)))
+    assert engine.loads[2:] == [("two", {"low_memory": True})]
+    over(worker.submit(Request("e", steps=1, model="two", low_memory=True, refiner="two")))
+    assert len(engine.loads) == 3 and "refiner" not in engine.models[-1].calls[-1][1]

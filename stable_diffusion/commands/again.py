@@ -48,6 +48,7 @@ def add_to(commands: Any) -> None:
     again.add_argument("--picture", type=path, metavar="FILE", help="its input picture")
     again.add_argument("--mask", type=path, metavar="FILE", help="its mask")
     again.add_argument("--model", metavar="NAME", help="use this model instead of the recorded one")
+    again.add_argument("--refiner", metavar="NAME", help="use this refiner instead of the recorded one")
     again.add_argument("--vae", type=path, metavar="FILE", help="its VAE, if that is not found by name")
     again.add_argument(
         "--lora",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks import MAX_SEED
 from ..errors import InputError
 from ..pictures.formats import WRITTEN_SUFFIXES
-from .generation import load, request_of
+from .generation import load, load_refiner, request_of
 from .options import add_generation_options, number, whole
 from .running import Output, Painter, means_folder
 
@@ -78,7 +78,7 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
         way = [Frame(0, 1, args.share, *ends, seed, args.to_seed)]
     output, joins = _output(args)
     sd = load(request, args.quiet)
-    painter = Painter(sd, request, output, 0, args.quiet)
+    painter = Painter(sd, load_refiner(request, args.quiet), request, output, 0, args.quiet)
     sd.generate_latents(**painter.call.arguments | way[len(way) // 2].arguments)  # refuses early what cannot be blended
     pictures: list[Any] = []
     paths: list[Path] = []

@@ -26,6 +26,8 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
 
     asked = {name: value for name, value in vars(args).items() if value is not None}
     defaults = dataclasses.asdict(catalogue.find(args.model).defaults)
+    if args.refiner is not None:
+        catalogue.find(args.refiner)  # before the first one is loaded
     values = {name: value for name, value in defaults.items() if value is not None and name not in ("width", "height")}
     values |= asked | {"sampler": key_of(asked.get("sampler", defaults["sampler"])), "loras": tuple(args.loras)}
     if asked.get("hires_sampler"):
@@ -42,19 +44,30 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
 
 def load(request: Request, quiet: bool) -> Any:
     """Load the request's model, with its LoRAs."""
+    options = request.to_load()
+    if request.vae is not None:
+        options["vae"] = catalogue.vae_source(request.vae)
+    sd = _loaded(request.model, options, quiet)
+    if request.loras:
+        sd.set_loras(list(request.loras))
+    return sd
+
+
+def load_refiner(request: Request, quiet: bool) -> Any:
+    """Load the request's refiner; None if it has no other model than the first."""
+    if request.refiner is None or catalogue.find(request.refiner).source == catalogue.find(request.model).source:
+        return None
+    return _loaded(request.refiner, request.to_load(refiner=True), quiet)
+
+
+def _loaded(model: str, options: dict[str, Any], quiet: bool) -> Any:
     from .. import StableDiffusion
 
     report = Report(quiet)
     try:
-        options = request.to_load()
-        if request.vae is not None:
-            options["vae"] = catalogue.vae_source(request.vae)
-        sd = StableDiffusion(catalogue.find(request.model).source, progress=report, **options)
+        return StableDiffusion(catalogue.find(model).source, progress=report, **options)
     finally:
         report.end()
-    if request.loras:
-        sd.set_loras(list(request.loras))
-    return sd
 
 
 def carried(request: Request, args: argparse.Namespace) -> list[InputFile]:

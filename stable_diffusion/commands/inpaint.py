@@ -8,7 +8,7 @@ from typing import Any
 
 from ..request import Request
 from ..setting import MASK, SEVERAL, SIDES, WHITE
-from .generation import carried, load, request_of
+from .generation import carried, load, load_refiner, request_of
 from .options import WHERE, add_embed_inputs, add_generation_options, add_setting, path
 from .running import Output, Painter
 
@@ -80,4 +80,5 @@ def outpaint(args: argparse.Namespace) -> list[Path]:
 
 def _paint(args: argparse.Namespace, request: Request) -> list[Path]:
     output = Output(args.output, request.n_images > 1 and args.only is None, carried(request, args))
-    return Painter(load(request, args.quiet), request, output, args.preview, args.quiet).paint(args.only)
+    models = load(request, args.quiet), load_refiner(request, args.quiet)
+    return Painter(*models, request, output, args.preview, args.quiet).paint(args.only)

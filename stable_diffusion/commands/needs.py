@@ -10,8 +10,8 @@ from ..errors import CheckpointNotFoundError, PictureError
 from ..record import keys
 
 
-def model(name: str | None, digits: str | None) -> catalogue.Model:
-    """The model of a name and a hash (or None), as `recorded.find_model` finds it.
+def model(name: str | None, digits: str | None, option: str = "--model") -> catalogue.Model:
+    """The model of a name and a hash (or None), as `recorded.find_model` finds it; `option` gives another one.
 
     Else a folder in the current one, or a hub id that has been downloaded, by its very name.
     Raises `CheckpointNotFoundError` for one that is not here, for another file, and for an ambiguous name.
@@ -26,7 +26,7 @@ def model(name: str | None, digits: str | None) -> catalogue.Model:
         if found is not None:
             return found
         raise CheckpointNotFoundError(
-            f"{error} The picture was made with it: put it into models/, or give one with --model."
+            f"{error} The picture was made with it: put it into models/, or give one with {option}."
         ) from None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..setting import HIRES, PICTURE, SEVERAL
-from .generation import carried, load, request_of
+from .generation import carried, load, load_refiner, request_of
 from .options import WHERE, add_embed_inputs, add_generation_options, path
 from .running import Output, Painter
 
@@ -43,4 +43,5 @@ def generate(args: argparse.Namespace) -> list[Path]:
     source = None if args.picture is None else InputFile.read(args.picture)
     request = request_of(args, picture=None if source is None else source.open(), picture_file=source)
     output = Output(args.output, request.n_images > 1 and args.only is None, carried(request, args))
-    return Painter(load(request, args.quiet), request, output, args.preview, args.quiet).paint(args.only)
+    models = load(request, args.quiet), load_refiner(request, args.quiet)
+    return Painter(*models, request, output, args.preview, args.quiet).paint(args.only)

@@ -31,10 +31,11 @@ GROUPS = {
 NEEDED = ("seed", "steps", "sampler", "cfg", "size")
 # Handled elsewhere, or without effect; any other key is reported.
 NO_SETTINGS = (
-    keys.PRECISION, keys.VAE_PRECISION, keys.VERSION, keys.VAE, keys.VAE_HASH, keys.LORA, keys.LORA_HASHES,
-    keys.EMBEDDING_HASHES, keys.BATCH_SIZE, keys.BATCH_POSITION, keys.BLEND_PROMPT, keys.BLEND_SEED,
-    keys.BLEND_FRAMES, keys.BLEND_SHARE, keys.BLEND_FPS, keys.NGMS_ALL, "Input picture", "Input sha256", "Mask",
-    "Mask sha256", "Init image hash", "Hashes", "User", "Created Date", "RNG", "Model", "Noise Schedule",
+    keys.PRECISION, keys.VAE_PRECISION, keys.VERSION, keys.VAE, keys.VAE_HASH, keys.REFINER,
+    keys.LORA, keys.LORA_HASHES, keys.EMBEDDING_HASHES, keys.BATCH_SIZE, keys.BATCH_POSITION, keys.BLEND_PROMPT,
+    keys.BLEND_SEED, keys.BLEND_FRAMES, keys.BLEND_SHARE, keys.BLEND_FPS, keys.NGMS_ALL, "Input picture",
+    "Input sha256", "Mask", "Mask sha256", "Init image hash", "Hashes", "User", "Created Date", "RNG", "Model",
+    "Noise Schedule",
 )  # fmt: skip
 
 
@@ -170,6 +171,8 @@ def _add_engine(plan: Plan, asked: argparse.Namespace, parameters: Parameters) -
         plan.notes.append(f"made with the model {parameters.model!r}, now with {asked.model!r}")
     else:
         plan.add("--model", needs.model(parameters.model, parameters.model_hash).source)
+    if refiner := extra.get(keys.REFINER):
+        plan.add("--refiner", asked.refiner or needs.model(*keys.titled(refiner), option="--refiner").source)
     if asked.vae is not None:
         plan.add("--vae", asked.vae)
     elif vae := extra.get(keys.VAE):

@@ -94,10 +94,10 @@ def _batches(request: Request) -> Iterator[range]:
 class Painter:
     """Runs the generations of one command: a progress bar, previews, and each picture saved once it is finished."""
 
-    def __init__(self, sd: Any, request: Request, output: Output, preview_every: int, quiet: bool):
+    def __init__(self, sd: Any, refiner: Any, request: Request, output: Output, preview_every: int, quiet: bool):
         self.sd = sd
         self.request = request
-        self.call = request.to_call(sd.default_size)
+        self.call = request.to_call(sd.default_size, refiner)
         self.output = output
         self.preview_every = preview_every
         self.quiet = quiet

@@ -25,6 +25,7 @@ from ..text.tags import Strength
 from .denoiser import GuidanceInterval
 from .network import DenoisingNetwork
 from .noise import Seeds
+from .refining import SWITCH, Expert, Refinement, check_refiner
 from .schedule import Plan
 from .start import FirstPass, InputLatents, InputPicture, check_task, read_input
 
@@ -36,12 +37,10 @@ MAX_DEEPCACHE = 1000
 FAR_BELOW, BELOW, TOP = 1 / 10, 1 / 3, 14.6
 
 
-class ModelLimits(Protocol):
-    """What a call is checked against, in addition to the network."""
+class ModelLimits(Expert, Protocol):
+    """What a call is checked against."""
 
-    name: str
     default_size: tuple[int, int]
-    scheduler_config: SchedulerConfig
 
     @property
     def latent_channels(self) -> int:
@@ -83,6 +82,7 @@ class Call:
     notes: tuple[str, ...] = ()  # what was changed or looks wrong, in words; warned of as well
     hires: Hires | None = None
     second: Call | None = None  # the pass of `hires`, which starts from what this one paints
+    refinement: Refinement | None = None
 
     @cached_property
     def script(self) -> Script:
@@ -112,6 +112,11 @@ class Call:
         return (self,) if self.second is None else (self, self.second)
 
     @property
+    def refiner_switch(self) -> float:
+        """Where the refiner takes over, if there is one."""
+        return SWITCH if self.passes[-1].refinement is None else self.passes[-1].refinement.switch
+
+    @property
     def num_steps(self) -> int:
         """Steps of the whole plan, including those that a start skips."""
         return len(self.plan.levels)
@@ -134,7 +139,8 @@ class Call:
 
 def check_passes(model: ModelLimits, network: DenoisingNetwork, *, hires: Hires | None, **asked: Any) -> Call:
     """`check_call` for both passes of a hires fix, or the only one without it. Warns of the notes, and raises alike."""
-    first = check_call(model, network, **asked)
+    own = asked if hires is None else asked | {"refiner": None}  # which takes over in the second pass, as in A1111
+    first = check_call(model, network, **own)
     call = first if hires is None else _with_second(model, network, first, hires, asked)
     for note in call.notes:
         warnings.warn(note, stacklevel=3)
@@ -203,6 +209,8 @@ def check_call(
     prompt_language: str,
     input_latents: Any,
     eta: float | None,
+    refiner: Any,
+    refiner_switch: float,
     first_pass: FirstPass | None = None,
     last_steps: int = 0,
 ) -> Call:
@@ -255,6 +263,8 @@ def check_call(
         notes.append(f"{_begins(sampler, plan)}. Models made for few steps want a sampler such as euler_sgm_uniform.")
     checks.interval("guidance_start", guidance_start, "guidance_end", guidance_end)
     _check_deep_cache(model.name, network, deepcache_interval, deepcache_branch)
+    refinement, found = check_refiner(model, refiner, refiner_switch, sampler, plan)
+    notes += found
     return Call(
         prompts=tuple(each for each in prompts for _ in range(n_images)),
         negatives=tuple(each for each in negatives for _ in range(n_images)),
@@ -277,6 +287,7 @@ def check_call(
         embeds_guidance=network.embeds_guidance,
         eta=eta_of(sampler),
         notes=tuple(notes),
+        refinement=refinement,
     )
 
 

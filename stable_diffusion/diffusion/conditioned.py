@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,8 @@ class ConditionedNetwork:
     Each distinct text is encoded and prepared (for a U-Net, projected to keys and values) once for the whole
     generation: a schedule of k texts costs k runs of the text encoder and memory for k texts' keys and values, but no
     more work per step. A composition of k parts costs k + 1 rows per step instead of 2. With `one_by_one` the network
-    is called for each row of the batch in turn. A `cache` is this generation's own.
+    is called for each row of the batch in turn. A `cache` is this generation's own. `begin` is called once, with
+    evaluated latents, ahead of the first call.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class ConditionedNetwork:
         dtype: mx.Dtype,
         one_by_one: bool = False,
         cache: DeepCache | None = None,
+        begin: Callable[[], None] | None = None,
     ):
+        self._begin = begin
         self._network, self._script, self._dtype, self._one_by_one = network, script, dtype, one_by_one
         self._cache = cache
         negatives = script.negatives
@@ -52,6 +56,10 @@ class ConditionedNetwork:
         x is (n_parts * B, h, w, C): all B pictures of the first part, then of the next. With fewer rows it is for the
         last of them: in a step without guidance the negative texts, which come first, are left out.
         """
+        if self._begin is not None:
+            mx.eval(x)
+            self._begin()
+            self._begin = None
         places = self._script.rows[step - 1][-len(x) :]
         context = self._context(places)
         x, time = x.astype(self._dtype), mx.array([t], mx.float32)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..backend import mx
 from ..config import PREDICTION_TYPES
 from ..errors import InputError
-from .schedule import NoiseLevel
+from .schedule import NoiseLevel, NoiseSchedule
 
 FLOW_TIMES = 1000  # a flow network's time for pure noise
 
@@ -57,8 +57,9 @@ class Denoiser:
     text in `weights`, and always needs the negative too; with `embedded_guidance`, which has no negative, the first
     text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py), and so it does outside the `interval` in which
     guidance acts. `needs_negative` runs the negative at any weight, for samplers that ask for its own answer. `seen`
-    changes the latents before the network sees them (inpainting restores the kept part). Raises `InputError` for a
-    weight that is not finite or a `guidance_rescale` outside [0, 1].
+    changes the latents before the network sees them (inpainting restores the kept part). `refiner` is another model's
+    denoiser, which answers at times below `refined_below`; `schedule` is that of the network's own training, if the
+    plan's is another one. Raises `InputError` for a weight that is not finite or a `guidance_rescale` outside [0, 1].
     """
 
     network: NetworkCall
@@ -70,6 +71,9 @@ class Denoiser:
     interval: GuidanceInterval = GuidanceInterval()
     needs_negative: bool = False
     seen: Callable[[mx.array, NoiseLevel], mx.array] | None = None
+    schedule: NoiseSchedule | None = None
+    refiner: Denoiser | None = None
+    refined_below: float = 0.0
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -92,18 +96,21 @@ class Denoiser:
 
     def output(self, x: mx.array, level: NoiseLevel, step: int) -> mx.array:
         """The network's guided answer for x at a level, float32, still of its own prediction type."""
+        if self._is_refined(level):
+            return self._refined(x, level, step)
         return self._combined(self._answers(x, level, step))
 
     def with_negative(self, x: mx.array, level: NoiseLevel, step: int) -> tuple[Prediction, Prediction]:
         """The guided prediction, and the negative text's own; without guidance, the first text's takes its place."""
+        if self.refiner is not None and self._is_refined(level):
+            return self.refiner.with_negative(self._as_seen(x, level), level, step)
         answers = self._answers(x, level, step)
         return self.prediction(self._combined(answers), x, level), self.prediction(answers[0], x, level)
 
     def _answers(self, x: mx.array, level: NoiseLevel, step: int) -> list[mx.array]:
         """The network's answer for each text, float32: if guided, the negative's first."""
-        if self.seen is not None:
-            x = self.seen(x, level)
-        t = level.t
+        x = self._as_seen(x, level)
+        t = level.t if self.schedule is None else self.schedule.t_from_ve_sigma(level.ve_sigma)
         if self.prediction_type == "flow":
             x, t = flow_latents(x, level), FLOW_TIMES * flow_share(level)
         guided = self.guided and self.interval.holds(level, step)
@@ -121,6 +128,25 @@ class Denoiser:
         negative, texts = answers[0], answers[1:]
         answer = composition(negative, texts, self.weights, self.cfg_weight)
         return rescaled_guidance(answer, sum(texts[1:], texts[0]) / len(texts), self.guidance_rescale)
+
+    def _as_seen(self, x: mx.array, level: NoiseLevel) -> mx.array:
+        return x if self.seen is None else self.seen(x, level)
+
+    def _is_refined(self, level: NoiseLevel) -> bool:
+        return self.refiner is not None and level.t < self.refined_below
+
+    def _refined(self, x: mx.array, level: NoiseLevel, step: int) -> mx.array:
+        """The refiner's guided answer, of this denoiser's prediction type."""
+        refiner, x = self.refiner, self._as_seen(x, level)
+        assert refiner is not None
+        if refiner.prediction_type == self.prediction_type:
+            return refiner.output(x, level, step)
+        found = refiner(x, level, step)
+        if self.prediction_type == "epsilon":
+            return found.eps
+        if self.prediction_type == "v_prediction":
+            return v_from_eps(found.x_0, found.eps, level)
+        return found.eps - found.x_0 if self.prediction_type == "flow" else found.x_0
 
     def prediction(self, output: mx.array, x: mx.array, level: NoiseLevel) -> Prediction:
         """x_0 and eps from an answer of the network, with x at `level`."""
@@ -169,6 +195,11 @@ def x0_from_v(x: mx.array, v: mx.array, level: NoiseLevel) -> mx.array:
 def eps_from_v(x: mx.array, v: mx.array, level: NoiseLevel) -> mx.array:
     """eps = alpha v + sigma x_t."""
     return level.alpha * v + level.sigma * x
+
+
+def v_from_eps(x_0: mx.array, eps: mx.array, level: NoiseLevel) -> mx.array:
+    """v = alpha eps - sigma x_0."""
+    return level.alpha * eps - level.sigma * x_0
 
 
 def flow_share(level: NoiseLevel) -> float:

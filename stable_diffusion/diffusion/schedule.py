@@ -123,6 +123,10 @@ class NoiseSchedule:
         w = np.clip((table[below] - log_sigma) / (table[below] - table[below + 1]), 0, 1)
         return (1 - w) * below + w * (below + 1)
 
+    def t_from_ve_sigma(self, ve_sigma: float) -> float:
+        """The same of one ve_sigma; the last time for infinity."""
+        return float(self.t_from_sigma(np.array([min(ve_sigma, float(self.ve_sigmas[-1]))]))[0])
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:

@@ -191,10 +191,16 @@ def start_from(
     masked = encode(mx.where(picture.mask.white, 0.0, picture.pixels), noise())
     rows = mx.broadcast_to(mask.astype(mx.float32), (*masked.shape[:3], 1))
     channels = mx.concatenate([rows, masked], axis=-1)
-    return Start(x, dataclasses.replace(denoiser, network=_with_channels(denoiser.network, channels)))
+    return Start(x, _with_channels(denoiser, channels))
 
 
-def _with_channels(network: NetworkCall, channels: mx.array) -> NetworkCall:
+def _with_channels(denoiser: Denoiser, channels: mx.array) -> Denoiser:
+    """The denoiser, and its refiner, with further channels (B, h, w, n) appended to the latents of their networks."""
+    refiner = None if denoiser.refiner is None else _with_channels(denoiser.refiner, channels)
+    return dataclasses.replace(denoiser, network=_appending(denoiser.network, channels), refiner=refiner)
+
+
+def _appending(network: NetworkCall, channels: mx.array) -> NetworkCall:
     """A network with further channels (B, h, w, n) appended to latents whose rows are a multiple of B."""
 
     def call(x: mx.array, t: float, step: int) -> mx.array:

@@ -12,6 +12,7 @@ from .used import Used
 
 PRECISION, VAE_PRECISION, VERSION = "Precision", "VAE precision", "Version"
 VAE, VAE_HASH = "VAE", "VAE hash"
+REFINER = "Refiner"  # "name [hash]", as in A1111
 LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
 BLEND_PROMPT, BLEND_SEED, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend share"
@@ -30,6 +31,8 @@ def of_used(used: Used) -> dict[str, str]:
         extra[VAE] = used.vae
     if used.vae_hash is not None:
         extra[VAE_HASH] = used.vae_hash
+    if used.refiner is not None:
+        extra[REFINER] = used.refiner + (f" [{used.refiner_hash}]" if used.refiner_hash else "")
     if used.loras:
         extra[LORA] = ", ".join(f"{name}:{plain(strength.unet)}" for name, strength in used.loras)
     for key, hashed in ((LORA_HASHES, used.lora_hashes), (EMBEDDING_HASHES, used.embedding_hashes)):
@@ -59,6 +62,12 @@ def of_blend(frame: Any, fps: float) -> dict[str, str]:
 def of_batch(size: int, position: int) -> dict[str, str]:
     """The batch and the position in it: rounding in matrix products depends on their size, so the last bit may too."""
     return {BATCH_SIZE: str(size), BATCH_POSITION: str(position)} if size > 1 else {}
+
+
+def titled(text: str) -> tuple[str, str | None]:
+    """The name and the hash of a model from "name [hash]", or the name alone."""
+    found = re.fullmatch(r"(.*?) \[([0-9a-fA-F]{8,64})\]", text.strip(), re.DOTALL)
+    return (found[1], found[2]) if found else (text.strip(), None)
 
 
 def pairs(text: str) -> list[tuple[str, str]]:

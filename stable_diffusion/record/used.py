@@ -22,3 +22,5 @@ class Used:
     vae: str | None = None  # if it replaces the model's own
     vae_hash: str | None = None  # if it is a single file
     vae_precision: str | None = None  # "float32" if it overflowed in float16
+    refiner: str | None = None  # the model that took over
+    refiner_hash: str | None = None  # if it is a single file

@@ -90,13 +90,14 @@ class Picture:
 class Work:
     """Something for the worker to do. Only its thread writes here (but for `cancel_event`); any thread may read.
 
-    `model` names the model it needs, if any; `options` say how to load it.
+    `model` names the model it needs, if any; `options` say how to load it. `needs` are all models with their options.
     """
 
     def __init__(self, model: str | None, options: Mapping[str, Any] | None = None) -> None:
         self.id = secrets.token_hex(6)
         self.model = model
         self.options = dict(options or {})
+        self.needs = [] if model is None else [(model, self.options)]
         self.state = State.QUEUED
         self.note = ""  # what it is doing: "Loading ..."
         self.note_fraction: float | None = None
@@ -151,6 +152,8 @@ class Job(Work):
 
     def __init__(self, request: Request, repeat: bool = False, series: str = "", save: bool = True) -> None:
         super().__init__(request.model, request.to_load())
+        if request.refiner is not None and request.refined:
+            self.needs.append((request.refiner, request.to_load(refiner=True)))
         self.repeat = repeat  # any thread may change it
         self.series = series or self.id
         self.request = request

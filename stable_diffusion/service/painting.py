@@ -45,8 +45,10 @@ def overlaid(model: Any, request: Request) -> Iterator[None]:
             model.set_loras({})
 
 
-def paint(model: Any, job: Job, outputs: Path) -> None:
+def paint(model: Any, refiner: Any, job: Job, outputs: Path) -> None:
     """Paint the job's next picture: record every step, check for cancel and skip after each, save the result.
+
+    `refiner` takes over from the model; None if there is none.
 
     Raises Cancelled, and whatever the engine raises; the steps recorded so far are kept.
     """
@@ -54,7 +56,7 @@ def paint(model: Any, job: Job, outputs: Path) -> None:
     job.pictures.append(picture)
     job.skip_event.clear()
     request = _carrying(job.drawn.of_picture(len(job.pictures) - 1))
-    call = request.to_call(model.default_size)
+    call = request.to_call(model.default_size, refiner)
     seeds = picture.seeds = request.seeds_of(0)
     try:
         finished = _painted(model, job, picture, call, seeds)

@@ -80,6 +80,8 @@ def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str,
     found = {name: value for name in FORM if (value := _shown(name, values.get(name))) is not None}
     if values.get("model") in known_models:
         found["model"] = values["model"]
+    if found.get("refiner") not in (FORM["refiner"].unset, *known_models):
+        found.pop("refiner", None)
     if isinstance(values.get("sampler"), str):
         sampler, schedule = split_sampler(values["sampler"])
         sampler = values["sampler"] if values["sampler"] in SCHEDULES else sampler

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,7 @@ class Worker:
         self._in_hand: Work | None = None
         self._changed = threading.Condition()
         self._closed = False
-        self._model: Any = None
-        self._loaded: tuple[str, dict[str, Any]] | None = None  # its name and options
+        self._models: dict[Hashable, Any] = {}  # in memory, by name and options
         self._thread = threading.Thread(target=self._serve, name="stable-diffusion", daemon=True)
         self._thread.start()
         # A thread that returns from MLX to an interpreter that is shutting down is unwound through C++ frames, which
@@ -168,7 +167,7 @@ class Worker:
 
     def unload(self) -> Task:
         """Queue a task that drops the model in memory. Raises QueueFullError."""
-        return self.compute(object(), lambda model, report: self._drop_model())
+        return self.compute(object(), lambda model, report: self._drop_models())
 
     def position(self, work: Work) -> int:
         """How many come before this one, including the running one; 0 if it is running or over."""
@@ -223,17 +222,17 @@ class Worker:
                 work.started = time.time()
                 work.state = State.LOADING
             self._run(work)
-        self._drop_model()
+        self._drop_models()
         release_thread()
 
     def _run(self, work: Work) -> None:
         try:
-            model = self._model_for(work)
+            models = self._models_for(work)
             work.state = State.RUNNING
             if isinstance(work, Job):
-                self._paint_all(model, work)
+                self._paint_all(*models, job=work)
             elif isinstance(work, Task):
-                work.result = work.function(model, work.report)
+                work.result = work.function(models[0] if models else None, work.report)
             state = State.DONE
         except Cancelled:
             state = State.CANCELLED
@@ -264,32 +263,35 @@ class Worker:
             return
         self._jobs[job.id] = job
 
-    def _model_for(self, work: Work) -> Any:
-        if work.model is None:
-            work.stop_if_cancelled()
-            return None
-        wanted = (work.model, work.options)
-        if wanted != self._loaded or self._model is None:
-            self._drop_model()
-            work.report(f"Loading {work.model}")
-            self._model = load_model(work.model, work.report, **work.options)
-            self._loaded = wanted
-            work.note = ""
-        work.stop_if_cancelled()
-        return self._model
+    def _models_for(self, work: Work) -> list[Any]:
+        """The models that work needs, loaded. A job, and whatever has to load one, first drops those it does not need.
 
-    def _drop_model(self) -> None:
-        if self._model is not None:
-            self._model = self._loaded = None
+        So the refiner stays in memory while the steps of a picture are looked at.
+        """
+        wanted = {(name, tuple(sorted(options.items()))): (name, options) for name, options in work.needs}
+        if isinstance(work, Job) or not wanted.keys() <= self._models.keys():
+            self._drop_models(keep=wanted.keys())
+        for key, (name, options) in wanted.items():
+            if key not in self._models:
+                work.report(f"Loading {name}")
+                self._models[key] = load_model(name, work.report, **options)
+                work.note = ""
+        work.stop_if_cancelled()
+        return [self._models[key] for key in wanted]
+
+    def _drop_models(self, keep: Collection[Hashable] = ()) -> None:
+        """Drop the models in memory, but for those to `keep`."""
+        if self._models.keys() - set(keep):
+            self._models = {key: model for key, model in self._models.items() if key in keep}
             release_memory()
 
-    def _paint_all(self, model: Any, job: Job) -> None:
+    def _paint_all(self, model: Any, refiner: Any = None, *, job: Job) -> None:
         job.latent_space = (model.name, model.family)
         with overlaid(model, job.request):
             for _ in range(job.n_images):
                 if job.pictures:
                     job.stop_if_cancelled()
-                paint(model, job, self.outputs)
+                paint(model, refiner, job, self.outputs)
                 self._forget_old_frames()
 
     def _forget_old_frames(self) -> None:

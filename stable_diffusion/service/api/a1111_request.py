@@ -15,10 +15,10 @@ from ... import catalogue
 from ...errors import SamplerError
 from ...pictures.reading import fit
 from ...prompts import of_installation, with_default
-from ...request import Request
+from ...request import DEFAULTS, Request
 from ...sampler import key_of, sampler_from_a1111, takes_eta
 from .. import values
-from . import bodies, painting
+from . import bodies, models, painting
 from . import options as options_module
 from .errors import ApiError
 from .fields import IGNORED, REFUSED, Field, read_fields
@@ -51,7 +51,8 @@ FIELDS = (
     Field("restore_faces", "boolean", "there is no face restoration", REFUSED),
     Field("tiling", "boolean", "pictures do not tile", REFUSED),
     Field("enable_hr", "boolean", "there is no hires fix", REFUSED),
-    Field("refiner_checkpoint", "string", "there is no refiner", REFUSED, ("None",)),
+    Field("refiner_checkpoint", "string", "a model that /sdapi/v1/sd-models lists; None for none"),
+    Field("refiner_switch_at", "number", "the share of the noise schedule after which it takes over; default: 0.8"),
     Field("script_name", "string", "there are no scripts", REFUSED, ("None",)),
     Field("infotext", "string", "send the parameters as fields", REFUSED),
     Field("seed_resize_from_w", "integer", "", REFUSED, (-1,)),
@@ -72,7 +73,6 @@ FIELDS = (
         "switch them on, list all combinations, and how often",
     ),
     Field("script_args", "array", "counts with script_name only", IGNORED),
-    Field("refiner_switch_at", "number", "counts with refiner_checkpoint only", IGNORED),
     Field("do_not_save_grid", "boolean", "no grids are made", IGNORED),
     Field("comments", "object", "", IGNORED),
     Field("force_task_id", "string", "", IGNORED),
@@ -172,6 +172,8 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
         "n_images": min(iterations * size, 10_000),
         "batch_size": min(size, 256),
         "model": options.model,
+        "refiner": _refiner(found),
+        "refiner_switch": found.get("refiner_switch_at", DEFAULTS["refiner_switch"]),
         "vae": options.vae,
         "clip_skip": options.clip_skip,
         "guidance_start": options.guidance_start,
@@ -193,6 +195,11 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
 
 def _seed(value: int | None) -> int | None:
     return None if value is None or value < 0 else value
+
+
+def _refiner(found: Mapping[str, Any]) -> str | None:
+    name = found.get("refiner_checkpoint", "")
+    return None if name.strip().lower() in ("", "none") else models.find(name).name
 
 
 def _sampler(found: Mapping[str, Any]) -> str | None:

@@ -87,7 +87,7 @@ def fill(parameters: Parameters) -> list[str]:
     said, left_out = read_record(parameters)
     # A setting that the picture does not name had its default.
     found = {name: each.to_form(DEFAULTS[name]) for name, each in values.FORM.items() if each.key and not each.always}
-    found |= {"loras": [], "vae": "", "styles": [], "dynamic_prompts": "", "combinations": False}
+    found |= {"loras": [], "vae": "", "refiner": "", "styles": [], "dynamic_prompts": "", "combinations": False}
     if parameters.model or parameters.model_hash:
         try:
             model = recorded.find_model(parameters.model or "", parameters.model_hash)
@@ -104,6 +104,11 @@ def fill(parameters: Parameters) -> list[str]:
         else:
             title = values.FORM[name].title or name.title()
             left_out.append(f"{title} {value} is not offered here, and was left as it is.")
+    if refiner := parameters.extra.get(keys.REFINER):
+        try:
+            found["refiner"] = recorded.find_model(*keys.titled(refiner)).name
+        except StableDiffusionError as error:
+            left_out.append(f"{error} It was left out.")
     if vae := parameters.extra.get(keys.VAE):
         try:
             path = recorded.find_vae(vae, parameters.extra.get(keys.VAE_HASH))

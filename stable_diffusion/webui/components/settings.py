@@ -27,6 +27,8 @@ def sidebar() -> None:
         _seed()
         with st.expander("Advanced"):
             _advanced()
+        with st.expander("Refiner"):
+            _refiner()
         with st.expander("How the model is loaded"):
             _of_model()
         with st.expander("Presets"):
@@ -131,6 +133,14 @@ def _advanced() -> None:
     _choice("file_format", {each.key: each.title for each in WRITTEN})
 
 
+def _refiner() -> None:
+    """Draw which model takes over, and where."""
+    usable = [model.name for model in session.listed_models() if model.present and not model.problem]
+    chosen = st.session_state["refiner"]
+    _select("refiner", {"": "None", **{name: name for name in dict.fromkeys([*usable, *filter(None, [chosen])])}})
+    _slider("refiner_switch", disabled=not chosen)
+
+
 def _of_model() -> None:
     """Draw how the model is loaded."""
     st.caption("A change takes effect with the next picture: the model is loaded again for it.")
@@ -149,9 +159,17 @@ def _toggle(name: str) -> None:
     st.toggle(each.title, key=name, help=session.plain(_sentence(each.help)), persist_state="session")
 
 
-def _slider(name: str, step: float = 0.05) -> None:
+def _slider(name: str, step: float = 0.05, disabled: bool = False) -> None:
     each = values.FORM[name]
-    st.slider(each.title, *values.bounds(name), step=step, key=name, help=_sentence(each.help), persist_state="session")
+    st.slider(
+        each.title,
+        *values.bounds(name),
+        step=step,
+        key=name,
+        disabled=disabled,
+        help=_sentence(each.help),
+        persist_state="session",
+    )
 
 
 def _number(name: str, disabled: bool = False) -> None:
