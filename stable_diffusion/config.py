@@ -363,6 +363,7 @@ class SchedulerConfig(Config):
     interpolation_type: str = "linear"
     use_karras_sigmas: bool | None = None
     use_exponential_sigmas: bool | None = None
+    use_beta_sigmas: bool | None = None
     sigma_min: float | None = None
     sigma_max: float | None = None
     final_sigmas_type: str | None = None
@@ -377,13 +378,13 @@ class SchedulerConfig(Config):
     original_inference_steps: int | None = None
     timestep_scaling: float | None = None
     shift: float = 1.0
+    aligned_sigmas: tuple[float, ...] | None = None  # the family's, for Align Your Steps; no key of the files
 
     FIXED: ClassVar = {
         "thresholding": (False,),
         "shift_terminal": (None,),
         "invert_sigmas": (False,),
         "stochastic_sampling": (False,),
-        "use_beta_sigmas": (False, None),
         "use_flow_sigmas": (False, None),
         "use_lu_lambdas": (False, None),
         "use_dynamic_shifting": (False, None),
@@ -427,7 +428,7 @@ class SchedulerConfig(Config):
                 raise ValueError(
                     f"num_train_timesteps = {self.num_train_timesteps!r} should be 1000 with flow matching."
                 )
-            for key in ("use_karras_sigmas", "use_exponential_sigmas"):
+            for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
                 if getattr(self, key):  # over s, where a sampler's are over sigma / alpha
                     raise ValueError(f"{key} is not supported with flow matching; a sampler's own sigmas are.")
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:

@@ -68,6 +68,7 @@ class Family:
     # The schedule.
     steps_offset: int | None = None  # overrides the files, as the reference does; None: as in the file
     schedule: Mapping[str, Any] = field(default_factory=dict)  # further scheduler_config.json keys for single files
+    aligned_sigmas: tuple[float, ...] | None = None  # for Align Your Steps; None: Stable Diffusion 1.5's
 
     # Folders in diffusers' form: a regular expression for the pipeline classes that are read, then what is written.
     pipelines: str = r"(?!)"
@@ -156,6 +157,8 @@ _XL: dict[str, Any] = {
     "tiny_vae": "madebyollin/taesdxl",
     "colours": _SDXL_COLOURS,
     "schedule": {"timestep_spacing": "leading", "interpolation_type": "linear", "use_karras_sigmas": False},
+    # Align Your Steps: Sabour et al. 2024, arXiv:2404.14507
+    "aligned_sigmas": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
     "scheduler": "EulerDiscreteScheduler",
     "lcm_scheduler": "EulerDiscreteScheduler",
 }  # what SDXL and its refiner have in common

@@ -29,7 +29,7 @@ from .model import LoadedModel
 from .model_io.hub import Progress
 from .pictures.arrays import to_picture
 from .record.used import Used
-from .sampler import Sampler
+from .sampler import Sampler, a1111_name
 from .text.prompt import A1111, Blend
 
 
@@ -349,6 +349,7 @@ class StableDiffusion(LoadedModel):
             tuple(self.loras),
             {each.name: files.short_hash(each.path) for each in loras},
             {name: files.short_hash(path) for name, path in named.items() if path},
+            sampler=a1111_name(call.sampler),
             refiner=None if refinement is None else refinement.model.name,
             refiner_hash=None if refinement is None else refinement.model._files_used["model_hash"],
             **self._files_used,

@@ -493,7 +493,7 @@ class Request:
         from .record.inputs import record
         from .sampler import a1111_name  # not at the top, since it imports MLX
 
-        sampler, schedule = a1111_name(self.sampler)
+        sampler, schedule = used.sampler or a1111_name(self.sampler)
         own = dataclasses.replace(self, **seeds)
         extra = record(self.picture_file, self.mask_file)
         for name, each in SETTINGS.items():

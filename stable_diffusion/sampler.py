@@ -21,11 +21,11 @@ from .diffusion.samplers.restart import RestartSampler
 from .diffusion.samplers.tcd import TCDSampler
 from .diffusion.samplers.unipc import UniPCSampler
 from .errors import SamplerError
+from .schedules import AUTOMATIC, TITLES, schedule_by_name
 
 __all__ = [
     "DEFAULT_SAMPLER",
     "SAMPLERS",
-    "SCHEDULE_TITLES",
     "DDIMSampler",
     "DDPMSampler",
     "DPM2AncestralSampler",
@@ -50,6 +50,7 @@ __all__ = [
     "TCDSampler",
     "UniPCSampler",
     "a1111_name",
+    "automatic_of",
     "eta_of",
     "key_of",
     "name_of",
@@ -90,17 +91,9 @@ _KNOWN_AS: dict[type[Sampler], tuple[str, ...]] = {
     LCMSampler: ("k_lcm", "LCMScheduler"),
     TCDSampler: ("k_tcd", "TCDScheduler"),
 }
-# The schedules by key, with their names in A1111, and the suffixes of samplers' names that mean them.
-SCHEDULE_TITLES = {
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "uniform": "Uniform",
-    "sgm_uniform": "SGM Uniform",
-    "simple": "Simple",
-}
-_SUFFIXES = {**{key: (key,) for key in SCHEDULE_TITLES}, "karras": ("karras", "k", "ka")}
+# The suffixes of samplers' names that mean a schedule.
+_SUFFIXES = {**{key: (key,) for key in (*TITLES, AUTOMATIC)}, "karras": ("karras", "k", "ka")}
 _A1111_SAMPLERS: dict[type[Sampler], str] = {PNDMSampler: "PLMS"}  # where A1111's name is not our title
-_FROM_A1111 = {title.casefold(): key for key, title in SCHEDULE_TITLES.items()} | {"normal": "uniform"}
 
 
 @dataclass(frozen=True)
@@ -132,11 +125,15 @@ _BY_NAME: dict[str, tuple[type[Sampler], str | None]] = {
 }
 
 
-def sampler_by_name(name: str | Sampler) -> Sampler:
+def sampler_by_name(name: str | Sampler, schedule: str | None = None) -> Sampler:
     """The sampler of a key or of a name that users know ("DPM++ 2M Karras"), in any case; samplers are returned as is.
 
-    Raises `SamplerError` for an unknown name, with similar ones, and for a sigma schedule that the sampler lacks.
+    `schedule` is one of stable_diffusion.schedules, by any name: "karras", or "automatic" for the one that A1111 takes
+    for this sampler. Raises `SamplerError` for an unknown name, with similar ones, for a schedule that the sampler
+    lacks, and for one beside a name that has another.
     """
+    if schedule is not None:
+        return _with_schedule(sampler_by_name(name), schedule_by_name(schedule))
     if isinstance(name, Sampler):
         return name
     if not isinstance(name, str):
@@ -144,13 +141,30 @@ def sampler_by_name(name: str | Sampler) -> Sampler:
     if _plain(name) not in _BY_NAME:
         raise SamplerError(_unknown(name))
     cls, schedule = _BY_NAME[_plain(name)]
-    if schedule is not None and schedule not in cls.schedules:
+    return cls() if schedule is None else _with_schedule(cls(), schedule)
+
+
+def _with_schedule(sampler: Sampler, schedule: str) -> Sampler:
+    """The sampler with a schedule of this key; with `AUTOMATIC`, the one that it takes by itself, if any."""
+    if sampler.sigma_schedule in sampler.schedules:
+        if schedule in (AUTOMATIC, sampler.sigma_schedule):
+            return sampler
+        raise SamplerError(
+            f"{name_of(sampler)} has a schedule in its name, and {schedule} is another: give one of them, such as "
+            f"{sampler.key} with {schedule}."
+        )
+    if schedule != AUTOMATIC and schedule not in sampler.schedules:
         with_schedule = ", ".join(f"{known.key}_{schedule}" for known in SAMPLERS if schedule in known.schedules)
         raise SamplerError(
-            f"{cls.title} has no {schedule} sigmas ({name!r}), because its times come from the checkpoint's training: "
-            f"choose {cls.key}, or one of {with_schedule}."
+            f"{sampler.title} has no {schedule} sigmas, because its times come from the checkpoint's training: choose "
+            f"{sampler.key} without it, or one of {with_schedule}."
         )
-    return cls(sigma_schedule=schedule)
+    return dataclasses.replace(sampler, sigma_schedule=schedule)
+
+
+def automatic_of(sampler: str | Sampler) -> str | None:
+    """The key of the schedule that A1111 takes for a sampler by itself; None: what the checkpoint says."""
+    return sampler_by_name(sampler).automatic
 
 
 def takes_eta(sampler: str | Sampler) -> bool:
@@ -177,8 +191,7 @@ def eta_of(sampler: Sampler) -> float | None:
 def sampler_names() -> dict[str, str]:
     """Every key, including those with a sigma schedule, and its title: {"dpmpp_2m_karras": "DPM++ 2M Karras", ...}."""
     return {
-        known.key + (f"_{schedule}" if schedule else ""): known.title
-        + (f" {SCHEDULE_TITLES[schedule]}" if schedule else "")
+        known.key + (f"_{schedule}" if schedule else ""): known.title + (f" {TITLES[schedule]}" if schedule else "")
         for known in SAMPLERS
         for schedule in (None, *known.schedules)
     }
@@ -204,24 +217,22 @@ def a1111_name(sampler: str | Sampler) -> tuple[str, str | None]:
     """(Sampler, Schedule type) as A1111 writes them into pictures; None if Schedule type is left out."""
     found = sampler_by_name(sampler)
     schedule = found.sigma_schedule if found.sigma_schedule in found.schedules else None
-    return _A1111_SAMPLERS.get(type(found), found.title), SCHEDULE_TITLES[schedule] if schedule else None
+    return _A1111_SAMPLERS.get(type(found), found.title), TITLES[schedule] if schedule else None
 
 
 def sampler_from_a1111(sampler: str, schedule_type: str | None = None) -> Sampler:
     """The sampler of A1111's pair, also of its older single names ("DPM++ 2M Karras", no schedule type).
 
-    Raises `SamplerError` for a sampler or schedule type that is not known here.
+    A schedule type counts before the suffix of a name; one that the sampler does not have is left out, since A1111
+    writes one for samplers that ignore it, too. No schedule type leaves the schedule to the checkpoint. Raises `SamplerError` for a name that is not known here.
     """
     found = sampler_by_name(sampler)
-    wanted = (schedule_type or "").strip().casefold()
-    if wanted in ("automatic", ""):
+    if schedule_type is None or not schedule_type.strip():
         return found
-    if wanted not in _FROM_A1111:
-        known = ", ".join(SCHEDULE_TITLES.values())
-        raise SamplerError(f"Schedule type {schedule_type!r} is not known: choose Automatic, {known}.")
-    # A1111 also writes a schedule type for samplers that ignore it.
-    schedule = _FROM_A1111[wanted]
-    return sampler_by_name(f"{found.key}_{schedule}") if schedule in found.schedules else found
+    schedule = schedule_by_name(schedule_type)
+    if schedule == AUTOMATIC:
+        return _with_schedule(found, schedule)
+    return _with_schedule(type(found)(), schedule) if schedule in found.schedules else found
 
 
 def _unknown(name: str) -> str:

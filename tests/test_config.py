@@ -40,7 +40,7 @@ def test_the_embedded_files_are_read_whole(config_type, file):
         (UNetConfig, "a_key_of_tomorrow", 3),
         (SchedulerConfig, "thresholding", True),
         (SchedulerConfig, "use_flow_sigmas", True),
-        (SchedulerConfig, "use_beta_sigmas", True),
+        (SchedulerConfig, "use_lu_lambdas", True),
         (SchedulerConfig, "sigma_data", 0.5),
         (CLIPTextConfig, "model_type", "t5"),
     ],

@@ -184,3 +184,10 @@ def test_where_nothing_is_negative_the_texts_answer_stands_for_it():
     denoiser = Denoiser(lambda x, t, step: eps, interval=interval, needs_negative=True)
     for each in denoiser.with_negative(x, LEVEL, 9):
         close(each.eps, eps)
+
+
+def test_a_denoiser_that_is_told_no_interval_guides_every_step():
+    x, text = known()
+    both = mx.concatenate([mx.zeros_like(x), text])
+    for step in (1, 2, 50):
+        close(Denoiser(lambda x, t, step: both, cfg_weight=3.0).output(x, LEVEL, step), 3 * text)

@@ -37,7 +37,14 @@ from stable_diffusion.sampler import (
 SD = SchedulerConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=True
 )
-KEYS = tuple(sampler_names())
+OFTEN = (None, "karras", "exponential", "uniform", "sgm_uniform")
+# Every sampler and every schedule, but not each with each.
+KEYS = tuple(
+    key
+    for key in sampler_names()
+    if sampler_by_name(key).key in ("euler", "dpmpp_2m", "ddim", "dpmpp_sde", "dpm2", "restart")
+    or sampler_by_name(key).sigma_schedule in OFTEN
+)
 PLAIN_KEYS = tuple(known.key for known in SAMPLERS)
 STOCHASTIC = ("euler_a", "ddpm", "dpmpp_sde", "dpmpp_2m_sde", "dpm2_a", "dpmpp_2s_a", "dpmpp_3m_sde", "tcd")
 TWO_CALLS = ("heun", "dpmpp_sde", "dpm2", "dpm2_a", "dpmpp_2s_a", "restart")
@@ -105,6 +112,9 @@ def test_the_last_step_leaves_no_noise(key):
     sampler = sampler_by_name(key)
     plan = sampler.plan(SD, 20)
     step = run(sampler, plan, Gaussian(plan, std=0.0), normal(3))[-1]
+    if key.endswith("kl_optimal"):  # which ends at the least noise that the network was trained on
+        np.testing.assert_allclose(np.array(step.x), np.full(SHAPE, 0.7), atol=0.2)
+        return
     assert step.sigma == 0
     np.testing.assert_allclose(np.array(step.x), np.full(SHAPE, 0.7), atol=2e-3)
 
@@ -145,9 +155,10 @@ def test_the_error_falls_with_the_order(key):
     assert math.log2(errors[0] / errors[-1]) / 2 > ORDERS[key] - 0.2
 
 
-@pytest.mark.parametrize("key", ["euler_a", "euler_a_karras", "ddpm", "dpmpp_sde", "dpmpp_2m_sde_karras",
-                                 "dpm2_a_karras",
-                                 "dpmpp_2s_a_karras", "dpmpp_3m_sde_exponential", "restart_karras"])  # fmt: skip
+@pytest.mark.parametrize("key", [
+    "euler_a", "euler_a_karras", "ddpm", "dpmpp_sde", "dpmpp_2m_sde_karras", "dpm2_a_karras", "dpmpp_2s_a_karras",
+    "dpmpp_3m_sde_exponential", "restart_karras",
+])  # fmt: skip
 def test_stochastic_samplers_draw_from_the_data(key):
     sampler = sampler_by_name(key)
     plan = sampler.plan(dataclasses.replace(SD, timestep_spacing="trailing"), 200)
@@ -171,7 +182,8 @@ def test_steps_say_what_they_reached(key):
     assert [step.t for step in steps] == [end.t for end in plan.ends]
     sigmas = [step.sigma for step in steps]
     assert sigmas == sorted(sigmas, reverse=True)
-    assert steps[-1].t == 0 and steps[-1].sigma == pytest.approx(0.0292 if key == "tcd" else 0.0, abs=1e-4)
+    noisy = key == "tcd" or key.endswith("kl_optimal")
+    assert steps[-1].t == 0 and steps[-1].sigma == pytest.approx(0.0292 if noisy else 0.0, abs=1e-4)
     for step in steps:
         assert isinstance(step.t, float) and isinstance(step.sigma, float)
         assert step.x.shape == step.x_0.shape == SHAPE
@@ -185,7 +197,7 @@ def test_the_same_noise_gives_the_same_latents(key):
     first, second = (run(sampler, plan, Gaussian(plan), normal(3))[-1].x for _ in range(2))
     assert mx.array_equal(first, second)
     other = run(sampler, plan, Gaussian(plan), normal(3), seed=2)[-1].x
-    draws_noise = key.startswith((*STOCHASTIC, "lcm"))
+    draws_noise = sampler.key in (*STOCHASTIC, "euler_a_cfg_pp", "lcm")
     assert mx.array_equal(first, other) != draws_noise
 
 
@@ -371,7 +383,8 @@ def test_what_a_sampler_cannot_do_with_a_file(sampler, file, error, match):
 
 @pytest.mark.parametrize("make", [
     lambda: SimpleEulerSampler(spacing="even"),
-    lambda: SimpleEulerSampler(sigma_schedule="beta"),
+    lambda: SimpleEulerSampler(sigma_schedule="even"),
+    lambda: DDIMSampler(sigma_schedule="beta"),
     lambda: DDIMSampler(sigma_schedule="karras"),
     lambda: DDIMSampler(eta=2.0),
     lambda: TCDSampler(eta=1.01),
@@ -503,17 +516,19 @@ def test_pairs_of_picture_metadata():
     assert a1111_name("pndm") == ("PLMS", None)
     for key in sampler_names():
         assert key_of(sampler_from_a1111(*a1111_name(key))) == key
-    assert key_of(sampler_from_a1111("DPM++ 2M", "Automatic")) == "dpmpp_2m"
+    assert key_of(sampler_from_a1111("DPM++ 2M", "Automatic")) == "dpmpp_2m_karras"
+    assert key_of(sampler_from_a1111("Euler a", "Automatic")) == "euler_a"
+    assert key_of(sampler_from_a1111("DPM++ 2M", None)) == key_of(sampler_from_a1111("DPM++ 2M", "")) == "dpmpp_2m"
     assert key_of(sampler_from_a1111("DPM++ 2M Karras")) == "dpmpp_2m_karras"
     assert key_of(sampler_from_a1111("DDIM", "Karras")) == "ddim"
-    with pytest.raises(SamplerError, match="Polyexponential"):
-        sampler_from_a1111("Euler", "Polyexponential")
+    with pytest.raises(SamplerError, match=r"'Polyexponentail' is not known\. Did you mean polyexponential"):
+        sampler_from_a1111("Euler", "Polyexponentail")
 
 
 def test_the_list_of_samplers_is_the_registrys():
     assert [each.key for each in samplers()] == list(PLAIN_KEYS)
     keys = [key for each in samplers() for key in (each.key, *(f"{each.key}_{name}" for name in each.schedules))]
-    assert keys == list(KEYS) and all(sampler_by_name(key).title for key in keys)
+    assert keys == list(sampler_names()) and all(sampler_by_name(key).title for key in keys)
 
 
 @pytest.mark.parametrize("skip", [True, False])

@@ -16,11 +16,8 @@ from stable_diffusion.diffusion.schedule import (
     NoiseLevel,
     NoiseSchedule,
     Plan,
-    exponential_sigmas,
-    karras_sigmas,
-    named_sigmas,
-    spaced_times,
 )
+from stable_diffusion.diffusion.spacing import exponential_sigmas, karras_sigmas, named_sigmas, spaced_times
 from stable_diffusion.errors import ConfigError, InputError
 
 SD = SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)

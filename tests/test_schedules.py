@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, families
 from stable_diffusion import __main__ as program
 from stable_diffusion.backend import mx
 from stable_diffusion.config import SchedulerConfig
-from stable_diffusion.errors import InputError, SamplerError
+from stable_diffusion.errors import ConfigError, InputError, SamplerError
+from stable_diffusion.model_io.checkpoint import assemble
 from stable_diffusion.model_io.locate import load
 from stable_diffusion.record import picture_files
 from stable_diffusion.request import Request
@@ -46,8 +47,10 @@ def sigma_of(t):
 # modules/sd_schedulers.py of A1111, and what it takes from k-diffusion: sigmas without the 0 at the end.
 FORMULAS = {
     "uniform": lambda n: sigma_of(np.linspace(999, 0, n)),  # k-diffusion's get_sigmas
+    "normal": lambda n: sigma_of(np.linspace(999, 0, n)),
     "sgm_uniform": lambda n: sigma_of(np.linspace(999, 0, n + 1)[:-1]),
     "simple": lambda n: np.array([sigma_table()[-(1 + int(x * (1000 / n)))] for x in range(n)]),
+    "ddim": lambda n: sigma_table()[1 :: max(1000 // n, 1)][:n][::-1],
     "karras": lambda n: (
         (
             sigma_table()[-1] ** (1 / 7)
@@ -56,25 +59,80 @@ FORMULAS = {
         ** 7
     ),
     "exponential": lambda n: np.exp(np.linspace(np.log(sigma_table()[-1]), np.log(sigma_table()[0]), n)),
-}
+    "polyexponential": lambda n: np.exp(
+        np.linspace(1, 0, n) * np.log(sigma_table()[-1] / sigma_table()[0]) + np.log(sigma_table()[0])
+    ),
+    "kl_optimal": lambda n: np.tan(
+        np.arange(n) / n * np.arctan(sigma_table()[0]) + (1 - np.arange(n) / n) * np.arctan(sigma_table()[-1])
+    ),
+    "align_your_steps": lambda n: np.exp(
+        np.interp(
+            np.linspace(0, 1, n), np.linspace(0, 1, 11),
+            np.log([14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]),
+        )
+    ),
+}  # fmt: skip
+FROM_THE_SPACING = ("karras", "exponential")  # between its ends, as in the reference
+OVER_THE_WHOLE = ("dpmpp_2s_a", "restart", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 
 
-@pytest.mark.parametrize("n", COUNTS)
 @pytest.mark.parametrize("schedule", FORMULAS)
-@pytest.mark.parametrize("key", ["euler", "euler_a", "heun", "lms", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "unipc"])
-def test_the_noise_levels_are_a1111s(key, schedule, n):
-    whole_schedule = schedule not in ("karras", "exponential") or key in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
-    if not whole_schedule and n == 1:
-        return  # the reference's classes take the only time's sigma for both ends
-    spacing = SD if whole_schedule else dataclasses.replace(SD, timestep_spacing="linspace")
-    plan = sampler_by_name(f"{key}_{schedule}").plan(spacing, n)
-    np.testing.assert_allclose([level.ve_sigma for level in plan.levels], FORMULAS[schedule](n), rtol=2e-5)
-    assert plan.ends[-1].ve_sigma == 0 and plan.ends[:-1] == plan.levels[1:]
+@pytest.mark.parametrize("key", ["euler", "euler_a", "heun", "lms", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "unipc",
+                                 "dpmpp_2s_a", "restart", "euler_a_cfg_pp"])  # fmt: skip
+def test_the_noise_levels_are_a1111s(key, schedule):
+    whole = schedule not in FROM_THE_SPACING or key in OVER_THE_WHOLE
+    spacing = SD if whole else dataclasses.replace(SD, timestep_spacing="linspace")
+    # The reference's classes take the only time's sigma for both ends.
+    for n in COUNTS if whole else COUNTS[1:]:
+        plan = sampler_by_name(f"{key}_{schedule}").plan(spacing, n)
+        np.testing.assert_allclose([level.ve_sigma for level in plan.levels], FORMULAS[schedule](n), rtol=2e-5)
+        last = sigma_table()[0] if schedule == "kl_optimal" else 0
+        assert plan.ends[-1].ve_sigma == pytest.approx(last, rel=2e-5) and plan.ends[:-1] == plan.levels[1:]
+
+
+@pytest.mark.parametrize("schedule", FORMULAS)
+@pytest.mark.parametrize("key", ["dpm2", "dpm2_a", "dpmpp_3m_sde"])
+def test_of_one_level_more_the_last_above_the_end_is_left_out(key, schedule):
+    for n in COUNTS[:-1]:
+        plan = sampler_by_name(f"{key}_{schedule}").plan(SD, n)
+        np.testing.assert_allclose([level.ve_sigma for level in plan.levels], FORMULAS[schedule](n + 1)[:n], rtol=2e-5)
+
+
+def test_where_a1111s_ddim_schedule_has_a_step_more_the_one_at_the_top_is_left_out():
+    sigmas = sigma_table()[1 :: 1000 // 30][::-1]
+    assert len(sigmas) == 31
+    levels = sampler_by_name("euler_ddim").plan(SD, 30).levels
+    np.testing.assert_allclose([level.ve_sigma for level in levels], sigmas[1:], rtol=2e-5)
+    assert len(sampler_by_name("euler_ddim").plan(SD, 1000)) == 1000
+
+
+def test_align_your_steps_of_sdxl():
+    table = [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029]
+    config = dataclasses.replace(SD, aligned_sigmas=families.SDXL.aligned_sigmas)
+    levels = sampler_by_name("euler_align_your_steps").plan(config, 11).levels
+    np.testing.assert_allclose([level.ve_sigma for level in levels], table, rtol=1e-6)
+    assert families.SD1.aligned_sigmas is families.SD2.aligned_sigmas is None  # Stable Diffusion 1.5's
+
+
+def test_a_checkpoint_knows_its_families_table():
+    checkpoint = load(EMBEDDED, mx.float32)
+    parts = checkpoint.unet, checkpoint.vae, checkpoint.text_encoders, checkpoint.tokenizers, checkpoint.scheduler
+    assert assemble("it", "sdxl", *parts, False).scheduler.aligned_sigmas == families.SDXL.aligned_sigmas
+    assert checkpoint.scheduler.aligned_sigmas is None
+
+
+def test_a_file_may_ask_for_beta_sigmas():
+    asked = sampler_by_name("euler").plan(dataclasses.replace(SD, use_beta_sigmas=True), 10).levels
+    assert asked == sampler_by_name("euler_beta").plan(SD, 10).levels != sampler_by_name("euler").plan(SD, 10).levels
+    with pytest.raises(ConfigError, match="use_karras_sigmas and use_beta_sigmas are both true"):
+        sampler_by_name("euler").plan(dataclasses.replace(SD, use_beta_sigmas=True, use_karras_sigmas=True), 10)
 
 
 @pytest.mark.parametrize("n", COUNTS)
 @pytest.mark.parametrize(("schedule", "times"), [
     ("uniform", lambda n: np.linspace(999, 0, n)),
+    ("normal", lambda n: np.linspace(999, 0, n)),
+    ("ddim", lambda n: (1 + np.arange(n) * (1000 // n))[::-1]),
     ("sgm_uniform", lambda n: np.linspace(999, 0, n + 1)[:-1]),
     ("simple", lambda n: [999 - int(x * (1000 / n)) for x in range(n)]),
 ])  # fmt: skip
@@ -99,7 +157,17 @@ def test_automatic_is_as_the_file_says():
 
 @pytest.mark.parametrize(("pair", "key"), [
     (("Euler", "Uniform"), "euler_uniform"),
-    (("Euler", "Normal"), "euler_uniform"),
+    (("Euler", "Normal"), "euler_normal"),
+    (("Euler", "SGMUniform"), "euler_sgm_uniform"),
+    (("Euler a", "KL Optimal"), "euler_a_kl_optimal"),
+    (("Heun", "align_your_steps"), "heun_align_your_steps"),
+    (("DPM2", "DDIM"), "dpm2_ddim"),
+    (("LMS", "Polyexponential"), "lms_polyexponential"),
+    (("UniPC", "Beta"), "unipc_beta"),
+    (("DPM++ 2M SDE", "Automatic"), "dpmpp_2m_sde_exponential"),
+    (("Restart", "Automatic"), "restart_karras"),
+    (("TCD", "Karras"), "tcd"),
+    (("DDIM", "Beta"), "ddim"),
     (("DPM++ 2M", "SGM Uniform"), "dpmpp_2m_sgm_uniform"),
     (("DPM++ SDE", "simple"), "dpmpp_sde_simple"),
     (("DPM++ 2M Karras", "Automatic"), "dpmpp_2m_karras"),
@@ -108,6 +176,30 @@ def test_automatic_is_as_the_file_says():
 ])  # fmt: skip
 def test_schedule_types_of_a1111(pair, key):
     assert key_of(sampler_from_a1111(*pair)) == key
+
+
+@pytest.mark.parametrize(("name", "near"), [
+    ("karas", "karras"), ("SGM Uniformm", "sgm_uniform"), ("align your step", "align_your_steps"),
+    ("KL optimum", "kl_optimal"), ("zzz", "There are automatic, uniform, karras"),
+])  # fmt: skip
+def test_an_unknown_schedule_names_near_ones(name, near):
+    with pytest.raises(SamplerError, match=near) as caught:
+        sampler_by_name("euler", name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["pndm", "lcm", "tcd", "ddim", "ddpm"])
+def test_where_a_schedule_does_not_apply(key):
+    with pytest.raises(SamplerError, match=r"has no karras sigmas, because its times come from the checkpoint"):
+        sampler_by_name(key, "karras")
+    assert sampler_by_name(key, "automatic") == sampler_by_name(key)
+
+
+def test_a_name_with_a_schedule_and_another_schedule():
+    assert key_of(sampler_by_name("DPM++ 2M Karras", "karras")) == "dpmpp_2m_karras"
+    assert key_of(sampler_by_name("DPM++ 2M Exponential", "Automatic")) == "dpmpp_2m_exponential"
+    with pytest.raises(SamplerError, match=r"DPM\+\+ 2M Karras has a schedule in its name, and simple is another"):
+        sampler_by_name("DPM++ 2M Karras", "Simple")
 
 
 def test_a_spacing_and_a_schedule_that_replaces_it():

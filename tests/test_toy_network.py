@@ -186,11 +186,12 @@ class TestFlow:
             ({**name, "shift": "3"}, "shift = '3'"),
             ({**name, "num_train_timesteps": 500}, "num_train_timesteps = 500"),
             ({**name, "use_karras_sigmas": True}, "use_karras_sigmas"),
+            ({**name, "use_beta_sigmas": True}, "use_beta_sigmas"),
             ({"shift": 3.0}, "belongs to flow matching"),
         ):
             with pytest.raises(ConfigError, match=said):
                 SchedulerConfig.from_dict(bad)
-        for key in ("use_dynamic_shifting", "stochastic_sampling", "invert_sigmas", "use_beta_sigmas"):
+        for key in ("use_dynamic_shifting", "stochastic_sampling", "invert_sigmas", "use_flow_sigmas"):
             with pytest.raises(UnsupportedCheckpointError, match=key):
                 SchedulerConfig.from_dict({**name, key: True})
 

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from .. import catalogue
+from ..schedules import TITLES
 from .options import add_debug, add_setting, path
 from .running import Report
 
@@ -14,7 +15,7 @@ def add_to(commands: Any) -> None:
     """Add their parsers."""
     listing = commands.add_parser("models", help="list the models", description="List the models to choose from.")
     listing.set_defaults(run=list_models)
-    samplers = commands.add_parser("samplers", help="list the samplers", description="List the samplers by name.")
+    samplers = commands.add_parser("samplers", help="list the samplers and schedules", description="List the samplers and schedules by name.")
     samplers.set_defaults(run=list_samplers)
     add_debug(samplers)
     conversion = commands.add_parser(
@@ -76,13 +77,21 @@ ${catalogue.FOLDERS_VARIABLE} names (A1111's or ComfyUI's too); a file's hash is
 
 
 def list_samplers(args: argparse.Namespace) -> None:
-    """Print every sampler: its name for --sampler, and the one that other programs show."""
-    from ..sampler import sampler_names
+    """Print the samplers and the schedules: their names here, and those that other programs show."""
+    from ..sampler import SAMPLERS, automatic_of
 
-    names = sampler_names()
-    width = max(map(len, names))
-    for key, title in names.items():
-        print(f"{key:<{width}}  {title}")
+    width = max(len(name) for name in (*TITLES, *(each.key for each in SAMPLERS)))
+    print("Samplers, for --sampler, and the schedule that automatic means for each:")
+    for each in SAMPLERS:
+        usual = TITLES.get(automatic_of(each.key) or "", "what the model says")
+        print(f"{each.key:<{width}}  {each.title:<14}  {usual if each.schedules else 'has none'}")
+    print("\nSchedules, for --schedule, or after a sampler's name as in euler_karras or \"Euler Karras\":")
+    some: dict[tuple[str, ...], list[str]] = {}
+    for key, title in TITLES.items():
+        without = tuple(each.key for each in SAMPLERS if key not in each.schedules)
+        some.setdefault(without, []).append(f"{key:<{width}}  {title}")
+    for without, lines in some.items():
+        print(*lines, f"{'':<{width}}  (for all but {', '.join(without)})", sep="\n")
 
 
 def convert(args: argparse.Namespace) -> None:

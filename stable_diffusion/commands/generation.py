@@ -22,14 +22,18 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
     `more` are fields that the command makes, such as pictures. Raises what finding the model raises, and `InputError`
     for what can be refused before loading it.
     """
-    from ..sampler import key_of
+    from ..sampler import key_of, sampler_by_name
 
     asked = {name: value for name, value in vars(args).items() if value is not None}
     defaults = dataclasses.asdict(catalogue.find(args.model).defaults)
     if args.refiner is not None:
         catalogue.find(args.refiner)  # before the first one is loaded
     values = {name: value for name, value in defaults.items() if value is not None and name not in ("width", "height")}
-    values |= asked | {"sampler": key_of(asked.get("sampler", defaults["sampler"])), "loras": tuple(args.loras)}
+    sampler, schedule = asked.get("sampler", defaults["sampler"]), asked.get("schedule")
+    if schedule is not None:
+        given = "sampler" in asked  # else the schedule takes the place of the model's own
+        sampler = sampler_by_name(sampler if given else sampler_by_name(sampler).key, schedule)
+    values |= asked | {"sampler": key_of(sampler), "loras": tuple(args.loras)}
     if asked.get("hires_sampler"):
         values["hires_sampler"] = key_of(asked["hires_sampler"])
     if asked.get("hires_upscaler"):

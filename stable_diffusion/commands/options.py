@@ -100,6 +100,12 @@ def _add_model(how: argparse._ArgumentGroup) -> None:
         help="a name that `samplers` lists, such as euler or dpmpp_2m_karras (default: the model's)",
     )
     how.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help="how the noise levels are spread over the steps, a name that `samplers` lists, such as karras; automatic "
+        "is what A1111 takes for the sampler (default: what the sampler's name or the model says)",
+    )
+    how.add_argument(
         "--lora",
         action="append",
         type=lora,

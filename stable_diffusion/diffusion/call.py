@@ -27,6 +27,7 @@ from .network import DenoisingNetwork
 from .noise import Seeds
 from .refining import SWITCH, Expert, Refinement, check_refiner
 from .schedule import Plan
+from .spacing import FILE_SCHEDULES
 from .start import FirstPass, InputLatents, InputPicture, check_task, read_input
 
 MAX_IMAGES = 256
@@ -372,7 +373,8 @@ def _from_the_top(sampler: Sampler, plan: Plan, config: SchedulerConfig) -> tupl
 
     One step of leading or linspace spacing begins at time 1 or 0, where next to nothing is noise.
     """
-    num_steps, named = len(plan.levels), plan.config.use_karras_sigmas or plan.config.use_exponential_sigmas
+    num_steps = len(plan.levels)
+    named = any(getattr(plan.config, f"use_{name}_sigmas") for name in FILE_SCHEDULES)
     begins = f"{_begins(sampler, plan)}, too far below the top for pure noise"
     others: list[dict[str, str]] = [{"spacing": "linspace"}, {"spacing": "trailing"}]
     if not named:

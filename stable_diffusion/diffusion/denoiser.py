@@ -45,7 +45,8 @@ class GuidanceInterval:
         """Whether guidance acts at a level in a step, from 1."""
         done = (step - 1) / self.steps
         begun = done > self.start or not self.start
-        return begun and done < self.end and level.ve_sigma >= self.min_sigma
+        on = done < self.end or self.end == 1  # to the very end, whatever the number of steps
+        return begun and on and level.ve_sigma >= self.min_sigma
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Betas, alpha-bars and sigmas; times to sigmas and back; the noise levels of one generation.
+"""Betas, alpha-bars and sigmas; times to sigmas and back; the noise levels of one generation (spacing.py spreads them).
 
 There are two forms: x_t = alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1 ("variance preserving", what the
 engine keeps), and x_0 + ve_sigma eps with ve_sigma = sigma / alpha ("variance exploding", k-diffusion's form).
@@ -20,8 +20,6 @@ from ..errors import ConfigError, InputError
 
 # The reference's stand-in for an alpha-bar of 0, so that ve_sigma stays finite (4096).
 TERMINAL_ALPHA_BAR = 2.0**-24
-# Schedules by times, under A1111's names (its modules/sd_schedulers.py): all begin at the last training time.
-TIME_SCHEDULES = ("uniform", "sgm_uniform", "simple")
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ class Plan:
     schedule: NoiseSchedule
     levels: tuple[NoiseLevel, ...]
     ends: tuple[NoiseLevel, ...]
-    middles: tuple[NoiseLevel, ...] = ()  # DPM++ SDE's second evaluation of each step but the last
+    middles: tuple[NoiseLevel, ...] = ()  # where DPM++ SDE and others ask again, in each step that ends above 0
     calls: tuple[NoiseLevel, ...] = ()  # PNDM's evaluations; a step may have two
     first: int = 0
     prior_std: float = 1.0
@@ -182,37 +180,6 @@ class Plan:
         return self.start.noised(x_0, noise)
 
 
-def spaced_times(config: SchedulerConfig, num_steps: int, rounded: bool = True, one_more: bool = False) -> np.ndarray:
-    """Times of `num_steps` steps, falling, float64; `timestep_spacing` and `steps_offset` of the configuration.
-
-    `timestep_spacing` may also be one of TIME_SCHEDULES. `rounded` makes linspace and these give integers. With
-    `one_more`, leading and linspace make room for one more step at the end, which is dropped (DPM-Solver, UniPC).
-    Table 2 of Lin et al. 2023, arXiv:2305.08891.
-    """
-    train_steps = config.num_train_timesteps
-    if config.timestep_spacing in TIME_SCHEDULES:
-        times = _times_by_name(config.timestep_spacing, train_steps, num_steps)
-        return times.round() if rounded else times
-    count = num_steps + one_more
-    if config.timestep_spacing == "linspace":
-        times = np.linspace(0, train_steps - 1, count)[::-1][:num_steps]
-        return times.round() if rounded else times
-    if config.timestep_spacing == "leading":
-        stride, offset = train_steps // count, config.steps_offset or 0
-        return (np.arange(count)[::-1] * stride + offset)[:num_steps].astype(np.float64)
-    # For some step counts rounding gives the reference's range one more step, at time -1. It is dropped here.
-    return np.arange(train_steps, 0, -train_steps / num_steps).round()[:num_steps] - 1
-
-
-def _times_by_name(name: str, train_steps: int, num_steps: int) -> np.ndarray:
-    last = train_steps - 1
-    if name == "uniform":  # both ends included; A1111's Normal is the same
-        return np.linspace(last, 0, num_steps)
-    if name == "sgm_uniform":
-        return np.linspace(last, 0, num_steps + 1)[:-1]
-    return last - np.floor(np.arange(num_steps) * (train_steps / num_steps))  # simple
-
-
 def with_zero_terminal_snr(config: SchedulerConfig, wanted: bool) -> SchedulerConfig:
     """The configuration with or without zero terminal SNR, which needs steps from the very last time on."""
     spacing = "trailing" if wanted else config.timestep_spacing
@@ -237,34 +204,6 @@ def contradictions(config: SchedulerConfig) -> list[str]:
     return found
 
 
-def karras_sigmas(sigma_min: float, sigma_max: float, num_steps: int, rho: float = 7.0) -> np.ndarray:
-    """Falling ve_sigmas, evenly spaced in sigma^(1 / rho). Equation 5 of Karras et al. 2022, arXiv:2206.00364."""
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (high + np.linspace(0, 1, num_steps) * (low - high)) ** rho
-
-
-def exponential_sigmas(sigma_min: float, sigma_max: float, num_steps: int) -> np.ndarray:
-    """Falling ve_sigmas, evenly spaced in log sigma (k-diffusion's get_sigmas_exponential)."""
-    return np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), num_steps))
-
-
-def log_linear_sigmas(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-    """`num_steps` + 1 falling ve_sigmas over the whole schedule (the Euler scheduler's interpolation_type)."""
-    low, high = np.log(schedule.ve_sigmas[[0, -1]])
-    return np.exp(_linspace(high, low, num_steps + 1)).astype(np.float64)
-
-
-def named_sigmas(config: SchedulerConfig, sigmas: np.ndarray, num_steps: int) -> np.ndarray | None:
-    """Karras or exponential sigmas between the ends of falling `sigmas`; None if neither is wanted."""
-    sigma_min = sigmas[-1].item() if config.sigma_min is None else config.sigma_min
-    sigma_max = sigmas[0].item() if config.sigma_max is None else config.sigma_max
-    if config.use_karras_sigmas:
-        return karras_sigmas(sigma_min, sigma_max, num_steps)
-    if config.use_exponential_sigmas:
-        return exponential_sigmas(sigma_min, sigma_max, num_steps)
-    return None
-
-
 def ve_levels(times: Sequence[float] | np.ndarray, ve_sigmas: np.ndarray) -> tuple[NoiseLevel, ...]:
     """Levels of times and their ve_sigmas, rounded to float32 as in the reference."""
     return tuple(
@@ -285,11 +224,11 @@ def _betas(config: SchedulerConfig) -> np.ndarray:
         raise ConfigError(f"beta_start = {config.beta_start!r} and beta_end = {config.beta_end!r} should be given.")
     start, end = config.beta_start, config.beta_end
     if config.beta_schedule == "linear":
-        return _linspace(start, end, count)
+        return linspace(start, end, count)
     if config.beta_schedule == "scaled_linear":
-        return _linspace(start**0.5, end**0.5, count) ** 2
+        return linspace(start**0.5, end**0.5, count) ** 2
     if config.beta_schedule == "sigmoid":
-        return 1 / (1 + np.exp(-_linspace(-6, 6, count))) * np.float32(end - start) + np.float32(start)
+        return 1 / (1 + np.exp(-linspace(-6, 6, count))) * np.float32(end - start) + np.float32(start)
     raise ConfigError(f"beta_schedule = {config.beta_schedule!r} is not known.")
 
 
@@ -304,7 +243,7 @@ def _flow_alpha_bars(config: SchedulerConfig) -> np.ndarray:
     return (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
 
 
-def _linspace(start: float, end: float, count: int) -> np.ndarray:
+def linspace(start: float, end: float, count: int) -> np.ndarray:
     """float32 with torch's rounding: from both ends towards the middle, each value rounded once."""
     if count == 1:
         return np.array([start], dtype=np.float32)

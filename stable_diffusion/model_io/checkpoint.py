@@ -71,9 +71,10 @@ def assemble(
     """Assemble the parts; `where` names the checkpoint in errors. Raises `ConfigError` if they do not fit."""
     configs = [encoder.config for encoder in text_encoders]
     _check_widths(where, unet.config, configs, vae.config, families.get(family).time_ids)
-    offset = families.get(family).steps_offset
-    if offset is not None:
-        scheduler = dataclasses.replace(scheduler, steps_offset=offset)
+    row = families.get(family)
+    scheduler = dataclasses.replace(scheduler, aligned_sigmas=row.aligned_sigmas)
+    if row.steps_offset is not None:
+        scheduler = dataclasses.replace(scheduler, steps_offset=row.steps_offset)
     return Checkpoint(
         family, unet, vae, tuple(text_encoders), tuple(tokenizers), scheduler, force_zeros_for_empty_prompt
     )

@@ -186,7 +186,7 @@ def _scheduler(checkpoint: Checkpoint) -> dict[str, Any]:
     kind = family.lcm_scheduler if checkpoint.unet.config.time_cond_proj_dim else family.scheduler
     values = {key: value for key, value in dataclasses.asdict(checkpoint.scheduler).items() if value is not None}
     defaults = dataclasses.asdict(SchedulerConfig())
-    unknown = {"skip_prk_steps"} | (set() if kind in CLIPPING else {"set_alpha_to_one"})
+    unknown = {"skip_prk_steps", "aligned_sigmas"} | (set() if kind in CLIPPING else {"set_alpha_to_one"})
     changed = {k: v for k, v in values.items() if k == "prediction_type" or (v != defaults[k] and k not in unknown)}
     return {"_class_name": kind, **changed} | ({"clip_sample": False} if kind in CLIPPING else {})
 

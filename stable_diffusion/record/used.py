@@ -18,6 +18,7 @@ class Used:
     loras: tuple[tuple[str, Strength], ...] = ()  # set by `set_loras`; those in the prompt's tags are in the prompt
     lora_hashes: Mapping[str, str] = field(default_factory=dict)  # of both kinds, by name
     embedding_hashes: Mapping[str, str] = field(default_factory=dict)
+    sampler: tuple[str, str | None] | None = None  # with its schedule, as A1111 names them, where it is known what ran
     model_hash: str | None = None  # if the model is a single file
     vae: str | None = None  # if it replaces the model's own
     vae_hash: str | None = None  # if it is a single file

@@ -10,11 +10,13 @@ from ..checks import Choice, Flag, Number, Text, Whole
 from ..errors import InputError
 from ..request import DEFAULTS, SETTINGS
 from ..sampler import SAMPLERS, key_of
+from ..schedules import AUTOMATIC
 from ..text.styles import MAX_NAME, MAX_STYLES
 from . import loras
 from .preview import KINDS
 
-AUTOMATIC = "automatic"  # the schedule that the checkpoint asks for
+OWN = "automatic"  # the schedule that the checkpoint asks for, by the word that presets have had for it from the first
+A1111S = "a1111"  # what A1111's Automatic is for the sampler
 MAX_TEXT = 20_000  # characters of a prompt; far more than any encoder reads
 RATIOS = {"1:1": (1, 1), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9)}
 EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such postcards
@@ -30,7 +32,7 @@ EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such
         "a market street in the rain at night, photograph",
     ),
 }
-SCHEDULES = {known.key: (AUTOMATIC, *known.schedules) for known in SAMPLERS}
+SCHEDULES = {known.key: (OWN, A1111S, *known.schedules) if known.schedules else (OWN,) for known in SAMPLERS}
 OF_MODEL = ("steps", "cfg", "width", "height", "strength")  # the model's own best values
 FORM = {name: each for name, each in SETTINGS.items() if each.page}
 EXACT = 2**53 - 1  # the largest integer that a browser counts exactly
@@ -87,7 +89,7 @@ def clean(values: Mapping[str, Any], known_models: Collection[str]) -> dict[str,
         sampler = values["sampler"] if values["sampler"] in SCHEDULES else sampler
         schedule = values.get("schedule") or schedule
         if sampler in SCHEDULES:
-            found |= {"sampler": sampler, "schedule": schedule if schedule in SCHEDULES[sampler] else AUTOMATIC}
+            found |= {"sampler": sampler, "schedule": schedule if schedule in SCHEDULES[sampler] else OWN}
     if isinstance(values.get("loras"), (list, tuple)):
         found["loras"] = loras.clean(values["loras"])
     if isinstance(values.get("styles"), (list, tuple)):
@@ -121,16 +123,16 @@ def _shown(name: str, value: Any) -> Any:
 
 def split_sampler(key: Any) -> tuple[str | None, str]:
     """The engine's key of a sampler as its class's key and its schedule: "dpmpp_2m_karras" -> dpmpp_2m, karras."""
-    for base, schedules in SCHEDULES.items():
-        for schedule in schedules:
-            if key == join_sampler(base, schedule):
-                return base, schedule
-    return None, AUTOMATIC
+    for known in SAMPLERS:
+        for schedule in (OWN, *known.schedules):
+            if key == join_sampler(known.key, schedule):
+                return known.key, schedule
+    return None, OWN
 
 
 def join_sampler(sampler: str, schedule: str) -> str:
     """The engine's key of a sampler and its schedule."""
-    return sampler if schedule == AUTOMATIC else key_of(f"{sampler}_{schedule}")
+    return sampler if schedule == OWN else key_of(f"{sampler}_{AUTOMATIC if schedule == A1111S else schedule}")
 
 
 def examples(model: catalogue.Model) -> tuple[str, ...]:

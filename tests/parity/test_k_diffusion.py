@@ -36,7 +36,8 @@ REFERENCE = {
     "dpmpp_2s_a": sampling.sample_dpmpp_2s_ancestral,
     "dpmpp_3m_sde": sampling.sample_dpmpp_3m_sde,
 }
-SCHEDULES = ["karras", "exponential", "uniform", "sgm_uniform", "simple"]
+SCHEDULES = ["karras", "exponential", "polyexponential", "uniform", "sgm_uniform", "simple", "kl_optimal", "beta",
+             "align_your_steps", "ddim"]  # fmt: skip
 STEPS = [1, 2, 3, 7, 20, 40]
 
 
@@ -155,6 +156,17 @@ def test_the_last_level_above_zero_of_one_step_more_is_left_out(key):
         sigmas = sampling.get_sigmas_karras(num_steps + 1, table()[0], table()[-1]).numpy()
         plan = sampler_by_name(f"{key}_karras").plan(SD, num_steps)
         np.testing.assert_allclose(sigmas_of(plan), np.delete(sigmas, -2), rtol=2e-5)
+
+
+@pytest.mark.parametrize(("schedule", "function"), [
+    ("karras", sampling.get_sigmas_karras),
+    ("exponential", sampling.get_sigmas_exponential),
+    ("polyexponential", sampling.get_sigmas_polyexponential),
+])  # fmt: skip
+def test_schedules(schedule, function):
+    for num_steps in STEPS:
+        plan = sampler_by_name(f"dpmpp_2s_a_{schedule}").plan(SD, num_steps)
+        np.testing.assert_allclose(sigmas_of(plan), function(num_steps, table()[0], table()[-1]).numpy(), rtol=2e-5)
 
 
 # What k-diffusion lacks: Restart and CFG++, by their published formulas, once more in numpy

@@ -16,8 +16,10 @@ diffusers = pytest.importorskip("diffusers")
 import mlx.core as mx  # noqa: E402
 from diffusers.utils import logging  # noqa: E402
 
+from stable_diffusion import families  # noqa: E402
 from stable_diffusion.config import SchedulerConfig  # noqa: E402
 from stable_diffusion.diffusion.denoiser import Denoiser  # noqa: E402
+from stable_diffusion.diffusion.spacing import ALIGNED_SIGMAS  # noqa: E402
 from stable_diffusion.sampler import (  # noqa: E402
     DDIMSampler,
     LCMSampler,
@@ -182,7 +184,7 @@ def compare(key, file, num_steps, monkeypatch, tail=None, sampler=None, breaks=F
     asked, got = run_ours(sampler, sampler.plan(config, num_steps), config.prediction_type, noises, tail)
 
     where = f"{key}, {num_steps} steps, tail {tail}, {file}"
-    named = file.get("use_karras_sigmas") or file.get("use_exponential_sigmas")
+    named = any(file.get(f"use_{name}_sigmas") for name in ("karras", "exponential", "beta"))
     continuous = file.get("timestep_type") == "continuous"
     if key in WHOLE_TIMES or not (named or continuous or key == "dpmpp_sde"):
         assert asked == times, where
@@ -212,10 +214,10 @@ def test_every_spacing(key, spacing, monkeypatch):
             compare(key, file, num_steps, monkeypatch)
 
 
-@pytest.mark.parametrize("named", ["karras", "exponential"])
+@pytest.mark.parametrize("named", ["karras", "exponential", "beta"])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("key", NAMED)
-def test_karras_and_exponential(key, spacing, named, monkeypatch):
+def test_karras_exponential_and_beta(key, spacing, named, monkeypatch):
     for prediction_type in prediction_types(key):
         for num_steps in STEP_COUNTS if prediction_type == "epsilon" else (3, 20):
             file = {**SD, "timestep_spacing": spacing, "prediction_type": prediction_type}
@@ -456,3 +458,28 @@ def test_options_of_the_sampler_win_over_the_file(monkeypatch):
         expected = sampler_by_name(key).plan(SchedulerConfig.from_dict(told), 12)
         assert sampler.plan(config, 12).levels == expected.levels
         compare(key, told, 12, monkeypatch)
+
+
+@pytest.mark.parametrize("family", ["StableDiffusion", "StableDiffusionXL"])
+@pytest.mark.parametrize("num_steps", [3, 11, 20])
+def test_align_your_steps(num_steps, family, monkeypatch):
+    """The reference's table, which leaves out the level before the last, and its Euler over any sigmas."""
+    published = diffusers.schedulers.AysSchedules
+    row = families.SDXL if family.endswith("XL") else families.SD1
+    table = row.aligned_sigmas or ALIGNED_SIGMAS
+    assert [*table[:-1], 0.0] == published[f"{family}Sigmas"]
+    sampler = sampler_by_name("euler_align_your_steps")
+    plan = sampler.plan(
+        dataclasses.replace(SchedulerConfig.from_dict(SD), aligned_sigmas=row.aligned_sigmas), num_steps
+    )
+    if num_steps == 11:
+        times = [round(level.t) for level in plan.levels[:-1]]
+        np.testing.assert_allclose(times, published[f"{family}Timesteps"], atol=1)
+    noises = draws(num_steps, num_steps + 4)
+    scheduler = make_reference("euler", SD)
+    scheduler.set_timesteps(sigmas=[*(level.ve_sigma for level in plan.levels), 0.0])
+    times, expected = run_reference("euler", scheduler, noises, monkeypatch, num_steps)
+    asked, got = run_ours(sampler, plan, "epsilon", noises)
+    np.testing.assert_allclose(asked, times, rtol=2e-6, atol=2e-4)
+    for a, b in zip(got, expected, strict=True):
+        assert np.abs(a - b).max() / np.abs(b).max() <= TOLERANCE

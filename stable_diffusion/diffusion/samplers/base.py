@@ -15,24 +15,24 @@ from ... import checks
 from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import ConfigError, InputError, SamplerError, UnsupportedCheckpointError
+from ...schedules import AUTOMATIC, TITLES
 from ..denoiser import Denoiser
-from ..schedule import (
-    TIME_SCHEDULES,
-    NoiseLevel,
-    NoiseSchedule,
-    Plan,
+from ..schedule import NoiseLevel, NoiseSchedule, Plan, ve_levels
+from ..spacing import (
+    FILE_SCHEDULES,
+    OWN_SCHEDULES,
+    SIGMA_SCHEDULES,
     log_linear_sigmas,
     named_sigmas,
+    sigmas_by_name,
     spaced_times,
-    ve_levels,
 )
 
 # Each call gives the next unit normal draw, (B, h, w, C) float32.
 Noise = Callable[[], mx.array]
 
 SPACINGS = ("leading", "linspace", "trailing")
-KARRAS_AND_EXPONENTIAL = ("karras", "exponential")
-ALL_SCHEDULES = (*KARRAS_AND_EXPONENTIAL, *TIME_SCHEDULES)
+ALL_SCHEDULES = tuple(TITLES)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Sampler(ABC):
     """A way from noise to x_0. Options that are None come from the checkpoint, or else the reference class's defaults.
 
     `spacing` is leading, linspace or trailing. `sigma_schedule` is one of `schedules`, or "spaced" for none of them:
-    karras and exponential are sigmas between the ends of the spacing; uniform, sgm_uniform and simple are A1111's, and
-    take the place of the spacing. Raises `SamplerError` for a value that the sampler does not have.
+    karras, exponential and beta are sigmas between the ends of the spacing, the others take its place; "automatic" is
+    the one that A1111 takes for the sampler. Raises `SamplerError` for a value that the sampler does not have.
     """
 
     spacing: str | None = None
@@ -65,6 +65,8 @@ class Sampler(ABC):
     key: ClassVar[str]
     title: ClassVar[str]
     schedules: ClassVar[tuple[str, ...]] = ()
+    # The schedule that A1111 takes by itself; None: what the checkpoint says.
+    automatic: ClassVar[str | None] = None
     # The reference class's values for keys that scheduler_config.json lacks.
     defaults: ClassVar[Mapping[str, Any]]
     # Keys that change the noise levels themselves and that the reference's class supports.
@@ -77,6 +79,8 @@ class Sampler(ABC):
     needs_negative: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if self.sigma_schedule == AUTOMATIC:
+            object.__setattr__(self, "sigma_schedule", self.automatic)
         if self.spacing not in (None, *SPACINGS):
             raise SamplerError(f"spacing = {self.spacing!r} should be one of {', '.join(SPACINGS)}.")
         if self.sigma_schedule not in (None, "spaced", *self.schedules):
@@ -84,7 +88,7 @@ class Sampler(ABC):
             raise SamplerError(
                 f"{self.title} has no {self.sigma_schedule!r} sigmas: sigma_schedule should be one of {offered}."
             )
-        if self.spacing is not None and self.sigma_schedule in TIME_SCHEDULES:
+        if self.spacing is not None and self.sigma_schedule in OWN_SCHEDULES:
             raise SamplerError(
                 f"spacing = {self.spacing!r} and sigma_schedule = {self.sigma_schedule!r} exclude each other: give one."
             )
@@ -124,13 +128,16 @@ class Sampler(ABC):
         keys = {field.name for field in dataclasses.fields(config)}
         values = {key: value for key, value in self.defaults.items() if getattr(config, key) is None}
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        own["timestep_spacing"] = self.sigma_schedule if self.sigma_schedule in TIME_SCHEDULES else self.spacing
+        own["timestep_spacing"] = self.sigma_schedule if self.sigma_schedule in OWN_SCHEDULES else self.spacing
         values.update({key: value for key, value in own.items() if key in keys and value is not None})
-        named = {name: bool(getattr(config, f"use_{name}_sigmas")) for name in KARRAS_AND_EXPONENTIAL}
+        if self.sigma_schedule == "kl_optimal":
+            values["final_sigmas_type"] = "sigma_min"
+        named = {name: bool(getattr(config, f"use_{name}_sigmas")) for name in FILE_SCHEDULES}
         if self.sigma_schedule is not None or not (self._has_named_sigmas and self.schedule_from_config):
             named = {name: name == self.sigma_schedule for name in named}
-        if all(named.values()):
-            raise ConfigError("use_karras_sigmas and use_exponential_sigmas are both true; one of them should be.")
+        if sum(named.values()) > 1:
+            keys_true = " and ".join(f"use_{name}_sigmas" for name, value in named.items() if value)
+            raise ConfigError(f"{keys_true} are both true; one of them should be.")
         values.update({f"use_{name}_sigmas": value for name, value in named.items()})
         return dataclasses.replace(config, **values)
 
@@ -197,10 +204,15 @@ class KDiffusionSampler(Sampler):
     def _all_times_and_sigmas(
         self, config: SchedulerConfig, schedule: NoiseSchedule, num_steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        times: np.ndarray = spaced_times(config, num_steps, rounded=False).astype(self.time_type)
-        by_name = config.timestep_spacing in TIME_SCHEDULES
+        by_name = config.timestep_spacing in OWN_SCHEDULES
+        if config.timestep_spacing in SIGMA_SCHEDULES:
+            sigmas = sigmas_by_name(config, schedule, num_steps)
+            times: np.ndarray = schedule.t_from_sigma(sigmas).astype(self.time_type)
+        else:
+            times = spaced_times(config, num_steps, rounded=False).astype(self.time_type)
+            sigmas = schedule.sigma_from_t(times, by_name)
         log_linear = config.interpolation_type == "log_linear" and not by_name
-        sigmas = log_linear_sigmas(schedule, num_steps) if log_linear else schedule.sigma_from_t(times, by_name)
+        sigmas = log_linear_sigmas(schedule, num_steps) if log_linear else sigmas
         named = named_sigmas(config, schedule.ve_sigmas[::-1] if self.whole_range else sigmas, num_steps)
         if named is not None:
             times, sigmas = schedule.t_from_sigma(named).astype(self.time_type), named

@@ -13,7 +13,8 @@ from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import ConfigError, InputError, SamplerError, UnsupportedCheckpointError
 from ..denoiser import Denoiser
-from ..schedule import TIME_SCHEDULES, NoiseLevel, NoiseSchedule, Plan, spaced_times
+from ..schedule import NoiseLevel, NoiseSchedule, Plan
+from ..spacing import TIME_SCHEDULES, spaced_times
 from .base import Noise, Sampler, Step, step_reached
 from .euler import LINEAR_BETAS, check_eta
 

@@ -13,7 +13,8 @@ from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import SamplerError, UnsupportedCheckpointError
 from ..denoiser import Denoiser
-from ..schedule import TIME_SCHEDULES, NoiseLevel, NoiseSchedule, Plan, named_sigmas, spaced_times, ve_levels
+from ..schedule import NoiseLevel, NoiseSchedule, Plan, ve_levels
+from ..spacing import OWN_SCHEDULES, SIGMA_SCHEDULES, named_sigmas, sigmas_by_name, spaced_times
 from .base import ALL_SCHEDULES, Noise, Sampler, Step, step_reached
 from .euler import LINEAR_BETAS
 
@@ -36,15 +37,18 @@ class LogSNRSampler(Sampler):
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         schedule = NoiseSchedule.from_config(config, floored=True)
         sigmas = named_sigmas(config, schedule.ve_sigmas[::-1], num_steps)
-        by_name = config.timestep_spacing in TIME_SCHEDULES
-        if sigmas is None:
+        by_name = config.timestep_spacing in OWN_SCHEDULES
+        if config.timestep_spacing in SIGMA_SCHEDULES:
+            sigmas = sigmas_by_name(config, schedule, num_steps)
+            times = schedule.t_from_sigma(sigmas)
+        elif sigmas is None:
             times = spaced_times(config, num_steps, rounded=not by_name, one_more=True)
             sigmas = schedule.sigma_from_t(times, by_name)
         else:
             times = schedule.t_from_sigma(sigmas)
             if config.use_karras_sigmas and self._rounds_karras_times(config):
                 times = times.round()
-        # The reference casts times to integers, which truncates exponential ones instead of rounding them.
+        # The reference casts times to integers, which truncates exponential and beta ones instead of rounding them.
         levels = ve_levels(times if by_name else np.trunc(times), sigmas)
         last = self._last_sigma(config, schedule, sigmas) if config.final_sigmas_type == "sigma_min" else 0.0
         return Plan(config, schedule, levels, (*levels[1:], NoiseLevel.from_ve_sigma(0.0, float(np.float32(last)))))
@@ -71,6 +75,7 @@ class DPMSolverSampler(LogSNRSampler):
 
     key = "dpmpp_2m"
     title = "DPM++ 2M"
+    automatic = "karras"
     defaults: ClassVar[Mapping[str, Any]] = {**SOLVER_DEFAULTS, "solver_type": "midpoint", "euler_at_final": False}
     honoured = frozenset({"rescale_betas_zero_snr", "variance_type"})
     stochastic: ClassVar[bool] = False
@@ -136,6 +141,7 @@ class DPMSolverMultistepSDESampler(DPMSolverSampler):
 
     key = "dpmpp_2m_sde"
     title = "DPM++ 2M SDE"
+    automatic = "exponential"
     stochastic = True
 
 

@@ -68,6 +68,7 @@ class DPM2Sampler(MidpointSampler):
 
     key = "dpm2"
     title = "DPM2"
+    automatic = "karras"
     drops_penultimate = True
 
 
@@ -82,6 +83,7 @@ class DPM2AncestralSampler(MidpointSampler):
 
     key = "dpm2_a"
     title = "DPM2 a"
+    automatic = "karras"
     drops_penultimate = True
 
     def __post_init__(self) -> None:
@@ -105,6 +107,7 @@ class DPMSolver2SAncestralSampler(DPM2AncestralSampler):
 
     key = "dpmpp_2s_a"
     title = "DPM++ 2S a"
+    automatic = "karras"
     drops_penultimate = False
 
     def _moved(self, x_ve: mx.array, middle: Prediction, start: float, target: float) -> mx.array:

@@ -26,6 +26,7 @@ class DPMSolver3MSDESampler(KDiffusionSampler):
 
     key = "dpmpp_3m_sde"
     title = "DPM++ 3M SDE"
+    automatic = "exponential"
     defaults = EULER_DEFAULTS
     honoured = frozenset({"rescale_betas_zero_snr"})
     needs_distinct_levels = True

@@ -63,6 +63,7 @@ class DPMSolverSDESampler(KDiffusionSampler):
 
     key = "dpmpp_sde"
     title = "DPM++ SDE"
+    automatic = "karras"
     defaults: ClassVar[Mapping[str, Any]] = {**SD_BETAS, "timestep_spacing": "linspace", "steps_offset": 0}
     needs_distinct_levels = True
     time_type = np.float64
@@ -70,6 +71,8 @@ class DPMSolverSDESampler(KDiffusionSampler):
     def _plan(self, config: SchedulerConfig, num_steps: int) -> Plan:
         plan = super()._plan(config, num_steps)
         _, sigmas = self._times_and_sigmas(config, plan.schedule, num_steps)
+        if plan.ends[-1].sigma:
+            sigmas = np.append(sigmas, plan.ends[-1].ve_sigma)
         minus_log = -np.log(sigmas)
         middles = np.exp(-(minus_log[:-1] + np.diff(minus_log) * 0.5))
         return dataclasses.replace(plan, middles=ve_levels(plan.schedule.t_from_sigma(middles), middles))

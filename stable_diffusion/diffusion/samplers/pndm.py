@@ -10,7 +10,8 @@ from ...backend import mx
 from ...config import SchedulerConfig
 from ...errors import InputError
 from ..denoiser import Denoiser
-from ..schedule import NoiseLevel, NoiseSchedule, Plan, spaced_times
+from ..schedule import NoiseLevel, NoiseSchedule, Plan
+from ..spacing import spaced_times
 from .base import Noise, Sampler, Step, step_reached
 from .euler import LINEAR_BETAS
 

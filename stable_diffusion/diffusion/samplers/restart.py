@@ -12,7 +12,8 @@ import numpy as np
 
 from ...backend import mx
 from ..denoiser import Denoiser
-from ..schedule import NoiseLevel, Plan, karras_sigmas, ve_levels
+from ..schedule import NoiseLevel, Plan, ve_levels
+from ..spacing import karras_sigmas
 from .base import KDiffusionSampler, Noise, Step, step_reached
 from .euler import EULER_DEFAULTS
 from .heun import heun_step
@@ -33,6 +34,7 @@ class RestartSampler(KDiffusionSampler):
 
     key = "restart"
     title = "Restart"
+    automatic = "karras"
     defaults = EULER_DEFAULTS
     honoured = frozenset({"rescale_betas_zero_snr"})
     whole_range = True

@@ -50,7 +50,7 @@ class UniPCSampler(LogSNRSampler):
         return resolved
 
     def _last_sigma(self, config: SchedulerConfig, schedule: NoiseSchedule, sigmas: np.ndarray) -> float:
-        named = config.use_karras_sigmas or config.use_exponential_sigmas
+        named = config.use_karras_sigmas or config.use_exponential_sigmas or config.use_beta_sigmas
         return float(sigmas[-1]) if named else super()._last_sigma(config, schedule, sigmas)
 
     def sample(self, denoiser: Denoiser, x: mx.array, plan: Plan, noise: Noise) -> Iterator[Step]:

@@ -11,12 +11,12 @@ from starlette.requests import Request as HttpRequest
 
 from ... import __version__, catalogue
 from ...adapters import files
-from ...errors import SamplerError, StableDiffusionError
+from ...errors import StableDiffusionError
 from ...model_io.tensor_file import open_tensors
-from ...sampler import SAMPLERS, a1111_name, sampler_from_a1111
+from ...sampler import SAMPLERS, a1111_name
+from ...schedules import AUTOMATIC, SCHEDULES, ScheduleType
 from ...text import styles
 from . import models
-from .a1111_request import SCHEDULERS
 
 RESIZING = ("None", "Lanczos", "Nearest")  # upscalers that need no model; clients count on "None" being the first
 
@@ -29,18 +29,15 @@ def samplers(_: HttpRequest) -> list[dict[str, Any]]:
 def schedulers(_: HttpRequest) -> list[dict[str, Any]]:
     """The schedules of noise levels by A1111's names."""
     return [
-        {"name": name, "label": label, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
-        for name, label in SCHEDULERS.items()
-        if _is_known(label)
+        {
+            "name": each.key,
+            "label": each.title,
+            "aliases": list(each.aliases) or None,
+            "default_rho": each.rho,
+            "need_inner_model": each.of_model,
+        }
+        for each in (ScheduleType(AUTOMATIC, AUTOMATIC.title()), *SCHEDULES)
     ]
-
-
-def _is_known(label: str) -> bool:
-    try:
-        sampler_from_a1111("Euler", label)
-    except SamplerError:
-        return False
-    return True
 
 
 def upscalers(_: HttpRequest) -> list[dict[str, Any]]:

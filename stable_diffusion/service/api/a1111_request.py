@@ -17,6 +17,7 @@ from ...pictures.reading import fit
 from ...prompts import of_installation, with_default
 from ...request import DEFAULTS, Request
 from ...sampler import key_of, sampler_from_a1111, takes_eta
+from ...schedules import AUTOMATIC, schedule_by_name
 from .. import values
 from . import bodies, models, painting
 from . import options as options_module
@@ -36,7 +37,7 @@ FIELDS = (
     Field("height", "integer", "pixels, a multiple of 8; default: the model's"),
     Field("sampler_name", "string", "a name or alias that /sdapi/v1/samplers lists; default: the model's"),
     Field("sampler_index", "string", "the old name of sampler_name, which counts before it"),
-    Field("scheduler", "string", "a name or label that /sdapi/v1/schedulers lists"),
+    Field("scheduler", "string", "a name, label or alias that /sdapi/v1/schedulers lists; default: as the model says"),
     Field("seed", "integer", "-1 draws one; picture i gets seed + i"),
     Field("subseed", "integer", "the variation's seed; -1 draws one"),
     Field("subseed_strength", "number", "from 0 to 1; all pictures then have one seed, and picture i gets subseed + i"),
@@ -119,12 +120,6 @@ PICTURE_FIELDS = (
     Field("include_init_images", "boolean", "they are never sent back", IGNORED),
     Field("latent_mask", "string", "", REFUSED),
 )
-# A1111's schedulers by name, with their labels, which pictures carry.
-SCHEDULERS = {
-    "automatic": "Automatic", "uniform": "Uniform", "karras": "Karras", "exponential": "Exponential",
-    "polyexponential": "Polyexponential", "sgm_uniform": "SGM Uniform", "kl_optimal": "KL Optimal",
-    "align_your_steps": "Align Your Steps", "simple": "Simple", "normal": "Normal", "ddim": "DDIM", "beta": "Beta",
-}  # fmt: skip
 ECHOED_NOT = ("init_images", "mask")  # of the fields that answers repeat
 _FITS = {0: "stretch", 1: "crop", 2: "fill"}
 _CONTENTS = {0: "fill", 1: "original", 2: "noise"}
@@ -205,12 +200,10 @@ def _refiner(found: Mapping[str, Any]) -> str | None:
 def _sampler(found: Mapping[str, Any]) -> str | None:
     name = found.get("sampler_name") or found.get("sampler_index")
     scheduler = found.get("scheduler")
-    if not name and scheduler and scheduler.lower() != "automatic":
-        name = "Euler"
-    if not name:
-        return None
     try:
-        return key_of(sampler_from_a1111(name, SCHEDULERS.get((scheduler or "").lower(), scheduler)))
+        if not name and scheduler and schedule_by_name(scheduler) != AUTOMATIC:
+            name = "Euler"
+        return key_of(sampler_from_a1111(name, scheduler)) if name else None
     except SamplerError as error:
         raise ApiError(404, f"Sampler not found: {error}") from None
 

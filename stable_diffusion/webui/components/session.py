@@ -233,7 +233,7 @@ def request_from_form(input_picture: Image.Image | None, mask: Image.Image | Non
         {key: state[key] for key in values.KEYS if key not in values.TYPED} | numbers,
         prompt=state["prompt"].strip(),
         negative=state["negative"].strip(),
-        sampler=values.join_sampler(state["sampler"], state.get("schedule", values.AUTOMATIC)),
+        sampler=values.join_sampler(state["sampler"], state.get("schedule", values.OWN)),
         loras=tuple((name, strength) for name, strength in state["loras"]),
         styles=tuple(state["styles"]),
         previews=tuple(state["previews"] or ()),

@@ -7,7 +7,8 @@ import streamlit as st
 from stable_diffusion import catalogue
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import WRITTEN
-from stable_diffusion.sampler import SAMPLERS, SCHEDULE_TITLES
+from stable_diffusion.sampler import SAMPLERS, automatic_of
+from stable_diffusion.schedules import TITLES
 from stable_diffusion.service import loras, presets, values
 from stable_diffusion.service.preview import KINDS
 from stable_diffusion.service.values import RATIOS, SCHEDULES
@@ -39,16 +40,20 @@ def _sampling() -> None:
     titles = {known.key: known.title for known in SAMPLERS}
     left, right = st.columns(2)
     left.selectbox("Sampler", list(titles), key="sampler", format_func=titles.__getitem__, persist_state="session")
-    schedules = SCHEDULES[st.session_state["sampler"]]
+    sampler = st.session_state["sampler"]
+    schedules = SCHEDULES[sampler]
     if st.session_state.get("schedule") not in schedules:
-        st.session_state["schedule"] = values.AUTOMATIC
+        st.session_state["schedule"] = values.OWN
+    usual = TITLES.get(automatic_of(sampler) or "", "as the model says")
+    names = {**TITLES, values.OWN: "As the model says", values.A1111S: f"Automatic ({usual})"}
     right.selectbox(
         "Schedule",
         schedules,
         key="schedule",
-        format_func=lambda name: SCHEDULE_TITLES.get(name, name.title()),
-        help="How the noise levels are spaced. Automatic: as the checkpoint says. SGM Uniform suits models of few "
-        "steps (Turbo, Lightning, Hyper).",
+        format_func=names.__getitem__,
+        disabled=len(schedules) == 1,
+        help="How the noise levels are spread over the steps. Automatic: what A1111 takes for the sampler. SGM Uniform "
+        "suits models of few steps (Turbo, Lightning, Hyper). PNDM, LCM and TCD have their own times alone.",
         persist_state="session",
     )
     st.slider("Steps", *values.bounds("steps"), key="steps", persist_state="session")
