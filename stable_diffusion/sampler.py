@@ -224,7 +224,8 @@ def sampler_from_a1111(sampler: str, schedule_type: str | None = None) -> Sample
     """The sampler of A1111's pair, also of its older single names ("DPM++ 2M Karras", no schedule type).
 
     A schedule type counts before the suffix of a name; one that the sampler does not have is left out, since A1111
-    writes one for samplers that ignore it, too. No schedule type leaves the schedule to the checkpoint. Raises `SamplerError` for a name that is not known here.
+    writes one for samplers that ignore it, too. No schedule type leaves the schedule to the checkpoint. Raises
+    `SamplerError` for a name that is not known here.
     """
     found = sampler_by_name(sampler)
     if schedule_type is None or not schedule_type.strip():

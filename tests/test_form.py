@@ -63,7 +63,12 @@ def test_numbers_are_brought_within_their_bounds():
 
 @pytest.mark.parametrize(
     ("key", "sampler", "schedule"),
-    [("euler", "euler", "automatic"), ("dpmpp_2m_karras", "dpmpp_2m", "karras"), ("euler_a", "euler_a", "automatic")],
+    [
+        ("euler", "euler", "automatic"),
+        ("dpmpp_2m_kl_optimal", "dpmpp_2m", "kl_optimal"),
+        ("dpmpp_2m_karras", "dpmpp_2m", "karras"),
+        ("euler_a", "euler_a", "automatic"),
+    ],
 )
 def test_a_sampler_and_its_schedule(key, sampler, schedule):
     assert values.split_sampler(key) == (sampler, schedule)

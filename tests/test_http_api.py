@@ -277,7 +277,15 @@ def test_lists(client):
     }
     assert [each["name"] for each in got["upscalers"]] == ["None", "Lanczos", "Nearest"]
     assert {"Euler", "Euler a", "DPM++ 2M", "DDIM", "PLMS"} <= {each["name"] for each in got["samplers"]}
-    assert {"automatic", "karras"} <= {each["name"] for each in got["schedulers"]}
+    assert [each["label"] for each in got["schedulers"]] == [
+        "Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal",
+        "Align Your Steps", "Simple", "Normal", "DDIM", "Beta",
+    ]  # fmt: skip
+    assert next(each for each in got["schedulers"] if each["name"] == "karras") == {
+        "name": "karras", "label": "Karras", "aliases": None, "default_rho": 7.0, "need_inner_model": False,
+    }  # fmt: skip
+    assert {"DPM2 a", "DPM++ 3M SDE", "Restart", "TCD"} <= {each["name"] for each in got["samplers"]}
+    assert "k_dpm_2_a" in next(each for each in got["samplers"] if each["name"] == "DPM2 a")["aliases"]
     assert [each["title"] for each in got["sd-models"]] == [catalogue.DEFAULT]
     assert client.get("/sdapi/v1/prompt-styles").json() == []
     assert client.get("/controlnet/model_list").json() == {"model_list": []}

@@ -455,12 +455,15 @@ def test_help_is_quick_because_it_loads_no_engine(argv):
     assert "stable_diffusion" in done.stdout
 
 
-def test_every_sampler_is_listed(capsys):
-    from stable_diffusion.sampler import sampler_names
+def test_every_sampler_and_schedule_is_listed(capsys):
+    from stable_diffusion.sampler import SAMPLERS
+    from stable_diffusion.schedules import TITLES
 
     assert run("samplers") == 0
-    listed = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert {key: title.strip() for key, title in listed.items()} == sampler_names()
+    lines = [re.split("  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines if len(line) == 3] == [[each.key, each.title] for each in SAMPLERS]
+    assert {line[0]: line[1] for line in lines if len(line) == 2} == TITLES
+    assert ["dpmpp_2m", "DPM++ 2M", "Karras"] in lines and ["euler", "Euler", "what the model says"] in lines
 
 
 def test_a_reader_that_leaves_early_is_no_error():

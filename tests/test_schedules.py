@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import stable_diffusion
 from stable_diffusion import StableDiffusion, families
 from stable_diffusion import __main__ as program
 from stable_diffusion.backend import mx
@@ -293,6 +294,57 @@ class TestFewSteps:
             assert job.warning.count("run from the top instead") == 1, job.error
         finally:
             worker.close()
+
+
+SMALLER = ["--width", "64", "--height", "64", "--quiet", "--seed", "1"]
+
+
+@pytest.mark.parametrize(("options", "pair"), [
+    (["--schedule", "KL Optimal"], ("Euler", "KL Optimal")),
+    (["--sampler", "DPM++ 2M", "--schedule", "automatic"], ("DPM++ 2M", "Karras")),
+    (["--sampler", "heun", "--schedule", "ddim"], ("Heun", "DDIM")),
+    (["--sampler", "DPM++ 2M Karras", "--schedule", "karras"], ("DPM++ 2M", "Karras")),
+    (["--sampler", "tcd", "--schedule", "automatic"], ("TCD", None)),
+])  # fmt: skip
+def test_the_schedule_option(options, pair, tmp_path):
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    assert program.main(["txt2img", "a", "--steps", "3", *options, *SMALLER, "--output", str(first)]) == 0
+    made = picture_files.read_parameters(first)
+    assert (made.sampler, made.schedule) == pair
+    assert program.main(["again", str(first), "--quiet", "--output", str(second)]) == 0
+    assert Image.open(first).tobytes() == Image.open(second).tobytes()
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--schedule", "karas"], "schedule = 'karas' is not known. Did you mean karras?"),
+    (["--sampler", "PNDM", "--schedule", "karras"], "PNDM has no karras sigmas"),
+    (["--sampler", "Euler Karras", "--schedule", "beta"], "Euler Karras has a schedule in its name"),
+])  # fmt: skip
+def test_the_schedule_option_refuses(options, said, capsys):
+    assert program.main(["txt2img", "a", *options, *SMALLER]) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_the_command_lines_and_the_pages_records_say_what_was_run(tmp_path, leading, monkeypatch):
+    """Where the plan is moved to the top, another schedule runs than the one that was asked for."""
+    monkeypatch.setattr(stable_diffusion, "StableDiffusion", lambda *args, **options: leading, raising=False)
+    out = tmp_path / "a.png"
+    assert program.main(["txt2img", "a", "--steps", "1", *SMALLER, "--output", str(out)]) == 0
+    made = picture_files.read_parameters(out)
+    assert (made.sampler, made.schedule) == ("Euler", "SGM Uniform")
+    monkeypatch.undo()
+    monkeypatch.setattr(worker_module, "load_model", lambda name, progress, **options: leading)
+    worker = Worker(tmp_path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            over(job := worker.submit(Request("a", steps=1, width=64, height=64, seed=1)))
+        said = picture_files.read_parameters(job.pictures[0].path)
+        assert (said.sampler, said.schedule) == ("Euler", "SGM Uniform"), job.error
+        assert job.request.sampler == "euler"
+        assert Image.open(job.pictures[0].path).tobytes() == Image.open(out).tobytes()
+    finally:
+        worker.close()
 
 
 def test_the_command_line_takes_a_schedule_and_records_it(tmp_path):

@@ -15,7 +15,9 @@ def add_to(commands: Any) -> None:
     """Add their parsers."""
     listing = commands.add_parser("models", help="list the models", description="List the models to choose from.")
     listing.set_defaults(run=list_models)
-    samplers = commands.add_parser("samplers", help="list the samplers and schedules", description="List the samplers and schedules by name.")
+    samplers = commands.add_parser(
+        "samplers", help="list the samplers and schedules", description="List the samplers and schedules by name."
+    )
     samplers.set_defaults(run=list_samplers)
     add_debug(samplers)
     conversion = commands.add_parser(
@@ -85,7 +87,7 @@ def list_samplers(args: argparse.Namespace) -> None:
     for each in SAMPLERS:
         usual = TITLES.get(automatic_of(each.key) or "", "what the model says")
         print(f"{each.key:<{width}}  {each.title:<14}  {usual if each.schedules else 'has none'}")
-    print("\nSchedules, for --schedule, or after a sampler's name as in euler_karras or \"Euler Karras\":")
+    print('\nSchedules, for --schedule, or after a sampler\'s name as in euler_karras or "Euler Karras":')
     some: dict[tuple[str, ...], list[str]] = {}
     for key, title in TITLES.items():
         without = tuple(each.key for each in SAMPLERS if key not in each.schedules)
