@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, ranks
 from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, selftest, serve, train, upscale, words
 from .errors import InputError, StableDiffusionError
 
+SHARING = ("txt2img", "img2img", "inpaint", "outpaint", "blend")  # their work with other machines, by mlx.launch
 DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 # As it was started; shown in the help.
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return USAGE
     try:
-        with _termination_raises(), _warnings_in_one_line(quiet=getattr(args, "quiet", False)):
+        quiet = getattr(args, "quiet", False)
+        with _termination_raises(), _warnings_in_one_line(quiet), ranks.joined(args.command, args.command in SHARING):
             args.run(args)
             sys.stdout.flush()
         return DONE
@@ -85,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        print(f"error: {_in_one_line(error)}", file=sys.stderr)
+        label = ranks.group().label
+        if not (label and isinstance(error, ranks.RankError)):  # which rank 0 says
+            print(f"error: {label}{_in_one_line(error)}", file=sys.stderr)
         return USAGE if isinstance(error, InputError) else FAILED
 
 
@@ -138,7 +142,7 @@ def _warnings_in_one_line(quiet: bool) -> Iterator[None]:
         if not quiet:
             bars = sys.modules.get("tqdm")
             write = bars.tqdm.write if bars else print
-            write(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+            write(f"note: {ranks.group().label}{' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # type: ignore[assignment]

@@ -53,7 +53,8 @@ M = TypeVar("M", bound="LoadedModel")
 class LoadedModel:
     """The networks of a `StableDiffusion`, whose docstring explains the arguments."""
 
-    _file: Path | None = None  # the single file that it was loaded from
+    path: Path | None = None  # the folder or file that it was loaded from
+    _file: Path | None = None  # the same if it is a single file
     _other_vae: str | os.PathLike | None = None  # replaces its own
     vae_precision: str | None = None  # "float32" once the VAE has overflowed in float16
     _asked: Mapping[str, Any] = MappingProxyType({})  # for the record: how it differs from its file
@@ -89,6 +90,7 @@ class LoadedModel:
         self._set_up(checkpoint, name, float16, low_memory, other, changed=bits is not None)
         self._asked = {"bits": bits, "prediction_type": prediction_type, "zero_terminal_snr": zero_terminal_snr}
         self._other_vae = vae
+        self.path = path
         if path.is_file():
             self._file = path
 

@@ -24,6 +24,7 @@ ORDER = [
     "stable_diffusion/relink.py",
     "stable_diffusion/mlx_packages.py",
     "stable_diffusion/backend.py",
+    "stable_diffusion/ranks.py",
     "stable_diffusion/config.py",
     "stable_diffusion/families.py",
     "stable_diffusion/schedules.py",

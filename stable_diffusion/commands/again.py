@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import PictureError
 from ..pictures.formats import WRITTEN_SUFFIXES
 from .options import add_debug, path
-from .running import means_folder
+from .output import means_folder
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,7 +14,8 @@ from ..errors import InputError
 from ..pictures.formats import WRITTEN_SUFFIXES
 from .generation import load, load_refiner, request_of
 from .options import add_generation_options, number, whole
-from .running import Output, Painter, means_folder
+from .output import Output, Results, means_folder
+from .running import Painter
 
 if TYPE_CHECKING:
     from ..record.parameters import Parameters
@@ -79,25 +80,27 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
     output, joins = _output(args)
     sd = load(request, args.quiet)
     painter = Painter(sd, load_refiner(request, args.quiet), request, output, 0, args.quiet)
-    sd.generate_latents(**painter.call.arguments | way[len(way) // 2].arguments)  # refuses early what cannot be blended
-    pictures: list[Any] = []
-    paths: list[Path] = []
+    results = painter.results = Results(output, args.quiet, joins, saves=args.keep_frames or not joins)
+    middle = way[len(way) // 2].arguments
+    sd.generate_latents(**painter.call.arguments | middle)  # refuses early what cannot be blended
+    painter.agree(middle)
     try:
-        for frame, (picture, used) in zip(way, _pictures(painter, way), strict=True):
-            pictures.append(picture)
-            if args.keep_frames or not joins:
-                frame_request = dataclasses.replace(request, prompt=frame.first_text)
-                made = frame_request.to_record(used, picture.size)
-                made.extra |= keys.of_frame(frame)
-                paths.append(output.save(picture, frame.index + 1, made))
-        if joins:
+        for frame, picture, used in _pictures(painter, way):
+            frame_request = dataclasses.replace(request, prompt=frame.first_text)
+            made = frame_request.to_record(used, picture.size)
+            made.extra |= keys.of_frame(frame)
+            results.add(frame.index, picture, made)
+        if joins and painter.group.rank == 0:
+            results.require(len(way))
+            pictures = [picture for _, picture in sorted(results.pictures.items())]
             whole = request.to_record(used, pictures[0].size)
             whole.extra |= keys.of_blend(way[0], args.fps)
-            paths.append(_joined(args, output, pictures, whole))
+            results.add_joined(_joined(args, output, pictures, whole))
     finally:
-        for path in paths:
-            print(path if args.quiet else f"{path}  (seed {seed})")
-    return paths
+        results.gather()
+        results.list_files(f"seed {seed}")
+    results.complete(len(way))
+    return results.paths
 
 
 def _output(args: argparse.Namespace) -> tuple[Output, bool]:
@@ -115,13 +118,15 @@ def _output(args: argparse.Namespace) -> tuple[Output, bool]:
     return Output(str(path.with_suffix(suffix)), several=True), True
 
 
-def _pictures(painter: Painter, way: Sequence[Frame]) -> Iterator[tuple[Any, Used]]:
+def _pictures(painter: Painter, way: Sequence[Frame]) -> Iterator[tuple[Frame, Any, Used]]:
+    """The frames that are this machine's to paint; at the end it waits for the others'."""
     from ..pictures import arrays
 
     with contextlib.closing(painter.bar()) as bar:
-        for frame in way:
-            pictures, used = painter.run(frame.arguments, bar, len(way))
-            yield arrays.to_picture(pictures[0]), used
+        for place in painter.group.share(len(way)):
+            pictures, used = painter.run(way[place].arguments, bar, len(way))
+            yield way[place], arrays.to_picture(pictures[0]), used
+        painter.wait(bar)
 
 
 def _joined(args: argparse.Namespace, output: Output, pictures: Sequence[Any], parameters: Parameters) -> Path:

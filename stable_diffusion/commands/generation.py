@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import catalogue, prompts
+from .. import catalogue
 from ..hires_upscalers import upscaler_named
 from ..request import Request
-from .running import Report
+from .agreement import agreed
+from .output import Output
+from .running import Painter, Report
 
 if TYPE_CHECKING:
     from ..record.inputs import InputFile
@@ -20,7 +23,7 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
     """The request of a command's arguments, with the model's defaults for options not given, and `prompts.prepared`.
 
     `more` are fields that the command makes, such as pictures. Raises what finding the model raises, and `InputError`
-    for what can be refused before loading it.
+    for what can be refused before loading it; `RankError` if another machine of this run was asked for something else.
     """
     from ..sampler import key_of, sampler_by_name
 
@@ -39,7 +42,7 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
     if asked.get("hires_upscaler"):
         values["hires_upscaler"] = upscaler_named(asked["hires_upscaler"])
     values |= {"styles": tuple(args.styles)}
-    request = prompts.prepared(Request.from_values(values, **{"picture": None, "mask": None} | more))
+    request = agreed(Request.from_values(values, **{"picture": None, "mask": None} | more), args)
     if request.negative and request.cfg <= 1:
         note = f"The negative prompt has no effect at CFG {request.cfg:g}, but for prompts with AND: give more than 1."
         warnings.warn(note, stacklevel=2)
@@ -72,6 +75,13 @@ def _loaded(model: str, options: dict[str, Any], quiet: bool) -> Any:
         return StableDiffusion(catalogue.find(model).source, progress=report, **options)
     finally:
         report.end()
+
+
+def paint(args: argparse.Namespace, request: Request) -> list[Path]:
+    """Load the request's model, paint its pictures, save them, and print where."""
+    output = Output(args.output, request.n_images > 1 and args.only is None, carried(request, args))
+    models = load(request, args.quiet), load_refiner(request, args.quiet)
+    return Painter(*models, request, output, args.preview, args.quiet).paint(args.only)
 
 
 def carried(request: Request, args: argparse.Namespace) -> list[InputFile]:

@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..request import Request
 from ..setting import MASK, SEVERAL, SIDES, WHITE
-from .generation import carried, load, load_refiner, request_of
+from .agreement import input_file
+from .generation import paint, request_of
 from .options import WHERE, add_embed_inputs, add_generation_options, add_setting, path
-from .running import Output, Painter
 
 # Inside, noise becomes what the text says; beyond an edge, the smeared colours show where the horizon is.
 STRENGTH, STRENGTH_BEYOND = 1.0, 0.8
@@ -60,25 +59,17 @@ def _add_options(command: argparse.ArgumentParser, strength: float, *groups: str
 def inpaint(args: argparse.Namespace) -> list[Path]:
     """inpaint: repaint, save, and print where."""
     from ..pictures.inpainting import to_mask
-    from ..record.inputs import InputFile
 
-    source, mask_file = InputFile.read(args.picture), InputFile.read(args.mask)
+    source, mask_file = input_file(args.picture), input_file(args.mask)
     picture, mask = source.open(), mask_file.open(under="black")
     to_mask(mask, picture.size, args.invert)  # refuses one that leaves nothing to repaint, before anything is loaded
-    return _paint(args, request_of(args, picture=picture, mask=mask, picture_file=source, mask_file=mask_file))
+    return paint(args, request_of(args, picture=picture, mask=mask, picture_file=source, mask_file=mask_file))
 
 
 def outpaint(args: argparse.Namespace) -> list[Path]:
     """outpaint: extend, save, and print where."""
     from ..pictures.inpainting import outpaint as extended
-    from ..record.inputs import InputFile
 
-    source = InputFile.read(args.picture)
+    source = input_file(args.picture)
     picture, mask = extended(source.open(), **{side: getattr(args, side) for side in BEYOND})
-    return _paint(args, request_of(args, picture=picture, mask=mask, picture_file=source))
-
-
-def _paint(args: argparse.Namespace, request: Request) -> list[Path]:
-    output = Output(args.output, request.n_images > 1 and args.only is None, carried(request, args))
-    models = load(request, args.quiet), load_refiner(request, args.quiet)
-    return Painter(*models, request, output, args.preview, args.quiet).paint(args.only)
+    return paint(args, request_of(args, picture=picture, mask=mask, picture_file=source))

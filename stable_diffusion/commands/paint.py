@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..setting import HIRES, PICTURE, SEVERAL
-from .generation import carried, load, load_refiner, request_of
+from .agreement import input_file
+from .generation import paint, request_of
 from .options import WHERE, add_embed_inputs, add_generation_options, path
-from .running import Output, Painter
 
 
 def add_to(commands: Any) -> None:
@@ -38,10 +38,5 @@ def add_to(commands: Any) -> None:
 
 def generate(args: argparse.Namespace) -> list[Path]:
     """txt2img and img2img: paint, save, and print where."""
-    from ..record.inputs import InputFile
-
-    source = None if args.picture is None else InputFile.read(args.picture)
-    request = request_of(args, picture=None if source is None else source.open(), picture_file=source)
-    output = Output(args.output, request.n_images > 1 and args.only is None, carried(request, args))
-    models = load(request, args.quiet), load_refiner(request, args.quiet)
-    return Painter(*models, request, output, args.preview, args.quiet).paint(args.only)
+    source = None if args.picture is None else input_file(args.picture)
+    return paint(args, request_of(args, picture=None if source is None else source.open(), picture_file=source))

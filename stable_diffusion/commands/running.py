@@ -1,83 +1,25 @@
-"""What the painting commands share: output files, running a generation, and progress messages."""
+"""What the painting commands share: running a generation, and progress messages."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from datetime import date
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, NotFiniteError
-from ..pictures.formats import WRITTEN_SUFFIXES
+from .. import ranks
+from ..errors import NotFiniteError
+from .agreement import agree_on_engine
+from .output import Output, Results
 
 if TYPE_CHECKING:
-    from ..record.inputs import InputFile
     from ..record.parameters import Parameters
     from ..record.used import Used
     from ..request import Request
 
 BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} elapsed, {remaining} left"
-
-
-class Output:
-    """Where pictures go: a file, which is overwritten, or a folder, where each gets a new name."""
-
-    def __init__(self, where: str | None, several: bool, carry: Sequence[InputFile] = ()):
-        """Create the folder. `carry` are files to embed in the pictures.
-
-        Raises `InputError` for a file type that is not written or cannot embed files, and where nothing can be written.
-        """
-        path = Path("outputs", date.today().isoformat()) if where is None else Path(where)
-        self.several = several
-        self.into_folder = means_folder(where)
-        if not self.into_folder and path.suffix.lower() not in WRITTEN_SUFFIXES:
-            raise InputError(
-                f"--output {where!r} should end in {', '.join(WRITTEN_SUFFIXES)}, or in a slash to mean a folder."
-            )
-        if carry and not self.into_folder and path.suffix.lower() != ".png":
-            raise InputError(f"--embed-inputs needs a PNG; --output {where!r} should end in .png.")
-        self.path = path
-        self.carry = carry
-        self.folder = path if self.into_folder else path.parent
-        why = cannot_write(self.folder)
-        if why:
-            raise InputError(f"{str(self.folder)!r} cannot be written to ({why}): choose another place with --output.")
-
-    def save(self, picture: Any, number: int, parameters: Parameters) -> Path:
-        """Save picture `number` (from 1) of the run, and return where."""
-        from ..record import picture_files
-
-        if self.into_folder:
-            return picture_files.save_new_picture(picture, self.folder, parameters, carry=self.carry)
-        return picture_files.save_picture(picture, self._file(number), parameters, self.carry)
-
-    def preview(self, number: int, seed: int) -> Path:
-        """The preview's file, next to the one that picture `number` will get."""
-        from ..record import picture_files
-
-        name = picture_files.free_path(self.folder, seed) if self.into_folder else self._file(number)
-        return name.with_name(f"{name.stem}.preview.png")
-
-    def _file(self, number: int) -> Path:
-        return self.path.with_stem(f"{self.path.stem}-{number}") if self.several else self.path
-
-
-def cannot_write(folder: Path) -> str | None:
-    """Why no file can be created in a folder, which is created if it is missing; better told before painting."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return error.strerror or str(error)
-    return None if os.access(folder, os.W_OK) else os.strerror(errno.EACCES)
-
-
-def means_folder(where: str | None) -> bool:
-    """Whether --output means a folder; None means today's."""
-    return where is None or where.endswith(("/", "\\")) or Path(where).is_dir() or not Path(where).suffix
 
 
 def _batches(request: Request) -> Iterator[range]:
@@ -99,15 +41,19 @@ class Painter:
         self.request = request
         self.call = request.to_call(sd.default_size, refiner)
         self.output = output
-        self.preview_every = preview_every
+        self.results = Results(output, quiet)
+        self.group = ranks.group()
+        self.preview_every = 0 if self.group.rank else preview_every
         self.quiet = quiet
+        self.steps = 0  # that were done here
         self.problem: NotFiniteError | None = None  # of some pictures of a batch
         self.first: tuple[Any, Used] | None = None  # latents that the first of two passes painted, while in the second
 
     def paint(self, only: int | None = None) -> list[Path]:
         """Paint the request's pictures, `batch_size` at a time, and print the files, even when interrupted.
 
-        `only` is the one picture to save, counted from 0.
+        `only` is the one picture to save, counted from 0. Of several machines each paints some batches, and rank 0
+        saves them all; its paths are returned there.
         """
         import numpy as np
 
@@ -115,21 +61,21 @@ class Painter:
 
         request = self.request
         batches = list(_batches(request))
-        paths: list[Path] = []
-        lines = []
+        results = self.results
+        self.agree(self._arguments(batches[0]))
         bar = self.bar()
 
         def save(request: Request, batch: range, pictures: Any, used: Used) -> None:
             for i, picture in zip(batch, pictures, strict=True):
                 if only in (None, i) and np.isfinite(picture).all():
                     made = self._record(request, used, batch, i)
-                    painted = self.call.finish(arrays.to_picture(picture))
-                    paths.append(self.output.save(painted, i + 1, made))
-                    lines.append(str(paths[-1]) if self.quiet else f"{paths[-1]}  (seed {made.seed})")
+                    results.add(i, self.call.finish(arrays.to_picture(picture)), made)
 
         try:
-            for batch in batches:
+            for place in self.group.share(len(batches)):
+                batch = batches[place]
                 save(request, batch, *self._batch(batch, bar, len(batches)))
+            self.wait(bar)
         except BaseException:
             if self.first is not None:  # stopped in the second pass: what the first one painted is kept
                 latents, used = self.first
@@ -137,18 +83,36 @@ class Painter:
                     save(request.first_pass(), batch, self._decoded(latents), used)
             raise
         finally:
+            results.gather()
             bar.close()
-            for line in lines:
-                print(line)
+            results.list_files()
         if self.problem is not None:
             raise self.problem
-        return paths
+        results.complete(request.n_images)
+        return results.paths
+
+    def agree(self, first: dict[str, Any]) -> None:
+        """Refuse early if other machines of this run have loaded something else; `first` are arguments of a picture."""
+        if self.group.size > 1:
+            agree_on_engine(self.sd, self.sd.generate_latents(**self.call.arguments | first).used)
+
+    def wait(self, bar: Any) -> None:
+        """Wait for the pictures of the other machines; one that is not rank 0 says what it could not paint."""
+        if self.group.rank and self.problem is not None:
+            self.results.report(self.problem)
+            self.problem = None
+        if self.group.rank == 0:
+            for _ in self.results.wait():
+                self._show(bar)
+
+    def _show(self, bar: Any) -> None:
+        bar.update(self.steps + self.group.steps - bar.n)
 
     def bar(self) -> Any:
         """A progress bar, for the caller to close."""
         from tqdm import tqdm
 
-        return tqdm(total=0, bar_format=BAR, disable=self.quiet, leave=True)
+        return tqdm(total=0, bar_format=BAR, disable=self.quiet or self.group.rank > 0, leave=True)
 
     def run(self, more: dict[str, Any], bar: Any, n_runs: int, preview: Path | None = None) -> tuple[Any, Used]:
         """One generation's pictures (B, H, W, 3), float32 in [0, 1], and what painted them.
@@ -158,6 +122,7 @@ class Painter:
         import numpy as np
 
         latents = self.first = None
+        start = time.monotonic()
         try:
             generation = self.sd.generate_latents(**self.call.arguments | more)
             for step in generation:
@@ -165,8 +130,11 @@ class Painter:
                 np.asarray(latents)  # evaluated, so that the bar shows what is done
                 if step.ends_pass and step.pass_number < step.n_passes:
                     self.first = latents, generation.used
+                self.steps += 1
+                self.group.advance(self.steps, (time.monotonic() - start) / step.index * (step.total - step.index))
+                self.results.gather()
                 bar.total = step.total * n_runs
-                bar.update()
+                self._show(bar)
                 if preview and step.index % self.preview_every == 0 and step.index < step.total:
                     with contextlib.suppress(NotFiniteError):
                         self._write_preview(np.asarray(self.sd.decode(step.denoised)), preview)
@@ -191,10 +159,14 @@ class Painter:
 
     def _batch(self, batch: range, bar: Any, n_batches: int) -> tuple[Any, Used]:
         """The pictures of one batch (B, H, W, 3), and what painted them."""
+        own = self._arguments(batch)
+        preview = self.output.preview(batch[0] + 1, own["seed"]) if self.preview_every else None
+        return self.run(own, bar, n_batches, preview)
+
+    def _arguments(self, batch: range) -> dict[str, Any]:
+        """The engine's arguments that are a batch's own."""
         own = self.request.of_picture(batch[0])
-        texts = {"text": own.prompt, "negative_text": own.negative or None}
-        preview = self.output.preview(batch[0] + 1, own.seed or 0) if self.preview_every else None
-        return self.run({"n_images": len(batch), **texts, **own.seeds_of(0)}, bar, n_batches, preview)
+        return {"n_images": len(batch), "text": own.prompt, "negative_text": own.negative or None, **own.seeds_of(0)}
 
     def _record(self, request: Request, used: Used, batch: range, number: int) -> Parameters:
         """The record of one picture; `number` counts from 0."""
@@ -227,6 +199,7 @@ class Report:
         if new:
             self.end()
             self.message = message
+            message = ranks.group().label + message
         if self.live:
             percent = "" if fraction is None else f" {fraction:4.0%}"
             print(f"\r\033[K{message}{percent}", end="", file=sys.stderr, flush=True)

@@ -15,7 +15,8 @@ from ..pictures.formats import BY_KEY, WRITTEN, WRITTEN_SUFFIXES, format_of
 from ..upscaling.settings import DEFAULT, KEYS, MAX_FACTOR, Upscaling, read_size
 from ..upscaling.upscalers import FOLDER, NONE, VARIABLE
 from .options import add_debug, number, path, reading_of
-from .running import Report, cannot_write, means_folder
+from .output import cannot_write, means_folder
+from .running import Report
 
 OUTPUT = "outputs/upscaled"
 BAR = "{desc}{percentage:3.0f}% |{bar}| {elapsed} elapsed, {remaining} left"

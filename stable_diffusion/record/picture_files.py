@@ -33,6 +33,7 @@ def save_picture(
     The file is written atomically and replaces an existing one. PNG carries the parameters in the text key
     `parameters`, JPEG and WebP in EXIF UserComment. A PNG can also carry the files that it was made from. Folders are
     created. A record that is too long for a JPEG is shortened there with a warning, and written in full to NAME.txt.
+    A picture of bytes is what `encoded` made of all this, and is written as it is.
     Raises `PictureError` for another suffix or if the path is not an ordinary file, and OSError.
     """
     target = Path(os.path.realpath(path))  # writes through a symbolic link, as `cp` does
@@ -73,10 +74,10 @@ def save_new_picture(
     return target
 
 
-def encoded(picture: Any, suffix: str, parameters: Parameters | None = None) -> bytes:
+def encoded(picture: Any, suffix: str, parameters: Parameters | None = None, carry: Sequence[InputFile] = ()) -> bytes:
     """The bytes of the file that `save_picture` would write; a record that is too long for a JPEG is shortened."""
     buffer = io.BytesIO()
-    _encoder(picture, Path(f"picture{suffix}"), parameters, ())(buffer)
+    _encoder(picture, Path(f"picture{suffix}"), parameters, carry)(buffer)
     return buffer.getvalue()
 
 
@@ -120,7 +121,6 @@ def _encoder(
     picture: Any, target: Path, parameters: Parameters | None, carry: Sequence[InputFile]
 ) -> Callable[[Path | IO[bytes]], None]:
     """A function that writes the picture to a path or file in the target's format; raises now if that cannot work."""
-    image = to_srgb(picture) if isinstance(picture, Image.Image) else to_picture(picture)
     form = format_of(target)
     if form is None or not form.written:
         raise PictureError(f"{target.name!r} should end in {', '.join(WRITTEN_SUFFIXES)}, which decides the format.")
@@ -128,6 +128,9 @@ def _encoder(
         raise PictureError(f"{target.name!r} cannot carry other files; give it a name that ends in .png.")
     if parameters and long.too_long(target, parameters):
         parameters = long.shortened(parameters)
+    if isinstance(picture, bytes):
+        return lambda to: _write_bytes(picture, to)
+    image = to_srgb(picture) if isinstance(picture, Image.Image) else to_picture(picture)
     options = _options(form, parameters, carry)
 
     def write(to: Path | IO[bytes]) -> None:
@@ -137,6 +140,13 @@ def _encoder(
             raise PictureError(f"{target.name!r} cannot be written as {form.title}: {error}") from None
 
     return write
+
+
+def _write_bytes(data: bytes, to: Path | IO[bytes]) -> None:
+    if isinstance(to, Path):
+        to.write_bytes(data)
+    else:
+        to.write(data)
 
 
 def _options(form: Format, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
