@@ -34,6 +34,8 @@ LEAVING = 3.0  # seconds to tell the others of a failure
 COUNT_VARIABLES = ("MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # NCCL by mlx.launch, Open MPI, MPICH
 FILE_VARIABLES = ("MLX_HOSTFILE", "MLX_IBV_DEVICES")  # ring and jaccl, with MLX_RANK
 
+TRAINING = "train"  # the command that splits batches, and connects its processes by itself
+
 Message = tuple[dict[str, Any], bytes]
 
 
@@ -352,7 +354,7 @@ def joined(command: str, shares: bool) -> Iterator[None]:
     """
     global _group
     _group = Alone()
-    if launched() == 1:
+    if launched() == 1 or command == TRAINING:
         yield
         return
     if not shares:

@@ -256,6 +256,8 @@ def test_other_commands_say_that_they_share_nothing(environment, capsys):
     environment.setenv("OMPI_COMM_WORLD_SIZE", "2")
     assert program.main(["samplers"]) == program.USAGE
     assert "'samplers' does not share its work" in capsys.readouterr().err
+    with ranks.joined("train", shares=False):  # which connects its processes itself
+        assert ranks.group().size == 1
 
 
 # --- Processes
