@@ -19,7 +19,7 @@ import struct
 import sys
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +108,7 @@ class Group(Alone):
         self._connect = connect
         self._changed = threading.Condition()
         self._outgoing: list[Message] = []
+        self._topics: Counter[str] = Counter()
         self._values: defaultdict[str, dict[int, Any]] = defaultdict(dict)  # by topic and rank
         self._granted: deque[int | None] = deque()  # numbers to do next; None at the end
         self._asked = False
@@ -141,12 +142,14 @@ class Group(Alone):
 
     def tell_all(self, topic: str, value: Any) -> list[Any]:
         """What each rank has to say on a topic, by rank; waits until all have said it."""
+        topic = self._numbered(topic)
         self._post({"kind": "value", "topic": topic, "value": value})
         self._wait(lambda: len(self._values[topic]) == self.size)
         return [value for _, value in sorted(self._values[topic].items())]
 
     def from_first(self, topic: str, value: Callable[[], Any]) -> Any:
         """A value (for JSON, or bytes) that rank 0 makes, for all; raises there what `value` raises."""
+        topic = self._numbered(topic)
         if self.rank == 0:
             made = value()
             if isinstance(made, bytes):
@@ -210,6 +213,11 @@ class Group(Alone):
         with contextlib.suppress(RankError):  # one failed, perhaps this one, or nobody is there any more
             self._wait(lambda: not self._thread.is_alive(), None if why is None else LEAVING)
         self._thread.join(BEAT)
+
+    def _numbered(self, topic: str) -> str:
+        """A topic that may come again, as all ranks number it."""
+        self._topics[topic] += 1
+        return f"{topic} {self._topics[topic]}"
 
     def _post(self, what: dict[str, Any], data: bytes = b"") -> None:
         with self._changed:

@@ -122,6 +122,8 @@ def test_the_first_tells_the_others(together):
         return number, group.from_first("bytes", lambda: b"" if group.rank == 0 else 1 / 0), group.tell_all("x", "é")
 
     assert together(2, work) == [(7, b"", ["é", "é"])] * 2
+    asked_again = together(2, lambda group: [group.tell_all("x", i) for i in range(3)])
+    assert asked_again == [[[i, i] for i in range(3)]] * 2
 
 
 def test_a_rank_that_fails_tells_why_and_ends_the_others(together):
@@ -168,10 +170,11 @@ def test_what_mlx_cannot_connect_is_said():
 # --- What must be the same
 
 
-def test_seeds_are_drawn_once(together):
-    drawn = together(3, lambda group: agreement.agreed(Request(n_images=2, variation_strength=0.1), Arguments()))
-    assert len({(each.seed, each.variation_seed) for each in drawn}) == 1
-    assert drawn[0].seed is not None
+def test_what_is_drawn_is_drawn_once(together):
+    asked = Request("a {red|blue|green|white} house", n_images=9, variation_strength=0.1)
+    drawn = together(3, lambda group: agreement.agreed(asked, Arguments()))
+    assert drawn[0].seed is not None and len(drawn[0].texts) == 9
+    assert drawn[1] == drawn[2] == drawn[0]
 
 
 class Arguments:
