@@ -83,12 +83,12 @@ class Alone:
     def send(self, number: int, said: dict[str, Any], data: bytes) -> None:
         """Give rank 0 something that is finished."""
 
-    def arrived(self) -> list[Sent]:
-        """What the others have sent since the last call; for rank 0."""
-        return []
+    def arrived(self) -> Iterator[Sent]:
+        """What the others have sent; for rank 0. Each is there until the next is asked for: no interruption loses it."""
+        return iter(())
 
-    def wait_for_others(self) -> Iterator[list[Sent]]:
-        """What arrives, beat by beat, until all other ranks have left; for rank 0, which leaves last."""
+    def wait_for_others(self) -> Iterator[None]:
+        """Beat by beat, until all other ranks have left and what they sent is here; for rank 0, which leaves last."""
         return iter(())
 
 
@@ -190,22 +190,21 @@ class Group(Alone):
         """Give rank 0 something that is finished."""
         self._post({"kind": "sent", "number": number, "said": said}, data)
 
-    def arrived(self) -> list[Sent]:
-        """What the others have sent since the last call; for rank 0."""
-        with self._changed:
-            found = list(self._sent)
-            self._sent.clear()
-        return found
+    def arrived(self) -> Iterator[Sent]:
+        """What the others have sent; for rank 0. Each is there until the next is asked for: no interruption loses it."""
+        while self._sent:
+            yield self._sent[0]
+            self._sent.popleft()
 
-    def wait_for_others(self) -> Iterator[list[Sent]]:
-        """What arrives, beat by beat, until all other ranks have left; for rank 0, which leaves last."""
+    def wait_for_others(self) -> Iterator[None]:
+        """Beat by beat, until all other ranks have left and what they sent is here; for rank 0, which leaves last."""
         over = False
         while not over:
             with self._changed:
                 self._changed.wait(BEAT)
                 self._check()
                 over = len(self._left) == self.size - 1
-            yield self.arrived()
+            yield
 
     def leave(self, why: str | None = None) -> None:
         """Say that this rank is done, or why it fails, and wait: for all others to be done, or for them to know."""

@@ -107,7 +107,7 @@ def test_what_is_sent_arrives_whole_before_the_sender_leaves(together):
             for number in range(3):
                 group.send(number, {"by": group.rank}, large + bytes([group.rank, number]))
             return None
-        return [each for arrived in group.wait_for_others() for each in arrived], group.steps
+        return [each for _ in group.wait_for_others() for each in group.arrived()], group.steps
 
     (found, steps), _, _ = together(3, work)
     assert {(each.said["by"], each.number): each.data for each in found} == {
@@ -335,6 +335,8 @@ run, count = running.Painter.run, []
 def killed(*arguments):
     count.append(1)
     if len(count) == 2:
+        while running.ranks.group()._outgoing:  # the first picture is on its way
+            time.sleep(0.1)
         time.sleep(1.0)
         os.kill(os.getpid(), 9)
     return run(*arguments)

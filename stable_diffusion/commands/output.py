@@ -127,9 +127,8 @@ class Results:
 
     def wait(self) -> Iterator[None]:
         """Save what arrives until all other ranks are done, and yield now and then for a progress bar."""
-        for arrived in self._group.wait_for_others():
-            for sent in arrived:
-                self._take(sent)
+        for _ in self._group.wait_for_others():
+            self.gather()
             yield
 
     def list_files(self, note: str = "") -> None:
