@@ -147,7 +147,7 @@ class Request:
     hires_strength: float = setting(
         0.7, Number(0, 1),
         "how much the second pass may change: 0.3 adds little, 0.7 paints much anew; latent modes blur below 0.5",
-        title="Hires denoising strength", group=HIRES, metavar="S", counts=_twice,
+        title="Hires denoising strength", group=HIRES, metavar="S", counts=_twice, shown=(0.05, 1.0),
     )  # fmt: skip
     hires_sampler: str | None = setting(
         None, Text(), "the second pass's sampler", title="Hires sampler", group=HIRES, metavar="NAME", unset="",

@@ -1072,3 +1072,43 @@ def test_durations(seconds, words):
 
 def test_plain_text_escapes_whatever_markdown_would_read():
     assert session.plain("*a* <b> :red[x] $y$") == r"\*a\* \<b\> \:red\[x\] \$y\$"
+
+
+def test_a_hires_fix_is_switched_on_and_off(engine, page):
+    assert not [each for each in page.slider if each.label == "Upscale by"]
+    page.text_area(key="prompt").set_value("a red house")
+    labelled(page.toggle, "Hires fix").set_value(True).run()
+    assert any("128 × 128 becomes 256 × 256." in each.value for each in page.caption)
+    labelled(page.slider, "Upscale by").set_value(1.5)
+    labelled(page.selectbox, "Upscaler").set_value("Lanczos")
+    labelled(page.selectbox, "Hires sampler").set_value("dpmpp_2m_karras")
+    page.text_area(key="hires_prompt").set_value("a blue house").run()
+    over(generate(page))
+    hires = engine.models[0].calls[-1][1]["hires"]
+    assert (hires.scale, hires.upscaler, hires.sampler, hires.prompt, hires.cfg) == (
+        1.5, "Lanczos", "dpmpp_2m_karras", "a blue house", None
+    )  # fmt: skip
+    page.number_input(key="hires_width").set_value(16).run()
+    assert any("smaller than the first picture" in each.value for each in page.caption)
+    labelled(page.toggle, "Hires fix").set_value(False).run()
+    over(generate(page))
+    assert "hires" not in engine.models[0].calls[-1][1]
+
+
+def test_a_recalled_second_pass_is_shown(page):
+    page.session_state["hires_width"] = 256
+    page.session_state["hires_upscaler"] = "one that has gone"
+    page.run()
+    assert not page.exception and labelled(page.toggle, "Hires fix").value
+    assert labelled(page.selectbox, "Upscaler").value == "one that has gone"
+
+
+def test_progress_tells_the_pass():
+    job = Job(Request("a", hires_scale=2.0))
+    frame = Frame(
+        3, 8, 1.0, np.zeros((4, 4, 4), np.float16), np.zeros((4, 4, 4), np.float16), pass_number=2, n_passes=2
+    )
+    job.pictures.append(Picture(frames=[frame]))
+    job.note, job.note_fraction = "Enlarging with Lanczos", 0.25
+    assert live.progress_in_words(job).startswith("Pass 2 of 2 · Step 3 of 8")
+    assert live.progress_in_words(job).endswith("Enlarging with Lanczos 25%")

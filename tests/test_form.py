@@ -25,6 +25,10 @@ def test_values_that_the_form_can_show_are_kept():
         "guidance_start": 0.25, "guidance_end": 0.75, "guidance_min_sigma": 1.5, "deepcache_interval": 3,
         "deepcache_branch": 2,
         "dynamic_prompts": True, "combinations": True, "default_negative": False, "styles": ["ink", "a night"],
+        "hires_scale": 0.0,
+        "hires_width": 0, "hires_height": 1024, "hires_upscaler": "one that has gone", "hires_steps": 0,
+        "hires_strength": 0.5, "hires_sampler": "dpmpp_2m_karras", "hires_cfg": 0.0, "hires_prompt": "b",
+        "hires_negative": "",
     }  # fmt: skip
     assert values.clean(given, ["one"]) == given
     assert set(given) == set(values.KEYS)
@@ -48,6 +52,7 @@ def test_values_that_the_form_can_show_are_kept():
             "vae": "x.pt",
         },
         {"os": "command"},
+        {"hires_sampler": "none such", "hires_scale": "2", "hires_upscaler": None},
     ],
 )
 def test_values_that_make_no_sense_are_left_out(given):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from stable_diffusion import catalogue
+from stable_diffusion import Hires, catalogue
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.service import shared
 from stable_diffusion.service.api import a1111_request, options
@@ -161,7 +161,17 @@ def test_a_mask_with_alpha_is_its_alpha():
     [
         ({"restore_faces": True}, 422, "restore_faces"),
         ({"tiling": True}, 422, "tiling"),
-        ({"enable_hr": True}, 422, "enable_hr"),
+        ({"enable_hr": True, "hr_checkpoint_name": "other"}, 422, "hr_checkpoint_name"),
+        ({"enable_hr": True, "hr_upscaler": "Latnet"}, 422, "Near it: Latent"),
+        ({"enable_hr": True, "hr_scale": 0}, 422, "hires_scale"),
+        ({"enable_hr": True, "hr_scale": 100}, 422, "hires_scale"),
+        ({"enable_hr": True, "hr_resize_x": 20_000, "hr_resize_y": 20_000}, 422, "hires_width"),
+        ({"enable_hr": True, "hr_resize_x": 32}, 422, "smaller than the first picture"),
+        ({"enable_hr": True, "width": 1024, "height": 1024, "hr_scale": 4}, 422, "4096 x 4096 pixels"),
+        ({"enable_hr": True, "denoising_strength": 0}, 422, "repaints nothing"),
+        ({"enable_hr": True, "hr_sampler_name": "Nonesuch"}, 404, "Sampler not found"),
+        ({"enable_hr": True, "hr_prompt": "a <lora:nonesuch:1>"}, 422, "nonesuch"),
+        ({"enable_hr": True, "firstphase_width": 32}, 422, "firstphase_height"),
         ({"styles": ["pretty"]}, 422, "styles"),
         ({"script_name": "X/Y/Z plot"}, 422, "script_name"),
         ({"refiner_checkpoint": "other"}, 404, "Model not found"),
@@ -200,6 +210,30 @@ def test_what_changes_nothing_is_let_pass(client):
         alwayson_scripts={"ControlNet": {"args": []}, "controlnet": {"args": [{"enabled": False}]}}, nonesuch=1,
         refiner_checkpoint="None", seed_resize_from_w=-1, hr_scale=2, tiling=None,
     )  # fmt: skip
+
+
+def test_a_hires_fix(client, engine):
+    modes = [each["name"] for each in client.get("/sdapi/v1/latent-upscale-modes").json()]
+    assert modes[0] == "Latent" and len(modes) == 6
+    painted(client, enable_hr=False, hr_scale=3, hr_upscaler="nonesuch", denoising_strength=0.3)
+    assert "hires" not in calls(engine)[-1]
+    answer = painted(
+        client, enable_hr=True, hr_scale=1.5, hr_upscaler=modes[1], hr_second_pass_steps=7, hr_prompt="a blue house",
+        hr_negative_prompt="", hr_sampler_name="Euler a", hr_scheduler="Use same scheduler", scheduler="Karras",
+        denoising_strength=0.4, hr_checkpoint_name="Use same checkpoint", hr_cfg=3, sampler_name="DPM++ 2M",
+    )  # fmt: skip
+    assert calls(engine)[-1]["hires"] == Hires(
+        1.5, upscaler="Latent (antialiased)", steps=7, strength=0.4, sampler="euler_a_karras", cfg=3.0,
+        prompt="a blue house",
+    )  # fmt: skip
+    info = json.loads(answer["info"])
+    assert (info["denoising_strength"], info["extra_generation_params"]["Hires upscale"]) == (0.4, "1.5")
+    painted(client, enable_hr=True, hr_resize_x=128, hr_resize_y=96, hr_upscaler="lanczos")
+    assert calls(engine)[-1]["hires"] == Hires(width=128, height=96, upscaler="Lanczos", strength=0.75)
+    painted(client, enable_hr=True, width=128, height=128, firstphase_width=64, firstphase_height=72)
+    given = calls(engine)[-1]
+    assert (given["width"], given["height"]) == (64, 72)
+    assert (given["hires"].width, given["hires"].height, given["hires"].upscaler) == (128, 128, "Latent")
 
 
 def test_options_come_back_whole_and_change_what_is_painted(client, engine):

@@ -77,7 +77,8 @@ def _painted(model: Any, job: Job, picture: Picture, call: Call, seeds: dict[str
     before = time.perf_counter()
     last = None
     new_pass = True
-    with closing(model.generate_latents(**call.arguments | seeds, progress=job.report)) as steps:
+    watched = {"progress": job.report} if "hires" in call.arguments else {}
+    with closing(model.generate_latents(**call.arguments | seeds | watched)) as steps:
         used = picture.used = steps.used
         for note in steps.notes:
             _warn(job, note)

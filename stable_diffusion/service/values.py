@@ -9,7 +9,7 @@ from .. import catalogue, families
 from ..checks import Choice, Flag, Number, Text, Whole
 from ..errors import InputError
 from ..request import DEFAULTS, SETTINGS
-from ..sampler import SAMPLERS, key_of
+from ..sampler import SAMPLERS, key_of, sampler_names
 from ..schedules import AUTOMATIC
 from ..text.styles import MAX_NAME, MAX_STYLES
 from . import loras
@@ -105,6 +105,8 @@ def _shown(name: str, value: Any) -> Any:
     each = FORM[name]
     if name == "vae":
         return value if value == each.unset or value in catalogue.vaes() else None
+    if name == "hires_sampler":
+        return value if value == each.unset or value in sampler_names() else None
     if name in TYPED and isinstance(value, str):
         value = _integer(value)
     if isinstance(each.check, Text):
@@ -117,6 +119,8 @@ def _shown(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     low, high = bounds(name)
+    if value == each.unset and name not in TYPED:
+        return type(low)(value)
     shown = type(low)(min(max(value, low), high))
     return str(shown) if name in TYPED else shown
 

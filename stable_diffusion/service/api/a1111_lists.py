@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 from ... import __version__, catalogue
 from ...adapters import files
 from ...errors import StableDiffusionError
+from ...hires import LATENT_MODES
 from ...model_io.tensor_file import open_tensors
 from ...sampler import SAMPLERS, a1111_name
 from ...schedules import AUTOMATIC, SCHEDULES, ScheduleType
@@ -43,6 +44,11 @@ def schedulers(_: HttpRequest) -> list[dict[str, Any]]:
 def upscalers(_: HttpRequest) -> list[dict[str, Any]]:
     """The ways to enlarge a picture."""
     return [{"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4} for name in RESIZING]
+
+
+def latent_modes(_: HttpRequest) -> list[dict[str, Any]]:
+    """The ways to enlarge latents in a hires fix."""
+    return [{"name": name} for name in LATENT_MODES]
 
 
 def sd_models(_: HttpRequest) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def info(job: Job, found: Sequence[Finished]) -> dict[str, Any]:
         "sd_vae_hash": said.extra.get(VAE_HASH),
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": drawn.strength if drawn.picture is not None else None,
+        "denoising_strength": said.strength,
         "extra_generation_params": said.extra,
         "index_of_first_image": 0,
         "infotexts": [each.text for each in found],

@@ -19,7 +19,7 @@ from ...request import DEFAULTS, Request
 from ...sampler import key_of, sampler_from_a1111, takes_eta
 from ...schedules import AUTOMATIC, schedule_by_name
 from .. import values
-from . import bodies, models, painting
+from . import a1111_hires, bodies, models, painting
 from . import options as options_module
 from .errors import ApiError
 from .fields import IGNORED, REFUSED, Field, read_fields
@@ -27,7 +27,6 @@ from .options import Options
 
 DYNAMIC = "dynamic prompts"  # followed by its version
 CONTROL = "controlnet"  # clients send its entry even where they want none
-_HIRES = "read with enable_hr only"
 FIELDS = (
     Field("prompt", "string"),
     Field("negative_prompt", "string"),
@@ -51,7 +50,6 @@ FIELDS = (
     Field("styles", "array", "names that /sdapi/v1/prompt-styles lists; a name that is not there is refused"),
     Field("restore_faces", "boolean", "there is no face restoration", REFUSED),
     Field("tiling", "boolean", "pictures do not tile", REFUSED),
-    Field("enable_hr", "boolean", "there is no hires fix", REFUSED),
     Field("refiner_checkpoint", "string", "a model that /sdapi/v1/sd-models lists; None for none"),
     Field("refiner_switch_at", "number", "the share of the noise schedule after which it takes over; default: 0.8"),
     Field("script_name", "string", "there are no scripts", REFUSED, ("None",)),
@@ -80,29 +78,10 @@ FIELDS = (
     Field("disable_extra_networks", "boolean", "write no LoRA tags", REFUSED),
 )
 _STRENGTH = "how much may change"
-TEXT_FIELDS = (
-    *FIELDS,
-    Field("denoising_strength", "number", _HIRES, IGNORED),
-    *(
-        Field(name, kind, _HIRES, IGNORED)
-        for name, kind in (
-            ("firstphase_width", "integer"),
-            ("firstphase_height", "integer"),
-            ("hr_scale", "number"),
-            ("hr_upscaler", "string"),
-            ("hr_second_pass_steps", "integer"),
-            ("hr_resize_x", "integer"),
-            ("hr_resize_y", "integer"),
-            ("hr_checkpoint_name", "string"),
-            ("hr_sampler_name", "string"),
-            ("hr_scheduler", "string"),
-            ("hr_prompt", "string"),
-            ("hr_negative_prompt", "string"),
-        )
-    ),
-)
+TEXT_FIELDS = (*FIELDS, *a1111_hires.FIELDS)
 PICTURE_FIELDS = (
     *FIELDS,
+    Field("enable_hr", "boolean", "hires fix is for text to image", REFUSED),
     Field("init_images", "array", "one picture in base64", required=True),
     Field("denoising_strength", "number", f"{_STRENGTH}; default: 0.75"),
     Field("resize_mode", "integer", "0 distorts, 1 crops, 2 fills the sides with the edge's colours; 3 is refused"),
@@ -179,6 +158,7 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
         "file_format": options.file_format,
         "previews": ("fast",),
     }
+    given |= a1111_hires.second_pass(found, given["width"], given["height"], _sampler)
     request = Request(**given | scripts)
     painting.check(request)  # before pictures are decoded, and brought to its size
     if with_picture:

@@ -13,7 +13,7 @@ from ... import catalogue
 from ...adapters import files
 from ...prompts import prepared
 from ...record import picture_files
-from ...request import Request
+from ...request import GRID, Request
 from ...text.prompt import parse
 from .. import values
 from ..jobs import Job, Picture, State, Task, Work
@@ -39,13 +39,21 @@ class Finished:
 
 def check(request: Request) -> None:
     """Refuse at the door what would be refused, or would hurt, in the queue. Raises InputError, ApiError."""
-    for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative)):
+    texts = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative,
+        "hr_prompt": request.hires_prompt,
+        "hr_negative_prompt": request.hires_negative,
+    }
+    for name, text in texts.items():
         _check_prompt(name, text)
     if request.n_images > MAX_IMAGES:
         raise ApiError(422, f"{request.n_images} pictures are more than {MAX_IMAGES}, the most for one request.")
-    width, height = request.painted_size(usual_size(request.model))
-    if width * height > MAX_PIXELS:
-        raise ApiError(422, f"{width} x {height} pixels are more than {MAX_PIXELS}, the most for one picture.")
+    size = request.painted_size(usual_size(request.model))
+    sizes = [size] if request.hires is None else [size, *request.hires.sizes(size, GRID)]
+    for width, height in sizes:
+        if width * height > MAX_PIXELS:
+            raise ApiError(422, f"{width} x {height} pixels are more than {MAX_PIXELS}, the most for one picture.")
     n_images = prepared(request).n_images
     if n_images > MAX_IMAGES:
         raise ApiError(422, f"{n_images} combinations are more than {MAX_IMAGES} pictures, the most for one request.")

@@ -48,6 +48,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _a1111("GET", "samplers", lists.samplers),
     _a1111("GET", "schedulers", lists.schedulers),
     _a1111("GET", "upscalers", lists.upscalers),
+    _a1111("GET", "latent-upscale-modes", lists.latent_modes),
     _a1111("GET", "memory", lists.memory),
     _a1111("GET", "cmd-flags", lists.flags),
     _a1111("GET", "system-info", lists.system),
@@ -55,7 +56,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *(
         _a1111("GET", name, lists.nothing)
         for name in (
-            "script-info", "latent-upscale-modes", "lycos", "hypernetworks", "face-restorers", "realesrgan-models",
+            "script-info", "lycos", "hypernetworks", "face-restorers", "realesrgan-models",
             "extensions", "artists", "artist-categories",
         )
     ),

@@ -93,10 +93,14 @@ def progress_in_words(job: Job) -> str:
     frame = job.frame
     assert frame is not None
     parts = [f"Step {frame.index} of {frame.total}"]
+    if frame.n_passes > 1:
+        parts.insert(0, f"Pass {frame.pass_number} of {frame.n_passes}")
     if job.n_images > 1:
         parts.insert(0, f"Picture {len(job.pictures)} of {job.n_images}")
     if job.cancelling:
         return " · ".join([*parts, "cancelling"])
+    if job.note:
+        parts.append(f"{session.plain(job.note)} {job.note_fraction or 0:.0%}")
     if job.elapsed >= 0.5:
         parts.append(f"{duration(job.elapsed)} elapsed")
     if job.seconds_left is not None and job.seconds_left >= 0.5:
@@ -120,6 +124,8 @@ def duration(seconds: float) -> str:
 def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
     """Draw a step as each of these kinds, side by side."""
     where = f"step {frame.index} of {frame.total}"
+    if frame.n_passes > 1:
+        where += f", pass {frame.pass_number} of {frame.n_passes}"
     views = [(kind, found) for kind in KINDS if kind in kinds and (found := _jpeg(job, frame, kind)) is not None]
     if not views:
         return

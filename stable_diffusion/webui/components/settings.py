@@ -1,7 +1,5 @@
 """The sidebar: which model, how it is sampled, how large, how many, and settings saved by name."""
 
-from typing import Any
-
 import streamlit as st
 
 from stable_diffusion import catalogue
@@ -13,7 +11,7 @@ from stable_diffusion.service import loras, presets, values
 from stable_diffusion.service.preview import KINDS
 from stable_diffusion.service.values import RATIOS, SCHEDULES
 from stable_diffusion.service.words import in_plain_words
-from stable_diffusion.webui.components import model_choice, session
+from stable_diffusion.webui.components import fields, model_choice, session
 
 
 def sidebar() -> None:
@@ -94,7 +92,7 @@ def _swap_sides() -> None:
 
 
 def _seed() -> None:
-    _typed("seed")
+    fields.typed("seed")
     with st.container(horizontal=True, gap="small"):
         st.button(
             "Random",
@@ -113,18 +111,18 @@ def _seed() -> None:
 
 def _advanced() -> None:
     _loras()
-    _number("clip_skip")
-    _slider("guidance_rescale")
-    _slider("guidance_start")
-    _slider("guidance_end")
-    _slider("guidance_min_sigma", step=0.1)
-    _number("deepcache_interval")
-    _number("deepcache_branch", disabled=st.session_state["deepcache_interval"] == 1)
-    _slider("variation_strength")
-    _typed("variation_seed", disabled=not st.session_state["variation_strength"])
-    _choice("prompt_language", {"a1111": "A1111's", "plain": "Plain"})
-    _choice("dynamic_prompts", {"": "Automatic", True: "On", False: "Off"})
-    _toggle("combinations")
+    fields.number("clip_skip")
+    fields.slider("guidance_rescale")
+    fields.slider("guidance_start")
+    fields.slider("guidance_end")
+    fields.slider("guidance_min_sigma", step=0.1)
+    fields.number("deepcache_interval")
+    fields.number("deepcache_branch", disabled=st.session_state["deepcache_interval"] == 1)
+    fields.slider("variation_strength")
+    fields.typed("variation_seed", disabled=not st.session_state["variation_strength"])
+    fields.choice("prompt_language", {"a1111": "A1111's", "plain": "Plain"})
+    fields.choice("dynamic_prompts", {"": "Automatic", True: "On", False: "Off"})
+    fields.toggle("combinations")
     st.pills(
         "Preview",
         list(KINDS),
@@ -135,15 +133,15 @@ def _advanced() -> None:
         "decode is sharper, but slows the painting down.",
         persist_state="session",
     )
-    _choice("file_format", {each.key: each.title for each in WRITTEN})
+    fields.choice("file_format", {each.key: each.title for each in WRITTEN})
 
 
 def _refiner() -> None:
     """Draw which model takes over, and where."""
     usable = [model.name for model in session.listed_models() if model.present and not model.problem]
     chosen = st.session_state["refiner"]
-    _select("refiner", {"": "None", **{name: name for name in dict.fromkeys([*usable, *filter(None, [chosen])])}})
-    _slider("refiner_switch", disabled=not chosen)
+    fields.select("refiner", {"": "None", **{name: name for name in dict.fromkeys([*usable, *filter(None, [chosen])])}})
+    fields.slider("refiner_switch", disabled=not chosen)
 
 
 def _of_model() -> None:
@@ -151,88 +149,12 @@ def _of_model() -> None:
     st.caption("A change takes effect with the next picture: the model is loaded again for it.")
     here = catalogue.vaes()
     chosen = st.session_state["vae"]
-    _select("vae", {"": "The model's own", **{name: name for name in sorted({*here, *filter(None, [chosen])})}})
+    fields.select("vae", {"": "The model's own", **{name: name for name in sorted({*here, *filter(None, [chosen])})}})
     titles = {"": "As the file says", "epsilon": "Epsilon", "v_prediction": "v", "sample": "Sample"}
-    _select("prediction_type", titles)
-    _select("zero_terminal_snr", {"": "As the file says", True: "Yes", False: "No"})
-    _select("bits", {0: "As it is", 8: "8 bits", 4: "4 bits"})
-    _toggle("low_memory")
-
-
-def _toggle(name: str) -> None:
-    each = values.FORM[name]
-    st.toggle(each.title, key=name, help=session.plain(_sentence(each.help)), persist_state="session")
-
-
-def _slider(name: str, step: float = 0.05, disabled: bool = False) -> None:
-    each = values.FORM[name]
-    st.slider(
-        each.title,
-        *values.bounds(name),
-        step=step,
-        key=name,
-        disabled=disabled,
-        help=_sentence(each.help),
-        persist_state="session",
-    )
-
-
-def _number(name: str, disabled: bool = False) -> None:
-    each = values.FORM[name]
-    st.number_input(
-        each.title,
-        *values.bounds(name),
-        key=name,
-        disabled=disabled,
-        help=_sentence(each.help),
-        persist_state="session",
-    )
-
-
-def _typed(name: str, disabled: bool = False) -> None:
-    """Draw a text field for a number that may be larger than a browser can count."""
-    each = values.FORM[name]
-    st.text_input(
-        each.title,
-        key=name,
-        disabled=disabled,
-        max_chars=24,
-        help=f"{_sentence(each.help)} -1: a new one every time.",
-        persist_state="session",
-    )
-    try:
-        values.typed(name, st.session_state[name])
-    except StableDiffusionError as error:
-        st.error(session.plain(str(error)), icon=":material/error:")
-
-
-def _select(name: str, titles: dict[Any, str]) -> None:
-    each = values.FORM[name]
-    st.selectbox(
-        each.title,
-        list(titles),
-        key=name,
-        format_func=titles.__getitem__,
-        help=_sentence(each.help),
-        persist_state="session",
-    )
-
-
-def _choice(name: str, titles: dict[Any, str]) -> None:
-    each = values.FORM[name]
-    st.segmented_control(
-        each.title,
-        list(titles),
-        key=name,
-        required=True,
-        format_func=titles.__getitem__,
-        help=session.plain(_sentence(each.help)),
-        persist_state="session",
-    )
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    fields.select("prediction_type", titles)
+    fields.select("zero_terminal_snr", {"": "As the file says", True: "Yes", False: "No"})
+    fields.select("bits", {0: "As it is", 8: "8 bits", 4: "4 bits"})
+    fields.toggle("low_memory")
 
 
 def _loras() -> None:
