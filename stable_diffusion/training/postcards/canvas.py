@@ -80,6 +80,19 @@ class Canvas:
         self.polygon(edge, colour, alpha)
 
 
+class Silhouette(Canvas):
+    """A sheet on which everything is drawn in solid white: only where there is something matters."""
+
+    def polygon(self, points: Sequence[Point], colour: Colour, alpha: float = 1.0) -> None:
+        super().polygon(points, WHITE)
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour, alpha: float = 1.0) -> None:
+        super().ellipse(x, y, rx, ry, WHITE)
+
+    def stroke(self, points: Sequence[Point], width: float, colour: Colour, alpha: float = 1.0) -> None:
+        super().stroke(points, width, WHITE)
+
+
 class Frame:
     """Where a thing stands: u runs away from the light and v up, both in heights of the thing, (0, 0) at its foot."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from . import things
-from .canvas import Canvas, Frame, mix
+from .canvas import Canvas, Frame, Silhouette, mix
 from .scenery import INK, LAND, SAND, View, paint_land, paint_sky, rock, shore
 
 TIMES = ("day", "sunset", "night")
@@ -204,8 +204,15 @@ def paint(card: Postcard, size: int = 128) -> Image.Image:
     canvas = Canvas(size)
     paint_sky(canvas, view, _stream(card, "sky"))
     paint_land(canvas, view, _stream(card, "land"))
-    _paint_thing(canvas, card, view, _stream(card, "thing"))
+    _paint_thing(canvas, canvas, card, view)
     return canvas.picture()
+
+
+def thing_mask(card: Postcard, size: int = 128) -> np.ndarray:
+    """Where `paint` draws the thing, without its shadow, reflection or light: (size, size) float32 in [0, 1]."""
+    silhouette = Silhouette(size)
+    _paint_thing(Canvas(size), silhouette, card, _compose(card))
+    return np.asarray(silhouette.picture().convert("L"), np.float32) / 255
 
 
 def _stream(card: Postcard, layer: str) -> Random:
@@ -230,20 +237,22 @@ def _compose(card: Postcard) -> View:
     return View(card.time, card.place, card.sky, light, horizon, base, body, x, foot)
 
 
-def _paint_thing(canvas: Canvas, card: Postcard, view: View, rng: Random) -> None:
+def _paint_thing(ground: Canvas, canvas: Canvas, card: Postcard, view: View) -> None:
+    """The thing, and on the `ground` what it stands on and what falls there."""
+    rng = _stream(card, "thing")
     kind = "pine tree" if is_pine(card) else card.thing
     low, high = things.HEIGHTS[kind]
     height = rng.uniform(low, high)
     frame = Frame(canvas, view.x, view.foot, height, view.light)
     tones = things.Tones.of(card.colour, card.time)
     if kind == "lighthouse":
-        rock(canvas, view, height * 0.30)
+        rock(ground, view, height * 0.30)
         if card.time == "night":
-            things.beam(frame)
+            things.beam(Frame(ground, view.x, view.foot, height, view.light))
     elif kind == "sailboat":
-        _reflection(canvas, view, tones, height)
+        _reflection(ground, view, tones, height)
     elif kind != "hot-air balloon":
-        _stand(canvas, view, kind, height, rng)
+        _stand(ground, view, kind, height, rng)
     if kind == "house":
         things.house(frame, tones, rng, snowy=card.place == "snowy mountains")
     else:
