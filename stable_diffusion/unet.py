@@ -6,7 +6,7 @@ The reference is diffusers' UNet2DConditionModel (unet_2d_condition.py, unet_2d_
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -77,10 +77,11 @@ class TransformerBlock(nn.Module):
     def project_text(self, text: mx.array) -> BlockContext:
         return {name: self[name].keys_values(text) for name in self.text_attentions}
 
-    def __call__(self, x: mx.array, context: BlockContext) -> mx.array:
+    def __call__(self, x: mx.array, context: BlockContext, size: tuple[int, int]) -> mx.array:
+        """x (B, H W, C), of a feature map of the size (H, W)."""
         x = x + self.attn1(self.norm1(x), context.get("attn1"))
         if "tap" in context:
-            q = self.attn2.to_q(self.norm2(x)).reshape(*x.shape[:2], self.attn2.heads, -1).transpose(0, 2, 1, 3)
+            q = self.attn2.to_q(self.norm2(x)).reshape(len(x), *size, self.attn2.heads, -1).transpose(0, 3, 1, 2, 4)
             context["tap"](q, context["attn2"][0])
         x = x + self.attn2(self.norm2(x), context["attn2"])
         return x + self.ff(self.norm3(x))
@@ -110,7 +111,7 @@ class Transformer2D(nn.Module):
         batch, height, width, _ = x.shape
         y = self.proj_in(self.norm(x).reshape(batch, height * width, -1))
         for block, block_context in zip(self.transformer_blocks, context, strict=True):
-            y = block(y, block_context)
+            y = block(y, block_context, (height, width))
         return x + self.proj_out(y).reshape(x.shape)
 
 
@@ -280,12 +281,9 @@ class UNet(nn.Module):
         """
         extras = extras or Extras()
         extras.refuse_all_but("This U-Net", "residuals", "tap", "deep")
-        run: Callable[..., Any] = partial(ops.by_batch, self._predict, x.shape[0], self)
-        if extras.tap is not None:
-            context = _tapped(context, self._level_names(), extras.tap)
-        if extras.tap is not None or extras.residuals is not None:
-            run = self._predict
-        inputs = (x, t, context, pooled, time_ids, guidance, extras.residuals)
+        run = partial(ops.by_batch, self._predict, x.shape[0], self)
+        rows = None if extras.tap is None else mx.arange(x.shape[0])
+        inputs = (x, t, context, pooled, time_ids, guidance, extras.residuals, extras.tap, rows)
         deep = extras.deep
         if deep is None:
             return run(*inputs)
@@ -302,11 +300,18 @@ class UNet(nn.Module):
         pooled: mx.array | None,
         time_ids: mx.array | None,
         guidance: mx.array | None,
-        residuals: Sequence[mx.array] | None = None,
+        residuals: Sequence[mx.array] | None,
+        tap: Tap | None,
+        rows: mx.array | None,
         branch: int | None = None,
         features: mx.array | None = None,
     ) -> Any:
-        """The prediction; with a `branch` and no `features`, also the features there."""
+        """The prediction; with a `branch` and no `features`, also the features there.
+
+        `rows` are the places of its rows in the whole batch, for a `tap`.
+        """
+        if tap is not None and rows is not None:
+            context = _tapped(context, self._level_names(), tap, rows.tolist())
         time = ops.ACTIVATIONS[self.config.act_fn](self._embed_time(t, pooled, time_ids, guidance, x.dtype))
         if self.config.center_input_sample:
             x = 2 * x - 1
@@ -385,12 +390,12 @@ class UNet(nn.Module):
         return time
 
 
-def _tapped(context: list[LevelContext], names: list[str], tap: Tap) -> list[LevelContext]:
-    """A context with a tap in each block, called with the layer's name."""
+def _tapped(context: list[LevelContext], names: list[str], tap: Tap, rows: list[int]) -> list[LevelContext]:
+    """A context with a tap in each block, called with the layer's name and these rows."""
 
     def tapped(path: str, blocks: list[BlockContext]) -> list[BlockContext]:
         paths = (f"{path}.transformer_blocks.{i}.attn2" for i in range(len(blocks)))
-        return [block | {"tap": partial(tap, name)} for name, block in zip(paths, blocks, strict=True)]
+        return [block | {"tap": partial(tap, name, rows=rows)} for name, block in zip(paths, blocks, strict=True)]
 
     levels = zip(names, context, strict=True)
     return [[tapped(f"{name}.attentions.{i}", each) for i, each in enumerate(level)] for name, level in levels]

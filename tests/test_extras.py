@@ -63,8 +63,8 @@ def test_a_tap_sees_every_attention_to_the_text(family):
     x, t, context = inputs(unet, family)
     plain, seen = np.asarray(unet.predict(x, t, context)), {}
 
-    def tap(name: str, q: mx.array, k: mx.array) -> None:
-        assert name not in seen
+    def tap(name: str, q: mx.array, k: mx.array, rows: list[int]) -> None:
+        assert name not in seen and rows == [0, 1]
         seen[name] = q, k
 
     assert np.array_equal(np.asarray(unet.predict(x, t, context, Extras(tap=tap))), plain)
@@ -72,9 +72,9 @@ def test_a_tap_sees_every_attention_to_the_text(family):
     assert set(seen) == {name for name in modules if name.endswith("attn2")}
     for name, (q, k) in seen.items():
         heads = modules[name].heads
-        assert q.shape[:2] == k.shape[:2] == (2, heads) and k.shape[2] == 77 and q.shape[3] == k.shape[3]
+        assert q.shape[:2] == k.shape[:2] == (2, heads) and k.shape[2] == 77 and q.shape[4] == k.shape[3]
         assert not np.array_equal(np.asarray(k)[0], np.asarray(k)[1])
-    assert max(q.shape[2] for q, _ in seen.values()) <= 64
+    assert max(q.shape[2] * q.shape[3] for q, _ in seen.values()) == (16 if family == "sdxl" else 64)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -114,7 +114,7 @@ def test_deep_features_with_residuals_and_a_tap():
     some = [mx.array(drawn.normal(f"residual {i}", *shape)) for i, shape in enumerate(skips(unet, x))]
     plain, deep = np.asarray(unet.predict(x, t, context, Extras(residuals=some))), DeepFeatures(1)
     assert np.array_equal(np.asarray(unet.predict(x, t, context, Extras(residuals=some, deep=deep))), plain)
-    extras = Extras(residuals=some, deep=DeepFeatures(1, deep.features), tap=lambda name, q, k: seen.append(name))
+    extras = Extras(residuals=some, deep=DeepFeatures(1, deep.features), tap=lambda name, q, k, rows: seen.append(name))
     assert np.array_equal(np.asarray(unet.predict(x, t, context, extras)), plain)
     assert all(name.startswith(("down_blocks.0", f"up_blocks.{len(unet.up_blocks) - 1}")) for name in seen)
 
@@ -123,7 +123,7 @@ def test_both_at_once_and_none_of_either():
     unet, seen = network("sd1"), []
     x, t, context = inputs(unet, "sd1")
     some = [mx.array(drawn.normal(f"residual {i}", *shape)) for i, shape in enumerate(skips(unet, x))]
-    extras = Extras(residuals=some, tap=lambda name, q, k: seen.append(name))
+    extras = Extras(residuals=some, tap=lambda name, q, k, rows: seen.append(name))
     alone = np.asarray(unet.predict(x, t, context, Extras(residuals=some)))
     assert np.array_equal(np.asarray(unet.predict(x, t, context, extras)), alone) and seen
     assert np.array_equal(np.asarray(unet.predict(x, t, context, Extras())), np.asarray(unet.predict(x, t, context)))

@@ -17,8 +17,9 @@ from ..text.prompt import Text
 # A tree for mlx.utils.tree_map: lists, tuples, dicts. Each array has one row per text, or per row of the batch; other
 # values apply to all rows.
 Context = Any
-# Called with a layer's name, its queries (B, heads, N, D) and its keys (B, heads, M, D).
-Tap = Callable[[str, mx.array, mx.array], None]
+# Called with a layer's name, its queries (B, heads, H, W, D), its keys (B or 1, heads, M, D), and the places of these B
+# rows in the call's batch: lanes may compute parts of a batch, at the same time.
+Tap = Callable[[str, mx.array, mx.array, list[int]], None]
 
 
 @dataclass(frozen=True)
