@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attention import AttentionMaps, PictureMaps
     from .errors import (
         BackendError,
         CheckpointError,
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 
 # Imported on first use: errors, configurations and `--help` do not need MLX.
 _HOMES = {
+    "AttentionMaps": ".attention",
     "BackendError": ".errors",
     "Blend": ".text.prompt",
     "CheckpointError": ".errors",
@@ -58,6 +60,7 @@ _HOMES = {
     "InputError": ".errors",
     "NotFiniteError": ".errors",
     "PictureError": ".errors",
+    "PictureMaps": ".attention",
     "SamplerError": ".errors",
     "SimpleEulerSampler": ".sampler",
     "StableDiffusion": ".pipeline",
@@ -72,6 +75,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttentionMaps",
     "BackendError",
     "Blend",
     "CheckpointError",
@@ -86,6 +90,7 @@ __all__ = [
     "InputError",
     "NotFiniteError",
     "PictureError",
+    "PictureMaps",
     "SamplerError",
     "SimpleEulerSampler",
     "StableDiffusion",

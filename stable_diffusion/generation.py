@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from .attention import PictureMaps
 from .backend import mx
 from .diffusion.call import Call
 from .diffusion.start import InputPicture
@@ -81,10 +82,11 @@ class Generation(Iterator[GenerationStep]):
 
 @dataclass(frozen=True)
 class GeneratedPicture:
-    """A finished picture and its record."""
+    """A finished picture and its record; its attention maps if they were asked for."""
 
     image: Image.Image  # RGB
     parameters: Parameters
+    attention: PictureMaps | None = None
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write it as PNG, JPEG or WebP, by the path's suffix, with its parameters inside; return the path.

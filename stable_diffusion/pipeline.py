@@ -14,6 +14,7 @@ import numpy as np
 from . import backend, memory
 from .adapters import files
 from .adapters.overlay import Choice, Loras
+from .attention import AttentionMaps, Recording
 from .backend import mx
 from .diffusion.call import Call, check_passes
 from .diffusion.conditioned import ConditionedNetwork
@@ -23,6 +24,7 @@ from .diffusion.network import DenoisingNetwork, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.refining import SWITCH, Refinement
 from .diffusion.start import FirstPass, Start, start_from
+from .errors import InputError
 from .generation import GeneratedPicture, Generation, GenerationStep, parameters_of
 from .hires import Hires
 from .model import LoadedModel
@@ -79,6 +81,7 @@ class StableDiffusion(LoadedModel):
         refiner_switch: float = SWITCH,
         hires: Hires | None = None,
         progress: Progress | None = None,
+        attention: AttentionMaps | None = None,
     ) -> Generation:
         """Generate step by step; the arguments are checked at once.
 
@@ -117,6 +120,9 @@ class StableDiffusion(LoadedModel):
         `refiner_switch` of the schedule is done; it gets the LoRAs too if it is of the same family. With `hires` it
         works in the second pass, as in A1111.
 
+        `attention` records where in each picture each word acts (stable_diffusion.AttentionMaps), which changes no bit
+        of what is painted.
+
         Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range, of a wrong type or
         beyond the memory, and for the texts' LoRAs what `set_loras` raises.
         """
@@ -154,7 +160,7 @@ class StableDiffusion(LoadedModel):
             refiner=refiner,
             refiner_switch=refiner_switch,
         )
-        return self._begin(call, progress)
+        return self._begin(call, progress, attention)
 
     def generate(
         self,
@@ -174,7 +180,7 @@ class StableDiffusion(LoadedModel):
         against: list[Any] = list(negatives) if _is_list(negatives) else [negatives] * len(texts)
         known = inspect.signature(self.generate_latents).parameters
         settings = {name: known[name].default for name in list(known)[3:]} | settings
-        progress = settings.pop("progress")
+        progress, attention = settings.pop("progress"), settings.pop("attention")
         call = check_passes(self, self._unet, texts=texts, negative_texts=against, n_images=n_images, **settings)
         groups = self._groups(call)
         batches = [call.only(places) for places in groups]
@@ -182,8 +188,11 @@ class StableDiffusion(LoadedModel):
             self._check(batch)
         pictures: dict[int, GeneratedPicture] = {}
         for places, batch in zip(groups, batches, strict=True):
-            pictures |= dict(zip(places, self._paint(batch, progress), strict=True))
-        return [pictures[place] for place in sorted(pictures)]
+            pictures |= dict(zip(places, self._paint(batch, progress, attention), strict=True))
+        finished = [pictures[place] for place in sorted(pictures)]
+        if attention is not None:
+            attention.pictures = tuple(each.attention for each in finished if each.attention is not None)
+        return finished
 
     def _groups(self, call: Call) -> list[list[int]]:
         """The indices of pictures that can share a batch."""
@@ -202,27 +211,40 @@ class StableDiffusion(LoadedModel):
             groups.setdefault(key, []).append(place)
         return list(groups.values())
 
-    def _paint(self, call: Call, progress: Progress | None) -> Iterator[GeneratedPicture]:
-        generation = self._begin(call, progress)
+    def _paint(
+        self, call: Call, progress: Progress | None, attention: AttentionMaps | None
+    ) -> Iterator[GeneratedPicture]:
+        generation = self._begin(call, progress, attention)
         for step in generation:
             mx.eval(step.latents)
         for place, picture in enumerate(np.asarray(self.decode(step.latents))):
             parameters = parameters_of(call, place, generation.used, self._asked)
-            yield GeneratedPicture(to_picture(picture), parameters)
+            maps = None if attention is None else attention.pictures[place]
+            yield GeneratedPicture(to_picture(picture), parameters, maps)
 
-    def _begin(self, call: Call, progress: Progress | None) -> Generation:
+    def _begin(self, call: Call, progress: Progress | None, attention: AttentionMaps | None) -> Generation:
         self._check(call)
+        if attention is not None and not (isinstance(attention, AttentionMaps) and self.tokenizer is not None):
+            raise InputError(
+                f"attention = {attention!r} should be a stable_diffusion.AttentionMaps or None, and needs a model that "
+                f"reads texts with CLIP."
+            )
         # 2. The LoRAs and embeddings that the texts name are applied and recorded.
         if call.second is not None and call.second.loras != call.loras:
             self._networks(call.second)  # refuses early what cannot be applied
         network, reader = self._networks(call)
         if call.passes[-1].refinement is not None:
             self._networks_of_refiner(call.passes[-1], call.passes[-1].refinement)  # the same
-        steps, notes = self._passes(call, network, reader, progress), (*self.notes, *call.notes)
+        steps, notes = self._passes(call, network, reader, progress, attention), (*self.notes, *call.notes)
         return Generation(self._used(call), steps, notes, lambda: self.vae_precision)
 
     def _passes(
-        self, call: Call, network: DenoisingNetwork, reader: TextReader, progress: Progress | None
+        self,
+        call: Call,
+        network: DenoisingNetwork,
+        reader: TextReader,
+        progress: Progress | None,
+        attention: AttentionMaps | None,
     ) -> Generator[GenerationStep, None, None]:
         """The steps of one pass, and those of the second one of a hires fix."""
         passes = call.passes
@@ -232,7 +254,8 @@ class StableDiffusion(LoadedModel):
             if x_0 is not None:
                 x_0 = self._enlarged(x_0, each, progress)
                 network, reader = self._networks(each)
-            with closing(self._steps(each, network, reader, x_0)) as steps:
+            watched = attention if each is passes[-1] else None
+            with closing(self._steps(each, network, reader, watched, x_0)) as steps:
                 for step in steps:
                     yield replace(
                         step, index=before + step.index, total=total, pass_number=number, n_passes=len(passes)
@@ -240,17 +263,26 @@ class StableDiffusion(LoadedModel):
             x_0, before = step.latents, before + len(each.plan)
 
     def _steps(
-        self, call: Call, network: DenoisingNetwork, reader: TextReader, x_0: mx.array | None = None
+        self,
+        call: Call,
+        network: DenoisingNetwork,
+        reader: TextReader,
+        attention: AttentionMaps | None,
+        x_0: mx.array | None = None,
     ) -> Generator[GenerationStep, None, None]:
         """The steps of one pass; `x_0` is what it starts from if an earlier one has painted that."""
         width, height = call.size
         backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.size))
         # 3. The texts are encoded and prepared for the network, once.
-        denoiser = self._denoiser(call, network, reader)
+        latents = height // self.downscale, width // self.downscale
+        recording = None
+        if attention is not None:
+            recording = attention.begin(call.script, len(call.prompts), reader.tokenizers[0], latents)
+        denoiser = self._denoiser(call, network, reader, recording=recording)
         if call.refinement is not None:
-            denoiser = self._refined(denoiser, call, call.refinement)
+            denoiser = self._refined(denoiser, call, call.refinement)  # whose steps are not recorded
         # 4. The first latents: noise, or the input noised to the plan's first level.
-        noise = NoiseStream(call.seeds, (height // self.downscale, width // self.downscale, self.latent_channels))
+        noise = NoiseStream(call.seeds, (*latents, self.latent_channels))
         if x_0 is not None:
             start = Start.from_latents(x_0, noise.varied(), call.plan, denoiser)
         else:
@@ -277,15 +309,21 @@ class StableDiffusion(LoadedModel):
                 model._unloader.drop(*[model._unet] * model.low_memory)
 
     def _denoiser(
-        self, call: Call, network: DenoisingNetwork, reader: TextReader, begin: Callable[[], None] | None = None
+        self,
+        call: Call,
+        network: DenoisingNetwork,
+        reader: TextReader,
+        begin: Callable[[], None] | None = None,
+        recording: Recording | None = None,
     ) -> Denoiser:
         """This model as a denoiser of one generation; `begin` is called ahead of its network's first call."""
         cache, branches = None, self._unet.branches
         if call.deepcache_interval > 1 and branches:  # a refiner may have fewer than the first model
             cache = DeepCache(call.deepcache_interval, min(call.deepcache_branch, branches - 1))
         conditioned = ConditionedNetwork(
-            network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory, cache, begin
-        )
+            network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory, cache, begin,
+            recording,
+        )  # fmt: skip
         if self._unloads_encoders:
             conditioned.compute_texts()
             self._unloader.drop(*self._conditioner.encoders)

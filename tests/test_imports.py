@@ -42,6 +42,7 @@ ORDER = [
     "stable_diffusion/text/blend.py",
     "stable_diffusion/text/script.py",
     "stable_diffusion/text/chunks.py",
+    "stable_diffusion/text/words.py",
     "stable_diffusion/record/used.py",
     "stable_diffusion/record/keys.py",
     "stable_diffusion/record/passes.py",
@@ -53,6 +54,7 @@ ORDER = [
     "stable_diffusion/setting.py",
     "stable_diffusion/ops",
     "stable_diffusion/diffusion/network.py",
+    "stable_diffusion/attention.py",
     "stable_diffusion/layers.py",
     "stable_diffusion/clip.py",
     "stable_diffusion/unet.py",
@@ -200,9 +202,9 @@ def test_public_names():
     own = [name for name, value in vars(errors).items() if isinstance(value, type)]
     assert sorted(stable_diffusion.__all__) == sorted(
         [
-            *own, "Blend", "GeneratedPicture", "Generation", "GenerationStep", "Hires", "Inpainting",
-            "SimpleEulerSampler",
-            "StableDiffusion", "open_picture", "outpaint", "sampler_by_name", "samplers",
+            *own, "AttentionMaps", "Blend", "GeneratedPicture", "Generation", "GenerationStep", "Hires", "Inpainting",
+            "PictureMaps", "SimpleEulerSampler", "StableDiffusion", "open_picture", "outpaint",
+            "sampler_by_name", "samplers",
         ]
     )  # fmt: skip
     for name in stable_diffusion.__all__:
