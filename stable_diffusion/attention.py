@@ -144,7 +144,7 @@ class PictureMaps:
             **{f"level/{name}": self.level_maps(name) for name in self._levels},
         }
         with written(target) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         return target
 
     def add(self, level: str, stage: int, words: Sequence[int], weights: np.ndarray, count: int) -> None:

@@ -18,7 +18,7 @@ from .diffusion.network import Conditioning, Extras, Tap
 from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
 
 # Keys and values of one transformer block, for "attn2", and for "attn1" if it too attends to the text. In a tapped call
-# also "tap", a function of queries and keys.
+# also "tap", a function of queries, keys and "rows".
 BlockContext = dict[str, Any]
 # The same of all blocks of one transformer, and of all transformers of one level.
 LevelContext = list[list[BlockContext]]
@@ -82,7 +82,7 @@ class TransformerBlock(nn.Module):
         x = x + self.attn1(self.norm1(x), context.get("attn1"))
         if "tap" in context:
             q = self.attn2.to_q(self.norm2(x)).reshape(len(x), *size, self.attn2.heads, -1).transpose(0, 3, 1, 2, 4)
-            context["tap"](q, context["attn2"][0])
+            context["tap"](q, context["attn2"][0], context["rows"])
         x = x + self.attn2(self.norm2(x), context["attn2"])
         return x + self.ff(self.norm3(x))
 
@@ -311,7 +311,7 @@ class UNet(nn.Module):
         `rows` are the places of its rows in the whole batch, for a `tap`.
         """
         if tap is not None and rows is not None:
-            context = _tapped(context, self._level_names(), tap, rows.tolist())
+            context = _tapped(context, self._level_names(), tap, rows.tolist())  # type: ignore[arg-type]
         time = ops.ACTIVATIONS[self.config.act_fn](self._embed_time(t, pooled, time_ids, guidance, x.dtype))
         if self.config.center_input_sample:
             x = 2 * x - 1
@@ -395,7 +395,7 @@ def _tapped(context: list[LevelContext], names: list[str], tap: Tap, rows: list[
 
     def tapped(path: str, blocks: list[BlockContext]) -> list[BlockContext]:
         paths = (f"{path}.transformer_blocks.{i}.attn2" for i in range(len(blocks)))
-        return [block | {"tap": partial(tap, name, rows=rows)} for name, block in zip(paths, blocks, strict=True)]
+        return [block | {"tap": partial(tap, path), "rows": rows} for path, block in zip(paths, blocks, strict=True)]
 
     levels = zip(names, context, strict=True)
     return [[tapped(f"{name}.attentions.{i}", each) for i, each in enumerate(level)] for name, level in levels]
