@@ -309,7 +309,8 @@ def test_lists(client):
     got = {
         name: client.get(f"/sdapi/v1/{name}").json() for name in ("upscalers", "samplers", "schedulers", "sd-models")
     }
-    assert [each["name"] for each in got["upscalers"]] == ["None", "Lanczos", "Nearest"]
+    names = [each["name"] for each in got["upscalers"]]
+    assert names == ["None", "Lanczos", "Bicubic", "Nearest", "realesr-animevideov3"]
     assert {"Euler", "Euler a", "DPM++ 2M", "DDIM", "PLMS"} <= {each["name"] for each in got["samplers"]}
     assert [each["label"] for each in got["schedulers"]] == [
         "Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal",
@@ -362,7 +363,7 @@ def test_pictures_are_enlarged_without_a_model(client):
     assert size(post(upscaling_resize=3).json()["image"]) == (60, 30)
     by_size = {"resize_mode": 1, "upscaling_resize_w": 30, "upscaling_resize_h": 30}
     assert size(post(**by_size).json()["image"]) == (30, 30)
-    assert size(post(**by_size, upscaling_crop=False).json()["image"]) == (30, 15)
+    assert size(post(**by_size, upscaling_crop=False).json()["image"]) == (60, 30)
     assert size(post(upscaler_1="None").json()["image"]) == (20, 10)
     assert size(post(upscaler_2="Nearest", extras_upscaler_2_visibility=0.5).json()["image"]) == (40, 20)
     assert post(upscaler_1="R-ESRGAN 4x+").status_code == 404
@@ -371,6 +372,41 @@ def test_pictures_are_enlarged_without_a_model(client):
     many = {"imageList": [{"data": png(), "name": "../a"}] * 2, "upscaler_1": "Nearest"}
     found = client.post("/sdapi/v1/extra-batch-images", json=many).json()
     assert [size(image) for image in found["images"]] == [(128, 128)] * 2
+    assert found["html_info"] == "<p>Postprocess upscale by: 2, Postprocess upscaler: Nearest</p>"
+
+
+def test_what_is_enlarged_keeps_its_record_and_is_in_the_gallery(client, engine):
+    (image,) = painted(client)["images"]
+    ask = {"image": image, "upscaler_1": "R-ESRGAN AnimeVideo", "upscaling_resize": 1.5}
+    found = client.post("/sdapi/v1/extra-single-image", json=ask).json()
+    said = client.post("/sdapi/v1/png-info", json={"image": found["image"]}).json()["parameters"]
+    assert (said["Prompt"], said["Seed"]) == ("a red house", "7")
+    assert (said["Postprocess upscaler"], said["Postprocess upscale by"]) == ("realesr-animevideov3", "1.5")
+    saved = sorted(shared.outputs().rglob("*.png"))
+    assert len(saved) == 2 and saved[-1].read_bytes() == base64.b64decode(found["image"])
+    assert len(engine.models) == 1, "the model stays in memory"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "said"),
+    [
+        ({"upscaler_1": "/etc/passwd"}, 404, "There is no upscaler 'passwd'"),
+        ({"upscaler_1": "Lancos"}, 404, "Near it: Lanczos"),
+        ({"upscaling_resize": 0}, 422, "by = 0"),
+        ({"upscaling_resize": 100}, 422, "by = 100"),
+        ({"resize_mode": 2}, 422, "resize_mode = 2"),
+        ({"resize_mode": 1, "upscaling_resize_w": 0}, 422, "a side = 0"),
+        ({"resize_mode": 1, "upscaling_resize_w": 9000, "upscaling_resize_h": 9000}, 422, "more than 64 million"),
+        ({"upscaler_2": "Nearest", "extras_upscaler_2_visibility": 2}, 422, "visibility = 2"),
+        ({"codeformer_visibility": 0.5}, 422, "codeformer_visibility"),
+        ({"image": base64.b64encode(b"no picture").decode()}, 422, "not a picture"),
+        ({"image": ""}, 422, "base64"),
+    ],
+)
+def test_what_cannot_be_enlarged(client, fields, status, said):
+    answer = client.post("/sdapi/v1/extra-single-image", json={"image": png(), "upscaler_1": "Lanczos"} | fields)
+    assert (answer.status_code, said in answer.json()["detail"]) == (status, True), answer.text
+    assert str(shared.outputs().parent) not in answer.text
 
 
 def test_the_model_is_dropped_and_loaded_on_request(client, engine):

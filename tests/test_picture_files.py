@@ -255,3 +255,8 @@ def test_two_processes_never_take_each_others_names(tmp_path):
 def test_neither_mlx_nor_streamlit_is_needed():
     code = "import sys, utils, models; assert not {'mlx', 'mlx.core', 'streamlit', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_new_names_without_a_seed_count_up_too(tmp_path):
+    names = [picture_files.save_new_picture(np.zeros((2, 2, 3)), tmp_path).name for _ in range(2)]
+    assert names == ["00001.png", "00002.png"]

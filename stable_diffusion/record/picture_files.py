@@ -22,7 +22,7 @@ from . import long, reading
 from .inputs import CHUNK, InputFile
 from .parameters import Parameters
 
-_NUMBERED = re.compile(r"(\d{5,})-")
+_NUMBERED = re.compile(r"(\d{5,})[-.]")
 
 
 def save_picture(

@@ -122,6 +122,16 @@ class Work:
         """Seconds since the worker started it."""
         return 0.0 if self.started is None else (self.ended or time.time()) - self.started
 
+    @property
+    def fraction(self) -> float:
+        """The fraction that is done, as far as it is known."""
+        return self.note_fraction or 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds left at the speed so far, or None if that is not known yet."""
+        return self.elapsed * (1 / self.fraction - 1) if self.fraction and self.active else None
+
     def report(self, message: str, fraction: float | None = None) -> None:
         """Record the progress. Raises Cancelled if it was asked to stop."""
         self.note, self.note_fraction = message, fraction

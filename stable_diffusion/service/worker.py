@@ -76,6 +76,7 @@ class Worker:
         self._changed = threading.Condition()
         self._closed = False
         self._models: dict[Hashable, Any] = {}  # in memory, by name and options
+        self.kept: dict[Hashable, Any] = {}  # what tasks leave for the next ones; for the worker's thread alone
         self._thread = threading.Thread(target=self._serve, name="stable-diffusion", daemon=True)
         self._thread.start()
         # A thread that returns from MLX to an interpreter that is shutting down is unwound through C++ frames, which
@@ -280,7 +281,9 @@ class Worker:
         return [self._models[key] for key in wanted]
 
     def _drop_models(self, keep: Collection[Hashable] = ()) -> None:
-        """Drop the models in memory, but for those to `keep`."""
+        """Drop the models in memory, but for those to `keep`, and then also what tasks have left."""
+        if not keep or self._models.keys() - set(keep):
+            self.kept.clear()
         if self._models.keys() - set(keep):
             self._models = {key: model for key, model in self._models.items() if key in keep}
             release_memory()

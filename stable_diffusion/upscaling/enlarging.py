@@ -87,11 +87,10 @@ class Enlarger:
 class Upscale:
     """An upscaling of several pictures: its upscalers' files are read once. It belongs to the thread that made it."""
 
-    def __init__(self, settings: Upscaling):
-        """Raises `CheckpointError` for upscalers that are unknown or cannot be used."""
+    def __init__(self, settings: Upscaling, load: Callable[[Upscaler], Enlarger] = Enlarger):
+        """`load` may return one that was made before. Raises `CheckpointError`."""
         self.settings = settings
-        first, second = settings.found()
-        self._enlargers = [Enlarger(each) for each in (first, second) if each is not None]
+        self._enlargers = [load(each) for each in settings.found() if each is not None]
 
     def __call__(self, picture: Any, progress: Progress | None = None) -> Image.Image:
         """A picture as `enlarge` takes and returns it. "None" leaves it as it is, as in A1111. Raises `InputError`."""

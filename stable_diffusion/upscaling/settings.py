@@ -57,8 +57,10 @@ class Upscaling:
         return self.to if self.crop and self.to else self.size_of(size)
 
     def record(self) -> dict[str, str]:
-        """What a picture says of it, by A1111's keys."""
+        """What a picture says of it, by A1111's keys; nothing for "None", which leaves it as it is."""
         first, second = self.found()
+        if first.name == NONE:
+            return {}
         said = {BY: f"{self.by:g}"} if self.to is None else {TO: _text(self.to)}
         if self.to is not None and self.crop:
             said[CROP] = _text(self.to)
@@ -67,9 +69,11 @@ class Upscaling:
 
     def recorded(self, before: Parameters | None) -> Parameters:
         """The record of a picture that had `before`; what it said of an earlier upscaling is replaced."""
-        before = before or Parameters()
+        before, said = before or Parameters(), self.record()
+        if not said:
+            return before
         extra = {key: value for key, value in before.extra.items() if key not in KEYS}
-        return dataclasses.replace(before, extra=extra | self.record())
+        return dataclasses.replace(before, extra=extra | said)
 
 
 def _text(size: Size) -> str:

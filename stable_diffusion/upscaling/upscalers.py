@@ -76,17 +76,18 @@ def all() -> list[Upscaler]:
     return [*BUILT_IN, *(_of_file(name, path) for name, path in files.items())]
 
 
-def find(name: str) -> Upscaler:
+def find(name: str, names_only: bool = False) -> Upscaler:
     """The upscaler that a name means, in any case, with its ending and folders or without; or a file's path.
 
-    Raises `CheckpointNotFoundError`: with the nearest names where nothing fits, with all where several do.
+    `names_only` takes no paths. Raises `CheckpointNotFoundError`: with the nearest names where nothing fits, with all
+    where several do.
     """
     wanted = name.strip()
     same = wanted.casefold()
     if upscaler := next((each for each in BUILT_IN if each.name.casefold() == same), None):
         return upscaler
     path = expanded(wanted)
-    if wanted and path.is_file():
+    if wanted and not names_only and path.is_file():
         return _of_file(path.stem, path)
     files = named(_found())
     alias = next((stem for each, stem in ALIASES.items() if each.casefold() == same), "")

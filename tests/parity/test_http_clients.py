@@ -201,6 +201,12 @@ def test_webuiapi_enlarges(web, alone):
     done = web.extra_single_image(Image.fromarray(alone), upscaling_resize=2, upscaler_1="Lanczos").image
     assert done.size == (2 * SIDE, 2 * SIDE)
     assert len(web.extra_batch_images([Image.fromarray(alone)] * 2, upscaler_1="Nearest").images) == 2
+    upscaler = web.get_upscalers()[-1]["name"]
+    done = web.extra_single_image(
+        Image.fromarray(alone), resize_mode=1, upscaling_resize_w=100, upscaling_resize_h=70, upscaling_crop=True,
+        upscaler_1=upscaler, upscaler_2="Lanczos", extras_upscaler_2_visibility=0.5,
+    )  # fmt: skip
+    assert (upscaler, done.image.size) == ("realesr-animevideov3", (100, 70))
 
 
 # --- sd-backend-client, which checks every answer

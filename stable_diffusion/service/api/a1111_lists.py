@@ -17,9 +17,8 @@ from ...model_io.tensor_file import open_tensors
 from ...sampler import SAMPLERS, a1111_name
 from ...schedules import AUTOMATIC, SCHEDULES, ScheduleType
 from ...text import styles
+from ...upscaling.upscalers import all as known_upscalers
 from . import models
-
-RESIZING = ("None", "Lanczos", "Nearest")  # upscalers that need no model; clients count on "None" being the first
 
 
 def samplers(_: HttpRequest) -> list[dict[str, Any]]:
@@ -42,8 +41,18 @@ def schedulers(_: HttpRequest) -> list[dict[str, Any]]:
 
 
 def upscalers(_: HttpRequest) -> list[dict[str, Any]]:
-    """The ways to enlarge a picture."""
-    return [{"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4} for name in RESIZING]
+    """The ways to enlarge a picture; clients count on "None" being the first."""
+    return [
+        {
+            "name": each.name,
+            "model_name": each.architecture or None,
+            "model_path": None,
+            "model_url": None,
+            "scale": each.scale or 4,
+        }
+        for each in known_upscalers()
+        if not each.problem
+    ]
 
 
 def latent_modes(_: HttpRequest) -> list[dict[str, Any]]:

@@ -1,31 +1,31 @@
-"""Pictures without a model, as A1111 has them: their parameters, and enlarging them."""
+"""Pictures without a diffusion model, as A1111 has them: their parameters, and enlarging them."""
 
 from __future__ import annotations
 
 import base64
-import io
+import html
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, ImageOps
 from starlette.requests import Request as HttpRequest
 
 from ...errors import PictureError
 from ...record.parameters import Parameters
+from ...upscaling.settings import Upscaling
+from ...upscaling.upscalers import NONE, find
+from ..shared import the_worker
+from ..upscaling import Enlarging, Source
 from . import bodies, painting
-from .a1111_lists import RESIZING
 from .errors import ApiError
 from .fields import IGNORED, REFUSED, Field, read_fields
 
-MAX_PIXELS = 8192 * 8192 // 2  # of an enlarged picture
-FILTERS = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 INFO_FIELDS = (Field("image", "string", "a picture in base64", required=True),)
 _SIZE_FIELDS = (
     Field("resize_mode", "integer", "0 by upscaling_resize, 1 to upscaling_resize_w x upscaling_resize_h"),
     Field("upscaling_resize", "number", "the factor; default: 2"),
     Field("upscaling_resize_w", "integer", "pixels; default: 512"),
     Field("upscaling_resize_h", "integer", "pixels; default: 512"),
-    Field("upscaling_crop", "boolean", "with resize_mode 1: true crops to that size, false keeps the whole picture"),
+    Field("upscaling_crop", "boolean", "mode 1: true crops to that size, false covers it in the picture's shape"),
     Field("upscaler_1", "string", "one that /sdapi/v1/upscalers lists; None leaves the picture as it is"),
     Field("upscaler_2", "string", "another one to mix in"),
     Field("extras_upscaler_2_visibility", "number", "how much of that, from 0 to 1"),
@@ -78,74 +78,72 @@ def _named(text: str) -> dict[str, str]:
 
 
 async def extra_single(http: HttpRequest) -> dict[str, Any]:
-    """Enlarge one picture."""
+    """Enlarge one picture; the result is in the gallery."""
     payload = await bodies.read_json(http)
-    return await bodies.in_thread(_extra_single, payload)
+    sources, settings = await bodies.in_thread(_single, payload)
+    (image,) = await _enlarged(http, sources, settings)
+    return {"html_info": _html(settings), "image": image}
 
 
 async def extra_batch(http: HttpRequest) -> dict[str, Any]:
-    """Enlarge several pictures."""
+    """Enlarge several pictures; the results are in the gallery."""
     payload = await bodies.read_json(http)
-    return await bodies.in_thread(_extra_batch, payload)
+    sources, settings = await bodies.in_thread(_batch, payload)
+    return {"html_info": _html(settings), "images": await _enlarged(http, sources, settings)}
 
 
-def _extra_single(payload: Mapping[str, Any]) -> dict[str, Any]:
+def _single(payload: Mapping[str, Any]) -> tuple[list[Source], Upscaling]:
     asked = read_fields(payload, EXTRA_FIELDS)
-    return {"html_info": "", "image": _enlarged(asked["image"], "image", asked)}
+    return [_source(asked["image"], "image")], _settings(asked)
 
 
-def _extra_batch(payload: Mapping[str, Any]) -> dict[str, Any]:
+def _batch(payload: Mapping[str, Any]) -> tuple[list[Source], Upscaling]:
     asked = read_fields(payload, BATCH_FIELDS)
-    if len(asked["imageList"]) > bodies.MAX_PICTURES:
-        raise ApiError(422, f"imageList has more than {bodies.MAX_PICTURES} pictures.")
-    pictures = []
-    for i, entry in enumerate(asked["imageList"]):
-        data = entry.get("data") if isinstance(entry, dict) else None
-        pictures.append(_enlarged(data, f"imageList[{i}].data", asked))
-    return {"html_info": "", "images": pictures}
+    entries = asked["imageList"]
+    if not 0 < len(entries) <= bodies.MAX_PICTURES:
+        raise ApiError(422, f"imageList has {len(entries)} pictures and should have 1 to {bodies.MAX_PICTURES}.")
+    data = [entry.get("data") if isinstance(entry, dict) else None for entry in entries]
+    return [_source(each, f"imageList[{i}].data") for i, each in enumerate(data)], _settings(asked)
 
 
-def _enlarged(value: Any, name: str, asked: Mapping[str, Any]) -> str:
-    picture, _ = bodies.opened(bodies.decoded(value, name), name)
-    first = _by(picture, asked.get("upscaler_1", "None"), asked)
-    share = asked.get("extras_upscaler_2_visibility", 0.0)
-    if not 0 <= share <= 1:
-        raise ApiError(422, f"extras_upscaler_2_visibility = {share:g} should be from 0 to 1.")
-    second = asked.get("upscaler_2", "None")
-    if share and second != "None":
-        first = Image.blend(first, _by(picture, second, asked).resize(first.size), share)
-    buffer = io.BytesIO()
-    first.save(buffer, "PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode()
+def _source(value: Any, name: str) -> Source:
+    return Source(name, bodies.decoded(value, name))
 
 
-def _by(picture: Image.Image, upscaler: str, asked: Mapping[str, Any]) -> Image.Image:
-    if upscaler not in RESIZING:
-        raise ApiError(404, f"Upscaler not found: {upscaler[:100]!r}. There are {', '.join(RESIZING)}.")
-    if upscaler == "None":
-        return picture
-    width, height, crop = _size(picture, asked)
-    if not 1 <= width <= 16384 or not 1 <= height <= 16384 or width * height > MAX_PIXELS:
-        raise ApiError(422, f"{width} x {height} pixels are not possible: choose from 1 x 1 to {MAX_PIXELS} in all.")
-    how = FILTERS[upscaler.lower()]
-    return ImageOps.fit(picture, (width, height), how) if crop else picture.resize((width, height), how)
-
-
-def _size(picture: Image.Image, asked: Mapping[str, Any]) -> tuple[int, int, bool]:
-    """Width and height to come to, and whether the picture is cropped to that shape."""
+def _settings(asked: Mapping[str, Any]) -> Upscaling:
+    """As A1111 reads them. Raises ApiError, InputError, CheckpointNotFoundError."""
     mode = asked.get("resize_mode", 0)
     if mode not in (0, 1):
         raise ApiError(422, f"resize_mode = {mode} should be 0 or 1.")
-    if mode == 0:
-        factor = asked.get("upscaling_resize", 2.0)
-        if not 0 < factor <= 32:
-            raise ApiError(422, f"upscaling_resize = {factor:g} should be above 0, up to 32.")
-        return round(picture.width * factor), round(picture.height * factor), False
-    width, height = asked.get("upscaling_resize_w", 512), asked.get("upscaling_resize_h", 512)
-    if asked.get("upscaling_crop", True) or not (0 < width <= 16384 and 0 < height <= 16384):
-        return width, height, True
-    factor = min(width / picture.width, height / picture.height)
-    return max(1, round(picture.width * factor)), max(1, round(picture.height * factor)), False
+    size: dict[str, Any] = {"by": asked.get("upscaling_resize", 2.0)}
+    if mode == 1:
+        to = asked.get("upscaling_resize_w", 512), asked.get("upscaling_resize_h", 512)
+        size = {"to": to, "crop": asked.get("upscaling_crop", True)}
+    visibility = asked.get("extras_upscaler_2_visibility", 0.0)
+    first, second = (find(asked.get(f"upscaler_{i}") or NONE, names_only=True) for i in (1, 2))
+    if second.name == NONE and 0 <= visibility <= 1:
+        visibility = 0.0
+    return Upscaling(first.name, **size, second=second.name, visibility=visibility)
+
+
+async def _enlarged(http: HttpRequest, sources: list[Source], settings: Upscaling) -> list[str]:
+    """The results as PNGs in base64. Raises ApiError, QueueFullError, ClientGone."""
+    work = await bodies.in_thread(Enlarging, the_worker(), sources, settings)
+    await painting.wait(http, work.task)
+    painting.raise_failure(work.task)
+    for name, why in work.failures:
+        raise ApiError(422, f"{name}: {why}")
+    return await bodies.in_thread(_encoded, work)
+
+
+def _encoded(work: Enlarging) -> list[str]:
+    found = [each.read() for each in work.results]
+    return [base64.b64encode(data).decode() for data in found if data is not None]
+
+
+def _html(settings: Upscaling) -> str:
+    said = ", ".join(f"{key}: {value}" for key, value in settings.record().items())
+    return f"<p>{html.escape(said)}</p>" if said else ""
 
 
 async def interrogate(http: HttpRequest) -> None:

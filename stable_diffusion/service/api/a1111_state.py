@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 
 from ...request import Request
-from ..jobs import Frame, Job, State
+from ..jobs import Frame, Job, State, Work
 from ..preview import approximate_jpeg
 from ..shared import the_worker
 from . import bodies, options, painting
@@ -24,8 +24,8 @@ def progress(http: HttpRequest) -> dict[str, Any]:
     hidden = http.query_params.get("skip_current_image", "").lower() in ("true", "1")
     image = None if job is None or frame is None or hidden else _preview(job, frame)
     return {
-        "progress": 0.0 if work is None else max(0.01, job.fraction if job is not None else 0.0),
-        "eta_relative": (job.seconds_left or 0.0) if job is not None else 0.0,
+        "progress": 0.0 if work is None else max(0.01, work.fraction),
+        "eta_relative": 0.0 if work is None else work.seconds_left or 0.0,
         "state": {
             "skipped": job is not None and job.skip_event.is_set(),
             "interrupted": work is not None and work.cancelling,
@@ -48,22 +48,22 @@ def _preview(job: Job, frame: Frame) -> bytes | None:
 
 
 async def interrupt(http: HttpRequest) -> dict[str, Any]:
-    """Stop the job that runs; its pictures so far are answered, and the queue goes on."""
-    if (job := _running()) is not None:
-        the_worker().cancel(job)
+    """Stop what runs; a job's pictures so far are answered, and the queue goes on."""
+    if (work := _running()) is not None:
+        the_worker().cancel(work)
     return {}
 
 
 async def skip(http: HttpRequest) -> dict[str, Any]:
     """Abandon the picture that is painted, and go on with the job's next one."""
-    if (job := _running()) is not None:
+    if isinstance(job := _running(), Job):
         the_worker().skip(job)
     return {}
 
 
-def _running() -> Job | None:
+def _running() -> Work | None:
     works = the_worker().queue()
-    return works[0] if works and isinstance(works[0], Job) and works[0].state is not State.QUEUED else None
+    return works[0] if works and works[0].state is not State.QUEUED else None
 
 
 def get_options(http: HttpRequest) -> dict[str, Any]:
