@@ -17,6 +17,7 @@ Commands:
   inpaint     repaint part of a picture
   outpaint    extend a picture beyond its edges
   blend       make a strip or an animation from one text or seed to another
+  grid        paint a grid with one to three settings varied
   again       regenerate a picture from its own metadata
   models      list the available models
   samplers    list the samplers

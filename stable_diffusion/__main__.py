@@ -18,7 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, ranks
-from .commands import again, blend, checkpoints, inpaint, page, paint, pictures, selftest, serve, train, upscale, words
+from .commands import (
+    again,
+    blend,
+    checkpoints,
+    grid,
+    inpaint,
+    page,
+    paint,
+    pictures,
+    selftest,
+    serve,
+    train,
+    upscale,
+    words,
+)  # fmt: skip
 from .errors import InputError, StableDiffusionError
 
 SHARING = ("txt2img", "img2img", "inpaint", "outpaint", "blend")  # their work with other machines, by mlx.launch
@@ -37,6 +51,7 @@ examples:
   {program} outpaint photo.jpg "green hills at sunset" --left 64 --right 64
   {program} txt2img "a fox, watercolour" --model stable-diffusion-v1-5/stable-diffusion-v1-5
   {program} blend "a red house by day" "a sailboat at night" --frames 8 --output blend.gif
+  {program} grid "a red house by day" --x "steps=5-20 (+5)" --y "sampler=Euler,DPM++ 2M Karras" --output grid
   {program} upscale lighthouse.png --by 4
   {program} models
   {program} convert model.safetensors model-4-bit --bits 4
@@ -109,7 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(debug=False, takes_others=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
-    for group in (paint, inpaint, blend, again, upscale, checkpoints, words, pictures, train, page, serve, selftest):
+    for group in (
+        paint, inpaint, blend, grid, again, upscale, checkpoints, words, pictures, train, page, serve, selftest,
+    ):  # fmt: skip
         group.add_to(commands)
     return parser
 

@@ -89,6 +89,7 @@ ORDER = [
     "stable_diffusion/selftest",
     "stable_diffusion/recorded.py",
     "stable_diffusion/prompts.py",
+    "stable_diffusion/compare",
     "stable_diffusion/service",
     "stable_diffusion/commands",
     "stable_diffusion/webui",

@@ -20,10 +20,19 @@ if TYPE_CHECKING:
 
 
 def request_of(args: argparse.Namespace, **more: Any) -> Request:
-    """The request of a command's arguments, with the model's defaults for options not given, and `prompts.prepared`.
+    """`asked_request`, prepared and `agreed` on; warns of a negative prompt without effect."""
+    request = agreed(asked_request(args, **more), args)
+    if request.negative and request.cfg <= 1:
+        note = f"The negative prompt has no effect at CFG {request.cfg:g}, but for prompts with AND: give more than 1."
+        warnings.warn(note, stacklevel=2)
+    return request
+
+
+def asked_request(args: argparse.Namespace, **more: Any) -> Request:
+    """The request of a command's arguments, with the model's defaults for options not given.
 
     `more` are fields that the command makes, such as pictures. Raises what finding the model raises, and `InputError`
-    for what can be refused before loading it; `RankError` if another machine of this run was asked for something else.
+    for what can be refused before loading it.
     """
     from ..sampler import key_of, sampler_by_name
 
@@ -42,11 +51,7 @@ def request_of(args: argparse.Namespace, **more: Any) -> Request:
     if asked.get("hires_upscaler"):
         values["hires_upscaler"] = upscaler_named(asked["hires_upscaler"])
     values |= {"styles": tuple(args.styles)}
-    request = agreed(Request.from_values(values, **{"picture": None, "mask": None} | more), args)
-    if request.negative and request.cfg <= 1:
-        note = f"The negative prompt has no effect at CFG {request.cfg:g}, but for prompts with AND: give more than 1."
-        warnings.warn(note, stacklevel=2)
-    return request
+    return Request.from_values(values, **{"picture": None, "mask": None} | more)
 
 
 def load(request: Request, quiet: bool) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import catalogue, prompts
+from ..compare.plan import MATRIX, PLOT
 from ..errors import CheckpointError, InputError, PictureError
 from ..record import keys, passes
 from ..request import RECORD_KEYS, read_record, to_options
@@ -89,6 +90,11 @@ def plan_of(asked: argparse.Namespace, parameters: Parameters) -> Plan:
     `CheckpointError` for models, VAEs, LoRAs and embeddings that are not here.
     """
     extra = parameters.extra
+    if extra.get("Script") in (PLOT, MATRIX) and not asked.force:
+        raise PictureError(
+            f"{asked.source!r} is a grid ({extra['Script']}), whose pictures have records of their own: regenerate one "
+            "of these, or repeat the command `grid`. --force regenerates the grid's first picture."
+        )
     lacking = [name for name in NEEDED if getattr(parameters, name) is None]
     if lacking and not asked.force:
         raise PictureError(

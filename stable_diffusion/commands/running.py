@@ -157,6 +157,16 @@ class Painter:
             self.problem = error
             return error.pictures
 
+    def one(self, bar: Any, n_runs: int) -> tuple[Any, Parameters]:
+        """The request's only picture, finished, and its record. Raises `NotFiniteError` as well."""
+        from ..pictures import arrays
+
+        own = self.request.of_picture(0)
+        pictures, used = self.run(own.seeds_of(0), bar, n_runs)
+        if self.problem is not None:
+            raise self.problem
+        return self.call.finish(arrays.to_picture(pictures[0])), own.to_record(used, self.call.size)
+
     def _batch(self, batch: range, bar: Any, n_batches: int) -> tuple[Any, Used]:
         """The pictures of one batch (B, H, W, 3), and what painted them."""
         own = self._arguments(batch)
