@@ -78,7 +78,7 @@ def test_every_setting_that_changes_pictures_is_an_axis():
         ("model=postcards-tiny", "model", ["postcards-tiny"]), ("clip skip=0,2", "clip_skip", [None, 2]),
         ("size=64x32, 32 \u00d7 64", "size", [(64, 32), (32, 64)]), ("low_memory=*", "low_memory", [True, False]),
         ("prompt language=*", "prompt_language", ["a1111", "plain"]), ("style=None, Ink", "style", [(), ("Ink",)]),
-        ("schedule=Karras,automatic", "schedule", ["Karras", "Automatic"]), ("vae=None", "vae", [None]),
+        ("schedule=SGM Uniform,default", "schedule", ["sgm_uniform", "default"]), ("vae=None", "vae", [None]),
         ("Checkpoint name=*", "model", ["postcards-tiny"]), ('negative="a, b", c', "negative", ["a, b", "c"]),
         ("bits=*", "bits", [None, 8, 4]), ("zero_terminal_snr=true,default", "zero_terminal_snr", [True, None]),
     ],
@@ -106,7 +106,7 @@ def test_axes_by_any_name(text, name, found, home, monkeypatch):  # noqa: F811
         ("steps=*", "there is no list of all values"),
         ("prompt_order=a", "2 to 6 different pieces"),
         ("prompt_sr=,a", "may not be empty"),
-        ("schedule=x", "'x' is no schedule"),
+        ("schedule=nothing like it", "nothing like it"),
     ],
 )
 def test_axes_that_cannot_be(text, message, home):  # noqa: F811
@@ -129,7 +129,7 @@ def test_a_plan_has_every_cell_once_in_reading_order():
 
 def test_what_is_varied_together():
     base = Request("a house at sunset, clouds, birds", seed=1, loras=(("x", 1.0),), sampler="dpmpp_2m_karras")
-    cells = planned(base, "lora_weight=0-1 [3]", "schedule=Automatic,Exponential").cells
+    cells = planned(base, "lora_weight=0-1 [3]", "schedule=default,Exponential").cells
     assert [cell.request.loras[0][1] for cell in cells[:3]] == [0, 0.5, 1]
     assert [cell.request.sampler for cell in cells[::3]] == ["dpmpp_2m", "dpmpp_2m_exponential"]
     cells = planned(base, "schedule=Karras", "sampler=Euler,Heun").cells
@@ -160,7 +160,7 @@ def test_a_model_is_loaded_as_rarely_as_can_be():
         (("variation_seed=1,2",), "it needs a variation strength"),
         (("prompt_sr=blue,red",), "The cell with Prompt search and replace blue: 'blue' is neither"),
         (("lora_weight=1",), "a LoRA weight needs a LoRA"),
-        (("sampler=DDIM", "schedule=Karras"), "DDIM has no schedule Karras"),
+        (("sampler=DDIM", "schedule=Karras"), "DDIM has no karras sigmas"),
         (("prompt_sr=a,__nothing__",), "There is no wildcard __nothing__"),
         (("hires_steps=1,2",), "has no effect on any cell"),
     ],

@@ -21,7 +21,8 @@ from ..checks import Choice, Flag, Number, Whole
 from ..errors import CheckpointNotFoundError, InputError
 from ..record import keys
 from ..request import DEFAULTS, SETTINGS, Request
-from ..sampler import SCHEDULE_TITLES, a1111_name, key_of, sampler_from_a1111, sampler_names
+from ..sampler import a1111_name, key_of, sampler_by_name, sampler_from_a1111, sampler_names
+from ..schedules import TITLES, schedule_by_name
 from ..setting import MASK, SIDES, WHITE
 from ..text import styles
 from . import values
@@ -88,8 +89,8 @@ def kinds() -> dict[str, Kind]:
              example="postcards-tiny, stable-diffusion-v1-5", setting="model"),
         Kind("sampler", "Sampler", _samplers, lambda r, v: dataclasses.replace(r, sampler=v), _sampler_label,
              lambda: list(sampler_names().values()), "Euler, DPM++ 2M Karras", 0, "sampler"),
-        Kind("schedule", "Schedule", _schedules, _with_schedule,
-             options=lambda: ["Automatic", *SCHEDULE_TITLES.values()], example="Automatic, Karras"),
+        Kind("schedule", "Schedule", _schedules, _with_schedule, lambda v: TITLES.get(v, v),
+             options=lambda: [UNSET, *TITLES], example="Automatic, Karras"),
         Kind("lora", "LoRA", _loras, lambda r, v: dataclasses.replace(r, loras=v), _loras_label,
              lambda: [NONE, *files.listed(files.LORAS)], "None, watercolour, ink:0.5", 0),
         Kind("lora_weight", "LoRA weight", lambda text: _read_numbers(text, Number(-100, 100)), _with_lora_weight,
@@ -190,24 +191,12 @@ def _sampler_label(key: Any) -> str:
 
 
 def _schedules(text: str) -> list[str]:
-    titles = {title.casefold(): title for title in ("Automatic", *SCHEDULE_TITLES.values())}
-    titles |= SCHEDULE_TITLES
-    found = []
-    for entry in values.entries(text):
-        if entry.casefold() not in titles:
-            raise InputError(f"{entry!r} is no schedule: there are {', '.join(dict.fromkeys(titles.values()))}")
-        found.append(titles[entry.casefold()])
-    return found
+    return [UNSET if entry.casefold() == UNSET else schedule_by_name(entry) for entry in values.entries(text)]
 
 
-def _with_schedule(request: Request, title: str) -> Request:
-    key = key_of(request.sampler)
-    _, own = a1111_name(key)
-    base = next((key.removesuffix(f"_{name}") for name, each in SCHEDULE_TITLES.items() if each == own), key)
-    found = sampler_from_a1111(base, title)
-    if title != "Automatic" and a1111_name(found)[1] != title:
-        raise InputError(f"{a1111_name(base)[0]} has no schedule {title}: leave it out, or another sampler.")
-    return dataclasses.replace(request, sampler=key_of(found))
+def _with_schedule(request: Request, schedule: str) -> Request:
+    base = sampler_by_name(request.sampler).key
+    return dataclasses.replace(request, sampler=base if schedule == UNSET else key_of(sampler_by_name(base, schedule)))
 
 
 def _loras(text: str) -> list[tuple[tuple[str, float], ...]]:
