@@ -84,7 +84,7 @@ class Alone:
         """Give rank 0 something that is finished."""
 
     def arrived(self) -> Iterator[Sent]:
-        """What the others have sent; for rank 0. Each is there until the next is asked for: no interruption loses it."""
+        """What the others have sent; for rank 0. Each stays until the next is asked for: no interruption loses it."""
         return iter(())
 
     def wait_for_others(self) -> Iterator[None]:
@@ -191,7 +191,7 @@ class Group(Alone):
         self._post({"kind": "sent", "number": number, "said": said}, data)
 
     def arrived(self) -> Iterator[Sent]:
-        """What the others have sent; for rank 0. Each is there until the next is asked for: no interruption loses it."""
+        """What the others have sent; for rank 0. Each stays until the next is asked for: no interruption loses it."""
         while self._sent:
             yield self._sent[0]
             self._sent.popleft()
