@@ -23,7 +23,7 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.network import DenoisingNetwork, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.refining import SWITCH, Refinement
-from .diffusion.start import FirstPass, Start, start_from
+from .diffusion.start import FirstPass, InputLatents, InputPicture, Start, start_from
 from .errors import InputError
 from .generation import GeneratedPicture, Generation, GenerationStep, parameters_of
 from .hires import Hires
@@ -87,7 +87,8 @@ class StableDiffusion(LoadedModel):
 
         `width` and `height` are pixels, multiples of `size_multiple`; None is the checkpoint's own size. `cfg_weight`
         up to 1 is no guidance, at half the work. `input_image`, a PIL image or a uint8 array (H, W, 3), is cropped to
-        the size, encoded, noised, and denoised by the schedule's last int(num_steps * denoising_strength) steps.
+        the size, encoded, noised, and denoised by the schedule's last int(num_steps * denoising_strength) steps; at a
+        strength of exactly 0 no step is run, and the picture stays as it is.
         `mask_image`, a picture of any mode and size, is white where the input picture is repainted; `masked_content`
         ("original", "noise", "fill") is what that part begins from, except at strength 1, which begins from pure noise.
         `input_latents` (n_images or 1, h, w, latent_channels) are clean latents instead of an `input_image`, such as
@@ -215,14 +216,26 @@ class StableDiffusion(LoadedModel):
         self, call: Call, progress: Progress | None, attention: AttentionMaps | None
     ) -> Iterator[GeneratedPicture]:
         generation = self._begin(call, progress, attention)
+        step = None
         for step in generation:
             mx.eval(step.latents)
-        for place, picture in enumerate(np.asarray(self.decode(step.latents))):
+        pictures = self._unchanged(call) if step is None else self.decode(step.latents)
+        for place, picture in enumerate(np.asarray(pictures)):
             parameters = parameters_of(call, place, generation.used, self._asked)
-            maps = None if attention is None else attention.pictures[place]
+            maps = None if attention is None or step is None else attention.pictures[place]
             yield GeneratedPicture(to_picture(picture), parameters, maps)
 
+    def _unchanged(self, call: Call) -> mx.array:
+        """The pictures (B, H, W, 3) in [0, 1] of a call that changes nothing."""
+        start, n = call.start, len(call.prompts)
+        if isinstance(start, InputPicture):
+            return mx.repeat(start.pixels / 2 + 0.5, n, axis=0)
+        assert isinstance(start, InputLatents)
+        return self.decode(mx.broadcast_to(start.x_0, (n, *start.x_0.shape[1:])))
+
     def _begin(self, call: Call, progress: Progress | None, attention: AttentionMaps | None) -> Generation:
+        if call.changes_nothing:
+            return Generation(self._used(call), (step for step in ()), (*self.notes, *call.notes))
         self._check(call)
         if attention is not None and not (isinstance(attention, AttentionMaps) and self.tokenizer is not None):
             raise InputError(

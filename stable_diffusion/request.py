@@ -263,7 +263,7 @@ class Request:
     picture: Image.Image | None = dataclasses.field(default=None, compare=False, repr=False)
     picture_file: InputFile | None = dataclasses.field(default=None, compare=False, repr=False)
     strength: float = setting(
-        0.7, Number(0, 1), "how much may change: near 0 almost nothing, 1 everything", title="Denoising strength",
+        0.7, Number(0, 1), "how much may change: 0 nothing, 1 everything", title="Denoising strength",
         group=PICTURE, metavar="S", usual="the model's, usually 0.7",
         counts=lambda request: request.picture is not None,
     )  # fmt: skip
@@ -544,9 +544,16 @@ class Call:
     inpainting: Inpainting | None
     size: tuple[int, int]
 
+    @property
+    def unchanged(self) -> Image.Image | None:
+        """What stands for the painted picture where nothing may change, at a denoising strength of 0; else None."""
+        return self.arguments["input_image"] if self.arguments.get("denoising_strength") == 0 else None
+
     def finish(self, painted: Image.Image) -> Image.Image:
         """The picture to save, given what was painted."""
-        return painted if self.inpainting is None else self.inpainting.finish(painted)
+        if self.inpainting is None:
+            return painted
+        return self.inpainting.finish(painted) if self.unchanged is None else self.inpainting.original
 
 
 def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:

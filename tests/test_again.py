@@ -539,3 +539,17 @@ def test_an_absent_refiner_is_named_with_its_hash(capsys, folder):
     picture_files.save_picture(Image.new("RGB", (32, 32)), "a.png", made)
     assert run("again", "a.png") == 1
     assert "'gone' (hash 0123456789) is not here" in capsys.readouterr().err
+
+
+# --- Strength 0
+
+
+def test_a_picture_that_nothing_may_change(capsys):
+    photo(size=(80, 64))
+    photo("mask.png", size=(80, 64), seed=1)
+    for command in (["img2img", "photo.png"], ["inpaint", "photo.png", "mask.png"]):
+        assert run(*command, PROMPT, *FEW, "--strength", 0, "--output", "a.png") == 0
+        assert again(capsys, "a.png") == SAME
+    assert not differs("a.png", "photo.png"), "under a mask it keeps its size"
+    assert run("img2img", "photo.png", PROMPT, *FEW, "--strength", 0.1, "--output", "b.png") == 2
+    assert "leaves none of 2 steps" in capsys.readouterr().err

@@ -122,7 +122,8 @@ def test_another_model_brings_its_own_defaults(page):
     labelled(page.selectbox, "Model").set_value(turbo.name)
     page.run()
     assert labelled(page.slider, "Steps").value == turbo.defaults.steps
-    assert labelled(page.slider, "CFG").value == turbo.defaults.cfg
+    assert labelled(page.slider, "CFG").value == 1.0 > turbo.defaults.cfg  # the same: guidance is off
+    assert any(caption.value == "Guidance is off." for caption in page.caption)
     assert labelled(page.number_input, "Height").value == turbo.defaults.height
     assert labelled(page.selectbox, "Sampler").value == turbo.defaults.sampler
 
@@ -1033,7 +1034,7 @@ def test_the_live_panel_is_a_strip_beside_a_lesson(engine):
         (0.7, 20, "last 14 of 20"),
         (1.0, 20, "last 20 of 20"),
         (0.29, 100, "last 28 of 100"),
-        (0.0, 20, "none of 20"),
+        (0.0, 20, "as it is"),
         (0.04, 20, "none of 20"),
     ],
 )

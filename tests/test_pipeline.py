@@ -14,6 +14,8 @@ from stable_diffusion.backend import mx
 from stable_diffusion.diffusion.noise import NoiseStream
 from stable_diffusion.errors import InputError, PictureError, SamplerError
 from stable_diffusion.model_io.locate import EMBEDDED, load
+from stable_diffusion.pictures.arrays import to_picture
+from stable_diffusion.pictures.reading import fit
 from stable_diffusion.text.conditioning import PromptTruncatedWarning, TextConditioner
 from stable_diffusion.unet import UNet
 
@@ -210,6 +212,23 @@ class TestImageToImage:
             sd.generate_latents(PROMPT, input_image=picture(), denoising_strength=0.04)
         assert len(list(sd.generate_latents(PROMPT, input_image=picture(), denoising_strength=0.05))) == 1
 
+    @pytest.mark.parametrize("mask", [None, Image.new("L", (64, 64), 255)])
+    def test_at_strength_0_the_picture_stays_and_no_network_is_run(self, sd, monkeypatch, mask):
+        for network in ("_unet", "_vae", "_conditioner"):
+            monkeypatch.setattr(type(getattr(sd, network)), "__call__", None)
+        given = {"input_image": picture(90, 64), "denoising_strength": 0.0, "width": 64, "height": 64, "seed": 4}
+        generation = sd.generate_latents(PROMPT, **given, mask_image=mask and picture(90, 64).convert("1"))
+        assert list(generation) == [] and generation.used.model == "postcards-tiny"
+        first, second = sd.generate(PROMPT, n_images=2, **given)
+        resized = np.asarray(fit(picture(90, 64), 64, 64))
+        assert np.array_equal(np.asarray(first.image), resized) and np.array_equal(np.asarray(second.image), resized)
+        assert (first.parameters.strength, second.parameters.seed) == (0.0, 5)
+
+    def test_at_strength_0_latents_stay(self, sd):
+        x_0 = sd.encode(picture(), 64, 64, seed=11)
+        (made,) = sd.generate(PROMPT, input_latents=x_0, width=64, height=64, denoising_strength=0)
+        assert np.array_equal(np.asarray(made.image), np.asarray(to_picture(sd.decode(x_0)[0])))
+
     @pytest.mark.parametrize("sampler", ["euler", "euler_a", "dpmpp_sde"])
     @pytest.mark.parametrize("strength", [0.5, 1.0])
     def test_a_pictures_latents_lead_where_it_does(self, sd, sampler, strength):
@@ -246,7 +265,7 @@ class TestImageToImage:
             ({"input_latents": np.zeros((3, 8, 8, 4)), "n_images": 2}, r"input_latents of shape .*\(2, 8, 8, 4\)"),
             ({"input_latents": np.zeros((1, 8, 8, 4)), "input_image": picture()}, "input_image and input_latents"),
             ({"input_latents": np.zeros((1, 8, 8, 4)), "mask_image": picture()}, "no input_image"),
-            ({"input_latents": np.zeros((1, 8, 8, 4)), "denoising_strength": 0.0}, "leaves none"),
+            ({"input_latents": np.zeros((1, 8, 8, 4)), "denoising_strength": 0.01}, "leaves none"),
         ],
     )
     def test_latents_that_are_refused(self, sd, options, match):

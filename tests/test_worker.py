@@ -26,6 +26,7 @@ from stable_diffusion.service import worker as worker_module
 from stable_diffusion.service.jobs import State, next_request
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.service.worker import MAX_KEPT, MAX_WAITING, QueueFullError, Worker
+from tests import pretend
 from tests.pretend import PretendEngine, over, wait
 
 
@@ -594,3 +595,17 @@ def test_a_refiner_is_loaded_beside_the_model_and_dropped_by_the_next_job_withou
     assert engine.loads[2:] == [("two", {"low_memory": True})]
     over(worker.submit(Request("e", steps=1, model="two", low_memory=True, refiner="two")))
     assert len(engine.loads) == 3 and "refiner" not in engine.models[-1].calls[-1][1]
+
+
+def test_a_picture_that_nothing_may_change_is_saved_as_it_is(engine, worker, monkeypatch):
+    """The engine runs no step; the panel shows a picture without any."""
+    monkeypatch.setattr(pretend.PretendModel, "_steps", lambda self, arguments: (step for step in ()))
+    given = Image.new("RGB", (64, 64), "teal")
+    job = worker.submit(Request("a", picture=given, strength=0.0, seed=9))
+    over(job)
+    (picture,) = job.pictures
+    assert (job.state, job.visible, picture.visible, picture.frames, picture.seed) == (State.DONE, True, True, [], 9)
+    assert Image.open(picture.path).getpixel((3, 3)) == (0, 128, 128)
+    assert picture_files.read_parameters(picture.path).strength == 0
+    over(failed := worker.submit(Request("a", picture=given, strength=0.5)))
+    assert failed.state is State.FAILED and "ran no step" in failed.error

@@ -138,12 +138,19 @@ class Painter:
                 if preview and step.index % self.preview_every == 0 and step.index < step.total:
                     with contextlib.suppress(NotFiniteError):
                         self._write_preview(np.asarray(self.sd.decode(step.denoised)), preview)
-            pictures = self._decoded(latents)
+            pictures = self._unchanged(more) if latents is None else self._decoded(latents)
             self.first = None
             return pictures, generation.used
         finally:
             if preview:
                 preview.unlink(missing_ok=True)
+
+    def _unchanged(self, more: dict[str, Any]) -> Any:
+        """The input picture, as often as asked for, where no step was run."""
+        import numpy as np
+
+        one = np.asarray(self.call.unchanged, np.float32) / 255
+        return np.stack([one] * more["n_images"])
 
     def _decoded(self, latents: Any) -> Any:
         """Finished pictures; those that are NaN are left for `paint` to leave out, unless there is no other."""

@@ -103,6 +103,11 @@ class Call:
         return GuidanceInterval(len(self.plan), self.guidance_start, self.guidance_end, self.guidance_min_sigma)
 
     @property
+    def changes_nothing(self) -> bool:
+        """Whether no step is run, since the picture or latents to begin from are to stay as they are."""
+        return self.strength == 0 and isinstance(self.start, InputPicture | InputLatents)
+
+    @property
     def loras(self) -> tuple[tuple[str, Strength], ...]:
         """The LoRAs that the prompts' tags name."""
         return self.prompts[0].loras
@@ -256,7 +261,8 @@ def check_call(
         plan = plan.tail(last_steps)
     elif start is not None:
         plan = _tail(plan, num_steps, denoising_strength)
-    from_noise = start is None or (isinstance(start, InputPicture) and start.mask is not None and not plan.first)
+    masked = isinstance(start, InputPicture) and start.mask is not None
+    from_noise = start is None or (masked and not plan.first and denoising_strength > 0)
     if from_noise and _is_below(plan, FAR_BELOW):
         sampler, plan, note = _from_the_top(sampler, plan, model.scheduler_config)
         notes.append(note)
@@ -344,9 +350,11 @@ def _latents(name: str, value: Any, shape: tuple[int, ...], or_one: bool = False
 
 
 def _tail(plan: Plan, num_steps: int, strength: float) -> Plan:
-    """The last int(num_steps * strength) steps of the plan, as the reference counts them."""
+    """The last int(num_steps * strength) steps of the plan, as the reference counts them; all of it at strength 0."""
     strength = checks.number("denoising_strength", strength, 0.0, 1.0)
     steps = int(num_steps * strength)
+    if not strength:
+        return plan
     if not steps:
         raise InputError(
             f"denoising_strength = {strength} leaves none of {num_steps} steps; "

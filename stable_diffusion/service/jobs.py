@@ -82,6 +82,11 @@ class Picture:
         return self.seeds.get("variation_seed")
 
     @property
+    def visible(self) -> bool:
+        """Whether there is anything to show of it; one that was to stay as it was has no steps."""
+        return bool(self.frames) or self.finished
+
+    @property
     def finished(self) -> bool:
         """Whether there is a picture to show and download."""
         return self.path is not None or self.unsaved is not None
@@ -185,6 +190,11 @@ class Job(Work):
     def frame(self) -> Frame | None:
         """The latest step, or None."""
         return next((picture.frames[-1] for picture in reversed(self.pictures) if picture.frames), None)
+
+    @property
+    def visible(self) -> bool:
+        """Whether there is anything to show of its pictures."""
+        return any(picture.visible for picture in self.pictures)
 
     @property
     def fraction(self) -> float:

@@ -80,6 +80,7 @@ def _painted(model: Any, job: Job, picture: Picture, call: Call, seeds: dict[str
     watched = {"progress": job.report} if "hires" in call.arguments else {}
     with closing(model.generate_latents(**call.arguments | seeds | watched)) as steps:
         used = picture.used = steps.used
+        picture.seed = seeds["seed"]
         for note in steps.notes:
             _warn(job, note)
         for step in steps:
@@ -103,6 +104,8 @@ def _painted(model: Any, job: Job, picture: Picture, call: Call, seeds: dict[str
                 if job.skip_event.is_set():
                     picture.skipped = True
                     return None
+    if last is None:
+        last = call.unchanged
     if last is None:
         raise StableDiffusionError("The model ran no step, so there is no picture.")
     if arrays.is_one_colour(last):

@@ -138,6 +138,8 @@ def _as_painted(picture: Image.Image, how: str) -> Image.Image:
 
 def strength_in_words(strength: float, steps: int) -> str:
     """Say how many steps a denoising strength leaves."""
+    if not strength:
+        return "Keeps the picture as it is, at the chosen size: nothing is painted."
     left = min(steps, int(steps * strength))
     if left == 0:
         return f"Leaves none of {steps} steps: choose a higher one."

@@ -166,7 +166,7 @@ def _grid(pictures: Sequence[Picture], columns: int) -> None:
 
 def _result(job_id: str) -> None:
     job = session.the_worker().job(job_id)
-    pictures = [] if job is None else [picture for picture in job.pictures if picture.frames]
+    pictures = [] if job is None else [picture for picture in job.pictures if picture.visible]
     if job is None or not pictures:
         st.rerun()
     if job.state is State.CANCELLED:
@@ -184,7 +184,8 @@ def _result(job_id: str) -> None:
         _download(job, picture)
     else:
         _keep(job, picture)
-    _replay(job, picture)
+    if picture.frames:
+        _replay(job, picture)
 
 
 def _choose(job_id: str, pictures: list[Picture]) -> Picture | None:
@@ -307,7 +308,7 @@ def _wait(task: Task) -> None:
 def _bytes(picture: Picture) -> bytes:
     if picture.path is not None and picture.path.exists():
         return picture.path.read_bytes()
-    return picture.unsaved or picture.frames[-1].decoded or b""
+    return picture.unsaved or (picture.frames[-1].decoded if picture.frames else None) or b""
 
 
 def _sheet(pictures: list[Picture]) -> bytes:

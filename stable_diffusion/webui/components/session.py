@@ -68,17 +68,17 @@ def own_jobs() -> list[Job]:
 def shown_job() -> Job | None:
     """The job whose pictures this tab shows: the current one, or, if that has none, the last one that had."""
     job = current_job()
-    if job is not None and (job.active or job.frame is not None):
+    if job is not None and (job.active or job.visible):
         st.session_state["shown_id"] = job.id
         return job
     shown = the_worker().job(st.session_state.get("shown_id"))
-    return shown if shown is not None and shown.frame is not None else None
+    return shown if shown is not None and shown.visible else None
 
 
 def shown_picture() -> Picture | None:
     """The picture that the panel shows: the newest while a job runs, then the chosen one; of all, the first."""
     job = shown_job()
-    pictures = [] if job is None else [picture for picture in job.pictures if picture.frames]
+    pictures = [] if job is None else [picture for picture in job.pictures if picture.visible]
     if job is None or not pictures:
         return None
     chosen = st.session_state.get(f"picture-{job.id}")

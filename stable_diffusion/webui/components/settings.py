@@ -5,7 +5,7 @@ import streamlit as st
 from stable_diffusion import catalogue
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import WRITTEN
-from stable_diffusion.sampler import SAMPLERS, automatic_of
+from stable_diffusion.sampler import SAMPLERS, automatic_of, sampler_by_name
 from stable_diffusion.schedules import TITLES
 from stable_diffusion.service import loras, presets, values
 from stable_diffusion.service.preview import KINDS
@@ -55,14 +55,21 @@ def _sampling() -> None:
         persist_state="session",
     )
     st.slider("Steps", *values.bounds("steps"), key="steps", persist_state="session")
+    low, high = values.bounds("cfg")
+    if not sampler_by_name(st.session_state["sampler"]).needs_negative:  # for all others 1 and below is the same
+        low = 1.0
+        st.session_state["cfg"] = max(low, st.session_state["cfg"])
     st.slider(
         "CFG",
-        *values.bounds("cfg"),
+        low,
+        high,
         step=0.5,
         key="cfg",
-        help="How closely the picture follows the prompt. At 1 and below: no guidance, and each step costs half.",
+        help="How closely the picture follows the prompt. At 1 guidance is off, and each step costs half.",
         persist_state="session",
     )
+    if low == st.session_state["cfg"] == 1:
+        st.caption("Guidance is off.")
 
 
 def _size() -> None:
