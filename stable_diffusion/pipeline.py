@@ -216,13 +216,14 @@ class StableDiffusion(LoadedModel):
         self, call: Call, progress: Progress | None, attention: AttentionMaps | None
     ) -> Iterator[GeneratedPicture]:
         generation = self._begin(call, progress, attention)
-        step = None
+        latents: mx.array | None = None
         for step in generation:
-            mx.eval(step.latents)
-        pictures = self._unchanged(call) if step is None else self.decode(step.latents)
+            latents = step.latents
+            mx.eval(latents)
+        pictures = self._unchanged(call) if latents is None else self.decode(latents)
         for place, picture in enumerate(np.asarray(pictures)):
             parameters = parameters_of(call, place, generation.used, self._asked)
-            maps = None if attention is None or step is None else attention.pictures[place]
+            maps = None if attention is None or latents is None else attention.pictures[place]
             yield GeneratedPicture(to_picture(picture), parameters, maps)
 
     def _unchanged(self, call: Call) -> mx.array:
