@@ -236,7 +236,7 @@ class StableDiffusion(LoadedModel):
 
     def _begin(self, call: Call, progress: Progress | None, attention: AttentionMaps | None) -> Generation:
         if call.changes_nothing:
-            return Generation(self._used(call), (step for step in ()), (*self.notes, *call.notes))
+            return Generation(self._used(call), _no_steps(), (*self.notes, *call.notes))
         self._check(call)
         if attention is not None and not (isinstance(attention, AttentionMaps) and self.tokenizer is not None):
             raise InputError(
@@ -406,6 +406,10 @@ class StableDiffusion(LoadedModel):
             refiner_hash=None if refinement is None else refinement.model._files_used["model_hash"],
             **self._files_used,
         )
+
+
+def _no_steps() -> Generator[GenerationStep, None, None]:
+    yield from ()
 
 
 def _is_list(texts: Any) -> TypeGuard[Sequence[Any]]:
