@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from . import backend, checks, memory
 from .adapters.embeddings import Embeddings, with_embeddings
@@ -25,6 +26,7 @@ from .diffusion.network import DenoisingNetwork, PictureAutoencoder, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.schedule import contradictions, with_zero_terminal_snr
 from .diffusion.start import FirstPass
+from .diffusion.tiled import Tiles, folded, unfolded
 from .errors import InputError, NotFiniteError
 from .finite import all_finite, blame_latents, blame_vae, is_finite, is_half, one_colour
 from .hires import LATENT_MODES
@@ -41,8 +43,8 @@ from .places import expanded
 from .text.conditioning import TextConditioner
 from .text.prompt import A1111, Blend, as_text, check_text
 from .text.tags import Strength
-from .tiles import in_tiles
-from .upscaling.enlarging import enlarge
+from .tiles import bands_of_tiles, in_tiles
+from .upscaling.enlarging import Enlarger
 from .vae_tiny import TinyAutoencoder
 
 DEFAULT_MODEL = "postcards-tiny"
@@ -306,12 +308,27 @@ class LoadedModel:
         noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
         return self._encoded(mx.array(as_input(picture, width, height))[None], noise())
 
-    def _encoded(self, picture: mx.array, noise: mx.array) -> mx.array:
-        """`PictureAutoencoder.encode`, again in float32 if it overflows in float16; only in float16 not lazy."""
+    def _encoded(self, picture: mx.array, noise: mx.array, tiles: Tiles | None = None) -> mx.array:
+        """`PictureAutoencoder.encode`, again in float32 if it overflows in float16; only in float16 not lazy.
+
+        With `tiles` they are encoded in turn, and blended.
+        """
+        if tiles is not None:
+            return self._encoded_in_tiles(picture, noise, tiles)
         latents = self._vae.encode(picture, noise)
         if is_half(self._vae) and not is_finite(latents) and self._widen_vae():
             latents = self._vae.encode(picture, noise)
         return latents
+
+    def _encoded_in_tiles(self, picture: mx.array, noise: mx.array, tiles: Tiles) -> mx.array:
+        def part(rows: slice, columns: slice) -> np.ndarray:
+            down, across = (slice(s.start * self.downscale, s.stop * self.downscale) for s in (rows, columns))
+            return folded(np.asarray(self._encoded(picture[:, down, across], noise[:, rows, columns])))
+
+        _, height, width, _ = noise.shape
+        side, overlap = tiles.on(self.downscale)
+        bands = bands_of_tiles(part, height, width, side, overlap)
+        return mx.array(unfolded(np.concatenate(list(bands)), len(noise)))
 
     def _laid_over(self, choices: tuple[Choice, ...], reader: TextReader) -> tuple[DenoisingNetwork, TextReader]:
         networks = self._overlay.networks(choices)
@@ -340,8 +357,16 @@ class LoadedModel:
         for each in call.passes:
             self._overlay.choose(each.loras, names_only=True)
             if isinstance(each.start, FirstPass):
-                upscaler_named(each.start.upscaler)
-            needs.check(len(each.script.rows[0]), len(each.prompts), *each.size, with_low_memory)
+                self._check_upscaler(each.start, call.size)
+            tile = memory.TILE * self.downscale  # that the decoder takes at least
+            width, height = (max(seen, min(side, tile)) for seen, side in zip(each.seen, each.size, strict=True))
+            needs.check(len(each.script.rows[0]), len(each.prompts), width, height, with_low_memory)
+
+    def _check_upscaler(self, start: FirstPass, size: tuple[int, int]) -> None:
+        """Refuse an upscaler that is not here, whose file is damaged, or that needs more memory than there is."""
+        name = upscaler_named(start.upscaler)
+        if name not in LATENT_MODES:
+            Enlarger(name).parts(Image.new("RGB", size), start.size)
 
     def _enlarged(self, latents: mx.array, call: Call, progress: Progress | None) -> mx.array:
         """What a pass painted, x_0 (B, h, w, C), at the size at which `call` starts from it; evaluated.
@@ -357,10 +382,12 @@ class LoadedModel:
         if upscaler in LATENT_MODES:
             larger = enlarged(latents, height, width, *LATENT_MODES[upscaler])
         else:
-            shape = (1, height, width, self.latent_channels)
+            shape, enlarger = (1, height, width, self.latent_channels), Enlarger(upscaler)
             larger = mx.concatenate(
                 [
-                    self._enlarged_picture(one, upscaler, shape, progress) if finite else mx.full(shape, mx.nan)
+                    self._enlarged_picture(one, enlarger, shape, call.tiles, progress)
+                    if finite
+                    else mx.full(shape, mx.nan)
                     for one, finite in zip(mx.split(latents, len(rows)), rows, strict=True)
                 ]
             )
@@ -369,18 +396,23 @@ class LoadedModel:
         return larger
 
     def _enlarged_picture(
-        self, latents: mx.array, upscaler: str, shape: tuple[int, ...], progress: Progress | None
+        self,
+        latents: mx.array,
+        enlarger: Enlarger,
+        shape: tuple[int, ...],
+        tiles: Tiles | None,
+        progress: Progress | None,
     ) -> mx.array:
         """The latents of a picture as an upscaler enlarges it, the posterior's mean, from its latents (1, h, w, C)."""
 
         def report(done: int, total: int) -> None:
             if progress is not None:
-                progress(f"Enlarging with {upscaler}", done / total)
+                progress(f"Enlarging with {enlarger.upscaler.name}", done / total)
 
         picture = to_picture(np.asarray(self.decode(latents))[0])
         size = shape[2] * self.downscale, shape[1] * self.downscale
-        larger = enlarge(picture, upscaler, size=size, progress=report)
-        return self._encoded(mx.array(as_input(larger, *size))[None], mx.zeros(shape))
+        larger = enlarger(picture, size=size, progress=report)
+        return self._encoded(mx.array(as_input(larger, *size))[None], mx.zeros(shape), tiles)
 
     @cached_property
     def _files_used(self) -> dict[str, str | None]:

@@ -19,11 +19,12 @@ from .backend import mx
 from .diffusion.call import Call, check_passes
 from .diffusion.conditioned import ConditionedNetwork
 from .diffusion.deep_cache import DeepCache
-from .diffusion.denoiser import Denoiser
+from .diffusion.denoiser import Denoiser, NetworkCall
 from .diffusion.network import DenoisingNetwork, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.refining import SWITCH, Refinement
 from .diffusion.start import FirstPass, InputLatents, InputPicture, Start, start_from
+from .diffusion.tiled import TiledNetwork
 from .errors import InputError
 from .generation import GeneratedPicture, Generation, GenerationStep, parameters_of
 from .hires import Hires
@@ -80,6 +81,8 @@ class StableDiffusion(LoadedModel):
         refiner: StableDiffusion | None = None,
         refiner_switch: float = SWITCH,
         hires: Hires | None = None,
+        tile: int | None = None,
+        tile_overlap: int = 64,
         progress: Progress | None = None,
         attention: AttentionMaps | None = None,
     ) -> Generation:
@@ -114,8 +117,11 @@ class StableDiffusion(LoadedModel):
         a file in `embedding_folders` stands for its vectors.
 
         With `hires` what is painted is enlarged, and painted over in a second pass, whose steps follow the first's; its
-        noise is the first draw of the same seeds at the larger size. `progress(message, fraction)` is called while a
-        network enlarges, and may raise to cancel.
+        noise is the first draw of the same seeds at the larger size. With a `tile` in pixels the network sees square
+        tiles of that side, which overlap by `tile_overlap`, and their answers are blended at every step: memory for one
+        tile, and for pictures larger than the model can paint at once, at a low `denoising_strength`.
+        `progress(message, fraction)` is called after every tile and while a picture is enlarged, and may raise to
+        cancel.
 
         `refiner` is another model of the same latents, such as SDXL's refiner, which takes over when the share
         `refiner_switch` of the schedule is done; it gets the LoRAs too if it is of the same family. With `hires` it
@@ -132,6 +138,8 @@ class StableDiffusion(LoadedModel):
             self,
             self._unet,
             hires=hires,
+            tile=tile,
+            tile_overlap=tile_overlap,
             texts=[text],
             negative_texts=[negative_text],
             n_images=n_images,
@@ -249,6 +257,8 @@ class StableDiffusion(LoadedModel):
         network, reader = self._networks(call)
         if call.passes[-1].refinement is not None:
             self._networks_of_refiner(call.passes[-1], call.passes[-1].refinement)  # the same
+        if attention is not None and any(each.tiles for each in call.passes):
+            raise InputError("attention is recorded of whole pictures, not of tiles: leave out one of the two.")
         steps, notes = self._passes(call, network, reader, progress, attention), (*self.notes, *call.notes)
         return Generation(self._used(call), steps, notes, lambda: self.vae_precision)
 
@@ -269,7 +279,7 @@ class StableDiffusion(LoadedModel):
                 x_0 = self._enlarged(x_0, each, progress)
                 network, reader = self._networks(each)
             watched = attention if each is passes[-1] else None
-            with closing(self._steps(each, network, reader, watched, x_0)) as steps:
+            with closing(self._steps(each, network, reader, watched, progress, x_0)) as steps:
                 for step in steps:
                     yield replace(
                         step, index=before + step.index, total=total, pass_number=number, n_passes=len(passes)
@@ -282,26 +292,28 @@ class StableDiffusion(LoadedModel):
         network: DenoisingNetwork,
         reader: TextReader,
         attention: AttentionMaps | None,
+        progress: Progress | None,
         x_0: mx.array | None = None,
     ) -> Generator[GenerationStep, None, None]:
         """The steps of one pass; `x_0` is what it starts from if an earlier one has painted that."""
         width, height = call.size
-        backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.size))
+        backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.seen))
         # 3. The texts are encoded and prepared for the network, once.
         latents = height // self.downscale, width // self.downscale
         recording = None
         if attention is not None:
             recording = attention.begin(call.script, len(call.prompts), reader.tokenizers[0], latents)
-        denoiser = self._denoiser(call, network, reader, recording=recording)
+        denoiser = self._denoiser(call, network, reader, progress, recording=recording)
         if call.refinement is not None:
-            denoiser = self._refined(denoiser, call, call.refinement)  # whose steps are not recorded
+            denoiser = self._refined(denoiser, call, call.refinement, progress)  # whose steps are not recorded
         # 4. The first latents: noise, or the input noised to the plan's first level.
         noise = NoiseStream(call.seeds, (*latents, self.latent_channels))
         if x_0 is not None:
             start = Start.from_latents(x_0, noise.varied(), call.plan, denoiser)
         else:
             assert not isinstance(call.start, FirstPass)
-            start = start_from(call.start, call.plan, denoiser, noise, call.noise, self._encoded, self.inpainting)
+            encode = partial(self._encoded, tiles=call.tiles)
+            start = start_from(call.start, call.plan, denoiser, noise, call.noise, encode, self.inpainting)
         if self.low_memory:
             mx.eval(start.x)
             self._unloader.drop(self._vae)
@@ -327,6 +339,7 @@ class StableDiffusion(LoadedModel):
         call: Call,
         network: DenoisingNetwork,
         reader: TextReader,
+        progress: Progress | None,
         begin: Callable[[], None] | None = None,
         recording: Recording | None = None,
     ) -> Denoiser:
@@ -335,14 +348,17 @@ class StableDiffusion(LoadedModel):
         if call.deepcache_interval > 1 and branches:  # a refiner may have fewer than the first model
             cache = DeepCache(call.deepcache_interval, min(call.deepcache_branch, branches - 1))
         conditioned = ConditionedNetwork(
-            network, reader, call.script, call.size, call.cfg_weight, self._dtype, self.low_memory, cache, begin,
+            network, reader, call.script, call.seen, call.cfg_weight, self._dtype, self.low_memory, cache, begin,
             recording,
         )  # fmt: skip
         if self._unloads_encoders:
             conditioned.compute_texts()
             self._unloader.drop(*self._conditioner.encoders)
+        predict: NetworkCall = conditioned
+        if call.tiles is not None:
+            predict = TiledNetwork(conditioned, *call.tiles.on(self.downscale), self._unet.patch, progress)
         return Denoiser(
-            conditioned,
+            predict,
             self.scheduler_config.prediction_type,
             call.cfg_weight,
             call.guidance_rescale,
@@ -352,12 +368,12 @@ class StableDiffusion(LoadedModel):
             call.sampler.needs_negative,
         )
 
-    def _refined(self, denoiser: Denoiser, call: Call, refinement: Refinement) -> Denoiser:
+    def _refined(self, denoiser: Denoiser, call: Call, refinement: Refinement, progress: Progress | None) -> Denoiser:
         """The denoiser, with the refiner's for the last part; with low memory the two networks take turns."""
         refiner: StableDiffusion = refinement.model
         begin = partial(self._unloader.drop, self._unet) if self.low_memory else None
         own = replace(call, embeds_guidance=refiner._unet.embeds_guidance)
-        second = refiner._denoiser(own, *self._networks_of_refiner(own, refinement), begin)
+        second = refiner._denoiser(own, *self._networks_of_refiner(own, refinement), progress, begin)
         refiner._unloader.drop(refiner._vae, *[refiner._unet] * refiner.low_memory)
         second = replace(second, schedule=refinement.schedule)
         return replace(denoiser, refiner=second, refined_below=refinement.below)

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,21 @@ from .pictures.formats import WRITTEN
 from .record import keys, passes
 from .record.parameters import Parameters
 from .record.used import Used
-from .setting import HIRES, HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE, Setting, setting
+from .setting import (
+    HIRES,
+    HOW,
+    LARGER,
+    MACHINE,
+    MASK,
+    PICTURE,
+    SEVERAL,
+    SIDES,
+    TILES,
+    WHAT,
+    WHITE,
+    Setting,
+    setting,
+)  # fmt: skip
 from .text import dynamic
 from .text.prompt import A1111, LANGUAGES
 
@@ -34,6 +48,8 @@ if TYPE_CHECKING:
     from .pictures.inpainting import Inpainting
     from .record.inputs import InputFile
     from .sampler import Sampler
+
+Report = Callable[[str, float | None], None]  # a message, and the fraction that is done
 
 GRID = 8  # pixels; widths and heights are multiples of this
 
@@ -53,6 +69,10 @@ def _side(name: str) -> Any:
 
 def _masked(request: Request) -> bool:
     return request.mask is not None
+
+
+def _unmasked(request: Request) -> bool:
+    return request.picture is not None and request.mask is None
 
 
 def _twice(request: Request) -> bool:
@@ -264,8 +284,32 @@ class Request:
     picture_file: InputFile | None = dataclasses.field(default=None, compare=False, repr=False)
     strength: float = setting(
         0.7, Number(0, 1), "how much may change: 0 nothing, 1 everything", title="Denoising strength",
-        group=PICTURE, metavar="S", usual="the model's, usually 0.7",
+        group=PICTURE, metavar="S", usual="the model's, usually 0.7; with --by or --tile 0.2",
         counts=lambda request: request.picture is not None,
+    )  # fmt: skip
+    by: float | None = setting(
+        None, Number(1, 8),
+        "paint at the picture's own size, enlarged by this factor; best with --tile and a strength of 0.1 to 0.35",
+        title="Enlarge by", group=LARGER, metavar="F", unset=0.0, usual="off", key="SD upscale by", shown=(0.0, 8.0),
+        counts=_unmasked,
+    )  # fmt: skip
+    upscaler: str = setting(
+        "Lanczos", Text(), "what enlarges the picture: a name that `upscale --list` shows", title="Upscaler",
+        group=LARGER, metavar="NAME", key="SD upscale upscaler", always=True,
+        counts=lambda request: _unmasked(request) and bool(request.by),
+    )  # fmt: skip
+    picture_enlarged: Image.Image | None = dataclasses.field(default=None, compare=False, repr=False)
+    tile: int | None = setting(
+        None, Whole(GRID, MAX_SIDE, GRID),
+        "show the network square tiles of this side in pixels, blended at every step: memory for one tile at any size; "
+        "the model's own side is best",
+        title="Tile", group=TILES, metavar="N", unset=0, usual="off", call="tile", key="Tile size", shown=(0, 2048),
+        counts=lambda request: request.mask is None,
+    )  # fmt: skip
+    tile_overlap: int = setting(
+        64, Whole(GRID, MAX_SIDE, GRID), "how far tiles overlap at least, in pixels", title="Tile overlap",
+        group=TILES, metavar="N", call="tile_overlap", key="SD upscale overlap", shown=(8, 512), always=True,
+        counts=lambda request: request.tile is not None and request.mask is None,
     )  # fmt: skip
     fit: str = setting(
         "crop", Choice(FITS),
@@ -443,6 +487,21 @@ class Request:
         """Whether another model takes over."""
         return self.refiner not in (None, self.model)
 
+    def enlarged(self, report: Report | None = None) -> Request:
+        """A copy with the input picture enlarged by its upscaler, if that is asked for and not yet done.
+
+        `report(message, fraction)` may raise. Raises `InputError`, and `CheckpointError` for the upscaler.
+        """
+        if not self.by or not _unmasked(self) or self.picture_enlarged is not None:
+            return self
+        from .upscaling.enlarging import enlarge
+
+        def progress(done: int, total: int) -> None:
+            if report is not None:
+                report(f"Enlarging with {self.upscaler}", done / total)
+
+        return dataclasses.replace(self, picture_enlarged=enlarge(self.picture, self.upscaler, self.by, None, progress))
+
     def to_call(self, default_size: tuple[int, int], refiner: Any = None) -> Call:
         """The arguments of `generate_latents`, without seeds and counts.
 
@@ -463,7 +522,8 @@ class Request:
 
         arguments |= {"width": size[0], "height": size[1], "denoising_strength": self.strength}
         if self.mask is None:
-            return Call(arguments | {"input_image": fit(self.picture, *size, self.fit)}, None, size)
+            picture = self.enlarged().picture_enlarged or self.picture
+            return Call(arguments | {"input_image": fit(picture, *size, self.fit)}, None, size)
         inpainting = Inpainting(
             self.picture, self.mask, *size, self.mask_blur, self.only_masked, self.padding, self.invert
         )
@@ -474,9 +534,11 @@ class Request:
         if self.width and self.height:
             return self.width, self.height
         width, height = default_size
-        if self.mask is None:
+        if self.picture is not None and self.mask is None and (self.by or self.tile):
+            width, height = (max(GRID, int(side * (self.by or 1)) // GRID * GRID) for side in self.picture.size)
+        elif self.mask is None:
             return self.width or width, self.height or height
-        if self.picture is not None and not self.only_masked:
+        elif self.picture is not None and not self.only_masked:
             from .pictures.inpainting import suitable_size
 
             width, height = suitable_size(self.picture.size, default_size)

@@ -1113,3 +1113,15 @@ def test_progress_tells_the_pass():
     job.note, job.note_fraction = "Enlarging with Lanczos", 0.25
     assert live.progress_in_words(job).startswith("Pass 2 of 2 · Step 3 of 8")
     assert live.progress_in_words(job).endswith("Enlarging with Lanczos 25%")
+
+
+def test_an_input_picture_is_enlarged_and_painted_in_tiles(engine, page):
+    page.switch_page(IMAGE_PAGE).run()
+    page.session_state["input_picture"] = Image.new("RGB", (90, 60), "teal")
+    page.text_area(key="prompt").set_value("a red house")
+    labelled(page.selectbox, "Enlarge by").set_value(2.0)
+    page.number_input(key="tile").set_value(128).run()
+    assert any("90 × 60 becomes 176 × 120." in each.value for each in page.caption)
+    over(generate(page))
+    given = engine.models[0].calls[-1][1]
+    assert (given["width"], given["height"], given["tile"], given["tile_overlap"]) == (176, 120, 128, 64)

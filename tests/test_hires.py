@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from stable_diffusion import Hires, StableDiffusion, memory
 from stable_diffusion import __main__ as program
 from stable_diffusion.backend import mx
-from stable_diffusion.commands import paint as paint_command
+from stable_diffusion.commands import generation as painting_commands
 from stable_diffusion.diffusion.noise import NoiseStream
 from stable_diffusion.errors import CheckpointNotFoundError, InputError, NotFiniteError, SamplerError
 from stable_diffusion.pictures.arrays import to_picture
@@ -322,7 +322,7 @@ def stopping(sd, number, error):
 
 def test_what_the_first_pass_painted_is_kept_on_the_command_line(sd, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(paint_command, "load", lambda request, quiet: sd)
+    monkeypatch.setattr(painting_commands, "load", lambda request, quiet: sd)
     monkeypatch.setattr(sd, "generate_latents", stopping(sd, 4, KeyboardInterrupt()), raising=False)
     assert program.main(["txt2img", PROMPT, *FEW, "--output", "a.png"]) == 130
     monkeypatch.undo()
@@ -340,7 +340,7 @@ def test_what_the_first_pass_painted_is_kept_by_the_worker(sd, tmp_path, monkeyp
     job = Job(Request(PROMPT, seed=7, steps=2, width=32, height=32, cfg=1.0, hires_scale=2.0, hires_steps=2))
     monkeypatch.setattr(sd, "generate_latents", stopping(sd, number, error), raising=False)
     with pytest.raises(type(error)):
-        painting.paint(sd, job, tmp_path)
+        painting.paint(sd, None, job, tmp_path)
     (picture,) = job.pictures
     assert picture.path is not None and picture.size == (32, 32)
     said = picture_files.read_parameters(picture.path)
@@ -349,7 +349,7 @@ def test_what_the_first_pass_painted_is_kept_by_the_worker(sd, tmp_path, monkeyp
 
 def test_the_worker_paints_both_passes(sd, tmp_path):
     job = Job(Request(PROMPT, seed=7, steps=2, width=32, height=32, cfg=1.0, hires_scale=2.0, hires_steps=2))
-    painting.paint(sd, job, tmp_path)
+    painting.paint(sd, None, job, tmp_path)
     (picture,) = job.pictures
     assert [(f.index, f.pass_number, f.latents.shape[0]) for f in picture.frames] == [
         (1, 1, 4), (2, 1, 4), (3, 2, 8), (4, 2, 8)

@@ -236,6 +236,20 @@ def test_a_hires_fix(client, engine):
     assert (given["hires"].width, given["hires"].height, given["hires"].upscaler) == (128, 128, "Latent")
 
 
+def test_sd_upscale(client, engine):
+    assert client.get("/sdapi/v1/scripts").json()["img2img"] == ["sd upscale"]
+    fields = {"init_images": [png(size=(90, 60))], "denoising_strength": 0.25, "script_name": "SD upscale"}
+    painted(client, "img2img", **fields, script_args=[None, 16, "lanczos", 2])
+    given = calls(engine)[-1]
+    assert (given["width"], given["height"], given["tile"], given["tile_overlap"]) == (176, 120, 64, 16)
+    assert given["input_image"].size == (176, 120) and given["denoising_strength"] == 0.25
+    painted(client, "img2img", **fields, script_args=["", 16, 1, 2.0])
+    for wrong, word in (([], "script_args"), ([None, 16, "lanzcos", 2], "Lanczos"), ([None, 16, 0, 99], "factor"),
+                        ([None, 48, 0, 2], "overlap")):  # fmt: skip
+        assert word in painted(client, "img2img", 422, **fields, script_args=wrong)["detail"]
+    assert "script_name" in painted(client, "img2img", 422, **fields | {"script_name": "Loopback"})["detail"]
+
+
 def test_options_come_back_whole_and_change_what_is_painted(client, engine):
     found = client.get("/sdapi/v1/options").json()
     assert client.post("/sdapi/v1/options", json=found | {"unknown": 1}).status_code == 200

@@ -68,6 +68,7 @@ ORDER = [
     "stable_diffusion/diffusion/spacing.py",
     "stable_diffusion/text/conditioning.py",
     "stable_diffusion/diffusion/denoiser.py",
+    "stable_diffusion/diffusion/tiled.py",
     "stable_diffusion/diffusion/samplers",
     "stable_diffusion/sampler.py",
     "stable_diffusion/diffusion/start.py",

@@ -20,7 +20,7 @@ from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.record.used import Used
 from stable_diffusion.request import DEFAULTS, JSON_FIELDS, SETTINGS, Request, option_of, read_record, to_options
-from stable_diffusion.setting import HIRES, HOW, MACHINE, MASK, WHITE
+from stable_diffusion.setting import HIRES, HOW, LARGER, MACHINE, MASK, TILES, WHITE
 
 ROOT = Path(__file__).parents[1]
 USED = Used("postcards-tiny", "float32", "a version")
@@ -56,6 +56,8 @@ def test_every_setting_with_a_key_is_recorded_and_read_back(name):
     masks = SETTINGS[name].group in (MASK, WHITE) and SETTINGS[name].always
     more = {"mask": mask(), "picture": picture(), "only_masked": True} if masks else {}
     more |= {"hires_scale": 2.0} if SETTINGS[name].group == HIRES else {}
+    more |= {"tile": 128} if SETTINGS[name].group == TILES else {}
+    more |= {"picture": picture(), "by": 2.0} if SETTINGS[name].group == LARGER else {}
     more |= {"mask": mask(), "picture": picture()} if name == "invert" else {}
     more |= {"variation_strength": 0.5} if name == "variation_seed" else {}
     more |= {"sampler": "tcd"} if name == "eta" else {}

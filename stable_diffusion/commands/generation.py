@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 from .. import catalogue
 from ..hires_upscalers import upscaler_named
 from ..request import Request
+from ..upscaling import upscalers
 from .agreement import agreed
 from .output import Output
 from .running import Painter, Report
 
 if TYPE_CHECKING:
     from ..record.inputs import InputFile
+
+
+TILED_STRENGTH = 0.2  # of a picture that keeps its composition, unless another one is asked for
 
 
 def request_of(args: argparse.Namespace, **more: Any) -> Request:
@@ -50,6 +54,10 @@ def asked_request(args: argparse.Namespace, **more: Any) -> Request:
         values["hires_sampler"] = key_of(asked["hires_sampler"])
     if asked.get("hires_upscaler"):
         values["hires_upscaler"] = upscaler_named(asked["hires_upscaler"])
+    if asked.get("upscaler"):
+        values["upscaler"] = upscalers.find(asked["upscaler"]).name
+    if (asked.get("by") or asked.get("tile")) and more.get("picture") is not None and "strength" not in asked:
+        values["strength"] = TILED_STRENGTH
     values |= {"styles": tuple(args.styles)}
     return Request.from_values(values, **{"picture": None, "mask": None} | more)
 

@@ -12,7 +12,7 @@ from ..compare.plan import MATRIX, PLOT
 from ..errors import CheckpointError, InputError, PictureError
 from ..record import keys, passes
 from ..request import RECORD_KEYS, read_record, to_options
-from ..setting import HIRES, HOW, MACHINE, MASK, PICTURE, SEVERAL, SIDES, WHAT, WHITE
+from ..setting import HIRES, HOW, LARGER, MACHINE, MASK, PICTURE, SEVERAL, SIDES, TILES, WHAT, WHITE
 from . import blend, inpaint, needs, paint
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ MODULES = (paint, inpaint, blend)
 # The input files of a command, in the order of its arguments, and its groups of settings besides those of all.
 STARTS_FROM = {"img2img": ("picture",), "inpaint": ("picture", "mask"), "outpaint": ("picture",)}
 GROUPS = {
-    "txt2img": (SEVERAL, HIRES),
-    "img2img": (SEVERAL, PICTURE),
+    "txt2img": (SEVERAL, HIRES, TILES),
+    "img2img": (SEVERAL, PICTURE, LARGER, TILES),
     "inpaint": (SEVERAL, MASK, WHITE),
     "outpaint": (SEVERAL, MASK, SIDES),
     "blend": (),

@@ -29,6 +29,7 @@ from .refining import SWITCH, Expert, Refinement, check_refiner
 from .schedule import Plan
 from .spacing import FILE_SCHEDULES
 from .start import FirstPass, InputLatents, InputPicture, check_task, read_input
+from .tiled import Tiles, check_tiles
 
 MAX_IMAGES = 256
 MAX_DEEPCACHE = 1000
@@ -84,6 +85,12 @@ class Call:
     hires: Hires | None = None
     second: Call | None = None  # the pass of `hires`, which starts from what this one paints
     refinement: Refinement | None = None
+    tiles: Tiles | None = None  # that the network sees in turn, if the picture is larger than one
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """(width, height) in pixels of what the network sees at once."""
+        return self.size if self.tiles is None else self.tiles.seen(self.size)
 
     @cached_property
     def script(self) -> Script:
@@ -217,6 +224,8 @@ def check_call(
     eta: float | None,
     refiner: Any,
     refiner_switch: float,
+    tile: int | None,
+    tile_overlap: int,
     first_pass: FirstPass | None = None,
     last_steps: int = 0,
 ) -> Call:
@@ -270,6 +279,9 @@ def check_call(
         notes.append(f"{_begins(sampler, plan)}. Models made for few steps want a sampler such as euler_sgm_uniform.")
     checks.interval("guidance_start", guidance_start, "guidance_end", guidance_end)
     _check_deep_cache(model.name, network, deepcache_interval, deepcache_branch)
+    tiles = check_tiles(tile, tile_overlap, size, model.size_multiple)
+    if tiles is not None and deepcache_interval > 1:
+        raise InputError("deepcache_interval keeps features of a whole picture, not of tiles: give one of the two.")
     refinement, found = check_refiner(model, refiner, refiner_switch, sampler, plan)
     notes += found
     return Call(
@@ -295,6 +307,7 @@ def check_call(
         eta=eta_of(sampler),
         notes=tuple(notes),
         refinement=refinement,
+        tiles=tiles,
     )
 
 

@@ -77,7 +77,7 @@ def _painted(model: Any, job: Job, picture: Picture, call: Call, seeds: dict[str
     before = time.perf_counter()
     last = None
     new_pass = True
-    watched = {"progress": job.report} if "hires" in call.arguments else {}
+    watched = {"progress": job.report} if {"hires", "tile"} & call.arguments.keys() else {}
     with closing(model.generate_latents(**call.arguments | seeds | watched)) as steps:
         used = picture.used = steps.used
         picture.seed = seeds["seed"]

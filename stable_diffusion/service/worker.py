@@ -290,6 +290,7 @@ class Worker:
 
     def _paint_all(self, model: Any, refiner: Any = None, *, job: Job) -> None:
         job.latent_space = (model.name, model.family)
+        job.drawn = job.drawn.enlarged(job.report)
         with overlaid(model, job.request):
             for _ in range(job.n_images):
                 if job.pictures:

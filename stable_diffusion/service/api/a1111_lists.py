@@ -19,6 +19,7 @@ from ...schedules import AUTOMATIC, SCHEDULES, ScheduleType
 from ...text import styles
 from ...upscaling.upscalers import all as known_upscalers
 from . import models
+from .a1111_upscale import NAME as SD_UPSCALE
 
 
 def samplers(_: HttpRequest) -> list[dict[str, Any]]:
@@ -134,8 +135,8 @@ def nothing(_: HttpRequest) -> list[Any]:
 
 
 def scripts(_: HttpRequest) -> dict[str, Any]:
-    """No scripts."""
-    return {"txt2img": [], "img2img": []}
+    """The scripts that are understood."""
+    return {"txt2img": [], "img2img": [SD_UPSCALE.lower()]}
 
 
 def flags(_: HttpRequest) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ...request import DEFAULTS, Request
 from ...sampler import key_of, sampler_from_a1111, takes_eta
 from ...schedules import AUTOMATIC, schedule_by_name
 from .. import values
-from . import a1111_hires, bodies, models, painting
+from . import a1111_hires, a1111_upscale, bodies, models, painting
 from . import options as options_module
 from .errors import ApiError
 from .fields import IGNORED, REFUSED, Field, read_fields
@@ -52,7 +52,6 @@ FIELDS = (
     Field("tiling", "boolean", "pictures do not tile", REFUSED),
     Field("refiner_checkpoint", "string", "a model that /sdapi/v1/sd-models lists; None for none"),
     Field("refiner_switch_at", "number", "the share of the noise schedule after which it takes over; default: 0.8"),
-    Field("script_name", "string", "there are no scripts", REFUSED, ("None",)),
     Field("infotext", "string", "send the parameters as fields", REFUSED),
     Field("seed_resize_from_w", "integer", "", REFUSED, (-1,)),
     Field("seed_resize_from_h", "integer", "", REFUSED, (-1,)),
@@ -71,16 +70,21 @@ FIELDS = (
         f"names are refused, but for {CONTROL} without enabled units, and Dynamic Prompts: its first three arguments "
         "switch them on, list all combinations, and how often",
     ),
-    Field("script_args", "array", "counts with script_name only", IGNORED),
     Field("do_not_save_grid", "boolean", "no grids are made", IGNORED),
     Field("comments", "object", "", IGNORED),
     Field("force_task_id", "string", "", IGNORED),
     Field("disable_extra_networks", "boolean", "write no LoRA tags", REFUSED),
 )
 _STRENGTH = "how much may change"
-TEXT_FIELDS = (*FIELDS, *a1111_hires.FIELDS)
+TEXT_FIELDS = (
+    *FIELDS,
+    *a1111_hires.FIELDS,
+    Field("script_name", "string", "there are no scripts", REFUSED, ("None",)),
+    Field("script_args", "array", "counts with script_name only", IGNORED),
+)
 PICTURE_FIELDS = (
     *FIELDS,
+    *a1111_upscale.FIELDS,
     Field("enable_hr", "boolean", "hires fix is for text to image", REFUSED),
     Field("init_images", "array", "one picture in base64", required=True),
     Field("denoising_strength", "number", f"{_STRENGTH}; default: 0.75"),
@@ -163,6 +167,7 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
     painting.check(request)  # before pictures are decoded, and brought to its size
     if with_picture:
         request = dataclasses.replace(request, **_inputs(found, given["width"], given["height"]))
+        painting.check(request)
     keep = options if found.get("override_settings_restore_afterwards") is False else None
     save = found.get("save_images", False) or not found.get("do_not_save_samples", False)
     return Asked(request, found.get("send_images", True), save, keep)
@@ -229,6 +234,10 @@ def _inputs(found: Mapping[str, Any], width: int, height: int) -> dict[str, Any]
     if mode not in _FITS:
         raise ApiError(422, f"resize_mode = {mode} is not supported: choose 0, 1 or 2.")
     given: dict[str, Any] = {"strength": found.get("denoising_strength", 0.75)}
+    if larger := a1111_upscale.tiled(found, width, height):
+        if found.get("mask"):
+            raise ApiError(422, f"script_name = {a1111_upscale.NAME!r} takes no mask.")
+        return given | larger | {"picture": picture, "picture_file": file}
     if not found.get("mask"):
         how = _FITS[mode]
         given["picture"] = _fitted(picture, width, height, how)  # now: what waits in the queue is small

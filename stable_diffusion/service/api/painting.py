@@ -24,6 +24,7 @@ LOOK_EVERY = 0.005  # seconds, while something of ours runs
 LOOK_WAITING = 0.05  # seconds, while it waits for others
 MAX_IMAGES = 100  # in one request
 MAX_PIXELS = 2048 * 2048  # of a painted picture; the page offers no more
+MAX_PIXELS_IN_TILES = 4096 * 4096
 MAX_NESTING = 100  # brackets in a prompt
 _OPENING, _CLOSING = "([{", ")]}"
 
@@ -51,9 +52,10 @@ def check(request: Request) -> None:
         raise ApiError(422, f"{request.n_images} pictures are more than {MAX_IMAGES}, the most for one request.")
     size = request.painted_size(usual_size(request.model))
     sizes = [size] if request.hires is None else [size, *request.hires.sizes(size, GRID)]
+    most = MAX_PIXELS if request.tile is None else MAX_PIXELS_IN_TILES
     for width, height in sizes:
-        if width * height > MAX_PIXELS:
-            raise ApiError(422, f"{width} x {height} pixels are more than {MAX_PIXELS}, the most for one picture.")
+        if width * height > most:
+            raise ApiError(422, f"{width} x {height} pixels are more than {most}, the most for one picture.")
     n_images = prepared(request).n_images
     if n_images > MAX_IMAGES:
         raise ApiError(422, f"{n_images} combinations are more than {MAX_IMAGES} pictures, the most for one request.")

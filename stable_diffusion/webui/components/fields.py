@@ -73,13 +73,14 @@ def typed(name: str, disabled: bool = False) -> None:
         st.error(session.plain(str(error)), icon=":material/error:")
 
 
-def select(name: str, titles: dict[Any, str]) -> None:
+def select(name: str, titles: dict[Any, str], disabled: bool = False) -> None:
     """Draw a list to choose from; `titles` are the values, with their words."""
     each = values.FORM[name]
     st.selectbox(
         each.title,
         list(titles),
         key=name,
+        disabled=disabled,
         format_func=titles.__getitem__,
         help=sentence(each.help),
         persist_state="session",

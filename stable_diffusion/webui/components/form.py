@@ -102,7 +102,7 @@ def sizes() -> None:
     """Say at which size the input picture is painted if that is not its own, and offer to change that."""
     found = st.session_state.get("input_picture")
     size = (st.session_state["width"], st.session_state["height"])
-    if found is None or found.size == size:
+    if found is None or found.size == size or st.session_state["by"]:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(

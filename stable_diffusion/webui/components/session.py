@@ -226,9 +226,13 @@ def take_size() -> None:
 def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
     """Gather the form into a request. Raises InputError for what is not valid in it."""
     state = st.session_state
-    numbers = {name: values.typed(name, state[name]) for name in values.TYPED if name != "variation_seed"}
+    numbers: dict[str, int | None] = {
+        name: values.typed(name, state[name]) for name in values.TYPED if name != "variation_seed"
+    }
     if state["variation_strength"]:
         numbers["variation_seed"] = values.typed("variation_seed", state["variation_seed"])
+    if state["by"] and input_picture is not None and mask is None:
+        numbers |= {"width": None, "height": None}  # the picture's own, enlarged
     return Request.from_values(
         {key: state[key] for key in values.KEYS if key not in values.TYPED} | numbers,
         prompt=state["prompt"].strip(),
