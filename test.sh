@@ -58,12 +58,24 @@ get_browser() {
     has_browser || say "Chromium could not be installed: the browser tests will be skipped."
 }
 
+# OpenAI's client for Node, in the version of its lock file, next to Python's packages.
+get_node_client() {
+    local from="$ROOT/tests/parity/node" to="$VENV/node"
+    command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 || return 0
+    [ -d "$to/node_modules/openai" ] && cmp -s "$from/package-lock.json" "$to/package-lock.json" && return
+    say "Installing OpenAI's client for Node."
+    mkdir -p "$to" && cp "$from/package.json" "$from/package-lock.json" "$to" &&
+        (cd "$to" && npm ci --no-audit --no-fund --ignore-scripts) >>"$LOG" 2>&1 </dev/null ||
+        say "OpenAI's client for Node could not be installed, so its test will fail: see $LOG"
+}
+
 prepare
 install tests test "$ROOT/requirements-dev.txt"
 if [ $all = yes ]; then
     install comparison test "$ROOT/requirements-parity.txt"
     ALONE=--no-deps install alone test "$ROOT/requirements-alone.txt"
     get_browser
+    get_node_client
 fi
 
 cd "$ROOT" || exit 1

@@ -11,21 +11,24 @@ import struct
 import threading
 import time
 import zlib
+from collections import deque
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from stable_diffusion import catalogue
 from stable_diffusion.service import shared
-from stable_diffusion.service.api import bodies
-from stable_diffusion.service.api.access import Secret
+from stable_diffusion.service.api import bodies, closures
+from stable_diffusion.service.api.access import KeyGuard, Secret
 from stable_diffusion.service.api.app import build
 from stable_diffusion.service.api.errors import without_paths
 from stable_diffusion.service.api.links import PREFIX
 from stable_diffusion.service.api.routes import ENDPOINTS
 from stable_diffusion.service.worker import MAX_WAITING
+from tests import asgi
 from tests.pretend import wait
 from tests.test_http_api import PAINT, client, engine, png  # noqa: F401
 
@@ -73,9 +76,6 @@ def test_a_named_page_may_ask_from_a_browser(engine):  # noqa: F811
 def test_every_route_asks_for_the_key(engine, path):  # noqa: F811
     client = TestClient(build(secrets=[Secret("geheim")]), base_url="http://localhost")  # noqa: F811
     answer = client.request("GET" if path in GETS else "POST", path)
-    if path.startswith(f"/{PREFIX}"):  # links cannot be guessed, and are followed without a key
-        assert answer.status_code == 404
-        return
     assert answer.status_code == 401 and "Basic" in answer.headers["www-authenticate"]
 
 
@@ -98,6 +98,43 @@ def test_every_route_asks_for_the_key(engine, path):  # noqa: F811
 def test_keys_and_passwords(engine, headers, status):  # noqa: F811
     app = build(secrets=[Secret("geheim"), Secret("lang und gut", "anna")])
     assert TestClient(app, base_url="http://localhost").get("/sdapi/v1/options", headers=headers).status_code == status
+
+
+def test_guesses_of_the_key_are_limited_by_address_for_a_minute(engine):  # noqa: F811
+    now = [0.0]
+
+    async def page(scope, receive, send):
+        await JSONResponse("the page")(scope, receive, send)
+
+    guard = KeyGuard(page, [Secret("geheim")], lambda path: False, clock=lambda: now[0])
+
+    def answer(key, address="192.168.1.9", kind="http"):
+        return asgi.ask(guard, client=address, kind=kind, authorization=f"Bearer {key}")
+
+    def status(*asked):
+        return answer(*asked).status
+
+    assert [status("falsch") for _ in range(11)] == [401] * 10 + [429]
+    assert status("geheim") == 429 and status("geheim", "192.168.1.10") == 200
+    refused = answer("geheim")
+    assert refused.headers["retry-after"] == "60" and "Too many" in json.loads(refused.text)["error"]["message"]
+    assert answer("geheim", kind="websocket").type == "websocket.close"
+    now[0] = 61.0
+    assert status("geheim") == 200
+
+
+def test_a_client_without_a_key_does_not_guess(engine):  # noqa: F811
+    get = TestClient(build(secrets=[Secret("geheim")]), base_url="http://localhost").get
+    for headers in [{}, {"Authorization": "Bearer "}, {"Authorization": ""}] * 5:
+        assert get("/sdapi/v1/options", headers=headers).status_code == 401
+    assert get("/sdapi/v1/options", headers={"Authorization": "Bearer geheim"}).status_code == 200
+
+
+def test_a_link_needs_no_key_and_nothing_else_is_taken_for_one(engine):  # noqa: F811
+    get = TestClient(build(secrets=[Secret("geheim")]), base_url="http://localhost").get
+    assert get(f"/{PREFIX}{'a' * 32}").status_code == 404
+    for path in ("", "a", "a" * 33, f"{'a' * 16}/{'a' * 15}", f"{'a' * 31}%2F", "..%2F..%2Fsdapi%2Fv1%2Foptions%2Fa"):
+        assert get(f"/{PREFIX}{path}").status_code == 401, path
 
 
 def test_without_a_key_any_authorization_is_ignored(client):  # noqa: F811
@@ -295,6 +332,29 @@ def test_a_client_that_closes_cancels_its_job(server, engine):  # noqa: F811
     engine.gate.release(2)
     assert status_line(third) == 200
     assert running.state == "cancelled" and len(running.pictures[0].frames) < 5
+
+
+def test_an_interrupt_after_a_closed_socket_leaves_the_next_job_alone(server, engine, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(closures, "_closed", deque())  # without those of other tests
+    engine.gate = threading.Semaphore(0)
+    queue = shared.the_worker().queue
+    first = ask(server, raw(json.dumps(PAINT | {"steps": 50}).encode()))
+    wait(lambda: len(queue()) == 1)
+    (gone,) = queue()
+    second = ask(server, raw(json.dumps(PAINT | {"steps": 50}).encode()))
+    wait(lambda: len(queue()) == 2)
+    _, other = queue()
+    engine.gate.release(1)
+    first.close()
+    wait(lambda: gone.cancelling)
+    engine.gate.release(1)
+    wait(lambda: other.started is not None)
+    assert status_line(ask(server, raw(b"{}", path="/sdapi/v1/interrupt"))) == 200
+    assert not other.cancelling, "what SillyTavern sends after it has closed the socket"
+    assert status_line(ask(server, raw(b"{}", path="/sdapi/v1/interrupt"))) == 200
+    assert other.cancelling, "one by itself means what runs"
+    engine.gate.release(2)
+    assert status_line(second) == 200
 
 
 def test_a_client_that_stalls_is_let_go(server, monkeypatch):

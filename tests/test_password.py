@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("starlette")
 
+from stable_diffusion.service.api.links import PREFIX, is_link
 from stable_diffusion.service.password import VALID, PasswordGate
 from tests.asgi import Page, ask
 
@@ -174,6 +175,16 @@ def test_guesses_from_everywhere_do_not_fill_memory(gate):
     for i in range(1100):
         gate._guesses.note(f"10.0.{i // 256}.{i % 256}")
     assert len(gate._guesses._times) == gate._guesses.ADDRESSES
+
+
+def test_a_link_that_cannot_be_guessed_needs_no_password(page, clock):
+    gate = PasswordGate(page, SECRET, clock, is_open=is_link)
+    link = f"/{PREFIX}{'aB3_-xyz' * 4}"
+    assert ask(gate, link, client="192.168.1.5").text == "the page"
+    for path in ("/", f"/{PREFIX}", link + "a", link[:-1], f"{link}/..", f"/sd{link}", f"/{PREFIX}../{'a' * 29}"):
+        assert ask(gate, path).status == 401, path
+    assert ask(gate, link, kind="websocket").type == "websocket.close"
+    assert ask(PasswordGate(page, None, is_open=is_link), link, client="192.168.1.5").status == 403
 
 
 def test_forms_are_small(gate):

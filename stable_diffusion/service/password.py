@@ -9,7 +9,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 import time
 from collections.abc import Callable
 from html import escape
@@ -20,10 +19,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .addresses import is_loopback
+from .guesses import LIMITED, Guesses
 
 VALID = 30 * 24 * 3600  # seconds that a cookie is valid
 LARGEST_FORM = 4096  # bytes
-LIMITED = 429
 
 FORM = """\
 <!doctype html>
@@ -62,10 +61,20 @@ TOO_MANY = "Too many wrong passwords. Try again in a minute."
 
 
 class PasswordGate:
-    """Lets through who knows the password; without one, only programs on this machine."""
+    """Lets through who knows the password; without one, only programs on this machine.
 
-    def __init__(self, app: ASGIApp, password: str | None, clock: Callable[[], float] = time.time) -> None:
+    Paths that `is_open` go without a password, where there is one: what cannot be guessed stands in the path itself.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        password: str | None,
+        clock: Callable[[], float] = time.time,
+        is_open: Callable[[str], bool] = lambda path: False,
+    ) -> None:
         self._app = app
+        self._is_open = is_open
         self._clock = clock
         self._guesses = Guesses(clock)
         self._password = _digest(password) if password else b""
@@ -83,6 +92,8 @@ class PasswordGate:
             if is_loopback(client):
                 return await self._app(scope, receive, send)
             answer = said(NO_PASSWORD, 403, scope)
+        elif scope["type"] == "http" and self._is_open(scope["path"]):
+            return await self._app(scope, receive, send)
         elif _is_form(scope, connection):
             answer = await self._sign_in(Request(scope, receive), client)
         elif self._is_signed(connection.cookies.get(self._cookie, "")):
@@ -169,41 +180,6 @@ async def refuse(answer: Response, scope: Scope, receive: Receive, send: Send) -
         await send({"type": "websocket.close", "code": 1008})
     else:
         await answer(scope, receive, send)
-
-
-class Guesses:
-    """Counts wrong passwords: ten in a minute from one address, and no more are looked at until it is over."""
-
-    MOST, SECONDS, ADDRESSES = 10, 60, 1000
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._times: dict[str, list[float]] = {}
-
-    def are_too_many(self, client: str) -> bool:
-        """Whether this address has used up its guesses."""
-        return len(self._recent(_network(client))) >= self.MOST
-
-    def note(self, client: str) -> None:
-        """Count a wrong one."""
-        network = _network(client)
-        self._times[network] = [*self._recent(network), self._clock()]
-        if len(self._times) > self.ADDRESSES:
-            del self._times[next(iter(self._times))]
-
-    def _recent(self, network: str) -> list[float]:
-        return [each for each in self._times.get(network, ()) if each > self._clock() - self.SECONDS]
-
-
-def _network(client: str) -> str:
-    """An address of version 4, or the 64 bits of version 6 in which one customer can choose freely."""
-    try:
-        found = ipaddress.ip_address(client)
-    except ValueError:
-        return client
-    if isinstance(found, ipaddress.IPv6Address) and not found.ipv4_mapped:
-        return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
-    return client
 
 
 def _is_form(scope: Scope, connection: HTTPConnection) -> bool:

@@ -13,6 +13,7 @@ from stable_diffusion.places import packaged
 from stable_diffusion.service.addresses import PASSWORD_VARIABLE
 from stable_diffusion.service.api import routes as api_routes
 from stable_diffusion.service.api.app import DOCKER
+from stable_diffusion.service.api.links import is_link
 from stable_diffusion.service.guard import guards
 from stable_diffusion.service.password import PasswordGate
 from stable_diffusion.webui.components import handover, job_queue, live, look, session, settings
@@ -24,7 +25,7 @@ WITH_FORM = ("Text to image", "Image to image", "Inpaint")  # these have the liv
 def middleware() -> list[Middleware]:
     """What requests pass before they reach Streamlit: the check of hosts and origins, and the password if any."""
     hosts = st.get_option("server.allowedHosts")
-    password = Middleware(PasswordGate, password=os.environ.get(PASSWORD_VARIABLE))
+    password = Middleware(PasswordGate, password=os.environ.get(PASSWORD_VARIABLE), is_open=is_link)
     return [*guards([*hosts, DOCKER] if hosts else ["*"]), password]
 
 

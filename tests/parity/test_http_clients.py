@@ -326,15 +326,10 @@ console.log(JSON.stringify({ png, edited: edited.data.length, kinds, refused, mo
 def test_openai_for_node(server, tmp_path):
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed")
+    modules = Path(sys.prefix) / "node" / "node_modules"
+    assert (modules / "openai").is_dir(), "./test.sh --all installs it there"
     (tmp_path / "try.mjs").write_text(NODE)
-    (tmp_path / "package.json").write_text('{"private": true}')
-    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "openai@^6"]
-    try:
-        done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, timeout=30)
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm does not answer")
-    if done.returncode:
-        pytest.skip(f"npm cannot install openai: {done.stderr[-200:]}")
+    (tmp_path / "node_modules").symlink_to(modules)
     command = ["node", "try.mjs", server.url, str(SIDE)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

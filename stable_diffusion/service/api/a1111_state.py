@@ -12,7 +12,7 @@ from ...request import Request
 from ..jobs import Frame, Job, State, Work
 from ..preview import approximate_jpeg
 from ..shared import the_worker
-from . import bodies, options, painting
+from . import bodies, closures, options, painting
 
 
 def progress(http: HttpRequest) -> dict[str, Any]:
@@ -48,8 +48,11 @@ def _preview(job: Job, frame: Frame) -> bytes | None:
 
 
 async def interrupt(http: HttpRequest) -> dict[str, Any]:
-    """Stop what runs; a job's pictures so far are answered, and the queue goes on."""
-    if (work := _running()) is not None:
+    """Stop what runs; a job's pictures so far are answered, and the queue goes on.
+
+    Not if it comes with a socket that the same client has just closed, which has stopped its own job.
+    """
+    if not closures.explains(painting.address_of(http)) and (work := _running()) is not None:
         the_worker().cancel(work)
     return {}
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-WHY = "Not authenticated"
-REFUSAL = {  # as A1111 and as OpenAI say it
-    "detail": WHY,
-    "error": {"message": WHY, "type": "invalid_request_error", "param": None, "code": "invalid_api_key"},
-}
+from ..guesses import LIMITED, Guesses
+
+WHY, TOO_MANY = "Not authenticated", "Too many wrong keys. Try again in a minute."
+
+
+def _refusal(why: str, code: str) -> dict[str, object]:
+    """As A1111 and as OpenAI say it."""
+    return {"detail": why, "error": {"message": why, "type": "invalid_request_error", "param": None, "code": code}}
 
 
 @dataclass(frozen=True)
@@ -52,26 +56,41 @@ def same(given: str, wanted: str) -> bool:
 
 
 class KeyGuard:
-    """Refuses whoever does not show one of the secrets in an Authorization header.
+    """Refuses whoever does not show one of the secrets in an Authorization header, and who has guessed too often.
 
-    Paths that begin with `open_path` go without: what cannot be guessed stands in the path itself.
+    Paths that `is_open` go without: what cannot be guessed stands in the path itself.
     """
 
-    def __init__(self, app: ASGIApp, secrets: Sequence[Secret], open_path: str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        secrets: Sequence[Secret],
+        is_open: Callable[[str], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._app = app
         self._secrets = secrets
-        self._open_path = open_path
+        self._is_open = is_open
+        self._guesses = Guesses(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or scope["path"].startswith(self._open_path):
+        if scope["type"] not in ("http", "websocket") or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
-        shown = Headers(scope=scope).getlist("authorization")
-        if any(secret.opens(each) for each in shown for secret in self._secrets):
+        client = (scope.get("client") or ("127.0.0.1", 0))[0]
+        # A header without a value is no guess: clients that have no key send one.
+        shown = [each for each in Headers(scope=scope).getlist("authorization") if each.strip().partition(" ")[2]]
+        if shown and self._guesses.are_too_many(client):
+            answer = JSONResponse(_refusal(TOO_MANY, "rate_limit_exceeded"), LIMITED, {"Retry-After": "60"})
+        elif any(secret.opens(each) for each in shown for secret in self._secrets):
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
+            return
+        else:
+            if shown:
+                self._guesses.note(client)
+            challenge = {"WWW-Authenticate": 'Basic realm="Stable Diffusion"'}
+            answer = JSONResponse(_refusal(WHY, "invalid_api_key"), 401, challenge)
+        if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await JSONResponse(REFUSAL, 401, {"WWW-Authenticate": 'Basic realm="Stable Diffusion"'})(
-                scope, receive, send
-            )
+            await answer(scope, receive, send)

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from .. import shared
 from ..guard import guards
 from .access import KeyGuard, Secret
-from .links import PREFIX
+from .links import is_link
 from .routes import routes
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -30,7 +30,7 @@ def build(
     pages = [name for name in (urlsplit(origin).hostname for origin in origins) if name]
     middleware = guards([*hosts, *pages])
     if secrets:
-        middleware.append(Middleware(KeyGuard, secrets=secrets, open_path=f"/{PREFIX}"))
+        middleware.append(Middleware(KeyGuard, secrets=secrets, is_open=is_link))
     if origins:
         middleware.insert(
             0, Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])

@@ -34,7 +34,9 @@ what clients paint appears in the gallery. Pictures are those of the command lin
   with `Retry-After`. A client that closes its connection cancels its job.
 - **Keys**: beyond this machine `serve` needs `--api-key` (as a Bearer token, or as the password of any user) or
   `--api-auth user:password`; the page's API takes the page's password instead, likewise as a Bearer token or as the
-  password of any user. Without a key any authorization is ignored. Hosts and pages (`Origin`) other than this
+  password of any user. Without a key any authorization is ignored. After ten wrong ones in a minute from one address,
+  none is accepted from there until the minute is over (429). Links to pictures (`response_format` url) need neither
+  key nor password: nobody can guess them, and they expire after an hour. Hosts and pages (`Origin`) other than this
   machine's and `host.docker.internal` need `--allow-host`, pages elsewhere that call it from a browser
   `--allow-origin`.
 - **Names** of models, VAEs, LoRAs and samplers are looked up in lists. They never become paths, and nothing is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -9,11 +10,17 @@ from collections import OrderedDict
 from pathlib import Path
 
 PREFIX = "v1/images/files/"
+_PATH = re.compile(rf"/{PREFIX}[\w-]{{32}}", re.ASCII)
 VALID = 3600.0  # seconds
 MOST = 1000
 
 _lock = threading.Lock()
 _links: OrderedDict[str, tuple[float, Path]] = OrderedDict()
+
+
+def is_link(path: str) -> bool:
+    """Whether a URL's path looks like a link: who knows one needs no password, and nobody guesses 24 random bytes."""
+    return _PATH.fullmatch(path) is not None
 
 
 def add(path: Path) -> str:

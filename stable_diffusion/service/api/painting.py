@@ -18,6 +18,7 @@ from ...text.prompt import parse
 from .. import values
 from ..jobs import Job, Picture, State, Task, Work
 from ..shared import the_worker
+from . import closures
 from .errors import ApiError, ClientGone
 
 LOOK_EVERY = 0.005  # seconds, while something of ours runs
@@ -86,12 +87,19 @@ async def paint(http: HttpRequest, request: Request, save: bool = True) -> Job:
     return job
 
 
+def address_of(http: HttpRequest) -> str:
+    """A client's address."""
+    return http.client.host if http.client is not None else ""
+
+
 async def wait(http: HttpRequest, work: Work) -> None:
     """Wait for the end of a job or task. If the client goes first, cancel it and raise ClientGone."""
     try:
         while work.active:
             await asyncio.sleep(LOOK_WAITING if work.state is State.QUEUED else LOOK_EVERY)
             if await http.is_disconnected():
+                if isinstance(work, Job) and work.active and not work.cancelling:
+                    closures.note(address_of(http))
                 raise ClientGone
     except BaseException:  # also when the server stops
         the_worker().cancel(work)
