@@ -122,6 +122,10 @@ def test_the_steps_in_which_guidance_acts(options, guided):
     assert {step for step, level in levels.items() if interval.holds(level, step)} == guided
 
 
+def test_without_an_interval_every_step_of_any_number_is_guided():
+    assert all(GuidanceInterval().holds(LEVEL, step) for step in (1, 2, 1000))
+
+
 def test_at_pure_noise_every_sigma_is_reached():
     assert GuidanceInterval(min_sigma=15.0).holds(NoiseLevel.from_alpha_bar(999.0, 0.0), 1)
 
