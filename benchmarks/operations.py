@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlx.utils import tree_flatten
 
 from stable_diffusion import ops
-from stable_diffusion.backend import mx, nn
+from stable_diffusion.backend import mx
 from stable_diffusion.config import UNetConfig
 from stable_diffusion.unet import UNet
 
@@ -62,11 +62,11 @@ def count(options: argparse.Namespace) -> None:
         fused["attention"] += 1
         return q  # of the right shape, and no further operation
 
-    def layer_norm(self: nn.LayerNorm, x: mx.array) -> mx.array:
+    def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array:
         fused["layer norm"] += 1
         return x
 
-    nn.LayerNorm.__call__ = layer_norm
+    mx.fast.layer_norm = layer_norm
     graph = io.StringIO()
     with ops.use(dataclasses.replace(ops.forms(), attention=attention)):
         mx.export_to_dot(graph, unet(x, mx.array([500.0]), context))

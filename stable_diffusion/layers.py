@@ -26,7 +26,10 @@ class GroupNorm(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A convolution with bias, as `ops.conv2d` computes it; `padding` defaults to half the kernel."""
+    """A convolution with bias, as `ops.conv2d` computes it; `padding` defaults to half the kernel.
+
+    `plus` is added to the result.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int | None = None):
         super().__init__()
@@ -36,8 +39,8 @@ class Conv2d(nn.Module):
         self.stride = stride
         self.padding = (kernel - 1) // 2 if padding is None else padding
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+    def __call__(self, x: mx.array, plus: mx.array | None = None) -> mx.array:
+        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, plus)
 
 
 class Downsample(nn.Module):
@@ -100,12 +103,9 @@ class ResnetBlock(nn.Module):
     def __call__(self, x: mx.array, time: mx.array | None = None) -> mx.array:
         # One name for all: each layer's input is freed before the next layer allocates.
         y = self.norm1(x)
-        y = self.conv1(y)
-        if time is not None:
-            y = y + self.time_emb_proj(time)[:, None, None, :]
+        y = self.conv1(y, None if time is None else self.time_emb_proj(time)[:, None, None, :])
         y = self.norm2(y)
-        y = self.conv2(y)
-        y = y + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
+        y = self.conv2(y, self.conv_shortcut(x) if "conv_shortcut" in self else x)
         return y if self.output_scale == 1.0 else y / self.output_scale
 
 

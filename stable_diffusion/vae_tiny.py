@@ -40,9 +40,9 @@ class BareConv2d(Conv2d):
         super().__init__(inputs, outputs, stride=stride)
         del self.bias
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, plus: mx.array | None = None) -> mx.array:
         bias = mx.zeros(self.weight.shape[:1], self.weight.dtype)
-        return ops.conv2d(x, self.weight, bias, self.stride, self.padding)
+        return ops.conv2d(x, self.weight, bias, self.stride, self.padding, plus)
 
 
 class TinyBlock(nn.Module):

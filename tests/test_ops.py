@@ -390,3 +390,18 @@ def test_the_compiled_forms_of_a_gpu_are_the_plain_ones(dtype, act):
             1e-6 if dtype == mx.float32 else 2e-3
         )
         assert difference(gpu.geglu(x), plain.geglu(x)) <= tolerance
+    x, weight, bias = (normal(i, *size).astype(dtype) for i, size in enumerate(((2, 6, 5, 8), (16, 3, 3, 8), (16,))))
+    for plus in (normal(3, 2, 6, 5, 16), normal(4, 1, 1, 1, 16)):
+        given = x, weight, bias, 1, 1, plus.astype(dtype)
+        assert difference(gpu.conv2d(*given), plain.conv2d(*given)) <= tolerance
+
+
+@pytest.mark.parametrize("table", ["plain", "cpu", "learning"])
+def test_what_is_added_to_a_convolution(table):
+    """The same bits as an addition after it, for pictures that are convolved by different methods."""
+    for side, stride in ((6, 1), (8, 1), (40, 1), (8, 2)):
+        x, weight, bias = normal(1, 2, side, side, 32), normal(2, 32, 3, 3, 32), normal(3, 32)
+        with ops.use(table):
+            alone = ops.conv2d(x, weight, bias, stride, 1)
+            for plus in (normal(4, *alone.shape), normal(5, 1, 1, 1, 32)):
+                assert mx.array_equal(ops.conv2d(x, weight, bias, stride, 1, plus), alone + plus)

@@ -89,9 +89,16 @@ def geglu(x: mx.array) -> mx.array:
     return forms().geglu(x)
 
 
-def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
+def conv2d(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array,
+    stride: int = 1,
+    padding: int = 0,
+    plus: mx.array | None = None,
+) -> mx.array:
     """`plain.conv2d` in its current form."""
-    return forms().conv2d(x, weight, bias, stride, padding)
+    return forms().conv2d(x, weight, bias, stride, padding, plus)
 
 
 def quantized_matmul(

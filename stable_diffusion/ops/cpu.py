@@ -115,22 +115,25 @@ def group_norm(
     channels = x.shape[-1]
     fold = _fold(x.size // len(x) // channels, channels)
     rows = np.asarray(x).reshape(len(x), -1, fold * channels)
-    blocks = [(image, at) for image in range(len(rows)) for at in _rows(rows[0])]
+    whole = slice(None)
+    blocks = [(slice(i, i + 1), at) for i in range(len(rows)) for at in _rows(rows[0])]
+    if rows.size <= BLOCK:  # all images at once: numpy's calls would cost more than their work
+        blocks = [(whole, whole)]
 
     def means(sums: list[np.ndarray]) -> np.ndarray:
         """Column sums of each block -> for each image and column, the mean of its group."""
-        total = np.stack(sums).reshape(len(rows), -1, groups, channels // groups).sum((1, 3), np.float64)
+        total = np.concatenate(sums).reshape(len(rows), -1, groups, channels // groups).sum((1, 3), np.float64)
         of_channels = np.repeat(total / (rows[0].size // groups), channels // groups, axis=1)
         return np.tile(of_channels.astype(np.float32), fold)
 
-    def squares(at: tuple[int, slice]) -> np.ndarray:
-        y = rows[at] - mean[at[0]]
-        return np.square(y, out=y).sum(0)
+    def squares(at: tuple[slice, slice]) -> np.ndarray:
+        y = rows[at] - mean[at[0], None]
+        return np.square(y, out=y).sum(1)
 
     def fill(out: np.ndarray) -> None:
-        def normalised(at: tuple[int, slice]) -> None:
-            y = np.subtract(rows[at], mean[at[0]], out=out[at])
-            y *= scale[at[0]]
+        def normalised(at: tuple[slice, slice]) -> None:
+            y = np.subtract(rows[at], mean[at[0], None], out=out[at])
+            y *= scale[at[0], None]
             y += offset
             if act is silu:
                 _silu(y, y)
@@ -138,7 +141,7 @@ def group_norm(
         lanes.each(normalised, blocks)
 
     with np.errstate(all="ignore"):
-        mean = means(lanes.each(lambda at: rows[at].sum(0), blocks))
+        mean = means(lanes.each(lambda at: rows[at].sum(1), blocks))
         deviation = np.sqrt(means(lanes.each(squares, blocks)) + np.float32(eps))
         scale, offset = np.tile(weight, fold) / deviation, np.tile(bias, fold)
         result = eager.written(rows.shape, fill).reshape(x.shape)
@@ -160,11 +163,20 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None
     return plain.attention(q, k, v, mask) if q.dtype != mx.float32 or mask is not None else eager.attention(q, k, v)
 
 
-def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
+def conv2d(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array,
+    stride: int = 1,
+    padding: int = 0,
+    plus: mx.array | None = None,
+) -> mx.array:
     """Winograd's method for 3x3 convolutions of large pictures; strips of rows for others that would need much memory.
 
     MLX's own form unfolds the whole input: nine times its size for a 3x3 kernel.
     """
+    if plus is not None:
+        return conv2d(x, weight, bias, stride, padding) + plus
     outputs, *kernel, channels = weight.shape
     if x.dtype == mx.float32:  # weights stored in half precision are still computed in float32
         weight, bias = weight.astype(mx.float32), bias.astype(mx.float32)

@@ -23,11 +23,29 @@ geglu = mx.compile(plain.geglu)
 def group_norm(
     x: mx.array, weight: mx.array, bias: mx.array, groups: int, eps: float, act: plain.Activation | None = None
 ) -> mx.array:
-    return _group_norm(groups, eps, act)(x, weight, bias)
+    """Three launches: a copy that puts groups together, a layer norm of each, and all the rest compiled.
+
+    MLX's kernel for layer norms computes means and variances in float32, one after the other, for rows of any length.
+    """
+    batch, channels = x.shape[0], x.shape[-1]
+    grouped = x.reshape(batch, -1, groups, channels // groups).transpose(0, 2, 1, 3)
+    y = mx.fast.layer_norm(grouped.reshape(batch, groups, -1), None, None, eps)
+    y = y.reshape(grouped.shape).transpose(0, 2, 1, 3)
+    shape = groups, channels // groups
+    return _scaled(act)(y, weight.reshape(shape), bias.reshape(shape)).reshape(x.shape)
 
 
-def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
-    """In strips of rows where one call would read or write `MOST_VALUES` or more.
+def conv2d(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array,
+    stride: int = 1,
+    padding: int = 0,
+    plus: mx.array | None = None,
+) -> mx.array:
+    """Bias and `plus` are added in one launch.
+
+    In strips of rows where one call would read or write `MOST_VALUES` or more.
 
     MLX's kernels count in 32 bits (github.com/ml-explore/mlx, issue 3248).
     """
@@ -35,7 +53,11 @@ def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, paddi
     images, outputs = len(x), weight.shape[0]
     values = max(math.prod(x.shape[1:]), height * width * outputs)  # of one picture
     if images * values < MOST_VALUES:
-        return plain.conv2d(x, weight, bias, stride, padding)
+        if plus is None:
+            return plain.conv2d(x, weight, bias, stride, padding)
+        return _sum(mx.conv2d(x, weight, stride=stride, padding=padding), bias, plus)
+    if plus is not None:
+        return conv2d(x, weight, bias, stride, padding) + plus
     if images > 1:
         return mx.concatenate([conv2d(one, weight, bias, stride, padding) for one in mx.split(x, images)])
     rows = -(-height // (values // MOST_VALUES + 2))  # the parts overlap by a kernel's rows
@@ -50,9 +72,15 @@ def quantized_matmul(
     return mx.quantized_matmul(x, weight, scales, biases, group_size=group_size, bits=bits)
 
 
+@mx.compile
+def _sum(y: mx.array, bias: mx.array, plus: mx.array) -> mx.array:
+    return y + bias + plus
+
+
 @functools.cache
-def _group_norm(groups: int, eps: float, act: plain.Activation | None) -> Callable[..., mx.array]:
-    def function(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-        return plain.group_norm(x, weight, bias, groups, eps, act)
+def _scaled(act: plain.Activation | None) -> Callable[..., mx.array]:
+    def function(y: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+        y = y * weight + bias
+        return act(y) if act else y
 
     return mx.compile(function)

@@ -188,8 +188,17 @@ def _group_norm(groups: int, eps: float, activated: bool) -> Callable:
     return apply
 
 
-def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
+def conv2d(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array,
+    stride: int = 1,
+    padding: int = 0,
+    plus: mx.array | None = None,
+) -> mx.array:
     """3x3 kernels by Winograd's method or, at stride 2, with a faster backward pass; others as in MLX."""
+    if plus is not None:
+        return conv2d(x, weight, bias, stride, padding) + plus
     _, height, width, channels = x.shape
     if weight.shape[1:3] == (3, 3) and x.dtype == mx.float32 and channels >= 8:
         if (stride, padding) == (1, 1) and height % TILE == 0 == width % TILE:

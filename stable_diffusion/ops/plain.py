@@ -83,9 +83,20 @@ def quantized_matmul(
     return x @ mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits).T
 
 
-def conv2d(x: mx.array, weight: mx.array, bias: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
-    """2-D convolution: x (B, H, W, C), weight (O, kH, kW, C), bias (O,). Returns (B, H', W', O)."""
-    return mx.conv2d(x, weight, stride=stride, padding=padding) + bias
+def conv2d(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array,
+    stride: int = 1,
+    padding: int = 0,
+    plus: mx.array | None = None,
+) -> mx.array:
+    """2-D convolution: x (B, H, W, C), weight (O, kH, kW, C), bias (O,). Returns (B, H', W', O).
+
+    `plus` is added to it, and broadcast where it is smaller.
+    """
+    y = mx.conv2d(x, weight, stride=stride, padding=padding) + bias
+    return y if plus is None else y + plus
 
 
 def conv2d_size(x: mx.array, weight: mx.array, stride: int, padding: int) -> tuple[int, int]:
