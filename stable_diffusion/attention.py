@@ -10,11 +10,12 @@ The reference is the authors' package daam (trace.py, heatmap.py).
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from . import checks
-from .atomic import written
+from .atomic import write_whole
 from .backend import mx
 from .diffusion.network import Tap
 from .errors import InputError
@@ -33,6 +34,7 @@ from .text.tokenizer import Tokenizer
 from .text.words import Word, merged, words_of
 
 SCORES = 1 << 22  # numbers of a block of scores, float32
+MAX_WORDS = 100  # of a picture's maps to look at
 MIDDLE = "mid_block"
 
 
@@ -49,10 +51,7 @@ class _LevelSums:
     """Attention weights of one level, (stages, words, h, w): summed over heads, layers and calls, so many of them."""
 
     sums: np.ndarray
-    counts: np.ndarray = field(init=False)  # (stages, words)
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros(self.sums.shape[:2], np.int64)
+    counts: np.ndarray  # (stages, words)
 
 
 class PictureMaps:
@@ -129,12 +128,16 @@ class PictureMaps:
         return heat.sheet(picture, [(name, self.heat_map(i)) for i, name in enumerate(names)])
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write all maps as an .npz, without pickles; return the path.
+        """Write `npz` to a file, whole or not at all; return the path. Raises OSError."""
+        write_whole(Path(path), self.npz())
+        return Path(path)
+
+    def npz(self) -> bytes:
+        """All maps as the contents of an .npz file, without pickles.
 
         `words` and `parts` (words,), `heat_maps` (words, h, w) over all stages, `stages` (stages, 2), and for each
         level `level/NAME` (stages, words, h, w).
         """
-        target = Path(path)
         maps = [self.heat_map(i) for i in range(len(self.words))]
         arrays = {
             "words": np.array([word.text for word in self.words], np.str_),
@@ -143,15 +146,32 @@ class PictureMaps:
             "stages": np.array(self.stages, np.int64),
             **{f"level/{name}": self.level_maps(name) for name in self._levels},
         }
-        with written(target) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        return target
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        return file.getvalue()
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size in memory."""
+        return sum(each.sums.nbytes + each.counts.nbytes for each in self._levels.values())
+
+    def smaller(self, side: int) -> PictureMaps:
+        """A copy to look at: float16, and levels of more than `side` positions along a side averaged to at most that.
+
+        Words beyond the first MAX_WORDS are left out.
+        """
+        other = PictureMaps(self.words[:MAX_WORDS], self.stages, self.size)
+        for name, each in self._levels.items():
+            counts = each.counts[:, :MAX_WORDS]
+            sums = heat.pooled(each.sums[:, :MAX_WORDS], side).astype(np.float16)
+            other._levels[name] = _LevelSums(sums, counts)
+        return other
 
     def add(self, level: str, stage: int, words: Sequence[int], weights: np.ndarray, count: int) -> None:
         """Add weights (h, w, words), summed over `count` heads, of these words."""
         if level not in self._levels:
             sums = np.zeros((len(self.stages), len(self.words), *weights.shape[:2]), np.float32)
-            self._levels[level] = _LevelSums(sums)
+            self._levels[level] = _LevelSums(sums, np.zeros(sums.shape[:2], np.int64))
         self._levels[level].sums[stage, words] += weights.transpose(2, 0, 1)
         self._levels[level].counts[stage, words] += count
 

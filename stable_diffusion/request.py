@@ -95,7 +95,8 @@ class Request:
     (prompts.py draws them); `template` is what a prompt was drawn from. Sizes are in pixels; None means the
     checkpoint's own. A seed of None is drawn at random (`with_seeds`). `loras` are names or files with their strengths.
     Input picture (RGB) and mask (white where repainted, any size) are decoded; the files they were read from go into
-    the record. `previews` and `file_format` are the page's.
+    the record. `previews` and `file_format` are the page's; `attention` changes
+    no picture and is not recorded.
     """
 
     prompt: str = setting("", Text())
@@ -367,6 +368,12 @@ class Request:
     file_format: str = setting(
         "png", Choice(tuple(each.key for each in WRITTEN)),
         "all keep the parameters inside the file. PNG is lossless; JPEG and WebP are smaller", title="File format",
+    )  # fmt: skip
+    attention: bool = setting(
+        False, Flag(),
+        "record where in each picture each word acts, beside the painting: a step takes somewhat longer. The command "
+        "line writes NAME.attention.png and NAME.attention.npz next to each picture",
+        title="Show where each word acts",
     )  # fmt: skip
     previews: tuple[str, ...] = ("auto", "latents")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 
 import mlx.core as mx
@@ -10,10 +11,16 @@ import pytest
 from PIL import Image
 
 from stable_diffusion import AttentionMaps, Blend, Hires, InputError, PictureMaps, StableDiffusion, backend, ops
+from stable_diffusion import __main__ as program
 from stable_diffusion import attention as module
 from stable_diffusion.ops import lanes
 from stable_diffusion.pictures import heat
+from stable_diffusion.record import picture_files
+from stable_diffusion.request import Request
+from stable_diffusion.service import word_maps
+from stable_diffusion.service.worker import Worker
 
+from .pretend import over
 from .test_toy_network import toy
 
 PROMPT = "a red house on green hills at sunset"
@@ -198,3 +205,62 @@ def test_an_overlay_glows_where_the_map_is_strong():
     assert shown[15, 25].sum() > 600 > 250 > shown[35, 5].sum()
     flat = heat.overlay(Image.new("RGB", (8, 8), "white"), np.ones((2, 2), np.float32))
     assert np.ptp(np.asarray(flat), axis=(0, 1)).max() == 0
+
+
+def test_small_copies_to_look_at(sd):
+    (maps,) = recorded(sd, stages=2, num_steps=3).pictures
+    small = maps.smaller(64)
+    assert small.n_bytes < maps.n_bytes and small.words == maps.words and small.levels == maps.levels
+    assert np.allclose(small.heat_map("house"), maps.heat_map("house"), rtol=2e-3)
+    assert set(maps.smaller(2).levels.values()) == {(2, 2)}
+    assert maps.smaller(2).heat_map("house").mean() == pytest.approx(maps.heat_map("house").mean(), rel=0.05)
+    assert np.array_equal(heat.pooled(np.arange(15.0).reshape(3, 5), 3), [[3, 5, 6.5], [10.5, 12.5, 14]])
+    (many,) = recorded(sd, "tree " * 150, num_steps=1).pictures
+    assert len(many.words) == 150 and len(many.smaller(64).words) == module.MAX_WORDS
+
+
+def test_the_command_line_writes_them_next_to_each_picture(tmp_path, capsys):
+    options = "--steps 2 --width 64 --height 64 --n-images 2 --batch-size 2 --seed 3 --attention".split()
+    assert program.main(["txt2img", "a red house", *options, "--output", str(tmp_path / "house.png")]) == 0
+    for name in ("house-1", "house-2"):
+        assert Image.open(tmp_path / f"{name}.attention.png").width > 4 * 64
+        with np.load(tmp_path / f"{name}.attention.npz") as found:
+            assert found["words"].tolist() == ["a", "red", "house"] and found["heat_maps"].shape == (3, 8, 8)
+    assert len(list(tmp_path.iterdir())) == 6
+    assert program.main(["txt2img", "", *options, "--output", str(tmp_path / "none") + "/"]) == 0
+    assert len(list((tmp_path / "none").iterdir())) == 2, "an empty prompt has no words"
+
+
+def test_the_worker_records_them_if_asked(tmp_path, monkeypatch):
+    worker = Worker(tmp_path)
+    try:
+        size = {"width": 64, "height": 64, "steps": 12, "seed": 3}
+        asked, plain = (worker.submit(Request("a red house AND hills", attention=on, **size)) for on in (True, False))
+        over(asked, plain)
+        assert plain.pictures[0].attention is None and not asked.error
+        (picture,) = asked.pictures
+        maps = picture.attention
+        assert [word.text for word in maps.words] == ["a", "red", "house", "hills"] and len(maps.stages) == 10
+        assert picture.n_bytes > maps.n_bytes > 0
+        assert picture.path.read_bytes() != b"" and "ttention" not in str(picture_files.read_parameters(picture.path))
+        monkeypatch.setattr("stable_diffusion.service.worker.MAX_FRAME_BYTES", 0)
+        over(worker.submit(Request("a", **size)))
+        assert picture.attention is None and len(picture.frames) == 1
+    finally:
+        worker.close()
+
+
+def test_what_the_page_gets(sd):
+    (maps,) = recorded(sd, "a [red|blue] house", width=96, height=64).pictures
+    found = word_maps.maps_of_words(maps)
+    assert [each["text"] for each in found] == ["a", "red", "blue", "house"] and word_maps.shape(maps) == (43, 64)
+    numbers = np.frombuffer(base64.b64decode(found[3]["map"]), np.uint8)
+    assert len(numbers) == 43 * 64 and (numbers.min(), numbers.max()) == (0, 255)
+    weights = maps.heat_map(3, size=(64, 43))
+    shown = found[3]["low"] + numbers.reshape(43, 64) / 255 * (found[3]["high"] - found[3]["low"])
+    assert np.abs(shown - weights).max() < (found[3]["high"] - found[3]["low"]) / 255
+    assert word_maps.maps_of_words(maps, stage=0)[2]["high"] == 0, "it is not in the text at the first step"
+    assert 0 <= word_maps.telling(maps) < 4
+    assert word_maps.stage_title(maps, word_maps.ALL) == "All steps" and word_maps.stage_title(maps, 1) == "Step 2"
+    titles = [word_maps.level_title(maps, name) for name in ("", "down_blocks.1", "mid_block", "up_blocks.1")]
+    assert titles == ["All levels", "Down, 6 × 4", "Middle, 3 × 2", "Up, 6 × 4"]

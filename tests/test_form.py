@@ -20,7 +20,7 @@ def test_values_that_the_form_can_show_are_kept():
         "width": 512, "height": 768, "n_images": 2, "seed": "-1", "cfg": 7.5, "strength": 0.5, "fit": "pad",
         "file_format": "webp", "previews": ["latents"], "invert": True, "masked_content": "noise", "mask_blur": 0,
         "only_masked": True, "padding": 8, "guidance_rescale": 0.7, "prompt_language": "plain", "vae": "",
-        "prediction_type": "v_prediction", "bits": 4, "low_memory": True, "loras": [("ink", 0.5)],
+        "prediction_type": "v_prediction", "bits": 4, "low_memory": True, "attention": True, "loras": [("ink", 0.5)],
         "clip_skip": 2, "zero_terminal_snr": False, "variation_seed": "7", "variation_strength": 0.25,
         "guidance_start": 0.25, "guidance_end": 0.75, "guidance_min_sigma": 1.5, "deepcache_interval": 3,
         "deepcache_branch": 2,

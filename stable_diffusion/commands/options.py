@@ -128,6 +128,7 @@ def _add_where(where: argparse._ArgumentGroup, several: bool) -> None:
     )
     where.add_argument("--quiet", action="store_true", help="print only the file names")
     if several:
+        add_setting(where, "attention")
         where.add_argument(
             "--preview",
             type=whole(0, 1000),

@@ -105,16 +105,17 @@ class Results:
         """The files so far, in the order of the pictures."""
         return [path for _, path in sorted(self._paths.items())]
 
-    def add(self, number: int, picture: Any, made: Parameters) -> None:
-        """Save picture `number` (from 0) of this rank, or send it to rank 0."""
+    def add(self, number: int, picture: Any, made: Parameters) -> Path | None:
+        """Save picture `number` (from 0) of this rank and return its path, if any; or send it to rank 0."""
         if self._group.rank == 0:
             self._keep(number, picture, made)
-            return
+            return self._paths.get(number)
         from ..record import picture_files
 
         suffix, carry = (".png", ()) if self._joins else (self._output.suffix, self._output.carry)
         data = picture_files.encoded(picture, suffix, made, carry)
         self._group.send(number, {"record": made.to_text()}, data)
+        return None
 
     def report(self, problem: Exception) -> None:
         """Say that pictures of this rank are missing; the others are not lost."""

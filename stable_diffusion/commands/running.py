@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..record.used import Used
     from ..request import Request
 
+MAX_STAGES = 20  # of the steps, into which attention maps are gathered
 BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} elapsed, {remaining} left"
 
 
@@ -47,6 +48,7 @@ class Painter:
         self.quiet = quiet
         self.steps = 0  # that were done here
         self.problem: NotFiniteError | None = None  # of some pictures of a batch
+        self.maps: Any = None  # of the words in the latest batch, if asked for
         self.first: tuple[Any, Used] | None = None  # latents that the first of two passes painted, while in the second
 
     def paint(self, only: int | None = None) -> list[Path]:
@@ -69,7 +71,10 @@ class Painter:
             for i, picture in zip(batch, pictures, strict=True):
                 if only in (None, i) and np.isfinite(picture).all():
                     made = self._record(request, used, batch, i)
-                    results.add(i, self.call.finish(arrays.to_picture(picture)), made)
+                    painted = arrays.to_picture(picture)
+                    path = results.add(i, self.call.finish(painted), made)
+                    if self.maps is not None and path is not None:
+                        _write_maps(self.maps.pictures[i - batch[0]], painted, path)
 
         try:
             for place in self.group.share(len(batches)):
@@ -78,7 +83,7 @@ class Painter:
             self.wait(bar)
         except BaseException:
             if self.first is not None:  # stopped in the second pass: what the first one painted is kept
-                latents, used = self.first
+                (latents, used), self.maps = self.first, None
                 with contextlib.suppress(NotFiniteError):
                     save(request.first_pass(), batch, self._decoded(latents), used)
             raise
@@ -124,7 +129,8 @@ class Painter:
         latents = self.first = None
         start = time.monotonic()
         try:
-            generation = self.sd.generate_latents(**self.call.arguments | more)
+            watched = {} if self.maps is None else {"attention": self.maps}
+            generation = self.sd.generate_latents(**self.call.arguments | more | watched)
             for step in generation:
                 latents = step.latents
                 np.asarray(latents)  # evaluated, so that the bar shows what is done
@@ -176,6 +182,10 @@ class Painter:
 
     def _batch(self, batch: range, bar: Any, n_batches: int) -> tuple[Any, Used]:
         """The pictures of one batch (B, H, W, 3), and what painted them."""
+        if self.request.attention:
+            from ..attention import AttentionMaps
+
+            self.maps = AttentionMaps(MAX_STAGES)
         own = self._arguments(batch)
         preview = self.output.preview(batch[0] + 1, own["seed"]) if self.preview_every else None
         return self.run(own, bar, n_batches, preview)
@@ -199,6 +209,15 @@ class Painter:
         from ..record import picture_files
 
         picture_files.save_picture(arrays.grid(list(pictures)), path)
+
+
+def _write_maps(maps: Any, painted: Any, path: Path) -> None:
+    """Where each word acts, next to a picture's file: a sheet of overlays, and all numbers."""
+    from ..record import picture_files
+
+    if maps.levels:  # of an empty prompt there are none
+        picture_files.save_picture(maps.sheet(painted), path.with_name(f"{path.stem}.attention.png"))
+        maps.save(path.with_name(f"{path.stem}.attention.npz"))
 
 
 class Report:

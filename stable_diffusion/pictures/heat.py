@@ -41,6 +41,17 @@ def _weights(n: int, wanted: int) -> np.ndarray:
     return matrix
 
 
+def pooled(maps: np.ndarray, side: int) -> np.ndarray:
+    """Maps (..., h, w) of at most `side` numbers along each side, each the mean of a square of the given ones."""
+    height, width = maps.shape[-2:]
+    n = -(-max(height, width) // side)
+    if n == 1:
+        return maps
+    edges = [(0, 0)] * (maps.ndim - 2) + [(0, -height % n), (0, -width % n)]
+    whole = np.pad(maps, edges, mode="edge")
+    return whole.reshape(*maps.shape[:-2], whole.shape[-2] // n, n, whole.shape[-1] // n, n).mean(axis=(-3, -1))
+
+
 def levels(heat: np.ndarray) -> np.ndarray:
     """A map as 0 .. 255, from where it is weakest to where it is strongest, as the reference shows it."""
     low, high = float(heat.min()), float(heat.max())

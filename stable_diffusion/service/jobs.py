@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..attention import PictureMaps
 from ..checks import MAX_SEED
 from ..prompts import prepared
 from ..record.used import Used
@@ -74,7 +75,18 @@ class Picture:
     path: Path | None = None
     unsaved: bytes | None = None
     skipped: bool = False
+    attention: PictureMaps | None = None  # where each word acts, if asked for
     first: np.ndarray | None = None  # latents (h, w, C) that the first of two passes painted, while in the second
+
+    @property
+    def n_bytes(self) -> int:
+        """What is recorded of it, in memory."""
+        maps = 0 if self.attention is None else self.attention.n_bytes
+        return maps + sum(frame.n_bytes for frame in self.frames)
+
+    def forget_steps(self) -> None:
+        """Keep only the last step."""
+        self.frames, self.attention = self.frames[-1:], None
 
     @property
     def variation_seed(self) -> int | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..attention import AttentionMaps
 from ..errors import StableDiffusionError
 from ..pictures import arrays
 from ..pictures.arrays import ONE_COLOUR
@@ -28,6 +29,8 @@ DECODE_EVERY = 0.2  # seconds at least between two decodes while painting
 FULL_SHARE, DRAFT_SHARE = 1 / 2, 1 / 8  # of the time, at most, for full decodes (on request) and for drafts
 DRAFT_PATIENCE = 0.4  # seconds; with slower drafts, too few would arrive to be worth watching
 VAE_WIDENED = "The model's VAE overflowed in half precision, so it runs in full precision from now on."
+MAX_STAGES = 10  # of a picture's steps, into which attention maps are gathered
+MAPS_SIDE = 64  # positions of attention at most that are kept along each side
 SLOW_DRAFTS = 2  # one after another; a single one may be a hiccup of the machine
 
 log = logging.getLogger(__name__)
@@ -77,8 +80,10 @@ def _painted(model: Any, job: Job, picture: Picture, call: Call, seeds: dict[str
     before = time.perf_counter()
     last = None
     new_pass = True
-    watched = {"progress": job.report} if {"hires", "tile"} & call.arguments.keys() else {}
-    with closing(model.generate_latents(**call.arguments | seeds | watched)) as steps:
+    watched: dict[str, Any] = {"progress": job.report} if {"hires", "tile"} & call.arguments.keys() else {}
+    maps = AttentionMaps(MAX_STAGES) if job.request.attention else None
+    watched |= {} if maps is None else {"attention": maps}
+    with _kept(maps, picture), closing(model.generate_latents(**call.arguments | seeds | watched)) as steps:
         used = picture.used = steps.used
         picture.seed = seeds["seed"]
         for note in steps.notes:
@@ -114,6 +119,16 @@ def _painted(model: Any, job: Job, picture: Picture, call: Call, seeds: dict[str
     if steps.used.vae_precision != used.vae_precision:
         _warn(job, VAE_WIDENED)
     return call.finish(last)
+
+
+@contextmanager
+def _kept(maps: AttentionMaps | None, picture: Picture) -> Iterator[None]:
+    """Keep at the end what has been recorded of the words, small, also of a picture that was stopped."""
+    try:
+        yield
+    finally:
+        if maps is not None and maps.pictures and maps.pictures[0].levels:
+            picture.attention = maps.pictures[0].smaller(MAPS_SIDE)
 
 
 def _keep_first(model: Any, job: Job, picture: Picture, request: Request, call: Call, outputs: Path) -> None:

@@ -302,10 +302,10 @@ class Worker:
         """Keep the recorded steps within MAX_FRAME_BYTES: the oldest pictures lose all steps but the last."""
         with self._changed:
             pictures = [picture for job in self._jobs.values() for picture in job.pictures]
-        sizes = [sum(frame.n_bytes for frame in picture.frames) for picture in pictures]
+        sizes = [picture.n_bytes for picture in pictures]
         too_much = sum(sizes) - MAX_FRAME_BYTES
         for picture, size in zip(pictures[:-1], sizes, strict=False):
             if too_much <= 0:
                 break
-            picture.frames = picture.frames[-1:]
+            picture.forget_steps()
             too_much -= size

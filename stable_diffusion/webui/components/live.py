@@ -16,7 +16,7 @@ from stable_diffusion.request import Request
 from stable_diffusion.service import shown, values
 from stable_diffusion.service.jobs import Frame, Job, Picture, State, Task
 from stable_diffusion.service.preview import KINDS, data_url, frame_jpeg
-from stable_diffusion.webui.components import handover, session
+from stable_diffusion.webui.components import handover, session, word_maps
 
 REFRESH = 0.2  # seconds
 DECODE_PATIENCE = 5.0  # seconds that a replay waits for a full decode
@@ -184,7 +184,16 @@ def _result(job_id: str) -> None:
         _download(job, picture)
     else:
         _keep(job, picture)
-    if picture.frames:
+    if not picture.frames:
+        return
+    if picture.attention is None:
+        with st.expander("Replay the denoising", expanded=not picture.finished):
+            _replay(job, picture)
+        return
+    words, steps = st.tabs(["Where each word acts", "Replay the denoising"])
+    with words:
+        word_maps.draw(job, picture, picture.attention)
+    with steps:
         _replay(job, picture)
 
 
@@ -261,23 +270,22 @@ def _download_sheet(job: Job, pictures: list[Picture]) -> None:
 
 def _replay(job: Job, picture: Picture) -> None:
     frames = picture.frames
-    with st.expander("Replay the denoising", expanded=not picture.finished):
-        key = f"{job.id}-{job.pictures.index(picture)}"
-        at = len(frames)
-        if at > 1:
-            at = st.slider("Step", 1, at, value=at, key=f"replay-{key}")
-        kinds = st.pills(
-            "Show",
-            list(KINDS),
-            selection_mode="multi",
-            default=[kind for kind in KINDS if kind in (job.request.previews or Request.previews)],
-            format_func=KINDS.__getitem__,
-            key=f"kinds-{key}",
-        )
-        frame = frames[at - 1]
-        if frame.decoded is None and ("full" in kinds or ("auto" in kinds and job.quick)):
-            _decode(job, frame, asked="full" in kinds)
-        _show_frame(job, frame, kinds)
+    key = f"{job.id}-{job.pictures.index(picture)}"
+    at = len(frames)
+    if at > 1:
+        at = st.slider("Step", 1, at, value=at, key=f"replay-{key}")
+    kinds = st.pills(
+        "Show",
+        list(KINDS),
+        selection_mode="multi",
+        default=[kind for kind in KINDS if kind in (job.request.previews or Request.previews)],
+        format_func=KINDS.__getitem__,
+        key=f"kinds-{key}",
+    )
+    frame = frames[at - 1]
+    if frame.decoded is None and ("full" in kinds or ("auto" in kinds and job.quick)):
+        _decode(job, frame, asked="full" in kinds)
+    _show_frame(job, frame, kinds)
 
 
 def _decode(job: Job, frame: Frame, asked: bool) -> None:

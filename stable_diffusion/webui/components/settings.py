@@ -140,6 +140,13 @@ def _advanced() -> None:
         "decode is sharper, but slows the painting down.",
         persist_state="session",
     )
+    st.toggle(
+        values.FORM["attention"].title,
+        key="attention",
+        help="Record while painting which parts of the picture attend to which word, to look at afterwards, beside the "
+        "replay. The picture stays the same. A step takes a little longer, and each picture some megabytes of memory.",
+        persist_state="session",
+    )
     fields.choice("file_format", {each.key: each.title for each in WRITTEN})
 
 
