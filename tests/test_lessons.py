@@ -115,6 +115,17 @@ def test_a_denoising_goes_from_noise_to_the_estimate(model, report):
     assert apart[0] > 20 and apart[-1] < 3
 
 
+def test_words_act_in_stages_and_levels(model, report):
+    found = lessons.acting(model, report, SETTINGS)
+    assert [word.text for word in found.maps.words] == SETTINGS.prompt.split() and len(found.maps.stages) == 4
+    plain, shown = pixels(found.picture), [pixels(lessons.overlaid(found, 2, **how)) for how in (
+        {}, {"stage": 0}, {"level": "up_blocks.1"}
+    )]  # fmt: skip
+    assert all(each.shape == plain.shape and np.abs(each - plain).mean() > 10 for each in shown)
+    assert np.abs(shown[1] - shown[2]).mean() > 3
+    assert report.told
+
+
 def test_guidance_and_strength_change_the_picture_step_by_step(model, report, monkeypatch):
     monkeypatch.setattr(lessons, "GUIDANCES", (1.0, 9.0))
     monkeypatch.setattr(lessons, "STRENGTHS", (0.25, 1.0))

@@ -3,6 +3,7 @@
 They run in the worker's thread; any thread may read what they return.
 """
 
+import io
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..attention import AttentionMaps, PictureMaps
 from ..diffusion.schedule import NoiseLevel, NoiseSchedule
-from ..pictures import arrays
+from ..pictures import arrays, heat
 from ..pictures.reading import fit
 from ..sampler import sampler_by_name
 from .jobs import Report
+from .painting import MAPS_SIDE
 from .preview import jpeg, latents_jpeg
+from .word_maps import ALL, EVERY
 
 N_COLUMNS = 6  # of a strip of steps
 GUIDANCES = (1.0, 3.0, 5.0, 9.0, 15.0)
@@ -72,6 +76,14 @@ class Moment:
     sigma: float
     x_t: bytes
     x_0: bytes
+
+
+@dataclass(frozen=True)
+class Acting:
+    """A painted picture as a JPEG, and where each word of its prompt acted."""
+
+    picture: bytes
+    maps: PictureMaps
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,20 @@ def denoising(model: Any, report: Report, settings: Settings) -> tuple[Moment, .
             else:
                 np.asarray(step.latents)  # computed step by step, so that a cancel takes effect
     return tuple(shown)
+
+
+def acting(model: Any, report: Report, settings: Settings) -> Acting:
+    """Where each word acts while a picture is painted, in N_COLUMNS stages."""
+    maps = AttentionMaps(N_COLUMNS)
+    last = _paint(model, report, settings, "Painting a picture", attention=maps)
+    return Acting(_decoded(model, last.latents), maps.pictures[0].smaller(MAPS_SIDE))
+
+
+def overlaid(found: Acting, word: int, stage: int = ALL, level: str = EVERY) -> bytes:
+    """A word's place at a stage and level, over the picture, as a JPEG."""
+    stages, levels = None if stage == ALL else [stage], None if level == EVERY else [level]
+    picture = Image.open(io.BytesIO(found.picture))
+    return jpeg(heat.overlay(picture, found.maps.heat_map(word, stages, levels)))
 
 
 def guidances(model: Any, report: Report, settings: Settings) -> tuple[tuple[float, bytes], ...]:

@@ -13,7 +13,7 @@ from stable_diffusion import catalogue
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import open_picture
-from stable_diffusion.service import lessons
+from stable_diffusion.service import lessons, word_maps
 from stable_diffusion.service.jobs import Report, State, Task
 from stable_diffusion.service.preview import data_url
 from stable_diffusion.webui.components import session, training_lesson
@@ -23,6 +23,7 @@ REFRESH = 0.3  # seconds
 CELL = 120  # pixels: how wide a picture of a strip is
 PRIMARY = "#4263eb"
 MAX_TEXTS = 24
+MAX_TOKENS = 16  # of the drawing of the causal mask
 STEPS = 20
 SEED = 1
 EXAMPLE = "a red house on green hills at sunset, with clouds"
@@ -176,6 +177,77 @@ def _denoising(model: catalogue.Model) -> None:
         st.caption("Above: xₜ, decoded. Below: the estimate of x₀ at the same step.")
 
 
+def _attention(model: catalogue.Model) -> None:
+    st.markdown(
+        "In attention, every place asks, and others answer: a query q is compared with the keys k of all that may "
+        "answer, and the better two match, the more of that value v is taken. In **self-attention** the places of a "
+        "picture ask each other, so that both halves of a roof have one colour; so do the tokens of a prompt, but "
+        "through a **causal mask** M, which is −∞ for what comes later: a token knows only those before it. In "
+        "**cross-attention** the places of the picture ask the prompt's tokens. What each word is given there shows "
+        "where it acts."
+    )
+    st.latex(r"\text{attention}(q, k, v) = \text{softmax}\!\left(\frac{q k^\top}{\sqrt d} + M\right) v")
+    text = _prompt()
+    settings = _settings(model, text)
+    tokens = _computed(("tokens", model.name, text), model, lambda m, report: lessons.tokens(m, report, text))
+    if tokens is None:
+        return
+    found = _computed(("attention", model.name, settings), model, lambda m, report: lessons.acting(m, report, settings))
+    if found is None:
+        return
+    _causal([token.text for token in tokens][:MAX_TOKENS])
+    maps = found.maps
+    if not maps.words:
+        st.caption("This prompt has no words.")
+        return
+    word = st.selectbox(
+        "Where it acts",
+        range(len(maps.words)),
+        index=word_maps.telling(maps),
+        format_func=lambda number: maps.words[number].text,
+        key=f"lesson-word-{text}",
+    )
+    name = maps.words[word].text
+    st.caption("In the first steps, where the picture is mostly noise, and later")
+    for column, stage in zip(_cells(1 + len(maps.stages)), (None, *range(len(maps.stages))), strict=True):
+        if stage is None:
+            column.image(data_url(found.picture), width="stretch", alt="The painted picture")
+            column.caption("The picture")
+            continue
+        title = word_maps.stage_title(maps, stage)
+        column.image(
+            data_url(lessons.overlaid(found, word, stage)), width="stretch", alt=f"Where “{name}” acts: {title}"
+        )
+        column.caption(title)
+    st.caption("On the U-Net's way down, where its places become larger, and up again")
+    for column, level in zip(_cells(len(maps.levels)), maps.levels, strict=True):
+        title = word_maps.level_title(maps, level)
+        column.image(
+            data_url(lessons.overlaid(found, word, level=level)), width="stretch", alt=f"Where “{name}” acts: {title}"
+        )
+        column.caption(title)
+
+
+def _causal(tokens: list[str]) -> None:
+    """Draw which token may ask which, in the text encoder."""
+    names = [f"{i} {text}" for i, text in enumerate(tokens)]
+    rows = [
+        {"asks": asks, "answers": answers, "may": "yes" if j <= i else "no"}
+        for i, asks in enumerate(names)
+        for j, answers in enumerate(names)
+    ]
+    scale = alt.Scale(domain=["yes", "no"], range=[PRIMARY, "#8886"])
+    chart = alt.Chart(pd.DataFrame(rows)).mark_rect(stroke="#8888")
+    chart = chart.encode(
+        x=alt.X("answers", sort=names, title="is asked"),
+        y=alt.Y("asks", sort=names, title="asks"),
+        color=alt.Color("may", scale=scale, legend=None),
+        tooltip=["asks", "answers", "may"],
+    )
+    st.caption("The causal mask: in the text encoder each token asks itself and those before it")
+    st.altair_chart(chart.properties(width=340, height=280))
+
+
 def _guidance(model: catalogue.Model) -> None:
     st.markdown(
         "The model is asked twice at each step, once with the prompt and once without it (or with the negative "
@@ -219,6 +291,7 @@ LESSONS: dict[str, Callable[[catalogue.Model], None]] = {
     "Forward": _forward,
     "Meaning": _space,
     "Denoising": _denoising,
+    "Attention": _attention,
     "Guidance": _guidance,
     "Strength": _strength,
     "Training": training_lesson.draw,
