@@ -231,6 +231,15 @@ def test_the_command_line_writes_them_next_to_each_picture(tmp_path, capsys):
     assert len(list((tmp_path / "none").iterdir())) == 2, "an empty prompt has no words"
 
 
+def test_where_no_step_is_run_there_are_no_maps(sd, tmp_path, capsys):
+    plain, out = Image.new("RGB", (64, 64), "red"), tmp_path / "out.png"
+    few = {"num_steps": 2, "seed": 1, "width": 64, "height": 64, "input_image": plain, "denoising_strength": 0.0}
+    assert sd.generate("a house", attention=AttentionMaps(), **few)[0].attention is None
+    plain.save(tmp_path / "in.png")
+    options = ["--strength", "0", "--attention", "--output", str(out)]
+    assert program.main(["img2img", str(tmp_path / "in.png"), "a house", *options]) == 0 and out.is_file()
+
+
 def test_the_worker_records_them_if_asked(tmp_path, monkeypatch):
     worker = Worker(tmp_path)
     try:

@@ -73,7 +73,7 @@ class Painter:
                     made = self._record(request, used, batch, i)
                     painted = arrays.to_picture(picture)
                     path = results.add(i, self.call.finish(painted), made)
-                    if self.maps is not None and path is not None:
+                    if self.maps is not None and self.maps.pictures and path is not None:
                         _write_maps(self.maps.pictures[i - batch[0]], painted, path)
 
         try:
