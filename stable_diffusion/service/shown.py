@@ -44,6 +44,14 @@ def for_browser(source: str | Path | bytes) -> tuple[bytes | str, Kind]:
     return _smaller(data), "JPEG"
 
 
+def address(data: bytes) -> str:
+    """A picture's bytes as a data URL that browsers show; a smaller JPEG for what they cannot take."""
+    source, kind = for_browser(data)
+    if isinstance(source, str):
+        return source
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(source).decode()}"
+
+
 @lru_cache(maxsize=4)
 def _smaller(data: bytes) -> bytes:
     small = open_picture(data)

@@ -16,10 +16,11 @@ from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.request import DEFAULTS, read_record
 from stable_diffusion.service import loras, values
+from stable_diffusion.service.upscaling import Source
 from stable_diffusion.webui.components import details, session
 
-TEXT_PAGE, PICTURE_PAGE, INPAINT_PAGE = (
-    str(packaged("webui", "pages", f"{name}.py")) for name in ("text_to_image", "image_to_image", "inpaint")
+TEXT_PAGE, PICTURE_PAGE, INPAINT_PAGE, UPSCALE_PAGE = (
+    str(packaged("webui", "pages", f"{name}.py")) for name in ("text_to_image", "image_to_image", "inpaint", "upscale")
 )
 TO_THE_TOP = """<script>document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
 
@@ -43,6 +44,17 @@ def send(
     st.session_state["go_to"] = page if picture is not None else TEXT_PAGE
 
 
+def upscale(read: Callable[[], InputFile]) -> None:
+    """Go to the page that enlarges, with the picture of the file that `read` returns."""
+    try:
+        file = read()
+    except (StableDiffusionError, OSError) as error:
+        st.session_state["handover_notes"] = [str(error)]
+        return
+    st.session_state["upscale_given"] = Source(file.name, file.data)
+    st.session_state["go_to"] = UPSCALE_PAGE
+
+
 def send_buttons(parameters: Parameters | None, read: Callable[[], InputFile]) -> None:
     """Draw the buttons that send a picture to a form, alone or with its parameters."""
     whole = False
@@ -60,6 +72,7 @@ def send_buttons(parameters: Parameters | None, read: Callable[[], InputFile]) -
             ("Send to inpaint", ":material/brush:", INPAINT_PAGE),
         ):
             st.button(label, icon=icon, on_click=send, args=(parameters if whole else None, read, page))
+        st.button("Upscale", icon=":material/zoom_out_map:", on_click=upscale, args=(read,))
 
 
 def follow() -> None:

@@ -233,6 +233,9 @@ def _download(job: Job, picture: Picture) -> None:
         if st.button("Send to inpaint", icon=":material/brush:", help="Paint over what should change in this picture"):
             handover.send(None, lambda: InputFile(name, _bytes(picture)), handover.INPAINT_PAGE)
             st.rerun()
+        if st.button("Upscale", icon=":material/zoom_out_map:", help="Enlarge this picture"):
+            handover.upscale(lambda: InputFile(name, _bytes(picture)))
+            st.rerun()
         st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
 
 
