@@ -167,7 +167,7 @@ class Request:
     )  # fmt: skip
     hires_strength: float = setting(
         0.7, Number(0, 1),
-        "how much the second pass may change: 0.3 adds little, 0.7 paints much anew; latent modes blur below 0.5",
+        "how much the second pass may change: latent modes want 0.5 or more, upscalers of pictures 0.2 to 0.4",
         title="Hires denoising strength", group=HIRES, metavar="S", counts=_twice, shown=(0.05, 1.0),
     )  # fmt: skip
     hires_sampler: str | None = setting(
@@ -285,7 +285,7 @@ class Request:
     picture_file: InputFile | None = dataclasses.field(default=None, compare=False, repr=False)
     strength: float = setting(
         0.7, Number(0, 1), "how much may change: 0 nothing, 1 everything", title="Denoising strength",
-        group=PICTURE, metavar="S", usual="the model's, usually 0.7; with --by or --tile 0.2",
+        group=PICTURE, metavar="S", usual="the model's, usually 0.7; with --by or --tile 0.1",
         counts=lambda request: request.picture is not None,
     )  # fmt: skip
     by: float | None = setting(

@@ -159,7 +159,7 @@ def test_the_command_line_paints_and_repeats_it(tmp_path, monkeypatch, capsys, p
     options = "--by 2 --upscaler lanczos --tile 128 --tile-overlap 32 --steps 10 --cfg 1 --seed 4".split()
     assert program.main(["img2img", "photo.png", PROMPT, *options, "--output", "a.png"]) == 0
     said = picture_files.read_parameters("a.png")
-    assert (said.size, said.strength) == ("192x128", 0.2)
+    assert (said.size, said.strength) == ("192x128", 0.1)
     keys = ("Tile size", "SD upscale overlap", "SD upscale upscaler", "SD upscale by")
     assert [said.extra[key] for key in keys] == ["128", "32", "Lanczos", "2"]
     assert program.main(["again", "a.png", "--output", "b.png"]) == 0

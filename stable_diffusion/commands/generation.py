@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..record.inputs import InputFile
 
 
-TILED_STRENGTH = 0.2  # of a picture that keeps its composition, unless another one is asked for
+TILED_STRENGTH = 0.1  # of a picture that keeps its composition, unless another one is asked for
 
 
 def request_of(args: argparse.Namespace, **more: Any) -> Request:
