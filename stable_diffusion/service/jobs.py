@@ -15,6 +15,7 @@ import numpy as np
 
 from ..attention import PictureMaps
 from ..checks import MAX_SEED
+from ..compare.plan import Cell, Plan
 from ..prompts import prepared
 from ..record.used import Used
 from ..request import Request
@@ -103,6 +104,11 @@ class Picture:
         """Whether there is a picture to show and download."""
         return self.path is not None or self.unsaved is not None
 
+    @property
+    def there(self) -> bool:
+        """Whether it is finished, and its file still there."""
+        return self.unsaved is not None or (self.path is not None and self.path.is_file())
+
 
 class Work:
     """Something for the worker to do. Only its thread writes here (but for `cancel_event`); any thread may read.
@@ -179,8 +185,7 @@ class Job(Work):
 
     def __init__(self, request: Request, repeat: bool = False, series: str = "", save: bool = True) -> None:
         super().__init__(request.model, request.to_load())
-        if request.refiner is not None and request.refined:
-            self.needs.append((request.refiner, request.to_load(refiner=True)))
+        self.needs = needs_of(request)
         self.repeat = repeat  # any thread may change it
         self.series = series or self.id
         self.request = request
@@ -197,6 +202,10 @@ class Job(Work):
     def n_images(self) -> int:
         """How many pictures it paints."""
         return self.drawn.n_images
+
+    def of_picture(self, place: int) -> Request:
+        """The request of one of its pictures, from 0."""
+        return self.drawn.of_picture(place)
 
     @property
     def frame(self) -> Frame | None:
@@ -238,6 +247,51 @@ class Job(Work):
             return None
         steps = frame.total * self.n_images * (1 - self.fraction)
         return steps / pace
+
+
+def needs_of(request: Request) -> list[tuple[str, dict[str, Any]]]:
+    """The models that a request needs, with how they are loaded."""
+    needs = [(request.model, request.to_load())]
+    if request.refiner is not None and request.refined:
+        needs.append((request.refiner, request.to_load(refiner=True)))
+    return needs
+
+
+class Comparison(Job):
+    """A grid in the queue: pictures with settings of their own, and maybe models.
+
+    `known` are finished pictures by their cells' digests, which are not painted again. A cell that fails does not stop
+    the others.
+    """
+
+    def __init__(self, plan: Plan, known: Mapping[str, Picture] | None = None) -> None:
+        super().__init__(plan.cells[0].request)
+        self.plan = plan
+        self.known = {digest: picture for digest, picture in (known or {}).items() if picture.there}
+        self.cells = [cell for cell in plan.order if cell.digest not in self.known]
+        self.problems: dict[str, str] = {}  # by digest, in words
+
+    @property
+    def n_images(self) -> int:
+        """How many pictures it paints."""
+        return max(len(self.cells), 1)
+
+    def of_picture(self, place: int) -> Request:
+        """The request of the cell that is painted in this place."""
+        return self.cells[place].request
+
+    def picture_of(self, cell: Cell) -> Picture | None:
+        """A cell's picture, if it has been begun."""
+        if cell.digest in self.known:
+            return self.known[cell.digest]
+        places = {each.digest: place for place, each in enumerate(self.cells)}
+        place = places.get(cell.digest, len(self.pictures))
+        return self.pictures[place] if place < len(self.pictures) else None
+
+    def finished(self) -> dict[str, Picture]:
+        """All pictures that are there, by their cells' digests."""
+        own = {cell.digest: picture for cell, picture in zip(self.cells, self.pictures, strict=False)}
+        return {digest: picture for digest, picture in (self.known | own).items() if picture.there}
 
 
 def next_request(request: Request, n_painted: int | None = None) -> Request:

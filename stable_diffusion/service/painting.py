@@ -58,7 +58,7 @@ def paint(model: Any, refiner: Any, job: Job, outputs: Path) -> None:
     picture = Picture()
     job.pictures.append(picture)
     job.skip_event.clear()
-    request = _carrying(job.drawn.of_picture(len(job.pictures) - 1))
+    request = _carrying(job.of_picture(len(job.pictures) - 1))
     call = request.to_call(model.default_size, refiner)
     seeds = picture.seeds = request.seeds_of(0)
     try:
@@ -150,7 +150,7 @@ def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
     if picture.finished or not picture.frames or picture.used is None:
         return
     frame = picture.frames[-1]
-    request = _carrying(job.drawn.of_picture(job.pictures.index(picture)))
+    request = _carrying(job.of_picture(job.pictures.index(picture)))
     decoded = arrays.to_picture(_decoded(model.decode, frame.denoised))
     call = request.to_call(model.default_size)
     finished = call.finish(decoded)

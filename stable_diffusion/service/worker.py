@@ -11,12 +11,13 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import catalogue
+from ..compare.plan import Plan
 from ..errors import CheckpointNotFoundError, InputError, StableDiffusionError, UnsupportedCheckpointError
 from ..request import Request
-from .jobs import Cancelled, Frame, Job, Picture, Report, State, Task, Work, next_request
+from .jobs import Cancelled, Comparison, Frame, Job, Picture, Report, State, Task, Work, needs_of, next_request
 from .painting import decoded_jpeg, keep, overlaid, paint
 from .words import in_plain_words
 
@@ -24,6 +25,9 @@ MAX_WAITING = 50  # more than anyone queues on purpose: a stuck key, or a client
 MAX_KEPT = 20  # finished jobs that can be replayed; their pictures stay on disk
 MAX_RESULTS = 64  # of finished tasks that are kept
 MAX_FRAME_BYTES = 256 << 20  # of recorded steps, over all jobs; the oldest are forgotten first
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 class QueueFullError(StableDiffusionError):
@@ -90,7 +94,21 @@ class Worker:
 
         Without `save` its pictures stay in memory.
         """
-        job = Job(request, repeat, save=save)
+        return self._add(Job(request, repeat, save=save))
+
+    def compare(self, plan: Plan, known: Mapping[str, Picture] | None = None) -> Comparison:
+        """Append a grid to the queue; `known` are pictures by digests of cells that need not be painted again.
+
+        Raises QueueFullError.
+        """
+        return self._add(Comparison(plan, known))
+
+    def latest_comparison(self) -> Comparison | None:
+        """The grid that was queued last, of those that are kept."""
+        with self._changed:
+            return next((job for job in reversed(self._jobs.values()) if isinstance(job, Comparison)), None)
+
+    def _add(self, job: AnyJob) -> AnyJob:
         with self._changed:
             self._enqueue(job)
             self._jobs[job.id] = job
@@ -228,11 +246,15 @@ class Worker:
 
     def _run(self, work: Work) -> None:
         try:
-            models = self._models_for(work)
-            work.state = State.RUNNING
-            if isinstance(work, Job):
+            if isinstance(work, Comparison):
+                self._paint_cells(work)
+            elif isinstance(work, Job):
+                models = self._models_for(work)
+                work.state = State.RUNNING
                 self._paint_all(*models, job=work)
             elif isinstance(work, Task):
+                models = self._models_for(work)
+                work.state = State.RUNNING
                 work.result = work.function(models[0] if models else None, work.report)
             state = State.DONE
         except Cancelled:
@@ -297,6 +319,25 @@ class Worker:
                     job.stop_if_cancelled()
                 paint(model, refiner, job, self.outputs)
                 self._forget_old_frames()
+
+    def _paint_cells(self, job: Comparison) -> None:
+        """Paint a grid cell after cell; their order is that of the fewest loads."""
+        for place, cell in enumerate(job.cells):
+            job.stop_if_cancelled()
+            try:
+                job.needs = needs_of(cell.request)
+                models = self._models_for(job)
+                job.state = State.RUNNING
+                job.latent_space = (models[0].name, models[0].family)
+                with overlaid(models[0], cell.request):
+                    paint(models[0], models[1] if len(models) > 1 else None, job, self.outputs)
+            except Cancelled:
+                raise
+            except Exception as error:
+                job.problems[cell.digest] = in_plain_words(error)
+            while len(job.pictures) <= place:  # one whose model did not load
+                job.pictures.append(Picture())
+            self._forget_old_frames()
 
     def _forget_old_frames(self) -> None:
         """Keep the recorded steps within MAX_FRAME_BYTES: the oldest pictures lose all steps but the last."""

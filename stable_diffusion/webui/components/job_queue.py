@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from stable_diffusion.service.jobs import Job, State, Work
+from stable_diffusion.service.jobs import Comparison, Job, State, Work
 from stable_diffusion.webui.components import details, session
 
 BUSY, IDLE = 1.0, 3.0  # seconds between two looks
@@ -31,7 +31,7 @@ def _row(work: Work, place: int, shown: bool) -> None:
     waits = work.state is State.QUEUED
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.caption(session.plain(in_words(work)), width="stretch")
-        if isinstance(work, Job) and not shown:
+        if isinstance(work, Job) and not isinstance(work, Comparison) and not shown:
             st.button("Show", key=f"show-{work.id}", help="Show it in this tab", on_click=_watch, args=(work,))
         if waits and place > 1:
             st.button("Earlier", key=f"earlier-{work.id}", on_click=session.the_worker().move, args=(work, -1))
