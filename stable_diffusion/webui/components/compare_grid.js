@@ -3,7 +3,7 @@
 
 const WORDS = { waits: "waits", painting: "…", failed: "failed", missing: "not painted", finished: "" }
 
-export default function ({ data, parentElement, setTriggerValue }) {
+export default function ({ data, parentElement, setStateValue }) {
     const kept = (parentElement.kept ??= {})
     const shape = JSON.stringify([data.id, data.columns, data.tables.map((t) => [t.title, t.rows.map((r) => r.title)])])
     if (kept.shape !== shape) {
@@ -11,7 +11,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
         Object.assign(kept, { shape, ...build(data) })
         parentElement.append(kept.root)
     }
-    kept.open = (index) => setTriggerValue("opened", index)
+    // A state rather than a trigger, which may be lost while the page is drawn; the time tells two clicks apart.
+    kept.open = (index) => setStateValue("opened", [index, Date.now()])
     for (const table of data.tables) {
         for (const row of table.rows) {
             for (const cell of row.cells) show(kept.buttons[cell.index], cell)

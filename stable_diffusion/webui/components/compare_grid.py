@@ -24,7 +24,8 @@ def draw(job: Comparison, on_open: Callable[[int], None]) -> None:
     """Draw the cells; `on_open` is told the index of one that was clicked."""
 
     def opened() -> None:
-        index = (st.session_state.get(KEY) or {}).get("opened")
+        told = (st.session_state.get(KEY) or {}).get("opened")
+        index = told[0] if isinstance(told, (list, tuple)) and told else None
         if isinstance(index, int) and not isinstance(index, bool):
             on_open(index)
 
