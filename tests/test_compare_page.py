@@ -16,7 +16,8 @@ from stable_diffusion.record import picture_files
 from stable_diffusion.request import Request
 from stable_diffusion.service.jobs import Comparison, State
 from stable_diffusion.service.worker import Worker
-from stable_diffusion.webui.components import compare_grid, grid, session
+from stable_diffusion.webui.components import compare_grid, session
+from stable_diffusion.webui.components import grid as grid_page
 from tests.pretend import over, wait
 from tests.test_app import button, engine, labelled, open_page, page  # noqa: F401
 
@@ -98,9 +99,9 @@ def test_what_the_browser_gets(engine, worker):  # noqa: F811
     cells = [cell for table in data["tables"] for row in table["rows"] for cell in row["cells"]]
     assert [cell["index"] for cell in cells] == list(range(8)) and {cell["state"] for cell in cells} == {"finished"}
     assert cells[0]["src"].startswith("data:image/jpeg;base64,")
-    with Image.open(io.BytesIO(grid._sheet(job))) as whole:
+    with Image.open(io.BytesIO(grid_page._sheet(job))) as whole:
         assert "X/Y/Z plot" in whole.text["parameters"] and whole.width > 128
-    assert grid._table(job).splitlines()[0].startswith("file,x: CFG,y: Steps,z: Seed,Prompt")
+    assert grid_page._table(job).splitlines()[0].startswith("file,x: CFG,y: Steps,z: Seed,Prompt")
 
 
 # --- The page
@@ -177,7 +178,7 @@ def test_the_values_of_a_list_can_be_taken_all(compared):
 def test_a_prompt_matrix(compared, engine):  # noqa: F811
     labelled(compared.text_area, "Prompt").set_value("a house|snow|night")
     (kind,) = [each for each in compared.button_group if each.label == "Vary"]
-    kind.set_value(grid.MATRIX)
+    kind.set_value(grid_page.MATRIX)
     compared.run()
     paint(compared)
     assert [text for text, _ in engine.models[0].calls] == [
