@@ -164,4 +164,23 @@ class Flag:
         return Choice(("true", "false")).read(text.lower()) == "true"
 
 
-Check = Whole | Number | Choice | Text | Flag
+@dataclass(frozen=True)
+class Wholes:
+    """Integers in [low, high], each a multiple of `multiple`, such as "24,48,48"; at least one."""
+
+    low: int
+    high: int
+    multiple: int = 1
+
+    def __call__(self, name: str, value: Any) -> tuple[int, ...]:
+        """Return the values; raises `InputError` if there are none, or for one that is out of range."""
+        if not isinstance(value, (list, tuple)) or not value:
+            raise InputError(f"{name} = {value!r} should be a list of whole numbers.")
+        return tuple(Whole(self.low, self.high, self.multiple)(name, each) for each in value)
+
+    def read(self, text: str) -> tuple[int, ...]:
+        """Parse numbers with commas between them. Raises `InputError` if one is not valid."""
+        return tuple(Whole(self.low, self.high, self.multiple).read(each.strip()) for each in text.split(","))
+
+
+Check = Whole | Number | Choice | Text | Flag | Wholes

@@ -195,6 +195,11 @@ class LoadedModel:
         return reader.read([found])[0].text
 
     @property
+    def network(self) -> DenoisingNetwork:
+        """The denoising network without LoRAs of single texts, for those who want to look inside."""
+        return self._unet
+
+    @property
     def latent_channels(self) -> int:
         """Channels of the latents, 4 for Stable Diffusion."""
         return self._vae.config.latent_channels

@@ -312,7 +312,7 @@ class UNet(nn.Module):
         """
         if tap is not None and rows is not None:
             context = _tapped(context, self._level_names(), tap, rows.tolist())  # type: ignore[arg-type]
-        time = ops.ACTIVATIONS[self.config.act_fn](self._embed_time(t, pooled, time_ids, guidance, x.dtype))
+        time = ops.ACTIVATIONS[self.config.act_fn](self.embed_time(t, pooled, time_ids, guidance, x.dtype))
         if self.config.center_input_sample:
             x = 2 * x - 1
         whole, shallow = features is None, None if branch is None else branch + 1
@@ -369,7 +369,7 @@ class UNet(nn.Module):
         down, up = ([f"{way}_blocks.{i}" for i in range(len(self[f"{way}_blocks"]))] for way in ("down", "up"))
         return [*down, *["mid_block"] * ("mid_block" in self), *up]
 
-    def _embed_time(
+    def embed_time(
         self,
         t: mx.array,
         pooled: mx.array | None,
@@ -377,6 +377,7 @@ class UNet(nn.Module):
         guidance: mx.array | None,
         dtype: mx.Dtype,
     ) -> mx.array:
+        """The time's embedding before its activation, (B or 1, T), with what else a call has besides the texts."""
         config = self.config
         waves = sinusoidal_embedding(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
         guidance = None if guidance is None else guidance.astype(dtype)

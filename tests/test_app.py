@@ -917,11 +917,15 @@ def test_a_full_disk_is_said_and_the_picture_can_be_had(engine, page, monkeypatc
 @pytest.fixture
 def lessons(monkeypatch):
     """The lessons' page with a function in the place of one of its lessons."""
-    from stable_diffusion.service import lessons as module
+    import dataclasses
+
+    from stable_diffusion.lessons.chapters import LESSONS
 
     def open_lesson(name, function):
-        monkeypatch.setattr(module, name, function)
+        lesson = dataclasses.replace(LESSONS[name], compute=lambda model, report, values: function(model, report))
+        monkeypatch.setitem(LESSONS, name, lesson)
         page = open_page()
+        page.session_state["lesson"] = name
         page.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
         return page
 
@@ -935,26 +939,58 @@ def settle(page):
 
 
 def test_a_lesson_is_computed_once_and_then_shown(engine, lessons):
-    from stable_diffusion.service.lessons import Schedule
+    from stable_diffusion.lessons.schedule import Schedule
 
     asked = []
     curve = np.linspace(0.1, 1, 10)
     page = lessons("schedule", lambda model, report: asked.append(model.name) or Schedule(curve, curve, curve))
     settle(page)
     assert len(page.get("arrow_vega_lite_chart")) == 3 or len(page.get("vega_lite_chart")) == 3
-    open_page().switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
-    settle(page)
+    page.slider(key="schedule-share").set_value(80)
+    page.run()
+    assert "At t = 8" in " ".join(element.value for element in page.markdown)
+    other = open_page()
+    other.session_state["lesson"] = "schedule"
+    other.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
+    settle(other)
     assert asked == [catalogue.DEFAULT]
 
 
-def test_the_training_that_was_made_is_shown(engine):
+def lesson_page(name):
     page = open_page()
+    page.session_state["lesson"] = name
     page.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
-    page.session_state["lesson"] = "Training"
+    settle(page)
+    return page
+
+
+def test_the_training_that_was_made_is_shown(engine):
+    page = lesson_page("training")
+    assert len(page.get("arrow_vega_lite_chart")) + len(page.get("vega_lite_chart")) == 1
+    assert len(page.get("latex")) == 1 and len(page.get("imgs")) == 1
+    page.slider(key="training-share").set_value(0)
     page.run()
     assert not page.exception
-    assert len(page.get("arrow_vega_lite_chart")) + len(page.get("vega_lite_chart")) == 3
-    assert len(page.get("latex")) == 4 and len(page.select_slider) == 3
+    assert "After 546 steps." in [element.value for element in page.caption]
+
+
+def test_the_next_lesson_is_a_click_away_and_the_address_names_it(engine):
+    page = lesson_page("joint")
+    assert page.subheader[0].value == "What there is to learn"
+    button(page, "Next: Noise, and the way back").click()
+    page.run()
+    assert page.subheader[0].value == "Noise, and the way back"
+    assert page.query_params["lesson"] == ["score"]
+    assert page.expander, "its code"
+    assert "def learn_score" in page.code[0].value
+
+
+def test_an_address_opens_its_lesson(engine):
+    page = open_page()
+    page.query_params["lesson"] = "norms"
+    page.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
+    settle(page)
+    assert page.subheader[0].value == "Norms: who shares a mean"
 
 
 def test_a_lesson_that_fails_says_so_and_can_be_tried_again(engine, lessons):
@@ -971,7 +1007,7 @@ def test_a_lesson_that_fails_says_so_and_can_be_tried_again(engine, lessons):
 def training_page(engine):
     """The lessons' page at the lesson that asks nothing of a model."""
     page = open_page()
-    page.session_state["lesson"] = "Training"
+    page.session_state["lesson"] = "training"
     page.switch_page("stable_diffusion/webui/pages/how_it_works.py").run()
     settle(page)
     return page

@@ -18,6 +18,12 @@ def test_the_library_is_documented_as_its_docstrings_say():
     assert written == made, "python scripts/api_docs.py"
 
 
+def test_the_lessons_are_written_down_as_the_page_has_them():
+    made = runpy.run_path(str(ROOT / "scripts" / "learn_docs.py"))["document"]()
+    written = (ROOT / "docs" / "learn.md").read_text(encoding="utf-8")
+    assert written == made, "python scripts/learn_docs.py"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_to_files(path):
     text = path.read_text(encoding="utf-8")

@@ -92,6 +92,7 @@ ORDER = [
     "stable_diffusion/prompts.py",
     "stable_diffusion/compare",
     "stable_diffusion/service",
+    "stable_diffusion/lessons",
     "stable_diffusion/commands",
     "stable_diffusion/webui",
     "stable_diffusion/__main__.py",

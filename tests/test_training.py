@@ -443,14 +443,21 @@ def test_the_help_of_a_run_shows_the_defaults_of_its_row(run, capsys):
     texts = {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
     defaults = {name: found[1] for name, text in texts.items() if (found := re.search(r"\(default: (.*?)\)", text))}
     row = {
-        "--data": "postcards",
+        "--data": run.data,
         "--size": str(run.size),
         "--batch": str(run.recipe.batch),
         "--accumulate": str(run.recipe.accumulate),
         "--learning-rate": str(run.recipe.learning_rate),
         "--seed": str(run.recipe.seed),
     }
-    assert defaults == row | ({"--vae": "the one in --output"} if run.name == "diffusion" else {})
+    own = {
+        "diffusion": {"--vae": "the one in --output"},
+        "ddpm": {
+            "--widths": "24,48,48", "--timesteps": "1000", "--beta-start": "0.0001", "--beta-end": "0.02",
+            "--labelled": "true",
+        },
+    }  # fmt: skip
+    assert defaults == row | own.get(run.name, {})
 
 
 def test_options_reach_the_recipe_the_data_and_the_builder(monkeypatch, tmp_path):
@@ -483,6 +490,88 @@ def test_options_reach_the_recipe_the_data_and_the_builder(monkeypatch, tmp_path
     expected = dataclasses.replace(RUNS["diffusion"].recipe, batch=6, accumulate=3, learning_rate=0.01, seed=5)
     assert given["recipe"] == expected and given["own"] == {"vae": "v"}
     assert (given["data"].size, given["data"].seed) == (64, 5)
+
+
+def test_options_come_from_a_yaml_file_and_the_command_line_wins(monkeypatch, tmp_path, capsys):
+    given = {}
+    monkeypatch.setattr(
+        Run, "train", lambda self, data, output, limit, recipe, report, **own: given.update(own, recipe=recipe)
+    )
+    file = tmp_path / "run.yaml"
+    file.write_text("widths: [8, 16]\nbeta_end: 0.03\nbatch: 6\nlabelled: false\n")
+    command = ["train", "ddpm", "--output", str(tmp_path), "--steps", "1", "--quiet", "--config", str(file)]
+    assert main([*command, "--beta-end", "0.04"]) == 0
+    assert given["widths"] == (8, 16) and given["beta_end"] == 0.04 and given["timesteps"] == 1000
+    assert given["recipe"].batch == 6 and given["labelled"] is False
+    for text, said in (
+        ("width: 8\n", "Did you mean widths"),
+        ("batch: many\n", "batch = 'many'"),
+        ("- 8\n", "options by name"),
+        ("a: [", "cannot be read as YAML"),
+        ("widths: [12]\n", "multiple of 8"),
+    ):
+        file.write_text(text)
+        assert main(command) == 2
+        assert said in capsys.readouterr().err
+
+
+# --- A diffusion model in pixels
+
+
+def test_a_first_diffusion_model_is_trained_the_same_twice_and_written(tmp_path):
+    from stable_diffusion.training.ddpm_run import load
+
+    options = {"size": 8, "widths": (8, 16), "batch": 8, "timesteps": 5}
+    run, parts = RUNS["ddpm"], tmp_path / "parts"
+    whole = run.start(tmp_path / "whole", Limit(steps=4), **options)
+    run.start(parts, Limit(steps=4), **options)
+    again = resumed(load(parts), parts / "training" / "ddpm" / STATE)
+    np.testing.assert_array_equal(np.array(whole.parameters), np.array(again.parameters))
+    model = load(tmp_path / "whole")
+    assert model.config.labels == tuple("0123456789") and model.config.widths == (8, 16)
+    log = read_log(tmp_path / "whole/training/ddpm")
+    assert log[0]["loss"] == pytest.approx(1, abs=0.2), "the untrained network says zero"
+    assert list((tmp_path / "whole/training/ddpm").glob("*.png"))
+
+
+def test_digits_are_always_the_same_and_all_ten():
+    from stable_diffusion.training.digits import Digits
+
+    pictures, labels = Digits(seed=3).batch(range(60))
+    again, _ = Digits(seed=3).batch(range(60))
+    np.testing.assert_array_equal(pictures, again)
+    assert pictures.shape == (60, 28, 28, 1) and set(labels) == set(range(10))
+    ink = (pictures > 127).mean((1, 2, 3))
+    assert ink.min() > 0.03 and ink.max() < 0.35
+    border = np.concatenate([pictures[:, [0, -1]].reshape(-1), pictures[:, :, [0, -1]].reshape(-1)])
+    assert border.mean() < 3
+
+
+def test_a_folder_of_pictures_is_learnt_by_its_subfolders(tmp_path):
+    from PIL import Image
+
+    from stable_diffusion.training.labelled import open_labelled
+
+    for kind, colour in (("cats", "red"), ("dogs", "blue")):
+        (tmp_path / kind).mkdir()
+        for i in range(2):
+            Image.new("RGB", (40, 30), colour).save(tmp_path / kind / f"{i}.png")
+    (tmp_path / "dogs" / "broken.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match=r"dogs.broken\.png"):
+        data = open_labelled(tmp_path, 16)
+    assert data.labels == ("cats", "dogs") and len(data) == 4
+    for i in range(6):
+        picture, label = data.example(i)
+        assert picture.shape == (16, 16, 3)
+        assert picture[0, 0].argmax() == (0 if data.labels[label] == "cats" else 2)
+    Image.new("RGB", (40, 30)).save(tmp_path / "loose.png")
+    with pytest.raises(InputError, match="both in subfolders"):
+        open_labelled(tmp_path, 16)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no pictures"):
+        open_labelled(tmp_path / "empty", 16)
+    with pytest.raises(InputError, match="nowhere"):
+        open_labelled(tmp_path / "nowhere", 16)
 
 
 def test_a_new_row_is_a_command(monkeypatch, tmp_path, capsys):

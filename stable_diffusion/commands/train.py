@@ -44,10 +44,15 @@ def _add_run(runs: Any, run: Run) -> None:
         command.add_argument(
             f"--{option.name.replace('_', '-')}",
             type=reading(option.check),
-            default=option.default,
             metavar=option.metavar,
-            help=option.help if option.default is None else f"{option.help} (default: {option.default})",
+            help=option.help if option.default is None else f"{option.help} (default: {_in_words(option.default)})",
         )
+    command.add_argument(
+        "--config",
+        type=path,
+        metavar="FILE",
+        help="a YAML file with these options by name, such as `learning_rate: 0.001`; options given here win",
+    )
     command.add_argument("--quiet", action="store_true", help="print no progress")
     command.set_defaults(run=functools.partial(train, run))
     add_debug(command)
@@ -60,9 +65,16 @@ def train(run: Run, args: argparse.Namespace) -> None:
     from ..training.loop import Limit
 
     output = Path(args.output)
-    values = {option.name: getattr(args, option.name) for option in run.options}
+    values = {} if args.config is None else run.configured(Path(args.config))
+    values |= {option.name: value for option in run.options if (value := getattr(args, option.name)) is not None}
     run.start(output, Limit(args.minutes, args.steps), (lambda progress: None) if args.quiet else _print, **values)
     print(output)
+
+
+def _in_words(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _print(progress: Any) -> None:

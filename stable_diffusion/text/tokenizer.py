@@ -7,6 +7,7 @@ Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Lan
 import copy
 import functools
 import heapq
+import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -258,6 +259,24 @@ class Tokenizer:
     def tokens(self, text: str) -> list[str]:
         """Each id of `encode` as text to show; partial characters appear as \\xf0."""
         return [self._shown(token_id) for token_id in self.encode(text)]
+
+    def merge_steps(self, word: str) -> list[list[str]]:
+        """How one word is put together: its letters, then what they are after each merge, as text to show."""
+        symbols = _word_letters(normalize(word))
+        symbols[-1] += WORD_END
+        steps = [symbols]
+        while True:
+            ranked = [(self._ranks.get(f"{a} {b}"), i) for i, (a, b) in enumerate(itertools.pairwise(symbols))]
+            known = [(rank, i) for rank, i in ranked if rank is not None]
+            if not known:
+                break
+            i = min(known)[1]
+            symbols = [*symbols[:i], symbols[i] + symbols[i + 1], *symbols[i + 2 :]]
+            steps.append(symbols)
+        return [
+            [_token_bytes(symbol.removesuffix(WORD_END)).decode("utf-8", "backslashreplace") for symbol in each]
+            for each in steps
+        ]
 
     def count(self, text: str) -> int:
         """The number of ids of a text, without start and end; `max_length` - 2 fit."""

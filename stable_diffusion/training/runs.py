@@ -6,13 +6,16 @@ it, and only `Run.start` and `Run.train` import the rest.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import MAX_SEED, Check, FilePath, Number, Whole
+import yaml
+
+from ..checks import MAX_SEED, Check, FilePath, Flag, Number, Whole, Wholes
 from ..errors import InputError
 from .recipe import Recipe
 
@@ -22,10 +25,11 @@ if TYPE_CHECKING:
     from .optimisation import State
 
 STATES = "training"  # the folder next to the checkpoint's parts that holds states, logs, sheets and latents
-DATA_HELP = (
+POSTCARDS_HELP = (
     "postcards, painted as they are needed, or a folder of pictures with captions (.txt files of the same names, or "
     "metadata.jsonl)"
 )
+SIDES = Whole(64, 1024, 64)
 _RECIPE = ("batch", "accumulate", "learning_rate", "seed")  # the options that change the recipe
 
 
@@ -39,7 +43,7 @@ class Option:
     name: str
     check: Check
     help: str
-    default: str | float | None = None
+    default: str | float | tuple[int, ...] | None = None
     metavar: str = "N"
 
 
@@ -60,20 +64,40 @@ class Run:
     needs: tuple[str, ...] = ()
     size: int = 128  # pixels a side
     own: tuple[Option, ...] = ()  # the options that only this run has
+    data: str = "postcards"  # what it learns from by default, and what else it may be
+    data_help: str = POSTCARDS_HELP
+    reader: str = "data:open_data"  # "module:function" that opens it, called with (data, size, seed)
+    sizes: Check = SIDES  # pixels a side
 
     @property
     def options(self) -> tuple[Option, ...]:
         """All options, with this run's defaults."""
         recipe, many = self.recipe, Whole(1, 65536)
         return (
-            Option("data", FilePath(), DATA_HELP, default="postcards", metavar="postcards|FOLDER"),
-            Option("size", Whole(64, 1024, 64), "side of the square pictures, in pixels", self.size),
+            Option("data", FilePath(), self.data_help, default=self.data, metavar=f"{self.data}|FOLDER"),
+            Option("size", self.sizes, "side of the square pictures, in pixels", self.size),
             Option("batch", many, "examples per step", recipe.batch),
             Option("accumulate", many, "split each batch into N parts to save memory", recipe.accumulate),
             Option("learning_rate", Number(0, 1), "peak learning rate", recipe.learning_rate, metavar="R"),
             Option("seed", Whole(0, MAX_SEED), "the same seed and --steps give the same weights", recipe.seed),
             *self.own,
         )
+
+    def configured(self, path: Path) -> dict[str, Any]:
+        """Options by name from a YAML file. Raises `InputError` for one that is not, or for other names or values."""
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{str(path)!r} cannot be read as YAML ({error}).") from None
+        options = {option.name: option for option in self.options}
+        if not isinstance(values, dict):
+            raise InputError(f"{str(path)!r} should hold options by name, such as `batch: {self.recipe.batch}`.")
+        for name in values:
+            if name not in options:
+                near = difflib.get_close_matches(str(name), options, 3)
+                hint = f"Did you mean {', '.join(near)}?" if near else f"There are {', '.join(options)}."
+                raise InputError(f"{str(path)!r} sets {name!r}, which `train {self.name}` does not have. {hint}")
+        return {name: options[name].check(name, value) for name, value in values.items() if value is not None}
 
     def start(
         self, output: Path, limit: Limit, report: Callable[[Progress], None] = lambda progress: None, **values: Any
@@ -83,15 +107,13 @@ class Run:
         Raises `InputError` for data that cannot be read and for a batch that `accumulate` does not divide, and what
         `train` raises.
         """
-        from .data import open_data
-
         values = {option.name: option.default for option in self.options} | {
             name: value for name, value in values.items() if value is not None
         }
         recipe = replace(self.recipe, **{name: values.pop(name) for name in _RECIPE})
         if recipe.batch % recipe.accumulate:
             raise InputError(f"batch ({recipe.batch}) should be a multiple of accumulate ({recipe.accumulate}).")
-        data = open_data(values.pop("data"), values.pop("size"), recipe.seed)
+        data = self._function(self.reader)(values.pop("data"), values.pop("size"), recipe.seed)
         return self.train(data, output, limit, recipe, report, **values)
 
     def train(
@@ -119,8 +141,12 @@ class Run:
 
     def build(self, data: Data, output: Path, recipe: Recipe, **own: Any) -> Task:
         """The task to train, from this run's builder."""
-        module, _, function = self.builder.partition(":")
-        return getattr(importlib.import_module(f".{module}", __package__), function)(data, output, recipe, **own)
+        return self._function(self.builder)(data, output, recipe, **own)
+
+    @staticmethod
+    def _function(place: str) -> Callable[..., Any]:
+        module, _, name = place.partition(":")
+        return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 RUNS = {
@@ -153,6 +179,27 @@ RUNS = {
             builder="vae:decoder_task",
             recipe=Recipe(batch=4, learning_rate=5e-4, warm_up=100),
             needs=("vae",),
+        ),
+        Run(
+            name="ddpm",
+            title="diffusion model in pixels",
+            help="a small diffusion model in pixels, from scratch, as in the first paper (Ho et al. 2020)",
+            builder="ddpm_run:new_task",
+            recipe=Recipe(batch=32, learning_rate=1e-3, warm_up=200, average_decay=0.998),
+            size=28,
+            own=(
+                Option(
+                    "widths", Wholes(8, 1024, 8), "channels at full size, half, a quarter ...", (24, 48, 48), "N,N,N"
+                ),
+                Option("timesteps", Whole(2, 10_000), "steps of noise", 1000),
+                Option("beta_start", Number(0, 1), "noise of the first step", 1e-4, "B"),
+                Option("beta_end", Number(0, 1), "noise of the last step", 0.02, "B"),
+                Option("labelled", Flag(), "learn the kinds too: digits, or subfolders", True, "true|false"),
+            ),
+            data="digits",
+            data_help="digits, drawn as they are needed, or a folder of pictures, in subfolders by kind",
+            reader="labelled:open_labelled",
+            sizes=Whole(8, 256, 4),
         ),
     )
 }

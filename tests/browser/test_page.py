@@ -155,13 +155,21 @@ def test_a_model_that_is_not_downloaded_asks_first(open_page):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_how_it_works_teaches_on_the_model(open_page, width):
     page = open_page("how_it_works", width=width, ready="Lesson")
-    expect(page.get_by_text("In training, noise is added to a picture")).to_be_visible()
-    page.get_by_role("radio", name="Tokens", exact=True).click()
-    expect(page.get_by_text("11 tokens, and the two marks.")).to_be_visible()
-    page.get_by_role("radio", name="Denoising", exact=True).click()
-    expect(page.get_by_role("img", name="The estimate of the finished picture, step 20 of 20")).to_be_visible()
-    page.get_by_role("radio", name="Meaning", exact=True).click()
-    expect(page.get_by_text("These two directions hold")).to_be_visible()
+    expect(page.get_by_text("This is everything that happens")).to_be_visible()
+    page.get_by_role("radio", name="inpainting", exact=True).click()
+    page.get_by_role("link", name="U-Net, says the noise").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="The U-Net and its skips")).to_be_visible()
+    expect(page.get_by_role("img", name="The estimate without: up 3")).to_be_visible()
+    page.get_by_role("button", name="Next: A convolution by hand").click()
+    picture = page.get_by_role("img", name="The result of: edges from left to right")
+    expect(picture).to_be_visible()
+    page.goto(page.url.replace("lesson=convolution", "lesson=score"))
+    expect(page.get_by_text("After 25 of 100 steps")).to_be_visible()
+    set_slider(page, "Steps of noise", 60)
+    expect(page.get_by_text("After 60 of 100 steps")).to_be_visible()
+    page.goto(page.url.replace("lesson=score", "lesson=tokens"))
+    expect(page.get_by_text("11 tokens and the two marks")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it should not scroll sideways"
 
 
