@@ -26,7 +26,7 @@ FIGURES = ROOT / "docs" / "learn"
 WIDTH, CELL, GAP = 840, 120, 6
 INTRODUCTION = """# Diffusion from the ground up
 
-The lessons of the page "How it works", to be read without starting anything. On the page, which `./webui.sh` opens, each
+The lessons of the page "How it works", to read without starting anything. On the page, which `./webui.sh` opens, each
 is computed live with the model that you choose, and answers to its controls. If all is new, begin with "A flat world".
 """
 

@@ -241,8 +241,8 @@ def _sizes(text: str) -> list[tuple[int, int]]:
         match = re.fullmatch(r"(\d{1,5})\s*[x\u00d7*]\s*(\d{1,5})", entry, re.IGNORECASE)
         if match is None:
             raise InputError(f"{entry!r} should be a size such as 512x768")
-        width, height = (SETTINGS["width"].check.read(side) for side in match.groups())
-        found.append((int(width), int(height)))
+        sides: list[Any] = [SETTINGS["width"].check.read(side) for side in match.groups()]
+        found.append((sides[0], sides[1]))
     return found
 
 
