@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import stable_diffusion
 from stable_diffusion import StableDiffusion, families
 from stable_diffusion import __main__ as program
 from stable_diffusion.backend import mx
@@ -326,6 +327,7 @@ def test_the_schedule_option_refuses(options, said, capsys):
 
 def test_the_command_lines_and_the_pages_records_say_what_was_run(tmp_path, leading, monkeypatch):
     """Where the plan is moved to the top, another schedule runs than the one that was asked for."""
+    monkeypatch.setattr(stable_diffusion, "StableDiffusion", lambda *args, **options: leading, raising=False)
     out = tmp_path / "a.png"
     assert program.main(["txt2img", "a", "--steps", "1", *SMALLER, "--output", str(out)]) == 0
     made = picture_files.read_parameters(out)
