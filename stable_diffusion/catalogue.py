@@ -12,12 +12,12 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from . import families
+from . import families, recipes
 from .config import edm_kind
 from .errors import CheckpointError, CheckpointNotFoundError
 from .families import SD1, SD2, SDXL, SDXL_REFINER
@@ -25,6 +25,7 @@ from .listing import ambiguous, is_hidden, is_weights, matches, named, visible
 from .model_io import hashes
 from .places import MODELS_VARIABLE as FOLDERS_VARIABLE
 from .places import expanded, folders_in, home
+from .recipes import Recipe
 
 DEFAULT = "postcards-tiny"
 EMBEDDED, LOCAL, HUB = "embedded", "local", "hub"
@@ -77,6 +78,17 @@ class Model:
     prediction_type: str = ""
     problem: str = ""
     lacks_vae: bool = False  # and nothing else
+    recipe: Recipe | None = None  # of a model recognised as made for few steps, which its defaults follow
+
+    @property
+    def ordinary(self) -> Defaults:
+        """The defaults without a recipe."""
+        usual = Defaults()
+        return (
+            replace(self.defaults, steps=usual.steps, cfg=families.get(self.family).cfg, sampler=usual.sampler)
+            if self.recipe
+            else self.defaults
+        )
 
     @property
     def negative(self) -> str:
@@ -234,6 +246,8 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
     weights = _one_precision(folder)
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     edm = edm_kind(scheduler.get("_class_name"))
+    lcm = kind.startswith("LatentConsistency") or bool(_json(folder / "unet" / "config.json").get("time_cond_proj_dim"))
+    recipe = recipes.of_checkpoint(title, family, None, scheduler, lcm) if family else None
     return Model(
         title,
         LOCAL,
@@ -241,10 +255,11 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
         title,
         family,
         size_bytes=sum(map(_size, weights)) or None,
-        defaults=_folder_defaults(folder, kind, family),
+        defaults=with_recipe(_folder_defaults(folder, family), recipe),
         precision=_folder_precision(folder, weights),
         prediction_type=scheduler.get("prediction_type", "epsilon"),
         problem=f"it is {edm}" if edm else "" if family else f"it holds {kind}",
+        recipe=recipe,
     )
 
 
@@ -256,11 +271,12 @@ def from_file(path: str | os.PathLike, name: str | None = None) -> Model:
     try:
         stat, yaml = path.stat(), path.with_suffix(".yaml")  # next to it, as in A1111
         yaml_time = yaml.stat().st_mtime_ns if yaml.is_file() else 0
-        family, precision, prediction, defaults, problem, lacks_vae = _described(
+        family, precision, prediction, defaults, problem, lacks_vae, metadata, lcm = _described(
             path, stat.st_size, stat.st_mtime_ns, yaml_time
         )
     except OSError as error:
         return Model(name, LOCAL, str(path), title, problem=error.strerror or str(error))
+    recipe = recipes.of_checkpoint(name, family, metadata, embeds_guidance=lcm) if family else None
     return Model(
         name,
         LOCAL,
@@ -270,11 +286,12 @@ def from_file(path: str | os.PathLike, name: str | None = None) -> Model:
         "",
         stat.st_size,
         None,
-        defaults,
+        with_recipe(defaults, recipe),
         precision,
         prediction,
         problem,
         lacks_vae,
+        recipe,
     )
 
 
@@ -352,7 +369,10 @@ def _only(found: Sequence[Model], name: str) -> Model | None:
 def of_hub(name: str) -> Model | None:
     """Any id of the hub (organisation/name) as an entry, or None for what is not one."""
     is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.lower().endswith(WEIGHTS)
-    return Model(name, HUB, name, name) if is_id else None
+    if not is_id:
+        return None
+    recipe = recipes.of_checkpoint(name.rpartition("/")[2], "")
+    return Model(name, HUB, name, name, defaults=with_recipe(Defaults(), recipe), recipe=recipe)
 
 
 def short_hash(source: str | os.PathLike) -> str | None:
@@ -403,23 +423,31 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _described(path: Path, size: int, mtime_ns: int, yaml_time: int) -> tuple[str, str, str, Defaults, str, bool]:
-    """Family, precision, prediction type, defaults, problem of a file, and whether it only lacks a VAE; cached."""
+def _described(
+    path: Path, size: int, mtime_ns: int, yaml_time: int
+) -> tuple[str, str, str, Defaults, str, bool, Mapping[str, str], bool]:
+    """What a file's header says of it; cached.
+
+    Family, precision, prediction type, defaults, problem, whether it only lacks a VAE, telling metadata, and whether
+    its U-Net takes guidance as an input.
+    """
     from .model_io import describe, ldm  # here, since they import numpy
 
     try:
         found = describe.describe(path)
     except CheckpointError as error:
-        return "", "", "", Defaults(), _without_name(error, path), False
+        return "", "", "", Defaults(), _without_name(error, path), False, {}, False
     if not found.family:
-        return "", found.precision, "", Defaults(), f"it is {found.kind}", False
+        return "", found.precision, "", Defaults(), f"it is {found.kind}", False, {}, False
     family = families.get(found.family)
     side = family.downscale * ldm.sample_size(family, found.prediction_type, found.size)
     lcm = "latent consistency" in found.kind
     problem = f"it lacks its {' and '.join(found.missing)}" if found.missing else ""
     lacks_vae = found.missing == ("vae",)
     problem += ": give one with --vae (on the page, choose a VAE)" if lacks_vae else ""
-    return found.family, found.precision, found.prediction_type, _defaults(found.family, lcm, side), problem, lacks_vae
+    defaults = _defaults(found.family, side)
+    kinds = found.family, found.precision, found.prediction_type
+    return (*kinds, defaults, problem, lacks_vae, found.metadata, lcm)
 
 
 def _without_name(error: Exception, path: Path) -> str:
@@ -433,18 +461,23 @@ def _family(folder: Path, kind: str) -> str:
     return family.key if family else ""
 
 
-def _folder_defaults(folder: Path, kind: str, family: str) -> Defaults:
+def _folder_defaults(folder: Path, family: str) -> Defaults:
     sample = _json(folder / "unet" / "config.json").get("sample_size")
     if isinstance(sample, int) and not isinstance(sample, bool) and 8 <= sample <= 256:
         side = sample * families.get(family).downscale
     else:
         side = families.get(family).side
-    return _defaults(family, kind.startswith("LatentConsistency"), side)
+    return _defaults(family, side)
 
 
-def _defaults(family: str, lcm: bool, side: int) -> Defaults:
-    if lcm:
-        return Defaults(steps=4, cfg=8.0, sampler="lcm", width=side, height=side)
+def with_recipe(defaults: Defaults, recipe: Recipe | None) -> Defaults:
+    """Defaults with the settings of a recipe, if there is one."""
+    if recipe is None:
+        return defaults
+    return replace(defaults, steps=recipe.steps, cfg=recipe.cfg, sampler=recipe.sampler)
+
+
+def _defaults(family: str, side: int) -> Defaults:
     row = families.get(family)
     return Defaults(cfg=row.cfg, width=side, height=side, strength=row.strength)
 

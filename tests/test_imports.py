@@ -28,6 +28,7 @@ ORDER = [
     "stable_diffusion/config.py",
     "stable_diffusion/families.py",
     "stable_diffusion/schedules.py",
+    "stable_diffusion/recipes.py",
     "stable_diffusion/pictures",
     "stable_diffusion/record/parameters.py",
     "stable_diffusion/record/inputs.py",

@@ -70,7 +70,7 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
 
     last = request.prompt
     if args.to_prompt is not None:
-        of_end = argparse.Namespace(**{**vars(args), "prompt": args.to_prompt, "seed": seed})
+        of_end = argparse.Namespace(**{**vars(args), "prompt": args.to_prompt, "seed": seed, "quiet": True})
         last = request_of(of_end).of_picture(0).prompt
     ends = (request.prompt, last)
     if args.share is None:

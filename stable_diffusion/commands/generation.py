@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from .output import Output
 from .running import Painter, Report
 
 if TYPE_CHECKING:
+    from ..recipes import Recipe
     from ..record.inputs import InputFile
 
 
@@ -25,8 +28,10 @@ TILED_STRENGTH = 0.1  # of a picture that keeps its composition, unless another 
 
 def request_of(args: argparse.Namespace, **more: Any) -> Request:
     """`asked_request`, prepared and `agreed` on; warns of a negative prompt without effect."""
+    from ..sampler import sampler_by_name
+
     request = agreed(asked_request(args, **more), args)
-    if request.negative and request.cfg <= 1:
+    if request.negative and request.cfg <= 1 and not sampler_by_name(request.sampler).needs_negative:
         note = f"The negative prompt has no effect at CFG {request.cfg:g}, but for prompts with AND: give more than 1."
         warnings.warn(note, stacklevel=2)
     return request
@@ -38,10 +43,15 @@ def asked_request(args: argparse.Namespace, **more: Any) -> Request:
     `more` are fields that the command makes, such as pictures. Raises what finding the model raises, and `InputError`
     for what can be refused before loading it.
     """
+    from ..adapters.lora_recipe import first_recipe
     from ..sampler import key_of, sampler_by_name
 
     asked = {name: value for name, value in vars(args).items() if value is not None}
-    defaults = dataclasses.asdict(catalogue.find(args.model).defaults)
+    model = catalogue.find(args.model)
+    recipe = first_recipe(args.loras, args.prompt, names_only=False) or model.recipe
+    defaults = dataclasses.asdict(catalogue.with_recipe(model.defaults, recipe))
+    if recipe is not None:
+        _say(recipe, asked, args)
     if args.refiner is not None:
         catalogue.find(args.refiner)  # before the first one is loaded
     values = {name: value for name, value in defaults.items() if value is not None and name not in ("width", "height")}
@@ -60,6 +70,13 @@ def asked_request(args: argparse.Namespace, **more: Any) -> Request:
         values["strength"] = TILED_STRENGTH
     values |= {"styles": tuple(args.styles)}
     return Request.from_values(values, **{"picture": None, "mask": None} | more)
+
+
+def _say(recipe: Recipe, asked: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """Print what a recipe sets that was not asked for otherwise."""
+    own = {"steps", "cfg", "sampler"} - asked.keys() - ({"sampler"} if "schedule" in asked else set())
+    if own and not getattr(args, "quiet", False):
+        print(f"{recipe.what}: {recipe.settings(own)}.", file=sys.stderr)
 
 
 def load(request: Request, quiet: bool) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import families
+from .. import families, recipes
 from ..errors import ConfigError, UnsupportedCheckpointError, WeightsError
 from ..families import CLIP, OPEN_CLIP, Family
 from . import names
@@ -105,6 +105,7 @@ class Description:
     size: int | None  # pixels along a side, if the file says so
     missing: tuple[str, ...]  # of "vae", "text_encoder" and "text_encoder_2"
     size_bytes: int
+    metadata: Mapping[str, str] = field(default_factory=dict)  # what of it may tell of a model made for few steps
     doubts: tuple[str, ...] = ()  # marks that contradict each other, as sentences that name the option to use
 
 
@@ -155,6 +156,7 @@ def describe_open(file: TensorFile) -> Description:
         _pixels(file),
         missing,
         file.size,
+        {key: file.metadata[key] for key in recipes.METADATA if key in file.metadata},
         prediction.doubts,
     )
 

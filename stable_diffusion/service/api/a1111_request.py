@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ... import catalogue
+from ...adapters.lora_recipe import first_recipe
 from ...errors import SamplerError
 from ...pictures.reading import fit
 from ...prompts import of_installation, with_default
@@ -124,7 +125,7 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
     scripts = _read_scripts(found.get("alwayson_scripts", {}))
     options = options_module.current().changed(found.get("override_settings", {}))
     model = catalogue.find(options.model)
-    defaults = model.defaults
+    defaults = catalogue.with_recipe(model.defaults, first_recipe((), found.get("prompt", "")))
     width, height = values.usual_size(model)
     strength = found.get("subseed_strength", 0.0)
     iterations, size = found.get("n_iter", 1), found.get("batch_size", 1)

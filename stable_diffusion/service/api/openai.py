@@ -18,6 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from ... import catalogue
+from ...adapters.lora_recipe import first_recipe
 from ...errors import SamplerError
 from ...pictures.formats import BY_KEY, format_of
 from ...pictures.inpainting import suitable_size
@@ -149,7 +150,7 @@ def _read(payload: Mapping[str, Any], image: bytes | None, mask: bytes | None) -
     found = read_fields(payload, fields)
     chosen = _options(found.get("model", ""))
     model = catalogue.find(chosen.model)
-    defaults = model.defaults
+    defaults = catalogue.with_recipe(model.defaults, first_recipe((), found["prompt"]))
     quality = _choice(found, "quality", QUALITIES, "auto")
     output = _choice(found, "output_format", ("png", "jpeg", "webp"), "png")
     compression = _within(found, "output_compression", 0, 100) if "output_compression" in found else None

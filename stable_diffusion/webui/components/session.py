@@ -9,7 +9,9 @@ from PIL import Image
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from stable_diffusion import catalogue, prompts
+from stable_diffusion.adapters.lora_recipe import first_recipe
 from stable_diffusion.pictures.inpainting import suitable_size
+from stable_diffusion.recipes import Recipe
 from stable_diffusion.record.inputs import InputFile, recordable
 from stable_diffusion.request import GRID, Request
 from stable_diffusion.service import loras, presets, values
@@ -156,6 +158,7 @@ def default_negative() -> str:
 def apply_defaults() -> None:
     """Set steps, guidance and size to the chosen model's defaults."""
     model = chosen_model()
+    st.session_state.pop("before_recipe", None)
     width, height = values.usual_size(model)
     put(
         {
@@ -167,6 +170,43 @@ def apply_defaults() -> None:
             "height": height,
         }
     )
+
+
+def recipe() -> Recipe | None:
+    """The recipe of what the form would paint with: a LoRA for few steps, or the model itself."""
+    state = st.session_state
+    return first_recipe(state.get("loras") or (), state.get("prompt", "")) or chosen_model().recipe
+
+
+def follows_recipe(recipe: Recipe) -> bool:
+    """Whether the form has a recipe's settings."""
+    state = st.session_state
+    own = values.join_sampler(state["sampler"], state.get("schedule", values.OWN))
+    return (state["steps"], state["cfg"], own) == (recipe.steps, recipe.cfg, recipe.sampler)
+
+
+def follow_recipe() -> None:
+    """Put the recipe's settings into the form, and remember what they replace."""
+    found, state = recipe(), st.session_state
+    if found is not None and not follows_recipe(found):
+        state["before_recipe"] = {name: state[name] for name in ("steps", "cfg", "sampler", "schedule")}
+        put({"steps": found.steps, "cfg": found.cfg, "sampler": found.sampler})
+
+
+def undo_recipe() -> None:
+    """Put back what the recipe's settings replaced, or else what suits an ordinary model of this family."""
+    usual = chosen_model().ordinary
+    before = {"steps": usual.steps, "cfg": usual.cfg, "sampler": usual.sampler}
+    put(st.session_state.pop("before_recipe", None) or before)
+
+
+def loras_changed(before: Recipe | None) -> None:
+    """Follow the recipe of a LoRA that was added; undo that of one that was taken off, if the form still follows it."""
+    now = recipe()
+    if now is not None and now != before:
+        follow_recipe()
+    elif now is None and before is not None and follows_recipe(before):
+        undo_recipe()
 
 
 def put(settings: Mapping[str, Any]) -> None:

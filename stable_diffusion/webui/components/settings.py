@@ -18,6 +18,7 @@ def sidebar() -> None:
     """Draw the settings that all pages share; their values live in the session state."""
     with st.sidebar:
         model_choice.draw()
+        _recipe()
         _sampling()
         _size()
         st.number_input("Number of pictures", *values.bounds("n_images"), key="n_images", persist_state="session")
@@ -70,6 +71,24 @@ def _sampling() -> None:
     )
     if low == st.session_state["cfg"] == 1:
         st.caption("Guidance is off.")
+
+
+def _recipe() -> None:
+    """Say of a model or LoRA for few steps what it is, and offer to take its settings or to leave them."""
+    found = session.recipe()
+    if found is None:
+        return
+    followed = session.follows_recipe(found)
+    said = found.settings({"steps", "cfg", "sampler"})
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        text = f"{found.what}: {said}." if followed else f"{found.what}, which is made for {said}."
+        st.caption(session.plain(text), width="stretch")
+        if followed:
+            st.button("Undo", key="undo-recipe", type="tertiary", on_click=session.undo_recipe,
+                      help="Paint with the settings of an ordinary model")  # fmt: skip
+        else:
+            st.button("Use these", key="use-recipe", type="tertiary", on_click=session.follow_recipe,
+                      help="Set steps, CFG, sampler and schedule to them")  # fmt: skip
 
 
 def _size() -> None:
@@ -194,8 +213,9 @@ def _loras() -> None:
 
 
 def _choose_loras() -> None:
-    state = st.session_state
+    state, before = st.session_state, session.recipe()
     state["loras"] = [(name, state.get(f"lora_strength_{name}", 1.0)) for name in state["lora_names"]]
+    session.loras_changed(before)
 
 
 def _presets() -> None:
