@@ -197,6 +197,7 @@ SDXL_REFINER = Family(
     **_XL,
 )
 FAMILIES: dict[str, Family] = {family.key: family for family in (SD1, SD2, SDXL, SDXL_REFINER)}
+IN_NAMES = ("sdxl", "xl", "sd", "sdv")  # words for families in the names of files
 IN_WORDS = "Stable Diffusion 1.x, 2.x, XL and its refiner"  # for messages
 
 # By family, or by name for a model with its own latent space (least squares, benchmarks/fit_latent_rgb.py).

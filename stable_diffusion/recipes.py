@@ -27,7 +27,7 @@ METADATA = ("modelspec.title", "ss_output_name")  # keys of a file's that may te
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _STEPS = re.compile(r"(?<![a-z0-9.])(?:\d{1,2}\s*(?:-|to)\s*)?(\d{1,2})[ _-]?steps?(?![a-z])", re.IGNORECASE)
 _NOT = {"no", "non", "not", "without", "anti", "un"}
-_FAMILY = ("sdxl", "xl", "sd", "sdv", "sd15", "ssd", "pony", "illustrious")
+_FAMILY = (*families.IN_NAMES, "ssd", "pony", "illustrious")
 # Trained on pictures by kohya's scripts: then an everyday word is the name of what they show.
 _OF_PICTURES = ("ss_tag_frequency", "ss_dataset_dirs", "ss_num_train_images")
 
@@ -86,7 +86,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("TCD", (("tcd",),), 4, 1.0, "tcd", schedulers=("TCDScheduler",)),
     Kind("LCM", (("lcm",), ("latent", "consistency")), 4, 1.0, "lcm", schedulers=("LCMScheduler",)),
     Kind(
-        "Hyper-SD", (("hyper", "sd"), ("hyper", "sdxl"), ("hyper", "xl"), ("hypersd",), ("hypersdxl",), ("hyper",)),
+        "Hyper-SD", (*(("hyper", word) for word in families.IN_NAMES), ("hypersd",), ("hypersdxl",), ("hyper",)),
         8, 1.0, "ddim_sgm_uniform", everyday=True, cfg_kept=5.0, one_step="tcd",
     ),
     Kind(
