@@ -80,4 +80,4 @@ def test_samplers_without_schedules_say_so(page):
     assert labelled(page.selectbox, "Schedule").disabled
     labelled(page.selectbox, "Sampler").set_value("dpmpp_2m_sde").run()
     schedule = labelled(page.selectbox, "Schedule")
-    assert not schedule.disabled and schedule.options[:2] == ["As the model says", "Automatic (Exponential)"]
+    assert not schedule.disabled and schedule.options[:2] == ["Model's own", "Automatic (Exponential)"]

@@ -18,7 +18,8 @@ def sidebar() -> None:
     """Draw the settings that all pages share; their values live in the session state."""
     with st.sidebar:
         model_choice.draw()
-        _recipe()
+        with st.container():  # always there, so that what follows keeps its place
+            _recipe()
         _sampling()
         _size()
         st.number_input("Number of pictures", *values.bounds("n_images"), key="n_images", persist_state="session")
@@ -44,7 +45,7 @@ def _sampling() -> None:
     if st.session_state.get("schedule") not in schedules:
         st.session_state["schedule"] = values.OWN
     usual = TITLES.get(automatic_of(sampler) or "", "as the model says")
-    names = {**TITLES, values.OWN: "As the model says", values.A1111S: f"Automatic ({usual})"}
+    names = {**TITLES, values.OWN: "Model's own", values.A1111S: f"Automatic ({usual})"}
     right.selectbox(
         "Schedule",
         schedules,
