@@ -31,6 +31,7 @@ from .setting import (
     MACHINE,
     MASK,
     PICTURE,
+    PRIVACY,
     SEVERAL,
     SIDES,
     TILES,
@@ -374,6 +375,12 @@ class Request:
         "record where in each picture each word acts, beside the painting: a step takes somewhat longer. The command "
         "line writes NAME.attention.png and NAME.attention.npz next to each picture",
         title="Show where each word acts",
+    )  # fmt: skip
+    no_record: bool = setting(
+        False, Flag(),
+        "write into the pictures neither how nor from what they were made: nobody can read their prompts there, and "
+        "nothing can regenerate them",
+        title="Keep no record in pictures", group=PRIVACY,
     )  # fmt: skip
     previews: tuple[str, ...] = ("auto", "latents")
 

@@ -553,3 +553,35 @@ def test_a_picture_that_nothing_may_change(capsys):
     assert not differs("a.png", "photo.png"), "under a mask it keeps its size"
     assert run("img2img", "photo.png", PROMPT, *FEW, "--strength", 0.1, "--output", "b.png") == 2
     assert "leaves none of 2 steps" in capsys.readouterr().err
+
+
+# --- No record
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_without_a_record_a_file_says_nothing_of_itself(capsys, suffix):
+    photo()
+    photo("mask.png", seed=1)
+    commands = (["txt2img"], ["img2img", "photo.png"], ["inpaint", "photo.png", "mask.png"])
+    for command in commands:
+        assert run(*command, PROMPT, *FEW, "--no-record", "--output", f"a.{suffix}") == 0
+        data = Path(f"a.{suffix}").read_bytes()
+        assert picture_files.read_text(f"a.{suffix}") is None
+        assert not any(
+            word.encode(code) in data for word in ("house", "Euler", "photo") for code in ("utf-8", "utf-16-be")
+        )
+    assert run("again", f"a.{suffix}") == 2
+    assert "carries no parameters" in capsys.readouterr().err
+
+
+def test_without_a_record_strips_and_folders_too(folder, capsys):
+    assert (
+        run("blend", PROMPT, "a blue tent", *FEW, "--frames", 2, "--no-record", "--keep-frames", "--output", "a.gif")
+        == 0
+    )
+    assert run("txt2img", PROMPT, *FEW, "--n-images", 2, "--no-record", "--output", "many/") == 0
+    found = [Path("a.gif"), *folder.glob("a-*.png"), *folder.glob("many/*.png")]
+    assert len(found) == 5 and not any(b"house" in path.read_bytes() for path in found)
+    photo()
+    assert run("img2img", "photo.png", PROMPT, *FEW, "--no-record", "--embed-inputs", "--output", "b.png") == 2
+    assert "--embed-inputs" in capsys.readouterr().err

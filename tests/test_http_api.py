@@ -12,6 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from stable_diffusion import Hires, catalogue
+from stable_diffusion.record import picture_files
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.service import shared
 from stable_diffusion.service.api import a1111_request, options
@@ -197,6 +198,15 @@ def test_a_mask_with_alpha_is_its_alpha():
 )
 def test_what_would_change_the_picture_and_is_not_here_is_refused_by_name(client, fields, status, word):
     assert word in painted(client, status=status, **fields)["detail"]
+
+
+def test_pictures_without_a_record(client):
+    assert client.get("/sdapi/v1/options").json()["enable_pnginfo"] is True
+    answer = painted(client, override_settings={"enable_pnginfo": False})
+    data = base64.b64decode(answer["images"][0])
+    assert picture_files.read_text(io.BytesIO(data)) is None
+    assert json.loads(answer["info"])["prompt"] == PAINT["prompt"], "the client knows what it asked for"
+    assert picture_files.read_text(io.BytesIO(base64.b64decode(painted(client)["images"][0])))
 
 
 def test_a_refiner_is_a_model_of_the_list(client, engine):

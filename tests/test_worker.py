@@ -19,7 +19,7 @@ import stable_diffusion
 from stable_diffusion import catalogue
 from stable_diffusion.checks import MAX_SEED
 from stable_diffusion.errors import InputError
-from stable_diffusion.record import picture_files
+from stable_diffusion.record import inputs, picture_files
 from stable_diffusion.request import Request
 from stable_diffusion.service import painting, preview
 from stable_diffusion.service import worker as worker_module
@@ -609,3 +609,19 @@ def test_a_picture_that_nothing_may_change_is_saved_as_it_is(engine, worker, mon
     assert picture_files.read_parameters(picture.path).strength == 0
     over(failed := worker.submit(Request("a", picture=given, strength=0.5)))
     assert failed.state is State.FAILED and "ran no step" in failed.error
+
+
+@pytest.mark.parametrize("save", [True, False])
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "webp"])
+def test_a_picture_without_a_record(worker, tmp_path, save, file_format):
+    """Not of its prompt, and not of the mask that a PNG would carry."""
+    given = Image.new("RGB", (64, 64), "teal")
+    asked = {"picture": given, "mask": Image.new("L", (64, 64), 255), "file_format": file_format}
+    for no_record in (False, True):
+        job = worker.submit(Request("a red house", steps=1, no_record=no_record, **asked), save=save)
+        over(job)
+        path = job.pictures[0].path or tmp_path / "unsaved"
+        data = path.read_bytes() if save else job.pictures[0].unsaved
+        path.write_bytes(data)
+        assert (picture_files.read_text(io.BytesIO(data)) is None) == no_record
+        assert bool(list(inputs.carried(path))) == (save and file_format == "png" and not no_record)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks import MAX_SEED
 from ..errors import InputError
 from ..pictures.formats import WRITTEN_SUFFIXES
+from ..setting import PRIVACY
 from .generation import load, load_refiner, request_of
 from .options import add_generation_options, number, whole
 from .output import Output, Results, means_folder
@@ -38,7 +39,7 @@ def add_to(commands: Any) -> None:
         usage="%(prog)s PROMPT [TO-PROMPT] [options]",
     )
     blend.set_defaults(run=paint_blend)
-    add_generation_options(blend)
+    add_generation_options(blend, [PRIVACY])
     blend.add_argument("to_prompt", metavar="TO-PROMPT", nargs="?", help="what to paint in the last frame")
     way = blend.add_argument_group("the frames")
     way.add_argument("--to-seed", type=whole(0, MAX_SEED), metavar="N", help="the seed of the last frame")
@@ -106,16 +107,16 @@ def paint_blend(args: argparse.Namespace) -> list[Path]:
 def _output(args: argparse.Namespace) -> tuple[Output, bool]:
     """Where single frames go, and whether they are joined in one file."""
     if args.share is not None:
-        return Output(args.output, several=False), False
+        return Output(args.output, several=False, no_record=args.no_record), False
     if means_folder(args.output):
-        return Output(args.output, several=True), args.output is None
+        return Output(args.output, several=True, no_record=args.no_record), args.output is None
 
     from ..record import film
 
     film.check(args.output)
     path = Path(args.output)
     suffix = path.suffix if path.suffix.lower() in WRITTEN_SUFFIXES else ".png"
-    return Output(str(path.with_suffix(suffix)), several=True), True
+    return Output(str(path.with_suffix(suffix)), several=True, no_record=args.no_record), True
 
 
 def _pictures(painter: Painter, way: Sequence[Frame]) -> Iterator[tuple[Frame, Any, Used]]:
@@ -135,4 +136,4 @@ def _joined(args: argparse.Namespace, output: Output, pictures: Sequence[Any], p
 
     if args.output is None:
         return output.save(arrays.grid(pictures, columns=len(pictures)), 1, parameters)
-    return film.save(pictures, args.output, args.fps, parameters)
+    return film.save(pictures, args.output, args.fps, output.written(parameters))

@@ -109,7 +109,7 @@ def _loaded(model: str, options: dict[str, Any], quiet: bool) -> Any:
 
 def paint(args: argparse.Namespace, request: Request) -> list[Path]:
     """Load the request's model, paint its pictures, save them, and print where."""
-    output = Output(args.output, request.n_images > 1 and args.only is None, carried(request, args))
+    output = Output(args.output, request.n_images > 1 and args.only is None, carried(request, args), args.no_record)
     models = load(request, args.quiet), load_refiner(request, args.quiet)
     return Painter(*models, request, output, args.preview, args.quiet).paint(args.only)
 

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 class Output:
     """Where pictures go: a file, which is overwritten, or a folder, where each gets a new name."""
 
-    def __init__(self, where: str | None, several: bool, carry: Sequence[InputFile] = ()):
+    def __init__(self, where: str | None, several: bool, carry: Sequence[InputFile] = (), no_record: bool = False):
         """Create the folder; of several machines rank 0 does, which alone writes. `carry` are files to embed.
 
-        Raises `InputError` for a file type that is not written or cannot embed files, and where nothing can be written.
+        With `no_record` the pictures carry no parameters. Raises `InputError` for a file type that is not written or
+        cannot embed files, and where nothing can be written.
         """
+        if carry and no_record:
+            raise InputError("--embed-inputs writes into the pictures what --no-record keeps out: give one of them.")
         path = Path("outputs", date.today().isoformat()) if where is None else Path(where)
         self.several = several
         self.into_folder = means_folder(where)
@@ -39,6 +42,7 @@ class Output:
             raise InputError(f"--embed-inputs needs a PNG; --output {where!r} should end in .png.")
         self.path = path
         self.carry = carry
+        self.no_record = no_record
         self.folder = path if self.into_folder else path.parent
         why = cannot_write(self.folder) if ranks.group().rank == 0 else None
         if why:
@@ -53,9 +57,14 @@ class Output:
         """Save picture `number` (from 1) of the run, or its bytes from `picture_files.encoded`, and return where."""
         from ..record import picture_files
 
+        written = self.written(parameters)
         if self.into_folder:
-            return picture_files.save_new_picture(picture, self.folder, parameters, carry=self.carry)
-        return picture_files.save_picture(picture, self._file(number), parameters, self.carry)
+            return picture_files.save_new_picture(picture, self.folder, written, carry=self.carry)
+        return picture_files.save_picture(picture, self._file(number), written, self.carry)
+
+    def written(self, parameters: Parameters) -> Parameters | None:
+        """The parameters, or None where pictures are to carry none."""
+        return None if self.no_record else parameters
 
     def preview(self, number: int, seed: int) -> Path:
         """The preview's file, next to the one that picture `number` will get."""
@@ -113,7 +122,7 @@ class Results:
         from ..record import picture_files
 
         suffix, carry = (".png", ()) if self._joins else (self._output.suffix, self._output.carry)
-        data = picture_files.encoded(picture, suffix, made, carry)
+        data = picture_files.encoded(picture, suffix, self._output.written(made), carry)
         self._group.send(number, {"record": made.to_text()}, data)
         return None
 

@@ -242,17 +242,19 @@ def _carrying(request: Request) -> Request:
 
 def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said: Parameters, outputs: Path) -> None:
     """Save a finished picture; if its format refuses, as PNG; if the disk refuses, keep it for a download."""
+    record = None if request.no_record else said
     if not job.save:
-        picture.unsaved = picture_files.encoded(image, BY_KEY[request.file_format].suffix, said)
+        picture.unsaved = picture_files.encoded(image, BY_KEY[request.file_format].suffix, record)
         return
     folder = outputs / datetime.now().strftime("%Y-%m-%d")
-    files = (request.picture_file, request.mask_file) if request.mask_file is not None else ()
+    carries = request.mask_file is not None and not request.no_record
+    files = (request.picture_file, request.mask_file) if carries else ()
     carry = [file for file in files if file is not None]
     suffixes = dict.fromkeys((BY_KEY[request.file_format].suffix, BY_KEY["png"].suffix))
     for suffix in suffixes:
         try:
-            picture.path = picture_files.save_new_picture(image, folder, said, suffix, carry)
-            if long.too_long(picture.path, said):
+            picture.path = picture_files.save_new_picture(image, folder, record, suffix, carry)
+            if record is not None and long.too_long(picture.path, record):
                 job.warning = (
                     "A JPEG cannot hold a record as long as this one: it is whole in the .txt file next to it."
                 )
@@ -262,7 +264,7 @@ def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said
             job.warning = f"The picture could not be saved as {suffix[1:]}: {in_plain_words(error)}"
             if isinstance(error, OSError):
                 break
-    picture.unsaved = picture_files.encoded(image, BY_KEY["png"].suffix, said)
+    picture.unsaved = picture_files.encoded(image, BY_KEY["png"].suffix, record)
     job.warning = f"{job.warning} Download it from here to keep it."
 
 

@@ -161,6 +161,7 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
         "deepcache_interval": found.get("deepcache_interval", 1),
         "deepcache_branch": found.get("deepcache_branch", 0),
         "file_format": options.file_format,
+        "no_record": options.no_record,
         "previews": ("fast",),
     }
     given |= a1111_hires.second_pass(found, given["width"], given["height"], _sampler)

@@ -23,6 +23,7 @@ FIELDS = (
     Field("s_min_uncond", "number", "no guidance below this sigma"),
     Field("s_min_uncond_all", "boolean", "always true: not in every second step below it, but in all", IGNORED),
     Field("samples_format", "string", "png, jpg or webp: the files, and the pictures in answers"),
+    Field("enable_pnginfo", "boolean", "false keeps out of pictures, of any format, how they were made"),
 )
 
 
@@ -36,6 +37,7 @@ class Options:
     guidance_start: float = 0.0
     guidance_min_sigma: float = 0.0
     file_format: str = "png"
+    no_record: bool = False
 
     def changed(self, values: Mapping[str, Any]) -> Options:
         """With A1111's values by name over it; unknown names are ignored. Raises ApiError 404 and 422."""
@@ -54,6 +56,8 @@ class Options:
             changes["guidance_min_sigma"] = checks.number("s_min_uncond", found["s_min_uncond"], 0, math.inf)
         if "samples_format" in found:
             changes["file_format"] = FORMATS.get(found["samples_format"].lower(), "png")
+        if "enable_pnginfo" in found:
+            changes["no_record"] = not found["enable_pnginfo"]
         return dataclasses.replace(self, **changes)
 
     def shown(self) -> dict[str, Any]:
@@ -61,6 +65,7 @@ class Options:
         model = catalogue.find(self.model)
         return {
             "samples_format": "jpg" if self.file_format == "jpeg" else self.file_format,
+            "enable_pnginfo": not self.no_record,
             "sd_model_checkpoint": models.title(model),
             "sd_checkpoint_hash": "",
             "sd_vae": self.vae or "Automatic",

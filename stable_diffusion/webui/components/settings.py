@@ -168,6 +168,9 @@ def _advanced() -> None:
         persist_state="session",
     )
     fields.choice("file_format", {each.key: each.title for each in WRITTEN})
+    fields.toggle("no_record")
+    if st.session_state["no_record"]:
+        st.caption("The next pictures say neither prompt nor settings, and cannot be painted again from themselves.")
 
 
 def _refiner() -> None:
