@@ -471,6 +471,13 @@ class Request:
             "variation_strength": self.variation_strength,
         }
 
+    def batch_from(self, start: int) -> range:
+        """The pictures from number `start` that are painted together: up to `batch_size`, and of the same prompts."""
+        end = min(start + self.batch_size, self.n_images)
+        if self.texts:
+            end = next((i for i in range(start, end) if self.texts[i] != self.texts[start]), end)
+        return range(start, end)
+
     def of_picture(self, place: int) -> Request:
         """The request of picture `place` alone, from 0, with its own prompts and seeds; needs `with_seeds`."""
         prompt, negative = self.texts[place] if self.texts else (self.prompt, self.negative)

@@ -40,7 +40,7 @@ class PretendModel:
                     assert self.gate.acquire(timeout=10)
                 if index == self.fail_at:
                     raise RuntimeError("the wheels came off")
-                latents = np.full((1, 8, 8, 4), index / total, np.float32)
+                latents = np.full((arguments.get("n_images", 1), 8, 8, 4), index / total, np.float32)
                 yield SimpleNamespace(
                     index=index,
                     total=total,
@@ -69,7 +69,7 @@ class PretendModel:
 
     def decode(self, latents):
         self.decodes += 1
-        pictures = np.full((1, 64, 64, 3), float(latents.mean()), np.float32)
+        pictures = np.full((len(latents), 64, 64, 3), float(latents.mean()), np.float32)
         pictures[:, -1, -1, -1] = 0.5  # a picture of one colour would be warned of
         return pictures
 

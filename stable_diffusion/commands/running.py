@@ -24,14 +24,11 @@ BAR = "{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {elapsed} elap
 
 
 def _batches(request: Request) -> Iterator[range]:
-    """The numbers of the pictures that are painted together: up to `batch_size`, and of the same prompts."""
     start = 0
     while start < request.n_images:
-        end = min(start + request.batch_size, request.n_images)
-        if request.texts:
-            end = next((i for i in range(start, end) if request.texts[i] != request.texts[start]), end)
-        yield range(start, end)
-        start = end
+        batch = request.batch_from(start)
+        yield batch
+        start = batch.stop
 
 
 class Painter:

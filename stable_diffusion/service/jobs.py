@@ -77,6 +77,7 @@ class Picture:
     unsaved: bytes | None = None
     skipped: bool = False
     attention: PictureMaps | None = None  # where each word acts, if asked for
+    batch: tuple[int, int] = (1, 0)  # how many were painted together, and its place among them
     first: np.ndarray | None = None  # latents (h, w, C) that the first of two passes painted, while in the second
 
     @property
@@ -207,6 +208,10 @@ class Job(Work):
         """The request of one of its pictures, from 0."""
         return self.drawn.of_picture(place)
 
+    def batch_from(self, place: int) -> range:
+        """The pictures that are painted together, from `place` on."""
+        return self.drawn.batch_from(place)
+
     @property
     def frame(self) -> Frame | None:
         """The latest step, or None."""
@@ -279,6 +284,10 @@ class Comparison(Job):
     def of_picture(self, place: int) -> Request:
         """The request of the cell that is painted in this place."""
         return self.cells[place].request
+
+    def batch_from(self, place: int) -> range:
+        """One cell at a time."""
+        return range(place, place + 1)
 
     def picture_of(self, cell: Cell) -> Picture | None:
         """A cell's picture, if it has been begun."""

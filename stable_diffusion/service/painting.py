@@ -1,10 +1,10 @@
-"""A job's pictures, one after another: the engine's steps recorded, the result saved. For the worker's thread only."""
+"""A job's pictures, batch by batch: the engine's steps recorded, the result saved. For the worker's thread only."""
 
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..attention import AttentionMaps
-from ..errors import StableDiffusionError
+from ..errors import InputError, NotFiniteError, StableDiffusionError
 from ..pictures import arrays
 from ..pictures.arrays import ONE_COLOUR
 from ..pictures.formats import BY_KEY
@@ -49,100 +49,159 @@ def overlaid(model: Any, request: Request) -> Iterator[None]:
 
 
 def paint(model: Any, refiner: Any, job: Job, outputs: Path) -> None:
-    """Paint the job's next picture: record every step, check for cancel and skip after each, save the result.
+    """Paint the job's next batch: record every step, check for cancel and skip after each, save the results.
 
-    `refiner` takes over from the model; None if there is none.
+    `refiner` takes over from the model; None if there is none. A batch that the engine refuses, such as for the memory
+    it would need, is painted one by one.
 
     Raises Cancelled, and whatever the engine raises; the steps recorded so far are kept.
     """
-    picture = Picture()
-    job.pictures.append(picture)
+    places = job.batch_from(len(job.pictures))
     job.skip_event.clear()
-    request = _carrying(job.of_picture(len(job.pictures) - 1))
+    request = _carrying(job.of_picture(places[0]))
     call = request.to_call(model.default_size, refiner)
-    seeds = picture.seeds = request.seeds_of(0)
+    maps = AttentionMaps(MAX_STAGES) if job.request.attention else None
     try:
-        finished = _painted(model, job, picture, call, seeds)
+        steps = _begun(model, job, call, request, len(places), maps)
+    except InputError as error:
+        if len(places) == 1:
+            raise
+        log.info("a batch of %d is painted one by one: %s", len(places), error)
+        places = places[:1]
+        steps = _begun(model, job, call, request, 1, maps)
+    pictures = [_picture(job, place, (len(places), i)) for i, place in enumerate(places)]
+    job.pictures += pictures
+    try:
+        finished = _painted(model, job, pictures, call, steps, maps)
     except BaseException:
-        _keep_first(model, job, picture, request, call, outputs)
+        _keep_first(model, job, pictures, call, outputs)
         raise
     if finished is None:
-        _keep_first(model, job, picture, request, call, outputs)
+        _keep_first(model, job, pictures, call, outputs)
         return
-    picture.size = finished.size
+    images, problem = finished
+    for picture, image in zip(pictures, images, strict=True):
+        if image is not None:
+            picture.size = image.size
+            _save(job, picture, image, *_of(job, picture, request, call.size), outputs)
+    if problem is not None:
+        raise problem
+
+
+def _begun(model: Any, job: Job, call: Call, request: Request, n_images: int, maps: AttentionMaps | None) -> Any:
+    """The generation of a batch; raises what is refused."""
+    more: dict[str, Any] = {"progress": job.report} if {"hires", "tile"} & call.arguments.keys() else {}
+    more |= {} if maps is None else {"attention": maps}
+    if n_images > 1:
+        more["n_images"] = n_images
+    return model.generate_latents(**call.arguments | request.seeds_of(0) | more)
+
+
+def _picture(job: Job, place: int, batch: tuple[int, int]) -> Picture:
+    request = job.of_picture(place)
+    return Picture(seed=request.seed, seeds=request.seeds_of(0), batch=batch)
+
+
+def _of(job: Job, picture: Picture, like: Request, size: tuple[int, int]) -> tuple[Request, Parameters]:
+    """A picture's own request, with the files of one `like` it, and its record."""
+    request = job.of_picture(job.pictures.index(picture))
+    request = dataclasses.replace(request, picture_file=like.picture_file, mask_file=like.mask_file)
     assert picture.used is not None
-    _save(job, picture, finished, request, request.to_record(picture.used, call.size), outputs)
+    said = request.to_record(picture.used, size)
+    said.extra |= keys.of_batch(*picture.batch)
+    return request, said
 
 
-def _painted(model: Any, job: Job, picture: Picture, call: Call, seeds: dict[str, Any]) -> Image.Image | None:
-    """Run a picture's generation; None if it was skipped."""
+def _painted(
+    model: Any, job: Job, pictures: Sequence[Picture], call: Call, generation: Any, maps: AttentionMaps | None
+) -> tuple[list[Image.Image | None], NotFiniteError | None] | None:
+    """Run the generation of a batch; None if it was skipped. A picture that is NaN is None, and then says why."""
     decodes = Decodes(job)
     before = time.perf_counter()
-    last = None
+    last: np.ndarray | None = None
+    problem = None
     new_pass = True
-    watched: dict[str, Any] = {"progress": job.report} if {"hires", "tile"} & call.arguments.keys() else {}
-    maps = AttentionMaps(MAX_STAGES) if job.request.attention else None
-    watched |= {} if maps is None else {"attention": maps}
-    with _kept(maps, picture), closing(model.generate_latents(**call.arguments | seeds | watched)) as steps:
-        used = picture.used = steps.used
-        picture.seed = seeds["seed"]
+    with _kept(maps, pictures), closing(generation) as steps:
+        used = steps.used
+        for picture in pictures:
+            picture.used = used
         for note in steps.notes:
             _warn(job, note)
         for step in steps:
-            frame = _record(step)
-            picture.seed = step.seed
+            frames = _record(step)
             if step.index < step.total and step.ends_pass:
-                picture.first = np.asarray(step.latents, dtype=np.float32)[0]
+                for picture, latents in zip(pictures, np.asarray(step.latents, dtype=np.float32), strict=True):
+                    picture.first = latents
             if step.index == step.total:
-                last = arrays.to_picture(np.asarray(model.decode(step.latents), dtype=np.float32)[0])
-                frame.decoded = preview.jpeg(last)
+                last, problem = _decoded_batch(model, step.latents)
+                for frame, image in zip(frames, last, strict=True):
+                    frame.decoded = preview.jpeg(arrays.to_picture(image)) if np.isfinite(image).all() else None
             else:
-                decodes.make(model, frame)
-            picture.frames.append(frame)
+                decodes.make(model, frames[-1])  # the one that is shown
+            for picture, frame in zip(pictures, frames, strict=True):
+                picture.frames.append(frame)
             job.note = ""  # of what came between two passes
             now = time.perf_counter()
             if not new_pass:  # the first includes the text encoder and other one-time work
-                job.step_seconds.append(now - before)
+                job.step_seconds.append((now - before) / len(pictures))
             before, new_pass = now, step.ends_pass
             if last is None:  # a finished picture is kept, even if a cancel came meanwhile
                 job.stop_if_cancelled()
                 if job.skip_event.is_set():
-                    picture.skipped = True
+                    for picture in pictures:
+                        picture.skipped = True
                     return None
-    if last is None:
-        last = call.unchanged
+    if last is None and call.unchanged is not None:
+        last = np.stack([np.asarray(call.unchanged, np.float32) / 255] * len(pictures))
     if last is None:
         raise StableDiffusionError("The model ran no step, so there is no picture.")
-    if arrays.is_one_colour(last):
-        _warn(job, f"The picture is a single colour. {ONE_COLOUR}")
-    picture.used, picture.first = steps.used, None
     if steps.used.vae_precision != used.vae_precision:
         _warn(job, VAE_WIDENED)
-    return call.finish(last)
+    found: list[Image.Image | None] = []
+    for picture, values in zip(pictures, last, strict=True):
+        picture.used, picture.first = steps.used, None
+        image = arrays.to_picture(values) if np.isfinite(values).all() else None
+        if image is not None and arrays.is_one_colour(image):
+            _warn(job, f"The picture is a single colour. {ONE_COLOUR}")
+        found.append(None if image is None else call.finish(image))
+    return found, problem
 
 
 @contextmanager
-def _kept(maps: AttentionMaps | None, picture: Picture) -> Iterator[None]:
-    """Keep at the end what has been recorded of the words, small, also of a picture that was stopped."""
+def _kept(maps: AttentionMaps | None, pictures: Sequence[Picture]) -> Iterator[None]:
+    """Keep at the end what has been recorded of the words, small, also of pictures that were stopped."""
     try:
         yield
     finally:
-        if maps is not None and maps.pictures and maps.pictures[0].levels:
-            picture.attention = maps.pictures[0].smaller(MAPS_SIDE)
+        for picture, found in zip(pictures, () if maps is None else maps.pictures, strict=False):
+            if found.levels:
+                picture.attention = found.smaller(MAPS_SIDE)
 
 
-def _keep_first(model: Any, job: Job, picture: Picture, request: Request, call: Call, outputs: Path) -> None:
-    """Save what the first of two passes painted, if the second was stopped or failed, with a record of its own."""
-    if picture.first is None or picture.used is None:
-        return
+def _decoded_batch(model: Any, latents: Any) -> tuple[np.ndarray, NotFiniteError | None]:
+    """Finished pictures (B, H, W, 3); with those that are whole, the error of those that are NaN."""
     try:
-        decoded = arrays.to_picture(_decoded(model.decode, picture.first))
-    except Exception:
-        log.exception("what the first pass painted cannot be decoded")
-        return
-    picture.size = decoded.size
-    said = request.first_pass().to_record(picture.used, call.size)
-    _save(job, picture, decoded, request, said, outputs)
+        return np.asarray(model.decode(latents), dtype=np.float32), None
+    except NotFiniteError as error:
+        if error.pictures is None:
+            raise
+        return np.asarray(error.pictures, dtype=np.float32), error
+
+
+def _keep_first(model: Any, job: Job, pictures: Sequence[Picture], call: Call, outputs: Path) -> None:
+    """Save what the first of two passes painted, if the second was stopped or failed, with a record of its own."""
+    for picture in pictures:
+        if picture.first is None or picture.used is None:
+            continue
+        try:
+            decoded = arrays.to_picture(_decoded(model.decode, picture.first))
+        except Exception:
+            log.exception("what the first pass painted cannot be decoded")
+            return
+        picture.size = decoded.size
+        request = _carrying(job.of_picture(job.pictures.index(picture)))
+        said = request.first_pass().to_record(picture.used, call.size)
+        _save(job, picture, decoded, request, said, outputs)
 
 
 def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
@@ -155,6 +214,7 @@ def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
     call = request.to_call(model.default_size)
     finished = call.finish(decoded)
     said = request.to_record(picture.used, call.size)
+    said.extra |= keys.of_batch(*picture.batch)
     said.extra[keys.STOPPED] = f"{frame.index} of {frame.total} steps"
     frame.decoded = preview.jpeg(decoded)
     picture.size = finished.size
@@ -222,10 +282,13 @@ class Decodes:
         return "full" in requested or (colours and not preview.knows_colours(frame.denoised, self._job.latent_space))
 
 
-def _record(step: Any) -> Frame:
-    x_t, x_0 = (np.asarray(array, dtype=np.float32)[0].astype(np.float16) for array in (step.latents, step.denoised))
-    found = Frame(step.index, step.total, float(step.sigma), x_t, x_0)
-    found.pass_number, found.n_passes = step.pass_number, step.n_passes
+def _record(step: Any) -> list[Frame]:
+    """A step of each picture of the batch."""
+    found = []
+    for x_t, x_0 in zip(*(np.asarray(each, dtype=np.float32) for each in (step.latents, step.denoised)), strict=True):
+        frame = Frame(step.index, step.total, float(step.sigma), x_t.astype(np.float16), x_0.astype(np.float16))
+        frame.pass_number, frame.n_passes = step.pass_number, step.n_passes
+        found.append(frame)
     return found
 
 

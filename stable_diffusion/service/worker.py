@@ -314,7 +314,7 @@ class Worker:
         job.latent_space = (model.name, model.family)
         job.drawn = job.drawn.enlarged(job.report)
         with overlaid(model, job.request):
-            for _ in range(job.n_images):
+            while len(job.pictures) < job.n_images:
                 if job.pictures:
                     job.stop_if_cancelled()
                 paint(model, refiner, job, self.outputs)

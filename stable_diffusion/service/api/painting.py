@@ -107,12 +107,12 @@ async def wait(http: HttpRequest, work: Work) -> None:
 
 
 async def keep_so_far(http: HttpRequest, job: Job) -> None:
-    """Finish the picture in which a job was interrupted as far as it came, as A1111 does."""
-    if job.state is not State.CANCELLED or not job.pictures:
+    """Finish the batch in which a job was interrupted as far as it came, as A1111 does."""
+    if job.state is not State.CANCELLED:
         return
-    last = job.pictures[-1]
-    if last.frames and not last.finished and not last.skipped:
-        await wait(http, the_worker().keep(job, last))
+    for picture in job.pictures:
+        if picture.frames and not picture.finished and not picture.skipped:
+            await wait(http, the_worker().keep(job, picture))
 
 
 def raise_failure(work: Work) -> None:
