@@ -15,6 +15,7 @@ from stable_diffusion.errors import CheckpointError, CheckpointNotFoundError, Co
 from stable_diffusion.lessons import (
     algorithm_2,
     attention,
+    clusters,
     common,
     convolution,
     denoising,
@@ -22,6 +23,7 @@ from stable_diffusion.lessons import (
     flat,
     flat_climb,
     flat_joint,
+    flat_vae,
     glossary,
     guidance,
     ink,
@@ -65,7 +67,9 @@ def small(trained):
     """Every lesson's own cost cut down, where it is large."""
     patch = pytest.MonkeyPatch()
     patch.setattr(sampler_race, "SAMPLERS", {"Euler": "euler", "DPM++ 2M": "dpmpp_2m"})
-    patch.setattr(sampler_race, "LIMIT", 16)
+    patch.setattr(sampler_race, "LIMIT", 20)
+    patch.setattr(sampler_race, "STEPS", (4, 8))
+    patch.setattr(clusters, "N", 40)
     patch.setattr(flat, "learn_score", lambda report, steps=0: report("Training", 0.5) or trained)
     patch.setattr(sampler_noise, "N", 2)
     patch.setattr(guidance, "WEIGHTS", (0.0, 1.0, 9.0))
@@ -500,6 +504,24 @@ def test_from_red_to_blue_paints_a_house_bluer(model, monkeypatch):
     values = values_of(lesson, settings=Settings(steps=10, cfg=5.0, seed=1))
     red, blue = (pixels(each)[70:] for each in lesson.compute(model, report, values).pictures)
     assert (blue[..., 2] - blue[..., 0]).mean() > (red[..., 2] - red[..., 0]).mean() + 10
+
+
+def test_a_price_on_straying_brings_latents_to_a_normal_distribution(results):
+    found = results("vae")
+    free, little, much = (found[name] for name in ("0: an autoencoder", "0.02", "3"))
+    assert abs(little.latents.std() - 1) < abs(free.latents.std() - 1) or free.latents.std() > 1.5
+    assert little.error < 0.15 < much.error
+    assert flat.covered(little.drawn) > 0.5
+
+
+def test_postcards_of_one_time_of_day_lie_together(results):
+    found = results("clusters")
+    same, chance = clusters.agreement([card.time for card in found.cards], found.nearest["latents"])
+    assert same > 0.9 > 0.6 > chance
+    thing, by_chance = clusters.agreement([card.thing for card in found.cards], found.nearest["latents"])
+    assert by_chance < thing < same
+    line = np.arange(12.0)[:, None] ** 2
+    assert set(clusters.nearest(line)[0]) == {1, 2, 3, 4, 5}
 
 
 def test_latents_say_how_many_numbers_there_are(results):

@@ -9,11 +9,11 @@ import numpy as np
 
 from .common import DDIM, DDPM, PROMPT, decoded, painted, picture_of
 from .drawing import lines
-from .lesson import Block, Chart, Lesson, Options, Paper, Report, Say, Shown, Strip, Values
+from .lesson import Block, Chart, Choose, Lesson, Paper, Report, Say, Shown, Strip, Values
 
 SAMPLERS = {"Euler": "euler", "DDIM": "ddim", "DPM++ 2M": "dpmpp_2m", "Euler a": "euler_ancestral", "DDPM": "ddpm"}
-STEPS = (4, 8, 16)
-LIMIT = 100  # steps of the picture that the deterministic ones approach
+STEPS = (4, 8, 20, 50)
+LIMIT = 200  # steps of the picture that the deterministic ones approach
 
 
 def compute(model: Any, report: Report, values: Values) -> dict[str, Any]:
@@ -29,10 +29,15 @@ def compute(model: Any, report: Report, values: Values) -> dict[str, Any]:
     return {"pictures": pictures, "distances": distances}
 
 
+def steps_of(found: dict[str, Any]) -> list[int]:
+    """The numbers of steps that were tried."""
+    return sorted({steps for _, steps in found["distances"]})
+
+
 def show(found: dict[str, Any], values: Values) -> Sequence[Block]:
-    steps = values["steps"]
-    far = found["distances"]
-    curves = {title: (STEPS, [far[title, each] for each in STEPS]) for title in SAMPLERS}
+    known, far = steps_of(found), found["distances"]
+    steps = known[min(1, len(known) - 1) if values.get("steps") is None else values["steps"]]
+    curves = {title: (known, [far[title, each] for each in known]) for title in SAMPLERS}
     return [
         Strip(
             [
@@ -69,11 +74,11 @@ LESSON = Lesson(
     compute=compute,
     show=show,
     asks=(PROMPT,),
-    views=(Options("steps", "Steps", STEPS, 8),),
+    views=(Choose("steps", "Steps", lambda found: [str(each) for each in steps_of(found)], lambda found: 1),),
     papers=(
         DDIM,
         DDPM,
         Paper("Lu et al. 2022, DPM-Solver++: fast solver for guided sampling", "https://arxiv.org/abs/2211.01095"),
     ),
-    cost="240 steps, which are about 12 pictures",
+    cost="610 steps, which are about 30 pictures",
 )
