@@ -23,7 +23,6 @@ from stable_diffusion.lessons import (
     flat,
     flat_climb,
     flat_joint,
-    flat_vae,
     glossary,
     guidance,
     ink,
