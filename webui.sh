@@ -19,9 +19,11 @@ Commands:
   blend       make a strip or an animation from one text or seed to another
   grid        paint a grid with one to three settings varied
   again       regenerate a picture from its own metadata
+  upscale     enlarge pictures
   models      list the available models
   samplers    list the samplers
   convert     convert a model to another format or precision
+  merge       mix two or three models into a new one
   styles      list the styles
   wildcards   list the wildcards of dynamic prompts
   info        show how a picture was made

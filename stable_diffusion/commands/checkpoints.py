@@ -1,4 +1,4 @@
-"""models, samplers and convert: list what there is, and convert checkpoints."""
+"""models, samplers, convert and merge: list what there is, and make checkpoints of others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import catalogue
 from ..schedules import TITLES
-from .options import add_debug, add_setting, path
+from .options import add_debug, add_setting, number, path
 from .running import Report
 
 
@@ -47,6 +47,33 @@ def add_to(commands: Any) -> None:
     conversion.set_defaults(run=convert)
     add_debug(listing)
     add_debug(conversion)
+    _add_merge(commands)
+
+
+def _add_merge(commands: Any) -> None:
+    merging = commands.add_parser(
+        "merge",
+        help="mix two or three checkpoints into a new one",
+        description="Mix the weights of checkpoints of one family, as A1111's checkpoint merger does: A and B as their "
+        "weighted sum, or with C as A + (B - C) M, which brings what B learnt since C to A.",
+    )
+    merging.add_argument("sources", nargs="+", metavar="MODEL", help="A and B, or A, B and C: as --model takes them")
+    merging.add_argument(
+        "--output", type=path, required=True, metavar="FILE", help="a new file that ends in .safetensors"
+    )
+    merging.add_argument(
+        "--multiplier", type=number(0, 2), default=0.3, metavar="M", help="how much of B, or of B - C (default: 0.3)"
+    )
+    merging.add_argument(
+        "--mode",
+        choices=("weighted-sum", "add-difference"),
+        help="A (1 - M) + B M, or A + (B - C) M (default: by the number of models)",
+    )
+    merging.add_argument("--float16", action="store_true", help="half precision: half the size")
+    merging.add_argument("--force", action="store_true", help="replace an existing file")
+    merging.add_argument("--quiet", action="store_true", help="print only the name of what was written")
+    merging.set_defaults(run=merge)
+    add_debug(merging)
 
 
 def list_models(args: argparse.Namespace) -> None:
@@ -118,6 +145,21 @@ def convert(args: argparse.Namespace) -> None:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     print(path if args.quiet else f"{path}  ({_bytes(size)})")
+
+
+def merge(args: argparse.Namespace) -> None:
+    """Merge checkpoints, and print where the result is and its size."""
+    from ..model_io.merge import ADD_DIFFERENCE, WEIGHTED_SUM
+    from ..model_io.merge import merge as write
+
+    sources = [catalogue.find(name).source for name in args.sources]
+    mode = args.mode or (ADD_DIFFERENCE if len(sources) == 3 else WEIGHTED_SUM)
+    report = Report(args.quiet)
+    try:
+        path = write(sources, args.output, args.multiplier, mode, args.float16, args.force, report)
+    finally:
+        report.end()
+    print(path if args.quiet else f"{path}  ({_bytes(path.stat().st_size)})")
 
 
 def _bytes(size: int) -> str:

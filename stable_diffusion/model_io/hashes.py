@@ -25,6 +25,12 @@ def short_hash(path: str | os.PathLike) -> str:
     return _sha256(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)[:SHORT]
 
 
+def full_hash(path: str | os.PathLike) -> str:
+    """A file's whole sha256 in hex; reads the whole file the first time. Raises OSError."""
+    stat = os.stat(path)
+    return _sha256(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+
+
 def known_hash(path: str | os.PathLike) -> str | None:
     """The same if it has been computed before, else None; reads only the cache."""
     try:

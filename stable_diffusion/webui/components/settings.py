@@ -164,7 +164,8 @@ def _advanced() -> None:
         values.FORM["attention"].title,
         key="attention",
         help="Record while painting which parts of the picture attend to which word, to look at afterwards, beside the "
-        "replay. The picture stays the same. A step takes a little longer, and each picture some megabytes of memory.",
+        "replay. The picture stays the same. Steps take longer, with a small model nearly twice as long, and each "
+        "picture takes some megabytes of memory.",
         persist_state="session",
     )
     fields.choice("file_format", {each.key: each.title for each in WRITTEN})
