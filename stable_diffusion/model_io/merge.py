@@ -44,8 +44,8 @@ def merge(
     """Write the mixture of checkpoints A and B, or A, B and C, to a new .safetensors file; return its path.
 
     "weighted-sum" is A (1 - multiplier) + B multiplier, with two sources; "add-difference" A + (B - C) multiplier, with
-    three. What is missing in B or C stays as it is in A. Sources are whatever `StableDiffusion` takes; others than single
-    files are written as such first, to a temporary folder. Memory is bounded by the largest tensor.
+    three. What is missing in B or C stays as it is in A. Sources are whatever `StableDiffusion` takes; folders are
+    written as single files first, to a temporary folder. Memory is bounded by the largest tensor.
 
     Raises `InputError` for other modes, numbers of sources, shapes that differ, and a destination that exists (unless
     `force`); a subclass of `CheckpointError` for a source; and OSError.
