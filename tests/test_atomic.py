@@ -19,6 +19,7 @@ WRITERS = {  # what writes besides, and why a reader can never see half of it
     "atomic.py": "the writer",
     "model_io/convert.py": "a folder or file inside a temporary one, which is renamed when complete",
     "model_io/safetensors_file.py": "a file inside that",
+    "record/picture_files.py": "an encoded picture, to the writer's temporary file",
     "service/gallery.py": "lines added at the end of favourites.txt, each by one write",
     "training/loop.py": "lines added at the end of a log",
 }
