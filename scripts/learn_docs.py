@@ -121,7 +121,8 @@ def _styled(svg: str) -> str:
     style = (
         "<style>text{font-family:sans-serif;text-anchor:middle;fill:#222}.title{font-size:15px;font-weight:600}"
         ".small{font-size:12px}rect{fill:#f8f8f7;stroke:#3b5bdb;stroke-width:1.5}"
-        ".arrow{fill:none;stroke:#222;stroke-width:1.5}.faint{opacity:.35}</style>"
+        ".arrow{fill:none;stroke:#222;stroke-width:1.5}.faint text{opacity:.75}"
+        ".faint rect,.arrow.faint{opacity:.45;stroke-dasharray:4 3}</style>"
     )
     start, _, rest = svg.partition(">")
     return f'{start} xmlns="http://www.w3.org/2000/svg" width="420">{style}{rest}'
