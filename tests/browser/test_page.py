@@ -161,6 +161,8 @@ def test_how_it_works_teaches_on_the_model(open_page, width):
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="The U-Net and its skips")).to_be_visible()
     expect(page.get_by_role("img", name="The estimate without: up 3")).to_be_visible()
+    page.get_by_role("button", name="Next: Attention").click()
+    expect(page.get_by_role("img", name=re.compile("^Where .* acts: Steps? 1 "))).to_be_visible()
     page.get_by_role("button", name="Next: A convolution by hand").click()
     picture = page.get_by_role("img", name="The result of: edges from left to right")
     expect(picture).to_be_visible()
