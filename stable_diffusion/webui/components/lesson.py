@@ -85,7 +85,7 @@ def _more(lesson: Lesson) -> None:
         with st.expander("The code that does this"):
             st.code(lesson.source(), language="python")
     if lesson.papers:
-        st.caption("From: " + "; ".join(f"[{paper.title}]({paper.link})" for paper in lesson.papers))
+        st.markdown("From: " + "; ".join(f"[{paper.title}]({paper.link})" for paper in lesson.papers))
 
 
 # --- Controls
