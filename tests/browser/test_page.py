@@ -157,6 +157,7 @@ def test_how_it_works_teaches_on_the_model(open_page, width):
     page = open_page("how_it_works", width=width, ready="Lesson")
     expect(page.get_by_text("This is everything that happens")).to_be_visible()
     page.get_by_role("radio", name="inpainting", exact=True).click()
+    expect(page.get_by_text("at every step what is to stay is put back")).to_be_visible()
     page.get_by_role("link", name="U-Net, says the noise").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="The U-Net and its skips")).to_be_visible()

@@ -3,7 +3,9 @@ export default function (component) {
     const { data, parentElement, setTriggerValue } = component
     const place = parentElement.querySelector(".drawing")
     if (place.dataset.svg !== data.svg) {
+        const focused = place.getRootNode().activeElement?.dataset?.lesson
         place.innerHTML = data.svg
+        if (focused) place.querySelector(`[data-lesson="${focused}"]`)?.focus()
         place.dataset.svg = data.svg
         place.setAttribute("aria-label", data.alt)
     }
