@@ -211,8 +211,8 @@ def test_webuiapi_enlarges(web, alone):
 
 def test_webuiapi_paints_twice(web):
     made = web.txt2img(
-        prompt=PROMPT, seed=7, cfg_scale=5, enable_hr=True, hr_scale=1.5, hr_upscaler=webuiapi.HiResUpscaler.Latent,
-        hr_second_pass_steps=2, denoising_strength=0.6,
+        prompt=PROMPT, seed=7, cfg_scale=5, width=SIDE, height=SIDE, enable_hr=True, hr_scale=1.5,
+        hr_upscaler=webuiapi.HiResUpscaler.Latent, hr_second_pass_steps=2, denoising_strength=0.6,
     )  # fmt: skip
     assert made.image.size == (SIDE * 3 // 2, SIDE * 3 // 2)
     assert "Hires upscale: 1.5, Hires upscaler: Latent, Hires steps: 2" in made.info["infotexts"][0].replace('"', "")
