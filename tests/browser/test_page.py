@@ -1,5 +1,6 @@
 """What a person sees and does, with the embedded model, in a real Chromium."""
 
+import contextlib
 import http.client
 import io
 import re
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("playwright.sync_api")
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect
 
 from stable_diffusion.record import picture_files
@@ -31,7 +33,8 @@ def quiet_afterwards(request, open_page):
         cancel = page.get_by_role("button", name="Cancel")
         for _ in range(5):  # jobs of one page, one after another
             if cancel.is_enabled():
-                cancel.click()
+                with contextlib.suppress(PlaywrightTimeout):  # the job has ended meanwhile
+                    cancel.click(timeout=3000)
                 page.wait_for_timeout(500)
         expect(cancel).to_be_disabled()
 
