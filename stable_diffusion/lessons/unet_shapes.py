@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import ops
 from ..errors import InputError
 from ..unet import UNet
 from .common import PROMPT, decoded, noise_schedule, painted, prompt_of, settings_of
@@ -34,7 +35,7 @@ def predict_without(unet: UNet, x: Any, t: Any, context: Any, level: int | None)
     """
     import mlx.core as mx
 
-    time = mx.sigmoid(time := unet.embed_time(t, None, None, None, x.dtype)) * time  # SiLU
+    time = ops.ACTIVATIONS[unet.config.act_fn](unet.embed_time(t, None, None, None, x.dtype))
     x = unet.conv_in(x)
     skips, shapes = [x], [("in", x.shape)]
     for i, (block, texts) in enumerate(zip(unet.down_blocks, context, strict=False)):
