@@ -279,7 +279,7 @@ class Request:
         None, Number(0, 1),
         "how much noise to add again at each step, from 0 to 1, for the samplers that do: Euler a, DPM2 a, DPM++ 2S a, "
         "DPM++ 3M SDE, DDIM, TCD (where it is called gamma)",
-        title="Eta", group=HOW, metavar="S", call="eta", key="Eta", usual="the sampler's own", page=False,
+        title="Eta", group=HOW, metavar="S", call="eta", key="Eta", usual="the sampler's own", unset=-1.0,
     )  # fmt: skip
 
     picture: Image.Image | None = dataclasses.field(default=None, compare=False, repr=False)

@@ -1167,3 +1167,20 @@ def test_an_input_picture_is_enlarged_and_painted_in_tiles(engine, page):
     over(generate(page))
     given = engine.models[0].calls[-1][1]
     assert (given["width"], given["height"], given["tile"], given["tile_overlap"]) == (176, 120, 128, 64)
+
+
+def test_eta_is_offered_where_a_sampler_takes_it(page):
+    eta = labelled(page.select_slider, "Eta")
+    assert eta.disabled and eta.value == -1
+    labelled(page.selectbox, "Sampler").set_value("euler_a").run()
+    assert not labelled(page.select_slider, "Eta").disabled
+    over(job := generate(page))
+    assert job.request.eta is None
+    labelled(page.select_slider, "Eta").set_value(0.35)
+    over(job := generate(page))
+    assert job.request.eta == 0.35
+    labelled(page.selectbox, "Sampler").set_value("euler")
+    over(job := generate(page))
+    assert job.request.eta is None
+    over(job := session.the_worker().submit(Request("a", sampler="euler_a", eta=0.33)))  # as a picture may have it
+    assert labelled(open_page(job=job.id).select_slider, "Eta").value == 0.33

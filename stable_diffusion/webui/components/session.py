@@ -14,6 +14,7 @@ from stable_diffusion.pictures.inpainting import suitable_size
 from stable_diffusion.recipes import Recipe
 from stable_diffusion.record.inputs import InputFile, recordable
 from stable_diffusion.request import GRID, Request
+from stable_diffusion.sampler import takes_eta
 from stable_diffusion.service import loras, presets, values
 from stable_diffusion.service.jobs import Job, Picture, State
 from stable_diffusion.service.masks import Painting
@@ -266,13 +267,15 @@ def take_size() -> None:
 def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
     """Gather the form into a request. Raises InputError for what is not valid in it."""
     state = st.session_state
-    numbers: dict[str, int | None] = {
+    numbers: dict[str, Any] = {
         name: values.typed(name, state[name]) for name in values.TYPED if name != "variation_seed"
     }
     if state["variation_strength"]:
         numbers["variation_seed"] = values.typed("variation_seed", state["variation_seed"])
     if state["by"] and input_picture is not None and mask is None:
         numbers |= {"width": None, "height": None}  # the picture's own, enlarged
+    if not takes_eta(state["sampler"]):
+        numbers["eta"] = None
     return Request.from_values(
         {key: state[key] for key in values.KEYS if key not in values.TYPED} | numbers,
         prompt=state["prompt"].strip(),

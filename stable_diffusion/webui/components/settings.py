@@ -5,7 +5,7 @@ import streamlit as st
 from stable_diffusion import catalogue
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import WRITTEN
-from stable_diffusion.sampler import SAMPLERS, automatic_of, sampler_by_name
+from stable_diffusion.sampler import SAMPLERS, automatic_of, sampler_by_name, takes_eta
 from stable_diffusion.schedules import TITLES
 from stable_diffusion.service import loras, presets, values
 from stable_diffusion.service.preview import KINDS
@@ -139,6 +139,7 @@ def _seed() -> None:
 def _advanced() -> None:
     _loras()
     fields.number("clip_skip")
+    _eta()
     fields.slider("guidance_rescale")
     fields.slider("guidance_start")
     fields.slider("guidance_end")
@@ -172,6 +173,21 @@ def _advanced() -> None:
     fields.toggle("no_record")
     if st.session_state["no_record"]:
         st.caption("The next pictures say neither prompt nor settings, and cannot be painted again from themselves.")
+
+
+def _eta() -> None:
+    """Draw how much noise the sampler adds again; samplers that add none have nothing to set."""
+    each, chosen = values.FORM["eta"], st.session_state["eta"]
+    steps = (round(i / 20, 2) for i in range(21))
+    st.select_slider(
+        each.title,
+        sorted({each.unset, chosen, *steps}),
+        key="eta",
+        format_func=lambda value: "sampler's own" if value == each.unset else f"{value:g}",
+        disabled=not takes_eta(st.session_state["sampler"]),
+        help=fields.sentence(each.help),
+        persist_state="session",
+    )
 
 
 def _refiner() -> None:
