@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +20,10 @@ from pathlib import Path
 
 from . import families, recipes
 from .config import edm_kind
-from .errors import CheckpointError, CheckpointNotFoundError
+from .errors import CheckpointError, CheckpointNotFoundError, InputError
 from .families import SD1, SD2, SDXL, SDXL_REFINER
 from .listing import ambiguous, is_hidden, is_weights, matches, named, visible
-from .model_io import hashes
+from .model_io import hashes, moved
 from .places import MODELS_VARIABLE as FOLDERS_VARIABLE
 from .places import expanded, folders_in, home
 from .recipes import Recipe
@@ -171,11 +172,12 @@ KNOWN: tuple[Model, ...] = (
 def all(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
     """Every model to choose from: the embedded one, those in `folders` (None: `model_folders()`), those of the hub.
 
-    Names are unique: a local model stands in for the hub's of its name.
+    The hub's are popular ones, and whatever else has been downloaded. Names are unique: a local model stands in for the
+    hub's of its name.
     """
     here = local(folders)
     names = {model.name for model in here}
-    return [*KNOWN[:1], *here, *(model for model in KNOWN[1:] if model.name not in names)]
+    return [*KNOWN[:1], *here, *(model for model in (*KNOWN[1:], *_downloaded()) if model.name not in names)]
 
 
 def model_folders() -> list[Path]:
@@ -312,6 +314,9 @@ def find(name: str, folders: Iterable[str | os.PathLike] | None = None) -> Model
         return from_folder(path) or Model(str(path), LOCAL, str(path), path.name)
     if path.is_file():
         return from_file(path)
+    if new := moved.now_at(name):
+        warnings.warn(moved.note(name), stacklevel=2)
+        return find(new, folders)
     if model := _only(matching(name, listed), name):
         return model
     if model := of_hub(name):
@@ -332,7 +337,7 @@ def find_listed(name: str) -> Model:
 
 
 def matching(name: str, listed: Sequence[Model]) -> list[Model]:
-    """The listed models that a name may mean: local ones as `listing.matches` has it, else the hub's."""
+    """The models that a name may mean: local ones as `listing.matches` has it, else the hub's (moved ones too)."""
     sources = {model.name: Path(model.source) for model in listed if model.kind == LOCAL}
     names = [model.name for model in listed if model.name == name] or matches(name, sources)
     if not names:
@@ -342,6 +347,7 @@ def matching(name: str, listed: Sequence[Model]) -> list[Model]:
             lambda m: same == m.name.rpartition("/")[2].casefold(),
         ):
             names = names or [model.name for model in listed if model.kind != LOCAL and fits(model)]
+    names = names or [moved.now_at(name)]
     return [model for model in listed if model.name in names]
 
 
@@ -373,6 +379,43 @@ def of_hub(name: str) -> Model | None:
         return None
     recipe = recipes.of_checkpoint(name.rpartition("/")[2], "")
     return Model(name, HUB, name, name, defaults=with_recipe(Defaults(), recipe), recipe=recipe)
+
+
+def offered(name: str) -> Model:
+    """Ask the hub for an id, and return its entry, with the size of its download.
+
+    Takes a moved repository's old id and a page's address, too. Raises `InputError` for what is no id, and
+    what `model_io.hub.download` raises.
+    """
+    from .model_io import hub
+    from .model_io.load_folder import read_index  # here, since it imports MLX
+
+    asked = re.sub(r"^https?://[^/]+/([^/]+/[^/?#]+).*$", r"\1", name.strip())
+    model = of_hub(moved.now_at(asked) or asked)
+    if model is None:
+        raise InputError(f"{name.strip()[:100]!r} is not an id of the hub: write organisation/name.")
+    if model.present:
+        return next((each for each in all() if each.name == model.name), model)
+    offer = hub.look_up(model.source, read_index)
+    found = _of_folder(offer.folder, model.source)
+    size, half = offer.size or None, offer.size_float16 or None
+    return replace(found, licence=offer.licence, size_bytes=size, size_float16=half, precision="")
+
+
+def _downloaded() -> list[Model]:
+    """The hub's models that have been downloaded, other than those that are known by name."""
+    from .model_io import hub  # here, since it imports huggingface_hub, which takes its time
+
+    known = {model.name for model in KNOWN}
+    found = ((name, hub.cached_folder(name)) for name in hub.downloaded() if name not in known)
+    models = [_of_folder(folder, name) for name, folder in found if folder is not None]
+    return [model for model in models if model.family]
+
+
+def _of_folder(folder: Path, name: str) -> Model:
+    """The entry of a hub's model from its folder in the cache."""
+    found = from_folder(folder, name) or Model(name, HUB, name, name)
+    return replace(found, kind=HUB, source=name)
 
 
 def short_hash(source: str | os.PathLike) -> str | None:

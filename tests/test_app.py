@@ -1184,3 +1184,54 @@ def test_eta_is_offered_where_a_sampler_takes_it(page):
     assert job.request.eta is None
     over(job := session.the_worker().submit(Request("a", sampler="euler_a", eta=0.33)))  # as a picture may have it
     assert labelled(open_page(job=job.id).select_slider, "Eta").value == 0.33
+
+
+def look_up(page, name):
+    labelled(page.text_input, "Model of the Hugging Face hub").set_value(name)
+    button(page, "Look up").click()
+    page.run()
+    asked = page.session_state["look_up"]
+    if asked is not None:  # else it is chosen already
+        wait(lambda: not asked.active)
+        page.run()
+    assert not page.exception
+
+
+def test_a_model_of_the_hub_is_typed_looked_up_and_downloaded(engine, page, monkeypatch):
+    asked, go = [], threading.Event()
+    new = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+    found = catalogue.Model(new, catalogue.HUB, new, new, "sd1", "openrail", 4_000_000_000, 2_000_000_000)
+
+    def offered(name):
+        asked.append(name)
+        if "nothing" in name:
+            raise InputError(f"{name!r} is not an id of the hub.")
+        return found
+
+    downloads = session.the_downloads()
+    monkeypatch.setattr(downloads, "_look_up", offered)
+    monkeypatch.setattr(downloads, "_fetch", lambda source, report: go.wait(10))
+    look_up(page, "nothing")
+    assert "'nothing' is not an id" in page.error[0].value.replace("\\", "")
+    assert labelled(page.selectbox, "Model").value == catalogue.DEFAULT
+    look_up(page, "runwayml/stable-diffusion-inpainting")
+    assert asked == ["nothing", "runwayml/stable-diffusion-inpainting"]
+    assert labelled(page.selectbox, "Model").value == new and not page.error
+    said = " ".join(captions(page)).replace("\\", "")
+    assert "is no longer on the hub" in said and "openrail" in said and "4.0 GB" in said
+    button(page, "Download").click()
+    page.run()
+    assert button(page, "Cancel download") and downloads.get(new).active
+    go.set()
+    wait(lambda: not downloads.get(new).active)
+
+
+def test_lists_are_refreshed_without_a_reload(engine, page, monkeypatch, tmp_path):
+    monkeypatch.setenv("STABLE_DIFFUSION_MODELS", str(tmp_path))
+    button(page, "Refresh the lists").click()
+    page.run()
+    (tmp_path / "mine.safetensors").write_bytes(b"")
+    button(page, "Refresh the lists").click()
+    page.run()
+    assert "New: mine" in page.toast[0].value.replace("\\", "")
+    assert any(option.startswith("mine") for option in labelled(page.selectbox, "Model").options)

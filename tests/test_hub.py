@@ -46,6 +46,7 @@ class Hub(ThreadingHTTPServer):
         self.fetched: list[str] = []
         self.ranges: list[str] = []
         self.repository = repository
+        self.card: dict[str, str] = {}
         self.cut_once: str | None = None
         self.refused: set[str] = set()  # files that are not given
         self.sizes: dict[str, int] = {}  # that are claimed for files
@@ -83,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
                 for name, data in self.server.files.items()
             ]
             info = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings}
+            info["cardData"] = self.server.card
             return self.send(200, json.dumps(info).encode(), {})
         name = path.removeprefix(f"/{repository}/resolve/main/")
         if path.startswith("/api/") or name not in self.server.files:
@@ -238,6 +240,60 @@ def test_other_repositories_come_with_advice(files, advice, hub, tmp_path):
     result = fetch(hub, tmp_path)
     assert result["error"] == "CheckpointNotFoundError" and advice in result["message"]
     assert hub.fetched == []
+
+
+def ask(hub: Hub, home: Path, code: str, **environment: str) -> subprocess.CompletedProcess:
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    env = {**os.environ, **own, "STABLE_DIFFUSION_HOME": str(home / "none"), **environment}
+    for proxy in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        env.pop(proxy, None)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+OFFER = """
+from stable_diffusion import catalogue
+from stable_diffusion.errors import StableDiffusionError
+try:
+    found = catalogue.offered({name!r})
+    print(found.name, found.kind, found.family, found.licence, found.size_bytes, found.present)
+except StableDiffusionError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_an_id_is_looked_up_before_it_is_downloaded(hub, tmp_path):
+    hub.card = {"license": "mit"}
+    size = sum(len(hub.files[name]) for name in needed_files(hub.files, False))
+    for typed in ("someone/postcards", f" {hub.url}/someone/postcards/tree/main "):
+        done = ask(hub, tmp_path, OFFER.format(name=typed))
+        assert done.stdout == f"someone/postcards hub sd1 mit {size} False\n", done.stderr
+    assert set(hub.fetched) == {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json"}
+    assert ask(hub, tmp_path, OFFER.format(name="post cards")).stdout.startswith("InputError 'post cards' is not an id")
+    hub.files["model_index.json"] = json.dumps({"_class_name": "FluxPipeline"}).encode()
+    told = ask(hub, tmp_path / "other", OFFER.format(name="someone/postcards")).stdout
+    assert told.startswith("UnsupportedCheckpointError 'someone/postcards' holds FLUX"), told
+
+
+def test_a_downloaded_model_is_listed_from_then_on(hub, tmp_path):
+    fetch(hub, tmp_path)
+    code = (
+        "from stable_diffusion import catalogue\n"
+        "model = catalogue.all()[-1]\n"
+        "print(model.name, model.kind, model.family, model.present, catalogue.find_listed(model.name) == model)"
+    )
+    assert ask(hub, tmp_path, code).stdout == "someone/postcards hub sd1 True True\n"
+    assert "someone/postcards" not in ask(hub, tmp_path / "other", code).stdout
+
+
+def test_a_moved_repository_is_found_at_its_new_place(hub, tmp_path):
+    hub.repository = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+    code = (
+        "from stable_diffusion import StableDiffusion\n"
+        "print(StableDiffusion('runwayml/stable-diffusion-inpainting').name)"
+    )
+    done = ask(hub, tmp_path, code)
+    assert done.stdout == f"{hub.repository}\n", done.stderr
+    assert f"is no longer on the hub; its copy '{hub.repository}' takes its place" in done.stderr
 
 
 def test_offline_and_not_downloaded(hub, tmp_path):

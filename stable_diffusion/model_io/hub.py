@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointNotFoundError, DownloadError, UnsupportedCheckpointError
+from ..errors import CheckpointError, CheckpointNotFoundError, DownloadError, UnsupportedCheckpointError
 from ..listing import visible
 
 Progress = Callable[[str, float | None], None]  # a message, and the fraction done if known
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+OFFERED = ("unet/config.json", SCHEDULER)  # what is fetched with the index to tell a family
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 NETWORKS = ("unet", "vae", *TEXT_ENCODERS)
 COMPONENTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler")
@@ -33,6 +36,19 @@ def cached_folder(repository: str) -> Path | None:
 
     index = try_to_load_from_cache(repository, INDEX)
     return Path(index).parent if isinstance(index, str) else None
+
+
+def downloaded() -> list[str]:
+    """The ids of the repositories in the cache that hold a complete checkpoint, by name; makes no request."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    if not cache.is_dir():
+        return []
+    kept = (path for path in cache.glob(f"models--*--*/snapshots/*/{INDEX}"))
+    ids = sorted({path.parents[2].name.removeprefix("models--").replace("--", "/") for path in kept})
+    found = ((each, cached_folder(each)) for each in ids if REPOSITORY.fullmatch(each))
+    return [each for each, folder in found if folder is not None and is_complete(folder)]
 
 
 def is_complete(folder: Path) -> bool:
@@ -107,11 +123,62 @@ def download(
     """
 
     def checked(folder: Path, sizes: Mapping[str, int]) -> None:
-        if check:
-            check(folder)
-        _refuse_incomplete(repository, folder, sizes)
+        _check(repository, folder, sizes, check)
 
     return _download(repository, lambda names: needed_files(names, float16), INDEX, progress, checked)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the hub says of a checkpoint before it is downloaded; `folder` holds its configurations alone.
+
+    The sizes are bytes to download, in float32 and in float16.
+    """
+
+    repository: str
+    folder: Path
+    licence: str
+    size: int
+    size_float16: int
+
+
+def look_up(repository: str, check: Callable[[Path], Any] | None = None) -> Offer:
+    """Ask the hub for a checkpoint, and fetch the few small files that tell its family. Raises as `download`."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with _in_words(repository, INDEX):
+        info = HfApi().model_info(repository, files_metadata=True)
+        sizes = _sizes(info)
+        _wanted(repository, sizes, lambda names: needed_files(names, False), INDEX)
+        for name in (name for name in (INDEX, *OFFERED) if name in sizes):
+            path = Path(hf_hub_download(repository, name)).parents[name.count("/")]
+            if name == INDEX:
+                _check(repository, path, sizes, check)
+    full, half = (sum(sizes[name] for name in needed_files(sizes, float16)) for float16 in (False, True))
+    return Offer(repository, path, _licence(info), full, half)
+
+
+def _licence(info: Any) -> str:
+    """The licence that a model card names, or "" for one that names none."""
+    card = info.card_data.to_dict() if info.card_data is not None else {}
+    named = (card.get("license_name"), card.get("license"))
+    return next((each for each in named if isinstance(each, str) and each), "")
+
+
+def _sizes(info: Any) -> dict[str, int]:
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+
+
+def _wanted(
+    repository: str, sizes: Mapping[str, int], choose: Callable[[Iterable[str]], list[str]], index: str
+) -> list[str]:
+    """The chosen files. Raises `CheckpointNotFoundError` for a repository without the `index`."""
+    wanted = choose(sizes)
+    if not any(name.rpartition("/")[2] == index for name in wanted):
+        raise CheckpointNotFoundError(
+            f"{repository!r} holds no {index}, so it is not {KINDS[index]}.{_advice(repository, sizes)}"
+        )
+    return wanted
 
 
 def _download(
@@ -122,18 +189,13 @@ def _download(
     check: Callable[[Path, Mapping[str, int]], None] | None = None,
 ) -> Path:
     """Fetch the chosen files, which have to include the `index`; `check` gets its folder and all files' sizes."""
-    from huggingface_hub import HfApi, errors, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     report = progress or (lambda message, fraction: None)
-    try:
+    with _in_words(repository, index):
         report(f"Looking up {repository}", None)
-        info = HfApi().model_info(repository, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        wanted = choose(sizes)
-        if not any(name.rpartition("/")[2] == index for name in wanted):
-            raise CheckpointNotFoundError(
-                f"{repository!r} holds no {index}, so it is not {KINDS[index]}.{_advice(repository, sizes)}"
-            )
+        sizes = _sizes(HfApi().model_info(repository, files_metadata=True))
+        wanted = _wanted(repository, sizes, choose, index)
         meter = _Meter(report, f"Downloading {repository}", sum(sizes[name] for name in wanted))
         for i, name in enumerate(wanted):
             path = hf_hub_download(repository, name, tqdm_class=meter.bar())
@@ -141,7 +203,16 @@ def _download(
             folder = Path(path).parents[name.count("/")]
             if check and not i:
                 check(folder, sizes)
-        return folder
+    return folder
+
+
+@contextmanager
+def _in_words(repository: str, index: str) -> Iterator[None]:
+    """Raise huggingface_hub's errors, and those of its network libraries, as ours."""
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.GatedRepoError:
         raise DownloadError(
             f"{repository!r} requires its licence to be accepted: do so on its page on the hub, then run "
@@ -170,7 +241,13 @@ def _download(
         raise
 
 
-def _refuse_incomplete(repository: str, folder: Path, sizes: Mapping[str, int]) -> None:
+def _check(repository: str, folder: Path, sizes: Mapping[str, int], check: Callable[[Path], Any] | None) -> None:
+    """Raise what `check` raises of a folder, under the repository's name; and for a repository that lacks files."""
+    try:
+        if check:
+            check(folder)
+    except CheckpointError as error:
+        raise type(error)(str(error).replace(repr(str(folder)), repr(repository))) from None
     lacks = lacking(json.loads((folder / INDEX).read_text(encoding="utf-8")), sizes)
     if not lacks:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..listing import visible
 from ..places import expanded
 from ..vae import Autoencoder
 from ..vae_tiny import TinyAutoencoder
-from . import hub, ldm, names
+from . import hub, ldm, moved, names
 from .checkpoint import vae_dtype
 from .load_file import source_of
 from .load_folder import read_json
@@ -61,6 +62,9 @@ def locate_vae(source: str | os.PathLike, float16: bool, progress: hub.Progress 
         return _component(path) if path.is_dir() else path
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
         folder = hub.cached_vae(name)
+        if folder is None and (new := moved.now_at(name)):
+            warnings.warn(moved.note(name), stacklevel=4)
+            return locate_vae(new, float16, progress)
         return _component(folder or hub.download_vae(name, float16, progress))
     raise CheckpointNotFoundError(f"There is no VAE {name!r}: no folder, no file, and no hub id (organisation/name).")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 
 from .. import backend
@@ -11,7 +12,7 @@ from ..backend import mx
 from ..config import UNET_PREDICTIONS
 from ..errors import CheckpointNotFoundError, InputError, UnsupportedCheckpointError
 from ..places import expanded, packaged
-from . import hub
+from . import hub, moved
 from .checkpoint import Checkpoint
 from .load_file import load_single_file
 from .load_folder import load_folder, read_index
@@ -77,9 +78,12 @@ def locate(model: str | os.PathLike, float16: bool, progress: hub.Progress | Non
         )
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):
         folder = hub.cached_folder(name)
-        if folder is None or not hub.is_complete(folder):
-            folder = hub.download(name, float16, progress, read_index)
-        return name, folder
+        if folder is not None and hub.is_complete(folder):
+            return name, folder
+        if new := moved.now_at(name):
+            warnings.warn(moved.note(name), stacklevel=3)
+            return locate(new, float16, progress)
+        return name, hub.download(name, float16, progress, read_index)
     raise CheckpointNotFoundError(
         f"No checkpoint {name!r}: it is neither a folder on this disk, nor a hub id (organisation/name), nor one of "
         f"the embedded models ({', '.join(embedded_models())})."

@@ -62,15 +62,31 @@ def fetch(source: str, report: Report) -> None:
     """Download a model of the hub into its cache. Tests replace this function."""
     from .. import backend
     from ..model_io import hub
+    from ..model_io.load_folder import read_index
 
-    hub.download(source, backend.default_float16(), report)
+    hub.download(source, backend.default_float16(), report, read_index)
+
+
+class LookUp:
+    """What the hub says of an id that somebody typed, as any thread may read it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.active = True
+        self.model: catalogue.Model | None = None
+        self.error = ""
 
 
 class Downloads:
-    """The latest download of each model."""
+    """The latest download of each model, and questions to the hub."""
 
-    def __init__(self, fetch: Callable[[str, Report], None] = fetch) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[str, Report], None] = fetch,
+        look_up: Callable[[str], catalogue.Model] = catalogue.offered,
+    ) -> None:
         self._fetch = fetch
+        self._look_up = look_up
         self._all: dict[str, Download] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -91,6 +107,19 @@ class Downloads:
                 self._threads = [*(other for other in self._threads if other.is_alive()), thread]
                 thread.start()
         return download
+
+    def look_up(self, name: str) -> LookUp:
+        """Ask the hub for an id, in a thread: which model it is, and how much there is to download."""
+        asked = LookUp(name)
+        threading.Thread(target=self._ask, args=(asked,), name=f"look-up of {name[:80]}", daemon=True).start()
+        return asked
+
+    def _ask(self, asked: LookUp) -> None:
+        try:
+            asked.model = self._look_up(asked.name)
+        except Exception as error:
+            asked.error = in_plain_words(error, catalogue.Model(asked.name, catalogue.HUB, asked.name, asked.name))
+        asked.active = False
 
     def close(self, timeout: float = 0.0) -> None:
         """Cancel all downloads, and wait up to `timeout` seconds for them to stop."""

@@ -90,3 +90,22 @@ def test_a_model_is_asked_for_cancelled_gone_on_with_and_painted_with(open_page,
     page.get_by_label("Prompt", exact=True).fill("a red house")
     page.get_by_role("button", name="Generate").click()
     page.get_by_role("img", name=re.compile("^Finished picture, seed")).wait_for()
+
+
+def test_an_id_is_typed_looked_up_and_downloaded(open_page, hub):
+    hub.repository, hub.card = "someone/postcards", {"license": "mit"}
+    page = open_page()
+    page.get_by_text("Other models", exact=True).click()
+    page.get_by_label("Model of the Hugging Face hub", exact=True).fill("someone/nothing")
+    page.get_by_role("button", name="Look up").click()
+    expect(page.get_by_role("alert")).to_contain_text("The hub has no repository 'someone/nothing'")
+    page.get_by_label("Model of the Hugging Face hub", exact=True).fill(f"{hub.url}/someone/postcards")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Not on this machine yet. Download 24 MB?")).to_be_visible()
+    expect(page.get_by_text("Its licence: mit.")).to_be_visible()
+    download(page)
+    expect(page.get_by_text("Not on this machine yet.")).to_have_count(0)
+    expect(page.get_by_role("button", name="Cancel download")).to_have_count(0)
+    page = open_page()  # another tab lists it, too
+    page.get_by_label("Model", exact=True).press("ArrowDown")
+    page.get_by_role("option", name="someone/postcards", exact=True).wait_for()

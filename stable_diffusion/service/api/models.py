@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from pathlib import PurePosixPath
 
 from ... import catalogue
+from ...model_io import moved
 from .errors import ApiError
 
+log = logging.getLogger(__name__)
 AUTOMATIC_VAE = ("", "automatic", "none")
 
 
@@ -41,7 +45,11 @@ def find(name: str) -> catalogue.Model:
         for model in models:
             if fits(model):
                 return model
-    raise ApiError(404, f"Model not found: {name[:200]!r}.")
+    if note := moved.note(bare):
+        log.warning(note)
+        with contextlib.suppress(ApiError):
+            return find(moved.now_at(bare))
+    raise ApiError(404, f"Model not found: {name[:200]!r}. {note}".rstrip())
 
 
 def find_vae(name: str) -> str | None:

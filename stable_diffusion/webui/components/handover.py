@@ -10,6 +10,7 @@ import streamlit as st
 
 from stable_diffusion import catalogue, prompts, recorded
 from stable_diffusion.errors import StableDiffusionError
+from stable_diffusion.model_io import moved
 from stable_diffusion.places import packaged
 from stable_diffusion.record import keys
 from stable_diffusion.record.inputs import InputFile
@@ -107,6 +108,8 @@ def fill(parameters: Parameters) -> list[str]:
         except StableDiffusionError as error:
             left_out.append(f"{error} The chosen one was left.")
         else:
+            if model.name == moved.now_at(parameters.model or ""):
+                left_out.append(moved.note(parameters.model or ""))
             session.put({"model": model.name})
             session.apply_defaults()
     default = prompts.default_negative(session.chosen_model())

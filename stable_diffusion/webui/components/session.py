@@ -36,9 +36,32 @@ FRESH: dict[str, Any] = {  # the form's initial values, except those that the mo
 
 
 @st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)
-def listed_models() -> list[catalogue.Model]:
-    """Every model to choose from; refreshed after CATALOGUE_AGE, not at every click."""
+def _catalogue() -> list[catalogue.Model]:
+    """Refreshed after CATALOGUE_AGE, not at every click."""
     return catalogue.all()
+
+
+def listed_models() -> list[catalogue.Model]:
+    """Every model to choose from, those that were looked up on the hub in this tab included."""
+    known = _catalogue()
+    names = {model.name for model in known}
+    return [*known, *(model for name, model in looked_up().items() if name not in names)]
+
+
+def looked_up() -> dict[str, catalogue.Model]:
+    """The hub's models that were looked up in this tab, by name."""
+    return st.session_state.setdefault("looked_up", {})
+
+
+def refresh_lists() -> None:
+    """Look for models and LoRAs now, and say which ones are new."""
+    before = {*(model.name for model in _catalogue()), *loras_here()}
+    _catalogue.clear()
+    loras_here.clear()
+    models, found = _catalogue(), loras_here()
+    new = sorted({*(model.name for model in models), *found} - before, key=str.casefold)
+    words = f"{len(models)} models and {len(found)} LoRAs. " + (f"New: {', '.join(new[:5])}" if new else "None is new.")
+    st.toast(plain(words + (f" and {len(new) - 5} more" if len(new) > 5 else "")), icon=":material/refresh:")
 
 
 @st.cache_resource(ttl=CATALOGUE_AGE, show_spinner=False)

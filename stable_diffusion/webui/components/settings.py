@@ -18,6 +18,8 @@ def sidebar() -> None:
     """Draw the settings that all pages share; their values live in the session state."""
     with st.sidebar:
         model_choice.draw()
+        with st.expander("Other models"):
+            model_choice.more()
         with st.container():  # always there, so that what follows keeps its place
             _recipe()
         _sampling()
