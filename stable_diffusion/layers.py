@@ -56,7 +56,7 @@ class Downsample(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.pad_end:
-            x = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
+            x = ops.padded(x, 0, 1)
         return self.conv(x)
 
 

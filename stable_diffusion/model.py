@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from . import backend, checks, memory
+from . import backend, checks, memory, ops
 from .adapters.embeddings import Embeddings, with_embeddings
 from .adapters.lora import Networks
 from .adapters.overlay import Choice, Loras, Overlay
 from .backend import mx, nn
 from .config import AutoencoderConfig
-from .diffusion.call import Call, check_size
-from .diffusion.enlarging import enlarged
+from .diffusion.call import Call, check_size, check_tiling
+from .diffusion.enlarging import enlarged, margin
 from .diffusion.network import DenoisingNetwork, PictureAutoencoder, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.schedule import contradictions, with_zero_terminal_snr
@@ -37,13 +37,14 @@ from .model_io.hub import Progress
 from .model_io.load_vae import cached_tiny_vae, load_vae
 from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
+from .pictures import TILINGS
 from .pictures.arrays import ONE_COLOUR, to_picture
 from .pictures.reading import as_input
 from .places import expanded
 from .text.conditioning import TextConditioner
 from .text.prompt import A1111, Blend, as_text, check_text
 from .text.tags import Strength
-from .tiles import bands_of_tiles, in_tiles
+from .tiles import bands_of_tiles, closed, extended, in_tiles
 from .upscaling.enlarging import Enlarger
 from .vae_tiny import TinyAutoencoder
 
@@ -226,12 +227,12 @@ class LoadedModel:
         """True for an inpainting checkpoint, whose network takes picture and mask, and needs both."""
         return self._unet.in_channels == 2 * self.latent_channels + 1
 
-    def decode(self, latents: mx.array) -> mx.array:
+    def decode(self, latents: mx.array, tiling: str = "off") -> mx.array:
         """Latents (B, h, w, latent_channels) -> pictures (B, H, W, 3), float32 in [0, 1], evaluated.
 
-        In blended tiles if a whole picture would not fit into memory. A VAE that overflows in float16 decodes again in
-        float32, and stays so. Warns about that, and about pictures of a single colour. Raises `InputError` for another
-        shape, and `NotFiniteError` for NaN and infinite numbers.
+        In blended tiles if a whole picture would not fit into memory. `tiling` is as in `generate_latents`. A VAE that
+        overflows in float16 decodes again in float32, and stays so. Warns about that, and about pictures of a single
+        colour. Raises `InputError` for another shape, and `NotFiniteError` for NaN and infinite numbers.
         """
         if latents.ndim != 4 or latents.shape[-1] != self.latent_channels:
             raise InputError(
@@ -242,22 +243,25 @@ class LoadedModel:
             self._unloader.drop(*([self._unet] if self.low_memory and not self._painting else []))
         if not self._painting:
             backend.end_phase()
-        result, finite = self._decoded(latents)
+        around = TILINGS[check_tiling(tiling)]
+        result, finite = self._decoded(latents, around)
         if not finite.all() and is_finite(latents) and self._widen_vae():
-            result, finite = self._decoded(latents)
+            result, finite = self._decoded(latents, around)
         self._check_pictures(latents, result, finite)
         if self.low_memory:
             self._unloader.drop(self._vae)
         return result
 
-    def _decoded(self, latents: mx.array) -> tuple[mx.array, np.ndarray]:
+    def _decoded(self, latents: mx.array, around: tuple[int, ...]) -> tuple[mx.array, np.ndarray]:
         """Pictures in [0, 1], and which of them were finite before clipping (B,); evaluated."""
         height, width = (side * self.downscale for side in latents.shape[1:3])
         decode = self._vae.decode
         if self._needs.in_tiles(width, height):
-            decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP)
+            decode = partial(in_tiles, decode, tile=memory.TILE, overlap=memory.OVERLAP, around=around)
+            around = ()
         # One by one: memory for one picture, whatever the batch.
-        pictures = [decode(one) for one in mx.split(latents, latents.shape[0])]
+        with ops.wrapping(around):
+            pictures = [decode(one) for one in mx.split(latents, latents.shape[0])]
         whole = mx.concatenate(pictures).astype(mx.float32)
         result, finite = mx.clip(whole / 2 + 0.5, 0, 1), mx.isfinite(whole).all(axis=(1, 2, 3))
         mx.eval(result, finite)
@@ -291,38 +295,52 @@ class LoadedModel:
         encoders = self._overlay.bare.text_encoders or self._conditioner.encoders
         return blame_latents(self.name, self.float16, self._overlay, choices, encoders, self._vae)
 
-    def preview(self, latents: mx.array) -> mx.array:
+    def preview(self, latents: mx.array, tiling: str = "off") -> mx.array:
         """As `decode`, but approximately, by the tiny VAE for these latents (TAESD), if the hub's cache has it."""
         if self._tiny_vae is None:
-            return self.decode(latents)
-        return mx.clip(self._tiny_vae.decode(latents).astype(mx.float32) / 2 + 0.5, 0, 1)
+            return self.decode(latents, tiling)
+        with ops.wrapping(TILINGS[check_tiling(tiling)]):
+            return mx.clip(self._tiny_vae.decode(latents).astype(mx.float32) / 2 + 0.5, 0, 1)
 
     @cached_property
     def _tiny_vae(self) -> TinyAutoencoder | None:
         config = self._own_vae_config
         return cached_tiny_vae(config, self.family, self._dtype) if isinstance(config, AutoencoderConfig) else None
 
-    def encode(self, picture: Any, width: int | None = None, height: int | None = None, seed: int = 0) -> mx.array:
+    def encode(
+        self,
+        picture: Any,
+        width: int | None = None,
+        height: int | None = None,
+        seed: int = 0,
+        tiling: str = "off",
+    ) -> mx.array:
         """A PIL image or uint8 array (H, W, 3), cropped to the size -> its latents (1, h, w, latent_channels); lazy.
 
-        Width and height are as in `generate_latents`; the posterior is sampled with `seed`. Raises `InputError` and
-        `PictureError`.
+        Width, height and `tiling` are as in `generate_latents`; the posterior is sampled with `seed`. Raises
+        `InputError` and `PictureError`.
         """
         seed = checks.whole("seed", seed, 0, checks.MAX_SEED)
         width, height = check_size(self, width, height)
         noise = NoiseStream([seed], (height // self.downscale, width // self.downscale, self.latent_channels))
-        return self._encoded(mx.array(as_input(picture, width, height))[None], noise())
+        around = TILINGS[check_tiling(tiling)]
+        return self._encoded(mx.array(as_input(picture, width, height))[None], noise(), around=around)
 
-    def _encoded(self, picture: mx.array, noise: mx.array, tiles: Tiles | None = None) -> mx.array:
+    def _encoded(
+        self, picture: mx.array, noise: mx.array, tiles: Tiles | None = None, around: tuple[int, ...] = ()
+    ) -> mx.array:
         """`PictureAutoencoder.encode`, again in float32 if it overflows in float16; only in float16 not lazy.
 
         With `tiles` they are encoded in turn, and blended.
         """
         if tiles is not None:
-            return self._encoded_in_tiles(picture, noise, tiles)
-        latents = self._vae.encode(picture, noise)
-        if is_half(self._vae) and not is_finite(latents) and self._widen_vae():
+            _, overlap = tiles.on(self.downscale)
+            further = extended(picture, around, overlap * self.downscale), extended(noise, around, overlap)
+            return closed(self._encoded_in_tiles(*further, tiles), around, noise.shape[1:3])
+        with ops.wrapping(around):
             latents = self._vae.encode(picture, noise)
+            if is_half(self._vae) and not is_finite(latents) and self._widen_vae():
+                latents = self._vae.encode(picture, noise)
         return latents
 
     def _encoded_in_tiles(self, picture: mx.array, noise: mx.array, tiles: Tiles) -> mx.array:
@@ -385,14 +403,12 @@ class LoadedModel:
         width, height = (side // self.downscale for side in call.start.size)
         upscaler = upscaler_named(call.start.upscaler)
         if upscaler in LATENT_MODES:
-            larger = enlarged(latents, height, width, *LATENT_MODES[upscaler])
+            larger = enlarged(latents, height, width, *LATENT_MODES[upscaler], call.around)
         else:
             shape, enlarger = (1, height, width, self.latent_channels), Enlarger(upscaler)
             larger = mx.concatenate(
                 [
-                    self._enlarged_picture(one, enlarger, shape, call.tiles, progress)
-                    if finite
-                    else mx.full(shape, mx.nan)
+                    self._enlarged_picture(one, enlarger, shape, call, progress) if finite else mx.full(shape, mx.nan)
                     for one, finite in zip(mx.split(latents, len(rows)), rows, strict=True)
                 ]
             )
@@ -405,19 +421,27 @@ class LoadedModel:
         latents: mx.array,
         enlarger: Enlarger,
         shape: tuple[int, ...],
-        tiles: Tiles | None,
+        call: Call,
         progress: Progress | None,
     ) -> mx.array:
-        """The latents of a picture as an upscaler enlarges it, the posterior's mean, from its latents (1, h, w, C)."""
+        """The latents of a picture as an upscaler enlarges it, the posterior's mean, from its latents (1, h, w, C).
+
+        Beyond edges that meet, the upscaler sees what follows there, which is then cut off.
+        """
 
         def report(done: int, total: int) -> None:
             if progress is not None:
                 progress(f"Enlarging with {enlarger.upscaler.name}", done / total)
 
-        picture = to_picture(np.asarray(self.decode(latents))[0])
-        size = shape[2] * self.downscale, shape[1] * self.downscale
-        larger = enlarger(picture, size=size, progress=report)
-        return self._encoded(mx.array(as_input(larger, *size))[None], mx.zeros(shape), tiles)
+        size = width, height = shape[2] * self.downscale, shape[1] * self.downscale
+        picture = np.asarray(self.decode(latents, call.tiling))[0]
+        (top, above), (left, before) = (
+            margin(picture.shape[axis - 1], size[2 - axis]) if axis in call.around else (0, 0) for axis in (1, 2)
+        )
+        picture = np.pad(picture, ((top, top), (left, left), (0, 0)), mode="wrap")
+        larger = enlarger(to_picture(picture), size=(width + 2 * before, height + 2 * above), progress=report)
+        larger = larger.crop((before, above, before + width, above + height))
+        return self._encoded(mx.array(as_input(larger, *size))[None], mx.zeros(shape), call.tiles, call.around)
 
     @cached_property
     def _files_used(self) -> dict[str, str | None]:

@@ -83,6 +83,7 @@ class StableDiffusion(LoadedModel):
         hires: Hires | None = None,
         tile: int | None = None,
         tile_overlap: int = 64,
+        tiling: str = "off",
         progress: Progress | None = None,
         attention: AttentionMaps | None = None,
     ) -> Generation:
@@ -123,6 +124,9 @@ class StableDiffusion(LoadedModel):
         `progress(message, fraction)` is called after every tile and while a picture is enlarged, and may raise to
         cancel.
 
+        With `tiling` "x", "y" or "both" copies of the picture beside each other, on top of each other, or both, meet
+        without a seam: what networks see beyond an edge is the opposite edge. Give `decode` and `preview` the same.
+
         `refiner` is another model of the same latents, such as SDXL's refiner, which takes over when the share
         `refiner_switch` of the schedule is done; it gets the LoRAs too if it is of the same family. With `hires` it
         works in the second pass, as in A1111.
@@ -140,6 +144,7 @@ class StableDiffusion(LoadedModel):
             hires=hires,
             tile=tile,
             tile_overlap=tile_overlap,
+            tiling=tiling,
             texts=[text],
             negative_texts=[negative_text],
             n_images=n_images,
@@ -228,7 +233,7 @@ class StableDiffusion(LoadedModel):
         for step in generation:
             latents = step.latents
             mx.eval(latents)
-        pictures = self._unchanged(call) if latents is None else self.decode(latents)
+        pictures = self._unchanged(call) if latents is None else self.decode(latents, call.tiling)
         for place, picture in enumerate(np.asarray(pictures)):
             parameters = parameters_of(call, place, generation.used, self._asked)
             maps = None if attention is None or latents is None else attention.pictures[place]
@@ -312,7 +317,7 @@ class StableDiffusion(LoadedModel):
             start = Start.from_latents(x_0, noise.varied(), call.plan, denoiser)
         else:
             assert not isinstance(call.start, FirstPass)
-            encode = partial(self._encoded, tiles=call.tiles)
+            encode = partial(self._encoded, tiles=call.tiles, around=call.around)
             start = start_from(call.start, call.plan, denoiser, noise, call.noise, encode, self.inpainting)
         if self.low_memory:
             mx.eval(start.x)
@@ -349,14 +354,15 @@ class StableDiffusion(LoadedModel):
             cache = DeepCache(call.deepcache_interval, min(call.deepcache_branch, branches - 1))
         conditioned = ConditionedNetwork(
             network, reader, call.script, call.seen, call.cfg_weight, self._dtype, self.low_memory, cache, begin,
-            recording,
+            recording, call.around if call.tiles is None else (),
         )  # fmt: skip
         if self._unloads_encoders:
             conditioned.compute_texts()
             self._unloader.drop(*self._conditioner.encoders)
         predict: NetworkCall = conditioned
         if call.tiles is not None:
-            predict = TiledNetwork(conditioned, *call.tiles.on(self.downscale), self._unet.patch, progress)
+            side, overlap = call.tiles.on(self.downscale)
+            predict = TiledNetwork(conditioned, side, overlap, self._unet.patch, progress, call.around)
         return Denoiser(
             predict,
             self.scheduler_config.prediction_type,

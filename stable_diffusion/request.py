@@ -19,7 +19,7 @@ from .checks import MAX_SEED, MAX_SIDE, Choice, FilePath, Flag, Number, Text, Wh
 from .config import UNET_PREDICTIONS
 from .errors import InputError, SamplerError
 from .hires import MAX_SCALE, Hires
-from .pictures import FITS, MASKED_CONTENTS
+from .pictures import FITS, MASKED_CONTENTS, TILINGS
 from .pictures.formats import WRITTEN
 from .record import keys, passes
 from .record.parameters import Parameters
@@ -313,6 +313,14 @@ class Request:
         group=TILES, metavar="N", call="tile_overlap", key="SD upscale overlap", shown=(8, 512), always=True,
         counts=lambda request: request.tile is not None and request.mask is None,
     )  # fmt: skip
+    tiling: str = setting(
+        "off", Choice(tuple(TILINGS)),
+        "seamless: copies of the picture meet without a seam beside each other (x), on top of each other (y), or both; "
+        "for textures, wallpapers and panoramas",
+        title="Seamless", group=HOW, call="tiling", key="Tiling",
+        counts=lambda request: request.tiling != "off" and not (_masked(request) and request.only_masked),
+        words=(("off", "False"), ("x", "x"), ("y", "y"), ("both", "True")),
+    )  # fmt: skip
     fit: str = setting(
         "crop", Choice(FITS),
         "how PICTURE is fitted to the painted size: cropped, padded with white, or stretched",
@@ -549,6 +557,11 @@ class Request:
             self.picture, self.mask, *size, self.mask_blur, self.only_masked, self.padding, self.invert
         )
         return Call(arguments | {"input_image": inpainting.picture, "mask_image": inpainting.mask}, inpainting, size)
+
+    @property
+    def decoding(self) -> dict[str, str]:
+        """The arguments of `decode` and `preview` besides the latents."""
+        return {"tiling": self.tiling} if SETTINGS["tiling"].counts(self) else {}
 
     def painted_size(self, default_size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) to paint at: as requested, else the model's; with a mask, in the picture's own shape."""

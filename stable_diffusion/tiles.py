@@ -12,17 +12,28 @@ import numpy as np
 from .backend import mx
 
 
-def in_tiles(function: Callable[[mx.array], mx.array], array: mx.array, tile: int, overlap: int) -> mx.array:
+def in_tiles(
+    function: Callable[[mx.array], mx.array],
+    array: mx.array,
+    tile: int,
+    overlap: int,
+    around: tuple[int, ...] = (),
+) -> mx.array:
     """Apply `function`, (1, h, w, C) -> (1, k h, k w, D) for an integer k, in tiles; float32.
 
-    Tiles are `tile` x `tile` of the input, and overlap by at least `overlap`. Each is evaluated before the next.
+    Tiles are `tile` x `tile` of the input, and overlap by at least `overlap`. Each is evaluated before the next. Along
+    the axes `around` the opposite edges meet: tiles reach across them.
     """
+    sides = array.shape[1:3]
+    array = extended(array, around, overlap)
 
     def part(rows: slice, columns: slice) -> np.ndarray:
         return np.asarray(function(array[:, rows, columns]).astype(mx.float32))[0]
 
     _, height, width, _ = array.shape
-    return mx.array(np.concatenate(list(bands_of_tiles(part, height, width, tile, overlap))))[None]
+    whole = mx.array(np.concatenate(list(bands_of_tiles(part, height, width, tile, overlap))))[None]
+    scale = whole.shape[1] // height
+    return closed(whole, around, (sides[0] * scale, sides[1] * scale))
 
 
 def bands_of_tiles(
@@ -63,6 +74,27 @@ def bands_of_tiles(
         done = (below - top) * scale
         above = band[done:].copy(), shares[done:].copy()
         yield band[:done] / shares[:done]
+
+
+def extended(array: mx.array, axes: tuple[int, ...], length: int) -> mx.array:
+    """(B, h, w, C), along the axes that go around with its first `length` values, or all, once more at the end.
+
+    What `closed` makes of a result in tiles then has no seam where the opposite edges meet.
+    """
+    for axis in axes:
+        array = mx.concatenate([array, mx.split(array, [min(length, array.shape[axis])], axis)[0]], axis)
+    return array
+
+
+def closed(array: mx.array, axes: tuple[int, ...], sides: tuple[int, ...]) -> mx.array:
+    """The first `sides` (h, w) of an `extended` array: what lies beyond them is blended into the beginning."""
+    for axis in axes:
+        side = sides[axis - 1]
+        first, rest, again = mx.split(array, [array.shape[axis] - side, side], axis)
+        length = first.shape[axis]
+        share = ((mx.arange(length) + 0.5) / length).reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+        array = mx.concatenate([share * first + (1 - share) * again, rest], axis)
+    return array
 
 
 def starts(size: int, tile: int, overlap: int, multiple: int = 1) -> list[int]:

@@ -22,7 +22,7 @@ class PretendModel:
 
     def __init__(self, name, gate=None, fail_at=None):
         self.name, self.gate, self.fail_at, self.calls, self.closed, self.decodes = name, gate, fail_at, [], 0, 0
-        self.laid_over, self.calls_of_set_loras = [], []
+        self.laid_over, self.calls_of_set_loras, self.tilings = [], [], []
 
     def generate_latents(self, text, **arguments):
         if not text:
@@ -64,11 +64,12 @@ class PretendModel:
         self.laid_over = list(loras)
         self.calls_of_set_loras.append(self.laid_over)
 
-    def preview(self, latents):
-        return self.decode(latents)
+    def preview(self, latents, tiling="off"):
+        return self.decode(latents, tiling)
 
-    def decode(self, latents):
+    def decode(self, latents, tiling="off"):
         self.decodes += 1
+        self.tilings.append(tiling)
         pictures = np.full((len(latents), 64, 64, 3), float(latents.mean()), np.float32)
         pictures[:, -1, -1, -1] = 0.5  # a picture of one colour would be warned of
         return pictures

@@ -452,14 +452,14 @@ def test_a_picture_of_a1111(capsys):
     text = (
         f"{PROMPT}\nNegative prompt: clouds\nSteps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, "
         "Seed: 7, Size: 64x64, Model hash: 1234abcd, Model: postcards-tiny, VAE hash: 0123456789, Clip skip: 1, "
-        "Tiling: True, Version: v1.10.1"
+        "Face restoration: CodeFormer, Version: v1.10.1"
     )
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", text)
     Image.new("RGB", (64, 64)).save("theirs.png", pnginfo=info)
     assert run("again", "theirs.png", "--output", "ours.png") == 0
     error = capsys.readouterr().err
-    assert "made by another program" in error and "ignored: Tiling" in error
+    assert "made by another program" in error and "ignored: Face restoration" in error
     ours = picture_files.read_parameters("ours.png")
     assert (ours.sampler, ours.schedule, ours.seed, ours.negative) == ("DPM++ 2M", "Karras", 7, "clouds")
 

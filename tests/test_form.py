@@ -23,7 +23,7 @@ def test_values_that_the_form_can_show_are_kept():
         "prediction_type": "v_prediction", "bits": 4, "low_memory": True, "attention": True, "loras": [("ink", 0.5)],
         "clip_skip": 2, "zero_terminal_snr": False, "variation_seed": "7", "variation_strength": 0.25,
         "guidance_start": 0.25, "guidance_end": 0.75, "guidance_min_sigma": 1.5, "deepcache_interval": 3,
-        "deepcache_branch": 2,
+        "deepcache_branch": 2, "tiling": "both",
         "dynamic_prompts": True, "combinations": True, "default_negative": False, "styles": ["ink", "a night"],
         "hires_scale": 0.0,
         "hires_width": 0, "hires_height": 1024, "hires_upscaler": "one that has gone", "hires_steps": 0,

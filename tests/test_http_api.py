@@ -87,6 +87,17 @@ def test_every_honoured_setting_reaches_the_engine(client, engine):
     assert first["variation_strength"] == 0.25
 
 
+@pytest.mark.parametrize(
+    ("fields", "tiling", "said"),
+    [({"tiling": True}, "both", "True"), ({"tiling_axes": "x"}, "x", "x"), ({"tiling": False}, None, None)],
+)
+def test_seamless_pictures(client, engine, fields, tiling, said):
+    answer = painted(client, **fields)
+    (found,) = calls(engine)
+    assert found.get("tiling") == tiling and set(engine.models[0].tilings) == {tiling or "off"}
+    assert json.loads(answer["info"])["extra_generation_params"].get("Tiling") == said
+
+
 def test_what_is_not_said_is_the_models(client, engine):
     client.post("/sdapi/v1/txt2img", json={"prompt": "a"})
     (found,) = calls(engine)
@@ -160,7 +171,7 @@ def test_a_mask_with_alpha_is_its_alpha():
     ("fields", "status", "word"),
     [
         ({"restore_faces": True}, 422, "restore_faces"),
-        ({"tiling": True}, 422, "tiling"),
+        ({"tiling_axes": "z"}, 422, "tiling"),
         ({"enable_hr": True, "hr_checkpoint_name": "other"}, 422, "hr_checkpoint_name"),
         ({"enable_hr": True, "hr_upscaler": "Latnet"}, 422, "Near it: Latent"),
         ({"enable_hr": True, "hr_scale": 0}, 422, "hires_scale"),

@@ -65,5 +65,5 @@ def test_the_description_names_every_route_once():
     operations = [operation["operationId"] for path in found["paths"].values() for operation in path.values()]
     assert len(operations) == len(set(operations)) == len(ENDPOINTS)
     schema = found["paths"]["/sdapi/v1/txt2img"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert schema["properties"]["tiling"]["description"].startswith(REFUSED)
+    assert schema["properties"]["restore_faces"]["description"].startswith(REFUSED)
     assert schema["properties"]["force_task_id"]["description"].startswith(IGNORED)

@@ -140,7 +140,8 @@ class Painter:
                 self._show(bar)
                 if preview and step.index % self.preview_every == 0 and step.index < step.total:
                     with contextlib.suppress(NotFiniteError):
-                        self._write_preview(np.asarray(self.sd.decode(step.denoised)), preview)
+                        pictures = self.sd.decode(step.denoised, **self.request.decoding)
+                        self._write_preview(np.asarray(pictures), preview)
             pictures = self._unchanged(more) if latents is None else self._decoded(latents)
             self.first = None
             return pictures, generation.used
@@ -160,7 +161,7 @@ class Painter:
         import numpy as np
 
         try:
-            return np.asarray(self.sd.decode(latents))
+            return np.asarray(self.sd.decode(latents, **self.request.decoding))
         except NotFiniteError as error:
             if error.pictures is None:
                 raise

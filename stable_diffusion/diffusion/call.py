@@ -18,6 +18,7 @@ from ..backend import mx
 from ..config import SchedulerConfig
 from ..errors import InputError, SamplerError
 from ..hires import Hires
+from ..pictures import TILINGS
 from ..sampler import Sampler, eta_of, sampler_by_name, takes_eta, with_eta
 from ..text.prompt import Blend, Prompt, check_text, parse
 from ..text.script import Script, write_script
@@ -85,12 +86,18 @@ class Call:
     hires: Hires | None = None
     second: Call | None = None  # the pass of `hires`, which starts from what this one paints
     refinement: Refinement | None = None
+    tiling: str = "off"  # where copies of the picture meet without a seam
     tiles: Tiles | None = None  # that the network sees in turn, if the picture is larger than one
 
     @property
     def seen(self) -> tuple[int, int]:
         """(width, height) in pixels of what the network sees at once."""
         return self.size if self.tiles is None else self.tiles.seen(self.size)
+
+    @property
+    def around(self) -> tuple[int, ...]:
+        """The axes of (B, h, w, C) along which the opposite edges meet."""
+        return TILINGS[self.tiling]
 
     @cached_property
     def script(self) -> Script:
@@ -226,6 +233,7 @@ def check_call(
     refiner_switch: float,
     tile: int | None,
     tile_overlap: int,
+    tiling: str,
     first_pass: FirstPass | None = None,
     last_steps: int = 0,
 ) -> Call:
@@ -307,6 +315,7 @@ def check_call(
         eta=eta_of(sampler),
         notes=tuple(notes),
         refinement=refinement,
+        tiling=check_tiling(tiling),
         tiles=tiles,
     )
 
@@ -323,6 +332,12 @@ def check_size(model: ModelLimits, width: int | None, height: int | None) -> tup
             )
         sides.append(side)
     return sides[0], sides[1]
+
+
+def check_tiling(tiling: Any) -> str:
+    """Where copies meet without a seam, a key of `TILINGS`. Raises `InputError`."""
+    found: str = checks.Choice(tuple(TILINGS))("tiling", tiling)
+    return found
 
 
 def _check_deep_cache(name: str, network: DenoisingNetwork, interval: Any, branch: Any) -> None:

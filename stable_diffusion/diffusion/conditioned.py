@@ -24,7 +24,8 @@ class ConditionedNetwork:
     generation: a schedule of k texts costs k runs of the text encoder and memory for k texts' keys and values, but no
     more work per step. A composition of k parts costs k + 1 rows per step instead of 2. With `one_by_one` the network
     is called for each row of the batch in turn. A `cache` and a `recording` are this generation's own.
-    `begin` is called once, with evaluated latents, ahead of the first call.
+    `begin` is called once, with evaluated latents, ahead of the first call. Along the axes `around` of (B, h, w, C) the
+    network sees the latents' opposite edges as neighbours (ops/edges.py).
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class ConditionedNetwork:
         cache: DeepCache | None = None,
         begin: Callable[[], None] | None = None,
         recording: Recording | None = None,
+        around: tuple[int, ...] = (),
     ):
         self._begin = begin
         self._network, self._script, self._dtype, self._one_by_one = network, script, dtype, one_by_one
-        self._cache, self._recording = cache, recording
+        self._cache, self._recording, self._around = cache, recording, around
         negatives = script.negatives
         texts = [dataclasses.replace(each, negative=i in negatives) for i, each in enumerate(reader.read(script.texts))]
         self._prepared = network.prepare(texts, *size, dtype, cfg_weight)
@@ -65,12 +67,11 @@ class ConditionedNetwork:
         places = self._script.rows[step - 1][-len(x) :]
         context = self._context(places)
         x, time = x.astype(self._dtype), mx.array([t], mx.float32)
-        if self._cache is None:
-            return self._predict(x, time, context, step, None)
-        deep = self._cache.features_for(step, places)
-        whole = deep.features is None
-        answer = self._predict(x, time, context, step, deep)
-        if whole:
+        deep = None if self._cache is None else self._cache.features_for(step, places)
+        whole = deep is not None and deep.features is None
+        with ops.wrapping(self._around):
+            answer = self._predict(x, time, context, step, deep)
+        if self._cache is not None and deep is not None and whole:
             self._cache.keep(deep, places)
         return answer
 

@@ -5,6 +5,7 @@ Along each side the result is a matrix times the input, so that each mode is one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,11 +15,16 @@ from ..backend import mx
 SHARP, SMOOTH = -0.75, -0.5  # Keys' a (1981), of torch's bicubic without and with antialiasing
 
 
-def enlarged(latents: mx.array, height: int, width: int, mode: str, antialias: bool = False) -> mx.array:
-    """Latents (B, h, w, C) at another height and width, float32; modes are torch's, `bilinear`, `nearest` and so on."""
+def enlarged(
+    latents: mx.array, height: int, width: int, mode: str, antialias: bool = False, around: tuple[int, ...] = ()
+) -> mx.array:
+    """Latents (B, h, w, C) at another height and width, float32; modes are torch's, `bilinear`, `nearest` and so on.
+
+    Along the axes `around` the opposite edges are neighbours.
+    """
     down, across = (
-        mx.array(weights(before, after, mode, antialias))
-        for before, after in zip(latents.shape[1:3], (height, width), strict=True)
+        mx.array((weights_around if axis in around else weights)(latents.shape[axis], after, mode, antialias))
+        for axis, after in ((1, height), (2, width))
     )
     wide = mx.einsum("oj,bijc->bioc", across, latents.astype(mx.float32))
     return mx.einsum("oi,bijc->bojc", down, wide)
@@ -38,6 +44,22 @@ def weights(before: int, after: int, mode: str, antialias: bool = False) -> np.n
     for tap in range(2 * support):  # beyond an edge its value goes on
         np.add.at(table, (np.arange(after), np.clip(first + tap, 0, before - 1)), kernel(np.abs(first + tap - centres)))
     return table.astype(np.float32)
+
+
+def weights_around(before: int, after: int, mode: str, antialias: bool = False) -> np.ndarray:
+    """`weights` of a side whose ends meet: those of the middle one of three copies in a row."""
+    table = weights(3 * before, 3 * after, mode, antialias)[after : 2 * after]
+    return table.reshape(after, 3, before).sum(axis=1)
+
+
+def margin(before: int, after: int, least: int = 32) -> tuple[int, int]:
+    """How much of a side of `before` pixels to repeat beyond its ends, and how much that is when it has `after`.
+
+    At least `least`, or all of it, and a whole number of pixels in both.
+    """
+    step = before // math.gcd(before, after)
+    repeated = -(-min(least, before) // step) * step
+    return repeated, repeated * after // before
 
 
 def _nearest(before: int, after: int, offset: float) -> np.ndarray:

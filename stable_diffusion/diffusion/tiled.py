@@ -15,7 +15,7 @@ import numpy as np
 from .. import checks
 from ..backend import mx
 from ..errors import InputError
-from ..tiles import bands_of_tiles, starts
+from ..tiles import bands_of_tiles, closed, extended, starts
 from .denoiser import NetworkCall
 
 # Called with a message and the fraction done; it may raise to cancel.
@@ -53,14 +53,26 @@ def check_tiles(side: Any, overlap: Any, size: tuple[int, int], multiple: int) -
 class TiledNetwork:
     """A network on tiles of its latents, of `side` with `overlap` in latents; each is evaluated before the next.
 
-    Tiles start at multiples of `patch`. `report` is called after each tile.
+    Tiles start at multiples of `patch`. `report` is called after each tile. Along the axes `around` of (n, h, w, C) the
+    opposite edges meet: tiles reach across them.
     """
 
-    def __init__(self, network: NetworkCall, side: int, overlap: int, patch: int = 1, report: Report | None = None):
+    def __init__(
+        self,
+        network: NetworkCall,
+        side: int,
+        overlap: int,
+        patch: int = 1,
+        report: Report | None = None,
+        around: tuple[int, ...] = (),
+    ):
         self._network, self._side, self._overlap, self._patch, self._report = network, side, overlap, patch, report
+        self._around = around
 
     def __call__(self, x: mx.array, t: float, step: int) -> mx.array:
         """Predict for latents x (n, h, w, C) at a step; (n, h, w, D) float32, evaluated."""
+        sides = x.shape[1:3]
+        x = extended(x, self._around, self._overlap)
         rows, height, width, _ = x.shape
         total = len(self._places(height)) * len(self._places(width))
         done = 0
@@ -74,7 +86,7 @@ class TiledNetwork:
             return folded(answer)
 
         bands = bands_of_tiles(part, height, width, self._side, self._overlap, multiple=self._patch)
-        return mx.array(unfolded(np.concatenate(list(bands)), rows))
+        return closed(mx.array(unfolded(np.concatenate(list(bands)), rows)), self._around, sides)
 
     def _places(self, length: int) -> list[int]:
         return starts(length, self._side, self._overlap, self._patch)

@@ -3,7 +3,7 @@
 plain.py says what each operation means. cpu.py (with winograd.py and lanes.py) is for a CPU on which MLX's exp is slow,
 gpu.py fuses kernels, heads.py fits attention to the kernels that a GPU has, learning.py has gradients where cpu.py has
 none. tables.py lists which form belongs to which machine; `with ops.use("plain"):`, or STABLE_DIFFUSION_OPS=plain for a
-whole process, selects a table by name.
+whole process, selects a table by name. edges.py says what lies beyond the edges of a picture.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backend import mx, nn
+from .edges import around, padded, wrapping
 from .plain import Activation, AdamW, upsample_nearest
 from .tables import OPS_VARIABLE, TABLES, Forms, forms, use
 
@@ -31,9 +32,11 @@ __all__ = [
     "forms",
     "geglu",
     "group_norm",
+    "padded",
     "quantized_matmul",
     "upsample_nearest",
     "use",
+    "wrapping",
 ]
 
 
@@ -97,7 +100,9 @@ def conv2d(
     padding: int = 0,
     plus: mx.array | None = None,
 ) -> mx.array:
-    """`plain.conv2d` in its current form."""
+    """`plain.conv2d` in its current form; inside `wrapping` its padding is of the opposite edges."""
+    if padding and around():
+        x, padding = padded(x, padding, padding), 0
     return forms().conv2d(x, weight, bias, stride, padding, plus)
 
 

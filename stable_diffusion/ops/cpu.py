@@ -182,12 +182,14 @@ def conv2d(
         weight, bias = weight.astype(mx.float32), bias.astype(mx.float32)
     if (
         kernel == [3, 3]
-        and (stride, padding) == (1, 1)
+        and stride == 1
+        and padding in (0, 1)
         and x.dtype == weight.dtype == mx.float32
         and x.shape[1] * x.shape[2] >= WINOGRAD_PIXELS
         and min(channels, outputs) >= WINOGRAD_CHANNELS
     ):
-        return conv3x3(x, weight, bias)
+        y = conv3x3(x, weight, bias)
+        return y if padding else y[:, 1:-1, 1:-1]
     height, width = plain.conv2d_size(x, weight, stride, padding)
     rows = max(1, UNFOLDED // (width * math.prod(kernel) * channels))
     if not x.dtype == weight.dtype == mx.float32 or rows >= height:

@@ -11,6 +11,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import numpy as np
@@ -91,7 +92,7 @@ def each(function: Callable[[Part], Result], parts: Sequence[Part], inputs: Any 
     running: list[Future[list[Result]]] = []
     with contextlib.suppress(RuntimeError):  # the main thread has ended and the pool is closed: run the rest here
         for share in shares:
-            running.append(_pool(count()).submit(_run, function, share))
+            running.append(_pool(count()).submit(copy_context().run, _run, function, share))
     done = [future.result() for future in running] + [_run(function, share) for share in shares[len(running) :]]
     return [result for results in done for result in results]
 

@@ -4,9 +4,10 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,11 @@ def _painted(
                 for picture, latents in zip(pictures, np.asarray(step.latents, dtype=np.float32), strict=True):
                     picture.first = latents
             if step.index == step.total:
-                last, problem = _decoded_batch(model, step.latents)
+                last, problem = _decoded_batch(model, step.latents, job.request.decoding)
                 for frame, image in zip(frames, last, strict=True):
                     frame.decoded = preview.jpeg(arrays.to_picture(image)) if np.isfinite(image).all() else None
             else:
-                decodes.make(model, frames[-1])  # the one that is shown
+                decodes.make(partial(model.preview, **job.request.decoding), frames[-1])  # the one that is shown
             for picture, frame in zip(pictures, frames, strict=True):
                 picture.frames.append(frame)
             job.note = ""  # of what came between two passes
@@ -178,10 +179,10 @@ def _kept(maps: AttentionMaps | None, pictures: Sequence[Picture]) -> Iterator[N
                 picture.attention = found.smaller(MAPS_SIDE)
 
 
-def _decoded_batch(model: Any, latents: Any) -> tuple[np.ndarray, NotFiniteError | None]:
+def _decoded_batch(model: Any, latents: Any, decoding: Mapping[str, str]) -> tuple[np.ndarray, NotFiniteError | None]:
     """Finished pictures (B, H, W, 3); with those that are whole, the error of those that are NaN."""
     try:
-        return np.asarray(model.decode(latents), dtype=np.float32), None
+        return np.asarray(model.decode(latents, **decoding), dtype=np.float32), None
     except NotFiniteError as error:
         if error.pictures is None:
             raise
@@ -194,7 +195,7 @@ def _keep_first(model: Any, job: Job, pictures: Sequence[Picture], call: Call, o
         if picture.first is None or picture.used is None:
             continue
         try:
-            decoded = arrays.to_picture(_decoded(model.decode, picture.first))
+            decoded = arrays.to_picture(_decoded(partial(model.decode, **job.request.decoding), picture.first))
         except Exception:
             log.exception("what the first pass painted cannot be decoded")
             return
@@ -210,7 +211,7 @@ def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
         return
     frame = picture.frames[-1]
     request = _carrying(job.of_picture(job.pictures.index(picture)))
-    decoded = arrays.to_picture(_decoded(model.decode, frame.denoised))
+    decoded = arrays.to_picture(_decoded(partial(model.decode, **request.decoding), frame.denoised))
     call = request.to_call(model.default_size)
     finished = call.finish(decoded)
     said = request.to_record(picture.used, call.size)
@@ -251,23 +252,23 @@ class Decodes:
         self._next = 0.0
         self._slow = 0
 
-    def make(self, model: Any, frame: Frame) -> None:
+    def make(self, decode: Callable[[Any], Any], frame: Frame) -> None:
         """Decode the frame's estimate if it is time to, and schedule the next; a failure does not cost the picture."""
         start = time.perf_counter()
         if start < self._next:
             return
         try:
-            self._decode(model, frame, start)
+            self._decode(decode, frame, start)
         except Exception:
             log.exception("a preview failed; there are no more for this picture")
             self._next = math.inf
 
-    def _decode(self, model: Any, frame: Frame, start: float) -> None:
+    def _decode(self, decode: Callable[[Any], Any], frame: Frame, start: float) -> None:
         if self._in_full(frame):
-            frame.decoded = decoded_jpeg(model.preview, frame.denoised)
+            frame.decoded = decoded_jpeg(decode, frame.denoised)
             share = FULL_SHARE
         elif "auto" in self._job.request.previews and self._job.quick and self._job.drafting:
-            frame.draft = decoded_jpeg(model.preview, halved(frame.denoised))
+            frame.draft = decoded_jpeg(decode, halved(frame.denoised))
             share = DRAFT_SHARE
             self._slow = self._slow + 1 if time.perf_counter() - start > DRAFT_PATIENCE else 0
             self._job.drafting = self._slow < SLOW_DRAFTS

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,7 +150,7 @@ class Worker:
         """Queue a full decode of a recorded step's estimate, for a replay. Raises QueueFullError."""
 
         def decode(model: Any, report: Report) -> None:
-            frame.decoded = decoded_jpeg(model.decode, frame.denoised)
+            frame.decoded = decoded_jpeg(partial(model.decode, **job.request.decoding), frame.denoised)
 
         return self.compute((job.id, id(frame)), decode, job.model, True, job.options)
 

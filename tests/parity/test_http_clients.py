@@ -262,7 +262,7 @@ def test_sd_backend_client_cancels(strict):
     assert handle.cancel()
     wait(lambda: handle.poll().status.is_terminal, 20)
     with pytest.raises(ServerError):
-        strict.txt2img(DiffusionRequestBody(**ask(tiling=True)))
+        strict.txt2img(DiffusionRequestBody(**ask(restore_faces=True)))
 
 
 # --- openai

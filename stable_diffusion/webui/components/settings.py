@@ -148,6 +148,7 @@ def _advanced() -> None:
     fields.slider("guidance_min_sigma", step=0.1)
     fields.number("deepcache_interval")
     fields.number("deepcache_branch", disabled=st.session_state["deepcache_interval"] == 1)
+    fields.choice("tiling", {"off": "Off", "x": "Left and right", "y": "Top and bottom", "both": "Both"})
     fields.slider("variation_strength")
     fields.typed("variation_seed", disabled=not st.session_state["variation_strength"])
     fields.choice("prompt_language", {"a1111": "A1111's", "plain": "Plain"})
