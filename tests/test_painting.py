@@ -79,7 +79,7 @@ def test_drafts_take_their_share_of_the_time_and_no_more():
         for index in range(1, 201):
             clock[0] += 0.1
             frame = Frame(index, 200, 1.0, *(np.zeros((16, 16, 4), np.float16),) * 2)
-            decodes.make(Model(), frame)
+            decodes.make(Model().preview, frame)
             jpegs += frame.draft is not None
     assert 0.09 < jpegs * 0.05 / (clock[0] - 100.0) <= 0.125
 
