@@ -177,7 +177,9 @@ def all(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
     """
     here = local(folders)
     names = {model.name for model in here}
-    return [*KNOWN[:1], *here, *(model for model in (*KNOWN[1:], *_downloaded()) if model.name not in names)]
+    embedded = [model for model in KNOWN if model.kind == EMBEDDED]
+    others = (*KNOWN[len(embedded) :], *_downloaded())
+    return [*embedded, *here, *(model for model in others if model.name not in names)]
 
 
 def model_folders() -> list[Path]:
@@ -241,7 +243,8 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
     if not (folder / "model_index.json").is_file():
         return None
     title = name or folder.resolve().name
-    kind = _json(folder / "model_index.json").get("_class_name")
+    index = _json(folder / "model_index.json")
+    kind = index.get("_class_name")
     if not isinstance(kind, str):
         return Model(title, LOCAL, str(folder), title, problem="its model_index.json cannot be read")
     family = _family(folder, kind)
@@ -249,7 +252,9 @@ def from_folder(folder: str | os.PathLike, name: str | None = None) -> Model | N
     scheduler = _json(folder / "scheduler" / "scheduler_config.json")
     edm = edm_kind(scheduler.get("_class_name"))
     lcm = kind.startswith("LatentConsistency") or bool(_json(folder / "unet" / "config.json").get("time_cond_proj_dim"))
-    recipe = recipes.of_checkpoint(title, family, None, scheduler, lcm) if family else None
+    recipe = None
+    if family:
+        recipe = recipes.of_index(index, family) or recipes.of_checkpoint(title, family, None, scheduler, lcm)
     return Model(
         title,
         LOCAL,

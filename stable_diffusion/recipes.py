@@ -24,6 +24,8 @@ GENERIC = {
     "unet",
 }  # names that say nothing
 METADATA = ("modelspec.title", "ss_output_name")  # keys of a file's that may tell of a kind
+INDEX_KEY = "_recipe"  # of a folder's model_index.json: steps, cfg and sampler of a model that says so itself
+INDEX_SAMPLERS = ("ddim", "euler", "dpmpp_2m", "lcm", "tcd")  # what it may name
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _STEPS = re.compile(r"(?<![a-z0-9.])(?:\d{1,2}\s*(?:-|to)\s*)?(\d{1,2})[ _-]?steps?(?![a-z])", re.IGNORECASE)
 _NOT = {"no", "non", "not", "without", "anti", "un"}
@@ -125,6 +127,20 @@ def of_checkpoint(
         if (scheduler or {}).get("_class_name") in kind.schedulers:
             return _recipe(kind, name, family, "its scheduler")
     return _recipe(KINDS[-1], name, family, "its scheduler") if _is_turbos(scheduler or {}, family) else None
+
+
+def of_index(index: Mapping[str, Any], family: str) -> Recipe | None:
+    """The recipe that a folder's model_index.json states, or None where it states none that could be followed."""
+    said = index.get(INDEX_KEY)
+    if not isinstance(said, Mapping):
+        return None
+    steps, cfg, sampler = said.get("steps"), said.get("cfg"), said.get("sampler")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not isinstance(cfg, int | float):
+        return None
+    if sampler not in INDEX_SAMPLERS or not 1 <= steps <= MAX_STEPS or not 0 <= cfg <= 100:
+        return None
+    title = f"{families.get(family).title} distilled to {steps} steps".strip()
+    return Recipe(title, steps, float(cfg), sampler, "its model_index.json")
 
 
 def of_lora(name: str, family: str, metadata: Mapping[str, str] | None = None) -> Recipe | None:

@@ -354,11 +354,15 @@ class UNet(nn.Module):
             place += count
         return x
 
-    def guidance_embedding(self, cfg_weight: float) -> mx.array:
-        """The embedded guidance weight of latent consistency models, (1, time_cond_proj_dim) (Luo et al. 2023)."""
+    def guidance_embedding(self, cfg_weight: float | mx.array) -> mx.array:
+        """The embedded guidance weight of latent consistency models, (1, time_cond_proj_dim) (Luo et al. 2023).
+
+        For weights (B,), as in training: (B, time_cond_proj_dim).
+        """
         channels = self.config.time_cond_proj_dim
         assert channels, "this U-Net takes no guidance weight"
-        return sinusoidal_embedding(mx.array([(cfg_weight - 1) * 1000.0]), channels, False, freq_shift=1)
+        values = (cfg_weight - 1) * 1000.0
+        return sinusoidal_embedding(mx.array(values).reshape(-1), channels, False, freq_shift=1)
 
     def _levels(self) -> list[UNetLevel]:
         middle = [self.mid_block] if "mid_block" in self else []

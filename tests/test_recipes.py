@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stable_diffusion.recipes import of_checkpoint, of_lora
+from stable_diffusion.recipes import of_checkpoint, of_index, of_lora
 from stable_diffusion.sampler import key_of
 
 # Names as on the hub and on Civitai: (name, family), then title, steps, CFG, sampler.
@@ -124,3 +124,19 @@ def test_guidance_as_an_input():
     recipe = of_checkpoint("LCM_Dreamshaper_v7_8steps", "sd1", embeds_guidance=True)
     assert told(recipe) == ("SD 1.x LCM", 8, 8.0, "lcm")
     assert recipe.in_words == "Recognised as SD 1.x LCM by its keys: 8 steps, CFG 8, sampler lcm."
+
+
+def test_a_folder_states_its_own_recipe():
+    found = of_index({"_recipe": {"steps": 4, "cfg": 5, "sampler": "ddim"}}, "sd1")
+    assert (found.steps, found.cfg, found.sampler) == (4, 5.0, "ddim")
+    assert found.what == "Recognised as SD 1.x distilled to 4 steps by its model_index.json"
+
+
+@pytest.mark.parametrize("said", [
+    None, [], {}, {"steps": 4, "cfg": 5}, {"steps": "4", "cfg": 5, "sampler": "ddim"},
+    {"steps": 0, "cfg": 5, "sampler": "ddim"}, {"steps": True, "cfg": 5, "sampler": "ddim"},
+    {"steps": 4, "cfg": -1, "sampler": "ddim"}, {"steps": 4, "cfg": 5, "sampler": 3},
+    {"steps": 400, "cfg": 5, "sampler": "ddim"}, {"steps": 4, "cfg": 5, "sampler": "no such"},
+])  # fmt: skip
+def test_a_recipe_that_cannot_be_followed_is_none(said):
+    assert of_index({"_recipe": said}, "sd1") is None

@@ -22,6 +22,7 @@ from . import names, native
 from .checkpoint import Checkpoint
 from .load_folder import read_index, read_json
 from .name_table import KERNEL, TRANSPOSED, Names
+from .parts import PARTS_KEY, part_folder
 from .quantised import plain_parameters, quantisation_of
 
 # The release whose files these resemble; its inpainting pipeline does not load without the key.
@@ -135,15 +136,15 @@ def _copied(checkpoint: Checkpoint, source: Path) -> dict[str, Any]:
         | {
             key: [None, None] if isinstance(value, list) and key not in kept else value
             for key, value in index.items()
-            if key not in PASSING
+            if key not in (*PASSING, PARTS_KEY)
         },
         "scheduler/scheduler_config.json": read_json(source / "scheduler" / "scheduler_config.json"),
     }
     for part in checkpoint.parts:
-        values = read_json(source / part / "config.json")
+        values = read_json(part_folder(source, index, part) / "config.json")
         texts[f"{part}/config.json"] = {k: v for k, v in values.items() if k not in PASSING}
     for name in tokenizers:
-        texts |= {f"{name}/{path.name}": path.read_bytes() for path in _files(source / name)}
+        texts |= {f"{name}/{path.name}": path.read_bytes() for path in _files(part_folder(source, index, name))}
     return texts
 
 

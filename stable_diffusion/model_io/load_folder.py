@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .checkpoint import Checkpoint, assemble, family_of, vae_dtype
 from .hub import TEXT_ENCODERS, Progress, names_part, weight_files
 from .name_table import Names
 from .native import QUANTIZATION, is_own_form, load_own_form
+from .parts import part_folder
 from .strict import load_weights
 
 # Prefixes of other architectures' pipeline classes in model_index.json.
@@ -76,10 +77,10 @@ def load_folder(
     index = read_index(folder)
     parts = [part for part in TEXT_ENCODERS if names_part(index, part)]
     tokenizer_names = [part.replace("text_encoder", "tokenizer") for part in parts]
-    load = _Loader(folder, dtype, check_values, report)
+    load = _Loader(folder, index, dtype, check_values, report)
     unet = load("unet", UNetConfig, UNet, names.UNET, keep_half=half_unet)
     family = family_of(unet.config, parts)
-    vae_file = folder / "vae" / "config.json"
+    vae_file = part_folder(folder, index, "vae") / "config.json"
     usual = other_vae and not vae_file.is_file()
     values = ldm.usual_vae_config(families.get(family)) if usual else read_json(vae_file)
     vae_config = AutoencoderConfig.from_dict(values, str(vae_file))
@@ -89,7 +90,7 @@ def load_folder(
         else load("vae", AutoencoderConfig, Autoencoder, names.VAE, vae_dtype(family, vae_config, dtype))
     )
     text_encoders = [load(part, CLIPTextConfig, CLIPTextModel, names.TEXT_ENCODER) for part in parts]
-    tokenizers = [Tokenizer.from_files(folder / name) for name in tokenizer_names]
+    tokenizers = [Tokenizer.from_files(part_folder(folder, index, name)) for name in tokenizer_names]
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = SchedulerConfig.from_dict(read_json(scheduler_file), str(scheduler_file))
     zeros = bool(index.get("force_zeros_for_empty_prompt", families.get(family).zeros_for_empty_prompt))
@@ -138,8 +139,9 @@ def read_json(path: Path) -> Any:
 class _Loader:
     """Loads components one by one, reporting progress."""
 
-    def __init__(self, folder: Path, dtype: mx.Dtype, check_values: bool, report: Progress):
+    def __init__(self, folder: Path, index: Mapping[str, Any], dtype: mx.Dtype, check_values: bool, report: Progress):
         self.folder = folder
+        self.index = index
         self.dtype = dtype
         self.check_values = check_values
         self.report = report
@@ -155,7 +157,7 @@ class _Loader:
         keep_half: bool = False,
     ) -> Any:
         self.report(f"Loading {name}", None)
-        folder = self.folder / name
+        folder = part_folder(self.folder, self.index, name)
         config_file = folder / "config.json"
         values = read_json(config_file)
         quantisation = values.pop(QUANTIZATION, None) if isinstance(values, dict) else None

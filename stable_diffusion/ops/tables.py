@@ -93,13 +93,14 @@ def forms() -> Forms:
 def use(table: str | Forms) -> Iterator[None]:
     """Make a table current inside the `with` block, in every thread of the process.
 
-    `table` is "plain", "cpu", "gpu", "learning" or a table of your own. "learning" has gradients on every machine:
-    where the usual forms already have them (all but "cpu"), they stay. Networks look operations up when they are
-    called, so one that was built outside may be called inside, and the reverse.
+    `table` is "plain", "cpu", "gpu", "learning", "usual" or a table of your own. "usual" is this machine's, for what
+    needs no gradients. "learning" has gradients on every machine: where the usual forms already have them (all but
+    "cpu"), they stay. Networks look operations up when they are called, so one that was built outside may be called
+    inside, and the reverse.
     """
     global _current
     before = _current
-    if table == "learning" and _usual() is not CPU:
+    if table == "usual" or (table == "learning" and _usual() is not CPU):
         table = _usual()
     _current = TABLES[table] if isinstance(table, str) else table
     try:

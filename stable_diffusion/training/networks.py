@@ -19,6 +19,7 @@ from ..model_io import names
 from ..model_io.export import to_folder
 from ..model_io.load_folder import read_json
 from ..model_io.strict import load_weights
+from ..recipes import INDEX_KEY
 from ..unet import Transformer2D, UNet
 from ..vae import Autoencoder
 
@@ -140,12 +141,21 @@ def write_part(folder: Path, part: str, model: nn.Module, **changes: Any) -> Non
         mx.save_safetensors(str(temporary), tensors, {"format": "pt"})
 
 
-def write_index(folder: Path, scheduler: SchedulerConfig) -> None:
-    """Write what turns the parts into a pipeline: model_index.json and the scheduler's configuration."""
-    kind = "EulerDiscreteScheduler"
+def write_index(
+    folder: Path,
+    scheduler: SchedulerConfig,
+    kind: str = "EulerDiscreteScheduler",
+    recipe: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what turns the parts into a pipeline: model_index.json and the scheduler's configuration.
+
+    `kind` is the scheduler's class. A model made for few steps says in `recipe` how it is painted with (recipes.py);
+    diffusers ignores keys with an underscore.
+    """
     classes = {**CLASSES, "scheduler": kind, "tokenizer": "CLIPTokenizer"}
     index: dict[str, Any] = {name: [LIBRARIES[name], classes[name]] for name in sorted(classes)}
     index |= {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
+    index |= {INDEX_KEY: dict(recipe)} if recipe else {}
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **index})
     values = {k: v for k, v in dataclasses.asdict(scheduler).items() if v is not None}
     # diffusers' DDIM would otherwise clip latents as if they were pixels.

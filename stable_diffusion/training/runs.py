@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..checks import MAX_SEED, Check, FilePath, Flag, Number, Whole, Wholes
+from ..checks import MAX_SEED, Check, FilePath, Flag, Number, Text, Whole, Wholes
 from ..errors import InputError
 from .recipe import Recipe
 
@@ -179,6 +179,27 @@ RUNS = {
             builder="vae:decoder_task",
             recipe=Recipe(batch=4, learning_rate=5e-4, warm_up=100),
             needs=("vae",),
+        ),
+        Run(
+            name="distil",
+            title="student of few steps",
+            help="a U-Net that needs half of its teacher's steps, and one row where guidance needs two",
+            builder="distil_run:new_task",
+            recipe=Recipe(batch=16, learning_rate=3e-4, warm_up=50, average_decay=0.995, weight_decay=0.0),
+            own=(
+                Option(
+                    "teacher",
+                    Text(),
+                    "a model that predicts v, or the student of an earlier halving: a name or a folder",
+                    "postcards-tiny",
+                    "MODEL",
+                ),
+                Option("teacher_steps", Whole(2, 1000), "DDIM steps of the teacher", 32),
+                Option("student_steps", Whole(1, 500), "DDIM steps of the student", 16),
+                Option("least_guidance", Number(0, 100), "the smallest guidance weight that it learns", 1.0, "W"),
+                Option("guidance", Number(0, 100), "the weight that it learns most often, its default", 5.0, "W"),
+                Option("most_guidance", Number(0, 100), "the largest weight", 8.0, "W"),
+            ),
         ),
         Run(
             name="ddpm",
