@@ -3,6 +3,7 @@
     python benchmarks/adherence.py                                   400 pictures of postcards-tiny: minutes on a CPU
     python benchmarks/adherence.py --pictures 40 --sheet sheet.png   a quick look
     python benchmarks/adherence.py --compare postcards-tiny DIR      two models side by side, the same prompts and seeds
+    python benchmarks/adherence.py --own --compare postcards-tiny postcards-4-step   each with its own settings
 
 Half of the prompts are of combinations (thing, colour, time) that training never saw. The judge, a small network, is
 trained on the painter's own pictures and kept in the --cache folder for the next run. The first row shows how often it
@@ -24,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from benchmarks.judge import ATTRIBUTES, SIZE, Classifier, any_postcard, frechet_distance, train
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, catalogue
 from stable_diffusion.errors import InputError, StableDiffusionError
 from stable_diffusion.pictures import arrays
 from stable_diffusion.training.postcards.painter import Postcard, describe, paint, random_postcard
@@ -46,6 +47,7 @@ class Scores:
     psnr: float
     distance: float
     pictures: list[Image.Image] = field(repr=False)
+    seconds: float = 0.0  # of CPU time a picture, decoding included
 
 
 def postcards(count: int, stream: int, seed: int) -> list[Postcard]:
@@ -128,7 +130,12 @@ def score(name: str, judge: Classifier, unit: float, fresh: list[Postcard], opti
             f"{name!r} paints {width}x{height}; the judge reads squares of {SIZE}, {2 * SIZE}, ... pixels."
         )
     cards, held_out = prompted(options.pictures, options.seed)
+    if options.own:
+        own = catalogue.find(name).defaults
+        options = argparse.Namespace(**vars(options) | {"steps": own.steps, "cfg": own.cfg, "sampler": own.sampler})
+    begun = time.process_time()
     pictures = generate(sd, cards, options)
+    seconds = (time.process_time() - begun) / len(cards)
     features, generated = judged(judge, pictures, cards)
     real = painted(fresh[: options.pictures], width)
     real_features, _ = judged(judge, real, fresh[: options.pictures])
@@ -142,6 +149,7 @@ def score(name: str, judge: Classifier, unit: float, fresh: list[Postcard], opti
         psnr=psnr,
         distance=frechet_distance(features / unit, real_features / unit),
         pictures=framed(pictures, generated),
+        seconds=seconds,
     )
 
 
@@ -195,6 +203,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=5.0)
     parser.add_argument("--sampler", default="euler")
+    parser.add_argument(
+        "--own", action="store_true", help="each model with its own default steps, guidance and sampler"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=ROOT / "outputs" / "adherence", help="where the judge is kept")
     parser.add_argument("--judge-steps", type=int, default=4000)
@@ -218,6 +229,7 @@ def run(options: argparse.Namespace) -> None:
     )
     found = [score(name, judge, unit, fresh, options) for name in options.compare or [options.model]]
     print(table(right, halves, found))
+    print(*(f"{one.model}: {one.seconds:.2f} s of CPU time a picture" for one in found), sep="\n")
     if options.sheet:
         arrays.grid([picture for one in found for picture in one.pictures], COLUMNS, gap=4).save(options.sheet)
 
