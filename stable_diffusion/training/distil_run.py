@@ -121,7 +121,7 @@ class DistilTask:
     def export(self) -> None:
         side = self.cache.data.size // self.cache.vae.config.downscale
         write_part(self.folder, "unet", self.model, sample_size=side)
-        recipe = {"title": "Distilled", "steps": self.steps, "cfg": self.weights[1], "sampler": SAMPLER}
+        recipe = {"steps": self.steps, "cfg": self.weights[1], "sampler": SAMPLER}
         write_index(self.folder, self.scheduler, "DDIMScheduler", recipe)
 
     def _states(self, ids: mx.array) -> mx.array:
