@@ -21,7 +21,6 @@ from .record.picture_files import save_picture
 from .record.used import Used
 from .request import SETTINGS, Request
 from .sampler import key_of
-from .text.blend import Frame
 from .text.prompt import Blend
 
 
@@ -103,12 +102,16 @@ def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) 
     """
     prompt, negative = call.prompts[place], call.negatives[place]
     varied = call.seeds.strength > 0
+    blend = prompt.typed if isinstance(prompt.typed, Blend) else None
     request = Request(
-        prompt=prompt.typed.start if isinstance(prompt.typed, Blend) else prompt.typed,
+        prompt=prompt.typed if isinstance(prompt.typed, str) else prompt.typed.start,
+        blend_prompt="" if blend is None else blend.end,
+        blend_share=0.0 if blend is None else blend.share,
         negative="" if negative is None else str(negative.typed),
         seed=call.seeds.of_pictures()[place],
         variation_seed=call.seeds.of_variations()[place] if varied else None,
         variation_strength=call.seeds.strength,
+        vary_all_draws=call.seeds.all_draws,
         sampler=call.sampler,
         **_of_hires(call.hires),
         refiner=used.refiner,
@@ -120,9 +123,6 @@ def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) 
         request = replace(request, mask=some, mask_blur=0.0, masked_content=call.start.mask.content)
     made = request.to_record(used, call.size)
     made.strength = call.strength if call.hires is None else call.hires.strength
-    if isinstance(prompt.typed, Blend):
-        blend = prompt.typed
-        made.extra |= keys.of_frame(Frame(0, 1, blend.share, blend.start, blend.end, call.seeds.first, None))
     if _can_be_repeated(call):
         made.extra |= keys.of_batch(len(call.prompts), place)
     return made

@@ -84,6 +84,7 @@ class StableDiffusion(LoadedModel):
         tile: int | None = None,
         tile_overlap: int = 64,
         tiling: str = "off",
+        vary_all_draws: bool = False,
         progress: Progress | None = None,
         attention: AttentionMaps | None = None,
     ) -> Generation:
@@ -106,9 +107,10 @@ class StableDiffusion(LoadedModel):
         others what lies above its skip connection `deepcache_branch` (Ma et al. 2023).
 
         With a `variation_strength` all pictures have the same seed, and the first noise of picture i is turned that
-        far, from 0 to 1, towards the noise of the seed `variation_seed` + i. `eta`, from 0 to 1, is how much noise the
-        sampler adds again at each step (TCD's gamma); None is its own value. Closing the generator cancels the
-        generation.
+        far, from 0 to 1, towards the noise of the seed `variation_seed` + i; with `vary_all_draws` so are all later
+        draws, of samplers that add noise and of an input picture's encoding, so that at 1 the picture is that seed's
+        own. `eta`, from 0 to 1, is how much noise the sampler adds again at each step (TCD's gamma); None is its own
+        value. Closing the generator cancels the generation.
 
         Both texts are in A1111's prompt language (stable_diffusion.text.language); its schedules count the steps that
         are run. With `prompt_language` "plain" they are literal, truncated after 75 tokens. A `Blend` mixes two texts.
@@ -165,6 +167,7 @@ class StableDiffusion(LoadedModel):
             deepcache_branch=deepcache_branch,
             variation_seed=variation_seed,
             variation_strength=variation_strength,
+            vary_all_draws=vary_all_draws,
             mask_image=mask_image,
             masked_content=masked_content,
             clip_skip=clip_skip,

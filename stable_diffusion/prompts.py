@@ -26,8 +26,21 @@ def prepared(request: Request) -> Request:
 
     First the styles are applied, then the default negative prompt is added, then dynamic prompts are drawn, which may
     be in any of these. Picture i has the prompts of its own seed, as in sd-dynamic-prompts; with `combinations` it has
-    the i-th of all. Raises `InputError` for what cannot be drawn.
+    the i-th of all. A prompt that is mixed in is drawn once. Raises `InputError` for what cannot be drawn.
     """
+    found = _prepared(request)
+    if not request.blend_prompt:
+        return found
+    second = _prepared(
+        dataclasses.replace(
+            request, prompt=request.blend_prompt, blend_prompt="", n_images=1, combinations=False, texts=(),
+            seed=found.seed, variation_seed=found.variation_seed,
+        )
+    )  # fmt: skip
+    return dataclasses.replace(found, blend_prompt=second.of_picture(0).prompt)
+
+
+def _prepared(request: Request) -> Request:
     prompt, negative = styles.apply(request.prompt, request.negative, styles.find(request.styles))
     if request.default_negative:
         negative = with_default(negative, _default_of(request.model))

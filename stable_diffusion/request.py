@@ -25,6 +25,7 @@ from .record import keys, passes
 from .record.parameters import Parameters
 from .record.used import Used
 from .setting import (
+    BLEND,
     HIRES,
     HOW,
     LARGER,
@@ -41,7 +42,7 @@ from .setting import (
     setting,
 )  # fmt: skip
 from .text import dynamic
-from .text.prompt import A1111, LANGUAGES
+from .text.prompt import A1111, LANGUAGES, Blend
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,6 +81,10 @@ def _twice(request: Request) -> bool:
     return request.hires is not None
 
 
+def _blended(request: Request) -> bool:
+    return bool(request.blend_prompt) and request.blend_share > 0
+
+
 def _target(name: str) -> Any:
     return setting(
         None, Whole(GRID, MAX_SIDE, GRID), f"{name} of the target in pixels, in place of a factor; with both, what "
@@ -107,6 +112,14 @@ class Request:
         "a1111: (red:1.3), [red], [red:blue:0.5], [red|blue], AND and BREAK mean what they mean there, at any length; "
         "plain: the prompts are taken literally, up to 75 tokens",
         title="Prompt language", group=WHAT, metavar="NAME", call="prompt_language", key="Prompt language",
+    )  # fmt: skip
+    blend_prompt: str = setting(
+        "", Text(), "a second text to mix into the prompt, by their embeddings: a frame between the two", group=BLEND,
+        title="Blended with", metavar="TEXT", key=keys.BLEND_PROMPT, counts=_blended,
+    )  # fmt: skip
+    blend_share: float = setting(
+        0.0, Number(0, 1), "the share of the second text, from 0 to 1", title="Share of the second text", group=BLEND,
+        metavar="S", key=keys.BLEND_SHARE, counts=_blended,
     )  # fmt: skip
     dynamic_prompts: bool | None = setting(
         None, Flag(),
@@ -140,6 +153,13 @@ class Request:
     variation_seed: int | None = setting(
         None, Whole(-1, MAX_SEED), "the other seed; picture i gets it + i", group=SEVERAL, metavar="N", unset=-1,
         title="Variation seed", usual="-1, a new one", key=keys.VARIATION_SEED,
+        counts=lambda request: request.variation_strength > 0,
+    )  # fmt: skip
+    vary_all_draws: bool = setting(
+        False, Flag(),
+        "turn later noise as well, which samplers such as Euler a add, so that at a strength of 1 the picture is the "
+        "other seed's own; A1111 turns the first noise alone",
+        title="Vary later noise too", group=SEVERAL, key=keys.VARIATION_OF_ALL,
         counts=lambda request: request.variation_strength > 0,
     )  # fmt: skip
     batch_size: int = setting(
@@ -477,7 +497,13 @@ class Request:
             "seed": self.seed,
             "variation_seed": self.variation_seed + place,
             "variation_strength": self.variation_strength,
+            **({"vary_all_draws": True} if self.vary_all_draws else {}),
         }
+
+    @property
+    def text(self) -> str | Blend:
+        """The prompt, mixed with the second one if there is one."""
+        return Blend(self.prompt, self.blend_prompt, self.blend_share) if _blended(self) else self.prompt
 
     def batch_from(self, start: int) -> range:
         """The pictures from number `start` that are painted together: up to `batch_size`, and of the same prompts."""
@@ -497,7 +523,7 @@ class Request:
             negative_template=self.negative_template if negative == self.negative else self.negative,
             texts=(),
             n_images=1,
-            **{name: value for name, value in self.seeds_of(place).items() if name != "variation_strength"},
+            **{name: value for name, value in self.seeds_of(place).items() if name.endswith("seed")},
         )
 
     def to_load(self, refiner: bool = False) -> dict[str, Any]:
@@ -541,7 +567,7 @@ class Request:
             for name, each in SETTINGS.items()
             if each.call and each.counts(self) and getattr(self, name) is not None
         }
-        arguments |= {"text": self.prompt, "negative_text": self.negative or None, "sampler": self.sampler}
+        arguments |= {"text": self.text, "negative_text": self.negative or None, "sampler": self.sampler}
         arguments |= {} if refiner is None else {"refiner": refiner}
         size = self.painted_size(default_size)
         if self.picture is None:
@@ -689,7 +715,8 @@ def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
         except SamplerError:
             wanted = " ".join(filter(None, (sampler, schedule)))
             notes.append(f"The sampler {wanted!r} is not offered here; the chosen one was left.")
-    if dynamic.has_syntax(parameters.prompt) or dynamic.has_syntax(parameters.negative):
+    typed = (parameters.prompt, parameters.negative, parameters.extra.get(keys.BLEND_PROMPT, ""))
+    if any(map(dynamic.has_syntax, typed)):
         found["dynamic_prompts"] = False
     for name, each in SETTINGS.items():
         if each.key in texts:

@@ -11,11 +11,11 @@ from .checks import Check, Choice
 from .record import keys
 
 # Groups of options in the command line's help; "" means no option of its own.
-WHAT, HOW, MACHINE, SEVERAL, HIRES, TILES, LARGER, PICTURE, MASK, WHITE, SIDES, PRIVACY = (
+WHAT, HOW, MACHINE, SEVERAL, HIRES, TILES, LARGER, PICTURE, MASK, WHITE, SIDES, PRIVACY, BLEND = (
     "what to paint", "how to paint it", "how to use the machine", "several pictures",
     "hires fix: enlarge, and paint over it in a second pass", "tiles for what is too large to paint at once",
     "making the input picture larger", "the input picture", "the mask", "the white in the mask", "where to extend",
-    "privacy",
+    "privacy", "a mixture of two prompts",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Blends: shares, ends that are the prompts' own pictures, what lies between; strips, GIFs and films; the command."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from stable_diffusion import Blend, StableDiffusion
+from stable_diffusion import Blend, StableDiffusion, morph
 from stable_diffusion import __main__ as program
 from stable_diffusion.backend import mx
+from stable_diffusion.commands import running
 from stable_diffusion.errors import InputError
 from stable_diffusion.pictures import arrays
-from stable_diffusion.record import film, picture_files
+from stable_diffusion.record import film, keys, picture_files
 from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.request import Request
 from stable_diffusion.text import blend
 
 DAY, NIGHT = "a red house on green hills by day", "a blue sailboat on the sea at night"
@@ -56,15 +59,16 @@ def test_frames_lie_at_even_shares_from_end_to_end():
     assert [(each.index, each.total, each.share) for each in frames] == [(i, 5, i / 4) for i in range(5)]
     assert frames[0].arguments == {"text": DAY, "seed": 7}
     assert frames[1].arguments == {
-        "text": Blend(DAY, NIGHT, 0.25), "seed": 7, "variation_seed": 9, "variation_strength": 0.25
+        "text": Blend(DAY, NIGHT, 0.25), "seed": 7, "variation_seed": 9, "variation_strength": 0.25,
+        "vary_all_draws": True,
     }  # fmt: skip
-    assert frames[4].arguments == {"text": NIGHT, "seed": 7, "variation_seed": 9, "variation_strength": 1.0}
+    assert frames[4].arguments == {"text": NIGHT, "seed": 9}
 
 
 def test_of_one_seed_or_one_prompt_only_the_other_moves():
     assert [each.arguments for each in blend.frames(DAY, DAY, 2, seed=7, to_seed=9)] == [
         {"text": DAY, "seed": 7},
-        {"text": DAY, "seed": 7, "variation_seed": 9, "variation_strength": 1.0},
+        {"text": DAY, "seed": 9},
     ]
     assert [each.arguments for each in blend.frames(DAY, NIGHT, 2, seed=7)] == [
         {"text": DAY, "seed": 7}, {"text": NIGHT, "seed": 7}
@@ -79,11 +83,58 @@ def test_what_makes_no_sense_is_refused_at_the_call(arguments):
         blend.frames(*arguments)
 
 
-def test_the_ends_are_the_prompts_own_pictures(sd):
-    first, _, last = blend.frames(DAY, NIGHT, 3, seed=7, to_seed=8)
-    plain = {"num_steps": 4, "width": 64, "height": 64}
-    assert mx.array_equal(run(sd, first), list(sd.generate_latents(DAY, seed=7, **plain))[-1].latents)
-    assert mx.array_equal(run(sd, last), list(sd.generate_latents(NIGHT, seed=8, **plain))[-1].latents)
+@pytest.mark.parametrize("options", [{}, {"sampler": "euler_a"}, {"input_image": Image.new("RGB", (64, 64), "teal")}])
+def test_each_station_is_its_own_plain_picture(sd, options):
+    """Also where the sampler or the picture's encoding draws more noise: all of it turns."""
+    stations = blend.stations([DAY, NIGHT, "a yellow tent"], [7, 8, 9])
+    frames = blend.Walk(stations, 2, loop=True).frames()
+    assert len(frames) == 3
+    for frame, (text, seed) in zip(frames, ((DAY, 7), (NIGHT, 8), ("a yellow tent", 9)), strict=True):
+        plain = list(sd.generate_latents(text, seed=seed, num_steps=4, width=64, height=64, **options))[-1].latents
+        assert mx.array_equal(run(sd, frame, **options), plain)
+    near = dataclasses.replace(blend.Walk(stations, 2).at(0.4999999), total=3)  # just before the second station
+    assert (
+        near.arguments["vary_all_draws"]
+        and mx.abs(run(sd, near, **options) - run(sd, frames[1], **options)).max() < 1e-3
+    )
+
+
+def test_a_walk_passes_each_station_once_and_a_loop_closes():
+    a, b, c = blend.stations([DAY, NIGHT, "c"], [1, 2, 3])
+    there = blend.Walk((a, b, c), 5).frames()
+    assert [frame.share for frame in there] == [0, 0.25, 0.5, 0.75, 0, 0.25, 0.5, 0.75, 1]
+    assert [frame.index for frame in there] == list(range(9)) and {frame.total for frame in there} == {9}
+    assert there[4].arguments == {"text": NIGHT, "seed": 2} and there[8].arguments == {"text": "c", "seed": 3}
+    loop = blend.Walk((a, b, c), 5, loop=True).frames()
+    assert [frame.arguments for frame in loop[:8]] == [frame.arguments for frame in there[:8]]
+    assert len(loop) == 12 and loop[11].text == Blend("c", DAY, 0.75), "the first frame follows the last, undoubled"
+    back = blend.Walk((a, b), 5, loop=True, strengths=(0.2, 0.7)).frames()
+    assert [frame.arguments for frame in back[5:]] == [frame.arguments for frame in back[3:0:-1]]
+    assert [frame.strength for frame in back[:5]] == pytest.approx([0.2, 0.325, 0.45, 0.575, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("easing", "shares"),
+    [("linear", [0, 0.25, 0.5, 0.75, 1]), ("in", [0, 0.0625, 0.25, 0.5625, 1]), ("out", [0, 0.4375, 0.75, 0.9375, 1]),
+     ("in-out", [0, 0.15625, 0.5, 0.84375, 1])],
+)  # fmt: skip
+def test_easing_keeps_the_stations_in_their_places(easing, shares):
+    walk = blend.Walk(blend.stations([DAY, NIGHT], [7]), 5, easing=easing)
+    assert [frame.share for frame in walk.frames()] == shares
+
+
+def test_one_frame_of_a_walk_lies_where_all_of_them_do():
+    walk = blend.Walk(blend.stations([DAY, NIGHT, "c"], [7]), 5, strengths=(0, 0.8))
+    for share, frame in zip(np.arange(9) / 8, walk.frames(), strict=True):
+        assert walk.at(share).arguments == frame.arguments
+
+
+def test_strengths_are_brought_to_whole_steps():
+    for steps in (1, 3, 7, 20, 49, 150):
+        for n in range(steps + 1):
+            found = morph.whole_steps(n / steps, steps)
+            assert int(steps * found) == n and abs(found - n / steps) < 1e-3
+    assert [morph.whole_steps(s, 20) for s in (0.02, 0.03, 0.07, 1.0)] == [0.0, 0.05, 0.05, 1.0]
 
 
 def test_frames_lead_from_the_start_to_the_end(sd):
@@ -123,6 +174,18 @@ def test_a_gif_loops_and_keeps_colours_and_parameters(folder):
             difference = np.asarray(shown.convert("RGB"), float) - np.asarray(meant, float)
             assert np.sqrt((difference**2).mean()) < 6
     assert picture_files.read_parameters("a.gif") == parameters
+
+
+def test_a_webp_film_loops_and_keeps_the_frames_and_parameters(folder):
+    parameters = Parameters("größer, \u732b", steps=3, extra={"Blend prompt": "y"})
+    film.save(scale(), "a.webp", fps=5, parameters=parameters)
+    with Image.open("a.webp") as found:
+        assert (found.n_frames, found.info["loop"]) == (4, 0)
+        for shown, meant in zip(ImageSequence.Iterator(found), scale(), strict=True):
+            assert np.abs(np.asarray(shown.convert("RGB"), float) - np.asarray(meant, float)).mean() < 4
+            assert found.info["duration"] == 200
+    assert picture_files.read_parameters("a.webp") == parameters
+    assert film.encoded(scale(), ".webp", 5, parameters) == Path("a.webp").read_bytes()
 
 
 @has_ffmpeg
@@ -196,14 +259,17 @@ def test_a_strip_with_its_frames_and_what_they_say(folder, capsys):
     assert np.abs(frames[0] - frames[2]).mean() > 10
     told = [picture_files.read_parameters(name) for name in ("b.png", "b-1.png", "b-2.png", "b-3.png")]
     assert [each.prompt for each in told] == [DAY, DAY, DAY, NIGHT]
-    assert {each.size for each in told} == {"64x64"} and {each.seed for each in told} == {7}
+    assert {each.size for each in told} == {"64x64"} and [each.seed for each in told] == [7, 7, 7, 8]
     said = [{key: each.extra[key] for key in each.extra if key.startswith(("Blend", "Var"))} for each in told]
     assert said == [
         {"Blend prompt": NIGHT, "Blend frames": "3", "Blend fps": "8", "Blend seed": "8"},
         {},
-        {"Blend prompt": NIGHT, "Blend share": "0.5", "Variation seed": "8", "Variation seed strength": "0.5"},
-        {"Variation seed": "8", "Variation seed strength": "1"},
-    ]
+        {
+            "Blend prompt": NIGHT, "Blend share": "0.5", "Variation seed": "8", "Variation seed strength": "0.5",
+            "Variation of all noise": "True",
+        },
+        {},
+    ]  # fmt: skip
 
 
 def test_one_picture_of_the_way(folder):
@@ -230,3 +296,116 @@ def test_without_output_the_strip_goes_to_outputs(folder, capsys):
 def test_bad_arguments_are_refused_before_anything_is_painted(folder, capsys, argv, said):
     assert paint("blend", *argv) == 2
     assert said in capsys.readouterr().err and not list(folder.iterdir())
+
+
+# --- Walks, pictures to begin from, and what was interrupted
+
+
+def photo(size=(64, 64)):
+    Image.linear_gradient("L").resize(size).convert("RGB").save("photo.png")
+
+
+def test_a_walk_from_a_picture_with_a_strength_per_frame(folder):
+    photo()
+    start = ("--image", "photo.png", "--strength", 0, "--to-strength", 1)
+    argv = ("blend", DAY, NIGHT, "--frames", 3, *start, "--steps", 4, *FEW[2:])
+    assert paint(*argv, "--keep-frames", "--output", "b.png") == 0
+    said = [picture_files.read_parameters(f"b-{i}.png") for i in (1, 2, 3)]
+    assert [each.strength for each in said] == [0, 0.5, 1] and said[1].extra["Input picture"] == "photo.png"
+    assert np.array_equal(pixels("b-1.png"), pixels("photo.png")), "strength 0 keeps the picture"
+    assert np.abs(pixels("b-3.png") - pixels("photo.png")).mean() > 10
+    paint("img2img", "photo.png", NIGHT, "--strength", 1, "--steps", 4, *FEW[2:], "--output", "plain.png")
+    assert np.array_equal(pixels("plain.png"), pixels("b-3.png"))
+    assert paint("again", "b.png", "--output", "again.png", "--quiet") == 0
+    assert np.array_equal(pixels("again.png"), pixels("b.png"))
+    assert paint("again", "b-2.png", "--output", "again-2.png", "--quiet") == 0
+    assert np.array_equal(pixels("again-2.png"), pixels("b-2.png"))
+
+
+def test_a_loop_through_three_stations_again(folder, capsys):
+    argv = (
+        "blend",
+        DAY,
+        NIGHT,
+        'a, "b"',
+        "--seeds",
+        "7,8,9",
+        "--frames",
+        2,
+        "--loop",
+        "--easing",
+        "in",
+        *FEW[:4],
+        "--quiet",
+    )
+    assert paint(*argv, "--height", 64, "--output", "b.webp") == 0
+    said = picture_files.read_parameters("b.webp")
+    assert {key: said.extra[key] for key in said.extra if key.startswith("Blend")} == {
+        "Blend prompts": f'["{NIGHT}", "a, \\"b\\""]', "Blend seeds": "8, 9", "Blend frames": "2", "Blend fps": "8",
+        "Blend loop": "True", "Blend easing": "in",
+    }  # fmt: skip
+    with Image.open("b.webp") as found:
+        assert found.n_frames == 3
+    assert paint("again", "b.webp") == 0
+    assert "The same picture" in capsys.readouterr().err
+    assert Path("outputs/b-again.webp").read_bytes() == Path("b.webp").read_bytes()
+
+
+def test_what_was_interrupted_goes_on_with_the_same_command(folder, monkeypatch, capsys):
+    argv = ("blend", DAY, NIGHT, "--to-seed", 8, "--frames", 4, *FEW)
+    painted = []
+    run_one = running.Painter.run
+
+    def stopping(self, *arguments):
+        if len(painted) == 2:
+            raise KeyboardInterrupt
+        painted.append(arguments)
+        return run_one(self, *arguments)
+
+    monkeypatch.setattr(running.Painter, "run", stopping)
+    for output in ("frames/", "a.gif"):
+        painted.clear()
+        paint(*argv, "--output", output)
+        assert len(painted) == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["a-1.png", "a-2.png", "frames"], "none is lost"
+    before = Path("frames/00001-7.png").stat().st_mtime_ns
+    painted.clear()
+    assert paint(*argv, "--output", "frames/") in (0, 130) and len(painted) == 2
+    capsys.readouterr()
+    monkeypatch.setattr(running.Painter, "run", run_one)
+    assert paint(*argv, "--output", "frames/") == 0
+    assert len(capsys.readouterr().out.split()) == len(list(Path("frames").iterdir())) == 4
+    assert Path("frames/00001-7.png").stat().st_mtime_ns == before
+    assert paint(*argv, "--output", "a.gif", "--keep-frames") == 0
+    assert np.array_equal(pixels("a-3.png"), pixels("frames/00003-7.png")) and Image.open("a.gif").n_frames == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((DAY, "--seeds", "1"), "needs an end"),
+        ((DAY, DAY, "--seed", 1), "nothing would change"),
+        ((DAY, NIGHT, "c", "--seeds", "1,2"), "3 prompts and 2 seeds"),
+        ((DAY, NIGHT, "c", "--to-seed", 1), "--seeds N,N"),
+        ((DAY, NIGHT, "--seeds", "1,2", "--seed", 1), "leave out --seed"),
+        ((DAY, NIGHT, "--to-strength", 0.5), "--image"),
+        ((DAY, NIGHT, "--image", "wide.png", "--width", 64, "--height", 64), "another shape"),
+        ((DAY, NIGHT, "--image", "none.png"), "none.png"),
+        ((DAY, NIGHT, "--frames", 9999, "--loop"), "10000 are the most"),
+        ((DAY, "b AND c", "--frames", 3), "AND"),
+        ((DAY, "(c:1" + "0" * 10 + ")", "--frames", 3), "weight"),
+    ],
+)
+def test_what_no_walk_can_do_is_said_before_anything_is_painted(folder, capsys, argv, said):
+    Image.new("RGB", (120, 60)).save("wide.png")
+    assert paint("blend", *argv, "--output", "frames/", "--quiet") == 2
+    assert said in capsys.readouterr().err and not list(folder.rglob("frames/*"))
+
+
+def test_a_hundred_thousand_characters_are_no_trouble(sd):
+    long = "red house, " * 9100
+    found = morph.plan(Request(NIGHT, steps=1, seed=1), [long, NIGHT], n_frames=3)
+    assert len(long) > 100_000 and found.cells[1].request.text == Blend(long, NIGHT, 0.5)
+    assert keys.stations(Parameters.from_text(Parameters("a", steps=1, extra=found.record(8)).to_text()).extra) == (
+        [NIGHT], [],
+    )  # fmt: skip

@@ -30,6 +30,7 @@ def test_values_that_the_form_can_show_are_kept():
         "hires_strength": 0.5, "hires_sampler": "dpmpp_2m_karras", "hires_cfg": 0.0, "hires_prompt": "b",
         "hires_negative": "", "refiner": "", "refiner_switch": 0.5, "by": 0.0, "upscaler": "Lanczos", "tile": 0,
         "tile_overlap": 64, "no_record": True, "eta": 0.35,
+        "vary_all_draws": True, "blend_prompt": "c", "blend_share": 0.25,
     }  # fmt: skip
     assert values.clean(given, ["one"]) == given
     assert set(given) == set(values.KEYS)

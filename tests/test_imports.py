@@ -92,6 +92,7 @@ ORDER = [
     "stable_diffusion/recorded.py",
     "stable_diffusion/prompts.py",
     "stable_diffusion/compare",
+    "stable_diffusion/morph.py",
     "stable_diffusion/service",
     "stable_diffusion/lessons",
     "stable_diffusion/commands",

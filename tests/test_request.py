@@ -20,7 +20,7 @@ from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.record.used import Used
 from stable_diffusion.request import DEFAULTS, JSON_FIELDS, SETTINGS, Request, option_of, read_record, to_options
-from stable_diffusion.setting import HIRES, HOW, LARGER, MACHINE, MASK, TILES, WHITE
+from stable_diffusion.setting import BLEND, HIRES, HOW, LARGER, MACHINE, MASK, TILES, WHITE
 
 ROOT = Path(__file__).parents[1]
 USED = Used("postcards-tiny", "float32", "a version")
@@ -59,7 +59,8 @@ def test_every_setting_with_a_key_is_recorded_and_read_back(name):
     more |= {"tile": 128} if SETTINGS[name].group == TILES else {}
     more |= {"picture": picture(), "by": 2.0} if SETTINGS[name].group == LARGER else {}
     more |= {"mask": mask(), "picture": picture()} if name == "invert" else {}
-    more |= {"variation_strength": 0.5} if name == "variation_seed" else {}
+    more |= {"variation_strength": 0.5} if name in ("variation_seed", "vary_all_draws") else {}
+    more |= {"blend_prompt": "b", "blend_share": 0.5} if SETTINGS[name].group == BLEND else {}
     more |= {"sampler": "tcd"} if name == "eta" else {}
     more |= {"deepcache_interval": 2} if name == "deepcache_branch" else {}
     more |= {"refiner": "another"} if name == "refiner_switch" else {}

@@ -66,6 +66,7 @@ def add_to(commands: Any) -> None:
 def paint_again(args: argparse.Namespace) -> list[Path]:
     """Regenerate the picture, print where it is, and say whether it is the same."""
     from ..record import picture_files
+    from ..record.film import FILMS
     from ..record.inputs import InputFile
     from .replay import plan_of
 
@@ -81,8 +82,9 @@ def paint_again(args: argparse.Namespace) -> list[Path]:
         return []
     made = plan.arguments()
     made.output, made.quiet = args.output, args.quiet
-    if args.output is None and Path(args.source).suffix.lower() == ".gif":  # for which no new names are made up
-        made.output = f"outputs/{Path(args.source).stem}-again.gif"
+    suffix = Path(args.source).suffix.lower()
+    if args.output is None and plan.command == "blend" and suffix in FILMS:  # for which no new names are made up
+        made.output = f"outputs/{Path(args.source).stem}-again{suffix}"
     if not means_folder(made.output) and Path(made.output).suffix.lower() != ".png":
         made.embed_inputs = False  # which only PNG can
     paths = made.run(made)
@@ -132,7 +134,7 @@ def _side_by_side(original: InputFile, path: Path) -> Iterator[tuple[Image.Image
     def frames(file: InputFile) -> Iterator[Image.Image]:
         file.open()  # refuses what is too large or damaged
         with Image.open(io.BytesIO(file.data)) as picture:
-            if picture.format != "GIF":
+            if getattr(picture, "n_frames", 1) == 1:
                 yield file.open()
                 return
             for frame in ImageSequence.Iterator(picture):

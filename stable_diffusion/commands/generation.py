@@ -28,13 +28,18 @@ TILED_STRENGTH = 0.1  # of a picture that keeps its composition, unless another 
 
 def request_of(args: argparse.Namespace, **more: Any) -> Request:
     """`asked_request`, prepared and `agreed` on; warns of a negative prompt without effect."""
+    request = agreed(asked_request(args, **more), args)
+    warn_of_negative(request)
+    return request
+
+
+def warn_of_negative(request: Request) -> None:
+    """Warn of a negative prompt without effect."""
     from ..sampler import sampler_by_name
 
-    request = agreed(asked_request(args, **more), args)
     if request.negative and request.cfg <= 1 and not sampler_by_name(request.sampler).needs_negative:
         note = f"The negative prompt has no effect at CFG {request.cfg:g}, but for prompts with AND: give more than 1."
-        warnings.warn(note, stacklevel=2)
-    return request
+        warnings.warn(note, stacklevel=3)
 
 
 def asked_request(args: argparse.Namespace, **more: Any) -> Request:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..setting import MASK, PRIVACY, SEVERAL, SIDES, WHITE
+from ..setting import BLEND, MASK, PRIVACY, SEVERAL, SIDES, WHITE
 from .agreement import input_file
 from .generation import paint, request_of
 from .options import WHERE, add_embed_inputs, add_generation_options, add_setting, path
@@ -51,7 +51,7 @@ def _add_picture(command: argparse.ArgumentParser) -> None:
 
 
 def _add_options(command: argparse.ArgumentParser, strength: float, *groups: str) -> None:
-    added = add_generation_options(command, [SEVERAL, PRIVACY, *groups])
+    added = add_generation_options(command, [SEVERAL, BLEND, PRIVACY, *groups])
     add_setting(added[MASK], "strength", strength)
     add_embed_inputs(added[WHERE])
 

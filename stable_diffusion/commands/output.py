@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import ranks
-from ..errors import InputError
+from ..errors import InputError, PictureError
 from ..pictures.formats import WRITTEN_SUFFIXES
 from ..ranks import RankError, Sent
 
@@ -66,6 +68,22 @@ class Output:
         """The parameters, or None where pictures are to carry none."""
         return None if self.no_record else parameters
 
+    def records(self) -> dict[Path, Parameters]:
+        """The records of the pictures that are in its folder already; of its own names, if it is a file."""
+        from ..record import picture_files
+
+        pattern = "*" if self.into_folder else f"{glob.escape(self.path.stem)}-*{self.path.suffix}"
+        found = {}
+        for path in sorted(self.folder.glob(pattern)):
+            with contextlib.suppress(PictureError, OSError):
+                if path.suffix.lower() in WRITTEN_SUFFIXES and (said := picture_files.read_parameters(path)):
+                    found[path] = said
+        return found
+
+    def may_be(self, path: Path, number: int) -> bool:
+        """Whether picture `number` (from 1) may be in this file."""
+        return self.into_folder or path == self._file(number)
+
     def preview(self, number: int, seed: int) -> Path:
         """The preview's file, next to the one that picture `number` will get."""
         from ..record import picture_files
@@ -100,6 +118,7 @@ class Results:
 
     def __init__(self, output: Output, quiet: bool, joins: bool = False, saves: bool = True):
         self.pictures: dict[int, Any] = {}  # those to join, by number from 0
+        self.records: dict[int, Parameters] = {}  # of all
         self.problems: list[str] = []
         self._output = output
         self._quiet = quiet
@@ -163,9 +182,27 @@ class Results:
         if len(self._numbers) != n:
             raise RankError(f"{n - len(self._numbers)} of {n} pictures are missing.")
 
+    def take_up(self, number: int, path: Path, made: Parameters) -> None:
+        """Take picture `number` (from 0) from a file that is there already."""
+        from ..pictures.reading import open_picture
+
+        if self._joins:
+            self.pictures[number] = open_picture(path)
+        self.records[number] = made
+        self._paths[number], self._lines[number] = path, f"seed {made.seed}"
+        self._numbers.add(number)
+
+    def save_apart(self) -> None:
+        """Save the pictures that were to be joined as files of their own, so that they are not lost."""
+        for number, picture in sorted(self.pictures.items()):
+            if number not in self._paths:
+                self._paths[number] = self._output.save(picture, number + 1, self.records[number])
+
     def add_joined(self, path: Path) -> None:
         """List a file that was made of all pictures."""
-        self._paths[len(self._paths)] = path
+        if not self._saves:
+            self._paths.clear()  # those that were taken up
+        self._paths[max(self._paths, default=-1) + 1] = path
 
     def _take(self, sent: Sent) -> None:
         from PIL import Image
@@ -184,6 +221,7 @@ class Results:
     def _keep(self, number: int, picture: Any, made: Parameters) -> None:
         if self._joins:
             self.pictures[number] = picture
+        self.records[number] = made
         if self._saves:
             self._paths[number] = self._output.save(picture, number + 1, made)
             self._lines[number] = f"seed {made.seed}"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..setting import HIRES, LARGER, PICTURE, PRIVACY, SEVERAL, TILES
+from ..setting import BLEND, HIRES, LARGER, PICTURE, PRIVACY, SEVERAL, TILES
 from .agreement import input_file
 from .generation import paint, request_of
 from .options import WHERE, add_embed_inputs, add_generation_options, path
@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
         usage="%(prog)s PROMPT [options]",
     )
     text.set_defaults(run=generate, picture=None, embed_inputs=False)
-    add_generation_options(text, [SEVERAL, HIRES, TILES, PRIVACY])
+    add_generation_options(text, [SEVERAL, BLEND, HIRES, TILES, PRIVACY])
 
     image = commands.add_parser(
         "img2img",
@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
         "picture", type=path, metavar="PICTURE", help="a PNG, JPEG, WebP, BMP, TIFF or GIF file to start from"
     )
     image.set_defaults(run=generate)
-    add_embed_inputs(add_generation_options(image, [SEVERAL, PICTURE, LARGER, TILES, PRIVACY])[WHERE])
+    add_embed_inputs(add_generation_options(image, [SEVERAL, BLEND, PICTURE, LARGER, TILES, PRIVACY])[WHERE])
 
 
 def generate(args: argparse.Namespace) -> list[Path]:

@@ -12,7 +12,7 @@ from ..compare.plan import MATRIX, PLOT
 from ..errors import CheckpointError, InputError, PictureError
 from ..record import keys, passes
 from ..request import RECORD_KEYS, read_record, to_options
-from ..setting import HIRES, HOW, LARGER, MACHINE, MASK, PICTURE, SEVERAL, SIDES, TILES, WHAT, WHITE
+from ..setting import BLEND, HIRES, HOW, LARGER, MACHINE, MASK, PICTURE, SEVERAL, SIDES, TILES, WHAT, WHITE
 from . import blend, inpaint, needs, paint
 
 if TYPE_CHECKING:
@@ -23,18 +23,19 @@ MODULES = (paint, inpaint, blend)
 # The input files of a command, in the order of its arguments, and its groups of settings besides those of all.
 STARTS_FROM = {"img2img": ("picture",), "inpaint": ("picture", "mask"), "outpaint": ("picture",)}
 GROUPS = {
-    "txt2img": (SEVERAL, HIRES, TILES),
-    "img2img": (SEVERAL, PICTURE, LARGER, TILES),
-    "inpaint": (SEVERAL, MASK, WHITE),
-    "outpaint": (SEVERAL, MASK, SIDES),
+    "txt2img": (SEVERAL, BLEND, HIRES, TILES),
+    "img2img": (SEVERAL, BLEND, PICTURE, LARGER, TILES),
+    "inpaint": (SEVERAL, BLEND, MASK, WHITE),
+    "outpaint": (SEVERAL, BLEND, MASK, SIDES),
     "blend": (),
 }
 NEEDED = ("seed", "steps", "sampler", "cfg", "size")
 # Handled elsewhere, or without effect; any other key is reported.
 NO_SETTINGS = (
     keys.PRECISION, keys.VAE_PRECISION, keys.VERSION, keys.VAE, keys.VAE_HASH, keys.REFINER,
-    keys.LORA, keys.LORA_HASHES, keys.EMBEDDING_HASHES, keys.BATCH_SIZE, keys.BATCH_POSITION, keys.BLEND_PROMPT,
-    keys.BLEND_SEED, keys.BLEND_FRAMES, keys.BLEND_SHARE, keys.BLEND_FPS, keys.NGMS_ALL, "Input picture",
+    keys.LORA, keys.LORA_HASHES, keys.EMBEDDING_HASHES, keys.BATCH_SIZE, keys.BATCH_POSITION, keys.BLEND_SEED,
+    keys.BLEND_PROMPTS, keys.BLEND_SEEDS, keys.BLEND_FRAMES, keys.BLEND_FPS, keys.BLEND_LOOP, keys.BLEND_EASING,
+    keys.BLEND_STRENGTH, keys.NGMS_ALL, "Input picture",
     "Input sha256", "Mask", "Mask sha256", "Init image hash", "Hashes", "User", "Created Date", "RNG", "Model",
     "Noise Schedule",
 )  # fmt: skip
@@ -106,8 +107,9 @@ def plan_of(asked: argparse.Namespace, parameters: Parameters) -> Plan:
         raise PictureError(f"{asked.source!r}: {' '.join(notes)} --force ignores that.")
     plan = Plan(_command(parameters, found), notes=notes)
     if plan.command == "blend":
-        _add_blend(plan, extra)
+        plan.line = [parameters.prompt, *_add_blend(plan, parameters, found)]
     else:
+        plan.line = [parameters.prompt]
         found |= _batch(plan, found, extra)
     groups = (WHAT, HOW, MACHINE, *GROUPS[plan.command])
     if _default_negative(asked.model or parameters.model):
@@ -118,14 +120,15 @@ def plan_of(asked: argparse.Namespace, parameters: Parameters) -> Plan:
         plan.options += to_options({"strength": found.get("strength")}, [PICTURE])
     _add_engine(plan, asked, parameters)
     plan.files = dict(_files(plan, asked, extra))
-    plan.line = [*(file.name for file in plan.files.values()), *plan.line, *_prompts(plan, parameters)]
+    if plan.command in STARTS_FROM:
+        plan.line = [*(file.name for file in plan.files.values()), *plan.line]
     plan.notes += _notes(parameters)
     return plan
 
 
 def _command(parameters: Parameters, found: Mapping[str, Any]) -> str:
     extra = parameters.extra
-    if keys.BLEND_FRAMES in extra or keys.BLEND_SHARE in extra:
+    if keys.BLEND_FRAMES in extra:
         return "blend"
     if any(found.get(side) for side in inpaint.BEYOND):
         return "outpaint"
@@ -144,11 +147,6 @@ def _default_negative(model: str | None) -> str:
         return prompts.of_installation()
 
 
-def _prompts(plan: Plan, parameters: Parameters) -> list[str]:
-    end = parameters.extra.get(keys.BLEND_PROMPT) if plan.command == "blend" else None
-    return [parameters.prompt] if end is None else [parameters.prompt, end]
-
-
 def _batch(plan: Plan, found: Mapping[str, Any], extra: Mapping[str, str]) -> dict[str, Any]:
     """The settings of a picture's whole batch, on whose size the picture's last bits may depend."""
     size, place = _whole(extra.get(keys.BATCH_SIZE)) or 1, _whole(extra.get(keys.BATCH_POSITION)) or 0
@@ -160,11 +158,28 @@ def _batch(plan: Plan, found: Mapping[str, Any], extra: Mapping[str, str]) -> di
     return {counted: seed - place, "n_images": size, "batch_size": size}
 
 
-def _add_blend(plan: Plan, extra: Mapping[str, str]) -> None:
-    plan.add("--frames", extra.get(keys.BLEND_FRAMES))
-    plan.add("--fps", extra.get(keys.BLEND_FPS))
-    plan.add("--share", extra.get(keys.BLEND_SHARE))
-    plan.add("--to-seed", extra.get(keys.BLEND_SEED, extra.get(keys.VARIATION_SEED)))
+def _starts_from(command: str, extra: Mapping[str, str]) -> tuple[str, ...]:
+    if command == "blend":
+        return ("picture",) if "Input sha256" in extra else ()
+    return STARTS_FROM.get(command, ())
+
+
+def _add_blend(plan: Plan, parameters: Parameters, found: dict[str, Any]) -> list[str]:
+    """The options of a walk; returns the prompts after the first. Raises `InputError`."""
+    extra = parameters.extra
+    texts, seeds = keys.stations(extra)
+    for option, key in (
+        ("--frames", keys.BLEND_FRAMES), ("--fps", keys.BLEND_FPS), ("--easing", keys.BLEND_EASING),
+        ("--to-strength", keys.BLEND_STRENGTH),
+    ):  # fmt: skip
+        plan.add(option, extra.get(key))
+    plan.add("--loop", extra.get(keys.BLEND_LOOP) == str(True))
+    if seeds:
+        plan.add("--seeds", ",".join([str(found.pop("seed")), *seeds]))
+    if _starts_from(plan.command, extra):
+        plan.add("--image", extra.get("Input picture") or "picture")
+        plan.options += to_options({"fit": "crop"} | found, [PICTURE])
+    return texts
 
 
 def _add_engine(plan: Plan, asked: argparse.Namespace, parameters: Parameters) -> None:
@@ -200,7 +215,7 @@ def _files(plan: Plan, asked: argparse.Namespace, extra: Mapping[str, str]) -> I
     from ..record import inputs
 
     names = {"picture": inputs.PICTURE, "mask": inputs.MASK}
-    for name in STARTS_FROM.get(plan.command, ()):
+    for name in _starts_from(plan.command, extra):
         wanted, given = inputs.recorded(extra, names[name]), getattr(asked, name)
         if given is not None:
             file = inputs.InputFile.read(given)
@@ -215,7 +230,7 @@ def _files(plan: Plan, asked: argparse.Namespace, extra: Mapping[str, str]) -> I
             )
         yield name, file
     if any(True for _ in inputs.carried(asked.source)):
-        plan.add("--embed-inputs", plan.command in STARTS_FROM)
+        plan.add("--embed-inputs", bool(_starts_from(plan.command, extra)))
 
 
 def _notes(parameters: Parameters) -> list[str]:

@@ -36,8 +36,8 @@ class Painter:
 
     def __init__(self, sd: Any, refiner: Any, request: Request, output: Output, preview_every: int, quiet: bool):
         self.sd = sd
-        self.request = request
-        self.call = request.to_call(sd.default_size, refiner)
+        self._refiner = refiner
+        self.take(request)
         self.output = output
         self.results = Results(output, quiet)
         self.group = ranks.group()
@@ -92,6 +92,11 @@ class Painter:
             raise self.problem
         results.complete(request.n_images)
         return results.paths
+
+    def take(self, request: Request) -> None:
+        """Paint this request from now on, with the same models."""
+        self.request = request
+        self.call = request.to_call(self.sd.default_size, self._refiner)
 
     def agree(self, first: dict[str, Any]) -> None:
         """Refuse early if other machines of this run have loaded something else; `first` are arguments of a picture."""
@@ -154,7 +159,7 @@ class Painter:
         import numpy as np
 
         one = np.asarray(self.call.unchanged, np.float32) / 255
-        return np.stack([one] * more["n_images"])
+        return np.stack([one] * more.get("n_images", 1))
 
     def _decoded(self, latents: Any) -> Any:
         """Finished pictures; those that are NaN are left for `paint` to leave out, unless there is no other."""
@@ -191,7 +196,7 @@ class Painter:
     def _arguments(self, batch: range) -> dict[str, Any]:
         """The engine's arguments that are a batch's own."""
         own = self.request.of_picture(batch[0])
-        return {"n_images": len(batch), "text": own.prompt, "negative_text": own.negative or None, **own.seeds_of(0)}
+        return {"n_images": len(batch), "text": own.text, "negative_text": own.negative or None, **own.seeds_of(0)}
 
     def _record(self, request: Request, used: Used, batch: range, number: int) -> Parameters:
         """The record of one picture; `number` counts from 0."""

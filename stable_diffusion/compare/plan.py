@@ -187,6 +187,6 @@ def _counts(kind: Kind, request: Request) -> bool:
 
 def _needs(name: str) -> str:
     each = SETTINGS[name]
-    return (
-        "it needs a variation strength" if name == "variation_seed" else f"it belongs to {each.group!r}, which is off"
-    )
+    if name in ("variation_seed", "vary_all_draws"):
+        return "it needs a variation strength"
+    return f"it belongs to {each.group!r}, which is off"

@@ -223,6 +223,7 @@ def check_call(
     deepcache_branch: int,
     variation_seed: int | None,
     variation_strength: float,
+    vary_all_draws: bool,
     mask_image: Any,
     masked_content: str,
     clip_skip: int | None,
@@ -255,7 +256,7 @@ def check_call(
     total = checks.whole("the number of pictures", n_images * len(texts), 1, MAX_IMAGES)
     size = check_size(model, width, height)
     shape = (size[1] // model.downscale, size[0] // model.downscale, model.latent_channels)
-    seeds = _seeds(seed, total, variation_seed, variation_strength)
+    seeds = _seeds(seed, total, variation_seed, variation_strength, vary_all_draws)
     noise = None if latents is None else _latents("latents", latents, (total, *shape))
     if noise is not None and seeds.strength:
         raise InputError("latents replace the noise that variation_strength would vary: give one of them.")
@@ -352,13 +353,15 @@ def _negative(text: Any, language: str) -> Prompt | None:
     return None if text is None else parse(checks.text("negative_text", text), language, negative=True)
 
 
-def _seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any) -> Seeds:
+def _seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any, all_draws: Any) -> Seeds:
     """The seeds of a batch; a random one if `seed` is None."""
     largest = checks.MAX_SEED - n_images + 1
     seed = secrets.randbelow(2**32) if seed is None else checks.whole("seed", seed, 0, largest)
     strength = checks.number("variation_strength", variation_strength, 0.0, 1.0)
+    all_draws = checks.Flag()("vary_all_draws", all_draws)
     if variation_seed is not None:
-        return Seeds(seed, n_images, checks.whole("variation_seed", variation_seed, 0, largest), strength)
+        variation = checks.whole("variation_seed", variation_seed, 0, largest)
+        return Seeds(seed, n_images, variation, strength, all_draws=all_draws)
     if strength:
         raise InputError(f"variation_strength = {strength:g} needs a variation_seed to turn towards.")
     return Seeds(seed, n_images)

@@ -23,7 +23,7 @@ class Seeds:
     """The seeds of a batch, as A1111 counts them (its modules/processing.py).
 
     Picture i has seed `first` + i. With a variation, all have the seed `first`, and picture i turns towards the seed
-    `variation` + i by `strength` in (0, 1].
+    `variation` + i by `strength` in (0, 1]: in its first noise, or in `all_draws`, so that it ends as that seed's own.
     """
 
     first: int
@@ -31,6 +31,7 @@ class Seeds:
     variation: int = 0
     strength: float = 0.0
     places: tuple[int, ...] | None = None  # the pictures' i, if they are part of a larger batch
+    all_draws: bool = False
 
     def of_pictures(self) -> list[int]:
         """Each picture's seed."""
@@ -60,26 +61,30 @@ class NoiseStream:
         self._keys = [mx.random.key(seed) for seed in (seeds.of_pictures() if isinstance(seeds, Seeds) else seeds)]
         self._shape = tuple(shape)
         self._drawn = 0
+        self._other: NoiseStream | None = None  # of the variation seeds, as far as it was needed
 
     def __call__(self) -> mx.array:
         """The next draw, (len(seeds), *shape) float32."""
+        return self.varied() if self._seeds is not None and self._seeds.all_draws else self._draw()
+
+    def varied(self) -> mx.array:
+        """The next draw, turned towards the variation seeds' draw of the same number, if there is a variation."""
+        draw = self._draw()
+        if self._seeds is None or not self._seeds.strength:
+            return draw
+        if self._other is None:
+            self._other = NoiseStream(self._seeds.of_variations(), self._shape)
+        while self._other._drawn < self._drawn:
+            end = self._other._draw()
+        return slerp(draw, end, self._seeds.strength)
+
+    def _draw(self) -> mx.array:
         draws = []
         for i, key in enumerate(self._keys):
             self._keys[i], now = mx.random.split(key, stream=mx.cpu)
             draws.append(unit_normal(self._shape, now))
         self._drawn += 1
         return mx.stack(draws, stream=mx.cpu)
-
-    def varied(self) -> mx.array:
-        """The next draw, turned towards the variation seeds' draw of the same number, if there is a variation."""
-        place = self._drawn
-        draw = self()
-        if self._seeds is None or not self._seeds.strength:
-            return draw
-        other = NoiseStream(self._seeds.of_variations(), self._shape)
-        for _ in range(place):
-            other()
-        return slerp(draw, other(), self._seeds.strength)
 
 
 def unit_normal(shape: Sequence[int], key: mx.array) -> mx.array:

@@ -1,10 +1,12 @@
-"""A sequence of pictures as one file: a strip, a looping GIF, or an MP4 film. Does not import MLX."""
+"""A sequence of pictures as one file: a strip, a looping GIF or WebP, or an MP4 film. Does not import MLX."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +21,8 @@ from ..pictures.formats import WRITTEN_SUFFIXES
 from . import picture_files, reading
 from .parameters import Parameters
 
-GIF, MP4 = ".gif", ".mp4"
-SUFFIXES = (*WRITTEN_SUFFIXES, GIF, MP4)
+GIF, WEBP, MP4 = FILMS = ".gif", ".webp", ".mp4"
+SUFFIXES = tuple(dict.fromkeys((*WRITTEN_SUFFIXES, *FILMS)))
 MAX_FPS = 50  # GIF delays are in 1/100 s, and browsers slow down a delay of 1
 MAX_COMMENT = 1 << 20  # bytes
 # The path of an MP4's comment through its nested boxes: each box's type, and bytes to skip before its children.
@@ -43,22 +45,33 @@ def save(
     fps: float = 8,
     parameters: Parameters | None = None,
 ) -> Path:
-    """Write pictures of one size, by the path's suffix: .png, .jpg and .webp as a strip, .gif and .mp4 as a film.
+    """Write pictures of one size, by the path's suffix: .png and .jpg as a strip, FILMS as a film.
 
-    The file is written atomically. A film carries the parameters as its comment. Raises `InputError` as `check` does
-    and for an fps outside 0.1 to `MAX_FPS`, and `PictureError` if ffmpeg or Pillow fails.
+    The file is written atomically. A film carries the parameters as its comment, a WebP as WebP pictures do. Raises
+    `InputError` as `check` does and for an fps outside 0.1 to `MAX_FPS`, and `PictureError` if ffmpeg or Pillow fails.
     """
     check(path)
     if not 0.1 <= fps <= MAX_FPS:
         raise InputError(f"fps = {fps!r} should be a number from 0.1 to {MAX_FPS}.")
     suffix = Path(path).suffix.lower()
-    if suffix not in (GIF, MP4):
+    if suffix not in FILMS:
         return picture_files.save_picture(arrays.grid(pictures, columns=len(pictures)), path, parameters)
     target = Path(os.path.realpath(path))
-    write: Callable = _write_gif if suffix == GIF else _write_mp4
+    write: Callable = {GIF: _write_gif, WEBP: _write_webp, MP4: _write_mp4}[suffix]
     with atomic.written(target) as temporary:
         write([picture.convert("RGB") for picture in pictures], temporary, fps, parameters)
     return Path(path)
+
+
+def encoded(pictures: Sequence[Image.Image], suffix: str, fps: float, parameters: Parameters | None = None) -> bytes:
+    """The bytes of the file that `save` would write."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save(pictures, Path(folder, f"film{suffix}"), fps, parameters).read_bytes()
+
+
+def can_write_mp4() -> bool:
+    """Whether the package for it is installed."""
+    return importlib.util.find_spec("imageio_ffmpeg") is not None
 
 
 def read_parameters(path: str | os.PathLike) -> Parameters | None:
@@ -99,6 +112,12 @@ def _write_gif(pictures: Sequence[Image.Image], path: Path, fps: float, paramete
     text = _text(parameters)
     options = {"save_all": True, "append_images": frames[1:], "loop": 0, "duration": round(1000 / fps)}
     frames[0].save(path, "GIF", **options, **({"comment": text} if text else {}))
+
+
+def _write_webp(pictures: Sequence[Image.Image], path: Path, fps: float, parameters: Parameters | None) -> None:
+    options = {"save_all": True, "append_images": pictures[1:], "loop": 0, "duration": round(1000 / fps)}
+    options |= picture_files.exif_of(parameters)
+    pictures[0].save(path, "WEBP", quality=90, minimize_size=False, **options)
 
 
 def _write_mp4(pictures: Sequence[Image.Image], path: Path, fps: float, parameters: Parameters | None) -> None:

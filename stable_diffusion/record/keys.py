@@ -5,9 +5,14 @@ The settings' own keys are next to their fields in request.py. Names follow A111
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from ..errors import InputError
+from .parameters import Parameters
 from .used import Used
 
 PRECISION, VAE_PRECISION, VERSION = "Precision", "VAE precision", "Version"
@@ -16,9 +21,12 @@ REFINER = "Refiner"  # "name [hash]", as in A1111
 LORA, LORA_HASHES, EMBEDDING_HASHES = "LoRA", "Lora hashes", "TI hashes"
 BATCH_SIZE, BATCH_POSITION = "Batch size", "Batch pos"
 BLEND_PROMPT, BLEND_SEED, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend share"
+BLEND_PROMPTS, BLEND_SEEDS = "Blend prompts", "Blend seeds"  # of a strip's stations after the first, if several
 BLEND_FRAMES, BLEND_FPS = "Blend frames", "Blend fps"
+BLEND_LOOP, BLEND_EASING, BLEND_STRENGTH = "Blend loop", "Blend easing", "Blend strength"
 STOPPED = "Stopped after"  # of a picture that was not finished: "12 of 20 steps"
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
+VARIATION_OF_ALL = "Variation of all noise"
 NGMS, NGMS_ALL = "NGMS", "NGMS all steps"  # A1111's "negative guidance minimum sigma"; without ALL, every second step
 TEMPLATE, NEGATIVE_TEMPLATE = "Template", "Negative Template"  # of dynamic prompts, as sd-dynamic-prompts has them
 _PAIR = re.compile(r"(.+?): ?([^\s:,]+)(?:, *|$)")
@@ -43,20 +51,45 @@ def of_used(used: Used) -> dict[str, str]:
     return extra | {PRECISION: used.precision, VERSION: used.version}
 
 
-def of_frame(frame: Any) -> dict[str, str]:
-    """The entries for one picture of a blend, from its `text.blend.Frame`; the first prompt is the record's own."""
-    said = {}
-    if not isinstance(frame.text, str):
-        said = {BLEND_PROMPT: frame.end, BLEND_SHARE: plain(frame.share)}
-    if frame.to_seed is not None and frame.share:
-        said |= {VARIATION_SEED: str(frame.to_seed), VARIATION_STRENGTH: plain(frame.share)}
-    return said
+def of_walk(walk: Any, fps: float) -> dict[str, str]:
+    """The entries for the strip or film of a `text.blend.Walk`; the first station is the record's own."""
+    first, *others = walk.stations
+    seeds = [each.seed for each in others]
+    if len(others) == 1:
+        said = {BLEND_PROMPT: others[0].prompt} | ({} if seeds == [first.seed] else {BLEND_SEED: str(seeds[0])})
+    else:
+        said = {
+            BLEND_PROMPTS: json.dumps([each.prompt for each in others], ensure_ascii=False),
+            BLEND_SEEDS: ", ".join(map(str, seeds)),
+        }
+    said |= {BLEND_FRAMES: str(walk.n_frames), BLEND_FPS: plain(fps)}
+    said |= {BLEND_LOOP: str(True)} if walk.loop else {}
+    said |= {BLEND_EASING: walk.easing} if walk.easing != "linear" else {}
+    return said if walk.strengths is None else said | {BLEND_STRENGTH: plain(walk.strengths[1])}
 
 
-def of_blend(frame: Any, fps: float) -> dict[str, str]:
-    """The entries for the strip or film of a blend, from any of its frames."""
-    said = {BLEND_PROMPT: frame.end, BLEND_FRAMES: str(frame.total), BLEND_FPS: plain(fps)}
-    return said if frame.to_seed is None else said | {BLEND_SEED: str(frame.to_seed)}
+def same_picture(one: Parameters, other: Parameters) -> bool:
+    """Whether two records are of the same picture, of which one may not have been decoded yet."""
+    told = [{key: text for key, text in each.extra.items() if key != VAE_PRECISION} for each in (one, other)]
+    return told[0] == told[1] and dataclasses.replace(one, extra={}) == dataclasses.replace(other, extra={})
+
+
+def stations(extra: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """The prompts and the seeds of a strip's stations after the first, as `of_walk` writes them.
+
+    Raises `InputError` for what that did not write.
+    """
+    if BLEND_PROMPTS not in extra:
+        return [extra[key] for key in (BLEND_PROMPT,) if key in extra], [
+            extra[key] for key in (BLEND_SEED,) if key in extra
+        ]
+    try:
+        prompts = json.loads(extra[BLEND_PROMPTS])
+    except ValueError:
+        prompts = None
+    if not isinstance(prompts, list) or not all(isinstance(each, str) for each in prompts):
+        raise InputError(f"{BLEND_PROMPTS} {extra[BLEND_PROMPTS][:80]!r} should be a list of texts.")
+    return prompts, [each.strip() for each in extra.get(BLEND_SEEDS, "").split(",") if each.strip()]
 
 
 def of_batch(size: int, position: int) -> dict[str, str]:

@@ -151,14 +151,24 @@ def _write_bytes(data: bytes, to: Path | IO[bytes]) -> None:
 
 def _options(form: Format, parameters: Parameters | None, carry: Sequence[InputFile]) -> dict[str, Any]:
     options: dict[str, Any] = {} if form.lossless else {"quality": 95}
-    # Broken text (a lone surrogate from a command line) must not lose the picture.
-    text = parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""
     if form.record == "text":
+        text = _text(parameters)
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
         if text:
             info.add_text("parameters", text)  # Pillow writes iTXt if Latin-1 is not enough
         for data in dict.fromkeys(file.data for file in carry):
             info.add(CHUNK, data, after_idat=True)
-    elif text:
-        options["exif"] = exif.with_comment(reading.UNICODE + text.encode("utf-16-be"))
+    else:
+        options |= exif_of(parameters)
     return options
+
+
+def exif_of(parameters: Parameters | None) -> dict[str, bytes]:
+    """Pillow's option for the record of a JPEG or WebP."""
+    text = _text(parameters)
+    return {"exif": exif.with_comment(reading.UNICODE + text.encode("utf-16-be"))} if text else {}
+
+
+def _text(parameters: Parameters | None) -> str:
+    # Broken text (a lone surrogate from a command line) must not lose the picture.
+    return parameters.to_text().encode("utf-8", "replace").decode() if parameters else ""

@@ -14,6 +14,7 @@ from stable_diffusion.sampler import sampler_by_name
 from stable_diffusion.service import values
 from stable_diffusion.webui.components import (
     field_guard,
+    fields,
     mask_painter,
     model_choice,
     paste,
@@ -37,6 +38,14 @@ def prompts() -> None:
         persist_state="session",
     )
     prompt_count.draw("Prompt", "prompt")
+    if st.session_state["blend_prompt"]:
+        _second_text()
+    negative()
+    style_choice.draw()
+
+
+def negative() -> None:
+    """Draw the negative prompt, and what is added to it."""
     st.text_area(
         "Negative prompt",
         key="negative",
@@ -55,7 +64,13 @@ def prompts() -> None:
         st.caption("Ignored at CFG 1 or below, except for prompts with AND.")
     else:
         prompt_count.draw("Negative prompt", "negative", added)
-    style_choice.draw()
+
+
+def _second_text() -> None:
+    """Draw what the prompt is mixed with: it comes from a frame of a morph."""
+    fields.area("blend_prompt")
+    fields.slider("blend_share", step=0.01)
+    st.button("Leave out the second text", type="tertiary", on_click=session.put, args=({"blend_prompt": ""},))
 
 
 def _set_default_negative(on: bool) -> None:

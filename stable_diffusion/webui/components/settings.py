@@ -151,6 +151,7 @@ def _advanced() -> None:
     fields.choice("tiling", {"off": "Off", "x": "Left and right", "y": "Top and bottom", "both": "Both"})
     fields.slider("variation_strength")
     fields.typed("variation_seed", disabled=not st.session_state["variation_strength"])
+    fields.toggle("vary_all_draws")
     fields.choice("prompt_language", {"a1111": "A1111's", "plain": "Plain"})
     fields.choice("dynamic_prompts", {"": "Automatic", True: "On", False: "Off"})
     fields.toggle("combinations")
