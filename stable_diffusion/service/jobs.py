@@ -5,7 +5,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from ..attention import PictureMaps
 from ..checks import MAX_SEED
 from ..compare.plan import Cell, Plan
+from ..morph import Morph
 from ..prompts import prepared
 from ..record.used import Used
 from ..request import Request
@@ -262,18 +263,17 @@ def needs_of(request: Request) -> list[tuple[str, dict[str, Any]]]:
     return needs
 
 
-class Comparison(Job):
-    """A grid in the queue: pictures with settings of their own, and maybe models.
+class Series(Job):
+    """Pictures with settings of their own, and maybe models, in the queue: cells, painted in this order.
 
     `known` are finished pictures by their cells' digests, which are not painted again. A cell that fails does not stop
     the others.
     """
 
-    def __init__(self, plan: Plan, known: Mapping[str, Picture] | None = None) -> None:
-        super().__init__(plan.cells[0].request)
-        self.plan = plan
+    def __init__(self, cells: Sequence[Cell], known: Mapping[str, Picture] | None = None) -> None:
+        super().__init__(cells[0].request)
         self.known = {digest: picture for digest, picture in (known or {}).items() if picture.there}
-        self.cells = [cell for cell in plan.order if cell.digest not in self.known]
+        self.cells = [cell for cell in cells if cell.digest not in self.known]
         self.problems: dict[str, str] = {}  # by digest, in words
 
     @property
@@ -301,6 +301,22 @@ class Comparison(Job):
         """All pictures that are there, by their cells' digests."""
         own = {cell.digest: picture for cell, picture in zip(self.cells, self.pictures, strict=False)}
         return {digest: picture for digest, picture in (self.known | own).items() if picture.there}
+
+
+class Comparison(Series):
+    """A grid in the queue."""
+
+    def __init__(self, plan: Plan, known: Mapping[str, Picture] | None = None) -> None:
+        super().__init__(plan.order, known)
+        self.plan = plan
+
+
+class Morphing(Series):
+    """A morph in the queue; its frames are checked before the first one is painted."""
+
+    def __init__(self, morph: Morph, known: Mapping[str, Picture] | None = None) -> None:
+        super().__init__(morph.order, known)
+        self.morph = morph
 
 
 def next_request(request: Request, n_painted: int | None = None) -> Request:

@@ -23,7 +23,7 @@ from ..record import keys, long, picture_files
 from ..record.parameters import Parameters
 from ..request import Call, Request
 from . import loras, masks, preview
-from .jobs import Frame, Job, Picture
+from .jobs import Frame, Job, Picture, Series
 from .words import in_plain_words
 
 DECODE_EVERY = 0.2  # seconds at least between two decodes while painting
@@ -87,6 +87,15 @@ def paint(model: Any, refiner: Any, job: Job, outputs: Path) -> None:
             _save(job, picture, image, *_of(job, picture, request, call.size), outputs)
     if problem is not None:
         raise problem
+
+
+def check_texts(model: Any, refiner: Any = None, *, job: Series) -> None:
+    """Raise what the engine refuses, before anything is painted: one cell of each pair of texts is begun."""
+    pairs = {(cell.request.prompt, cell.request.blend_prompt): cell.request for cell in job.cells}
+    with overlaid(model, job.cells[0].request):
+        for request in pairs.values():
+            call = request.to_call(model.default_size, refiner)
+            model.generate_latents(**call.arguments | request.seeds_of(0)).close()
 
 
 def _begun(model: Any, job: Job, call: Call, request: Request, n_images: int, maps: AttentionMaps | None) -> Any:

@@ -3,12 +3,14 @@
 import base64
 import io
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..pictures import arrays
-from .jobs import Frame
+from .jobs import Frame, Picture
 
 KINDS = {"auto": "Automatic", "fast": "Approximate colours", "latents": "Latents", "full": "Full decode"}
 MAX_SIDE = 512  # pixels; larger previews cost bandwidth and memory, and show nothing more
@@ -44,6 +46,25 @@ def knows_colours(latents: np.ndarray, latent_space: Sequence[str]) -> bool:
 def data_url(data: bytes) -> str:
     """A JPEG as a data URL, which a browser shows without another request (and so without blinking)."""
     return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+
+
+def small_jpeg(picture: Picture, side: int) -> bytes:
+    """A finished picture within this many pixels."""
+    if picture.path is None:
+        return _shrunk(picture.unsaved or b"", side)
+    return _shrunk_file(picture.path, picture.path.stat().st_mtime_ns, side)
+
+
+@lru_cache(maxsize=4096)
+def _shrunk_file(path: Path, mtime_ns: int, side: int) -> bytes:
+    return _shrunk(path.read_bytes(), side)
+
+
+def _shrunk(data: bytes, side: int) -> bytes:
+    with Image.open(io.BytesIO(data)) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return jpeg(small)
 
 
 def jpeg(picture: Image.Image) -> bytes:

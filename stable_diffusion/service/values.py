@@ -32,6 +32,13 @@ EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such
         "a market street in the rain at night, photograph",
     ),
 }
+MORPHS = {  # from where to where a morph leads to begin with
+    catalogue.DEFAULT: (
+        "a yellow tent on green hills at sunset, with clouds",
+        "a white windmill on green hills at sunset, with clouds",
+    ),
+    "": ("a photograph of a brown dog in a meadow", "a photograph of a white unicorn in a meadow"),
+}
 SCHEDULES = {known.key: (OWN, A1111S, *known.schedules) if known.schedules else (OWN,) for known in SAMPLERS}
 OF_MODEL = ("steps", "cfg", "width", "height", "strength")  # the model's own best values
 FORM = {name: each for name, each in SETTINGS.items() if each.page}
@@ -142,6 +149,11 @@ def join_sampler(sampler: str, schedule: str) -> str:
 def examples(model: catalogue.Model) -> tuple[str, ...]:
     """Prompts that suit a model."""
     return EXAMPLES.get(model.name, EXAMPLES[""])
+
+
+def morph_examples(model: catalogue.Model) -> tuple[str, ...]:
+    """The prompts of a morph's stations to begin with, which suit a model."""
+    return MORPHS.get(model.name, MORPHS[""])
 
 
 def usual_size(model: catalogue.Model) -> tuple[int, int]:

@@ -17,9 +17,24 @@ from typing import Any, TypeVar
 from .. import catalogue
 from ..compare.plan import Plan
 from ..errors import CheckpointNotFoundError, InputError, StableDiffusionError, UnsupportedCheckpointError
+from ..morph import Morph
 from ..request import Request
-from .jobs import Cancelled, Comparison, Frame, Job, Picture, Report, State, Task, Work, needs_of, next_request
-from .painting import decoded_jpeg, keep, overlaid, paint
+from .jobs import (
+    Cancelled,
+    Comparison,
+    Frame,
+    Job,
+    Morphing,
+    Picture,
+    Report,
+    Series,
+    State,
+    Task,
+    Work,
+    needs_of,
+    next_request,
+)
+from .painting import check_texts, decoded_jpeg, keep, overlaid, paint
 from .words import in_plain_words
 
 MAX_WAITING = 50  # more than anyone queues on purpose: a stuck key, or a client in a loop
@@ -104,10 +119,21 @@ class Worker:
         """
         return self._add(Comparison(plan, known))
 
+    def morph(self, morph: Morph, known: Mapping[str, Picture] | None = None) -> Morphing:
+        """Append a morph to the queue; `known` as in `compare`. Raises QueueFullError."""
+        return self._add(Morphing(morph, known))
+
     def latest_comparison(self) -> Comparison | None:
         """The grid that was queued last, of those that are kept."""
+        return self._latest_of(Comparison)
+
+    def latest_morph(self) -> Morphing | None:
+        """The morph that was queued last, of those that are kept."""
+        return self._latest_of(Morphing)
+
+    def _latest_of(self, kind: type[AnyJob]) -> AnyJob | None:
         with self._changed:
-            return next((job for job in reversed(self._jobs.values()) if isinstance(job, Comparison)), None)
+            return next((job for job in reversed(self._jobs.values()) if isinstance(job, kind)), None)
 
     def _add(self, job: AnyJob) -> AnyJob:
         with self._changed:
@@ -247,7 +273,7 @@ class Worker:
 
     def _run(self, work: Work) -> None:
         try:
-            if isinstance(work, Comparison):
+            if isinstance(work, Series):
                 self._paint_cells(work)
             elif isinstance(work, Job):
                 models = self._models_for(work)
@@ -321,8 +347,10 @@ class Worker:
                 paint(model, refiner, job, self.outputs)
                 self._forget_old_frames()
 
-    def _paint_cells(self, job: Comparison) -> None:
-        """Paint a grid cell after cell; their order is that of the fewest loads."""
+    def _paint_cells(self, job: Series) -> None:
+        """Paint cell after cell; a grid's order is that of the fewest loads."""
+        if isinstance(job, Morphing) and job.cells:
+            check_texts(*self._models_for(job), job=job)
         for place, cell in enumerate(job.cells):
             job.stop_if_cancelled()
             try:

@@ -70,6 +70,7 @@ def test_every_text_stands_out(open_page, scheme):
     assert faint(page) == {}
     for name, ready in (
         ("Image to image", "Input picture"),
+        ("Morph", "Prompt of station 1"),
         ("Gallery", "Search in prompts"),
         ("Picture info", "Picture to read"),
         ("How it works", "Lesson"),

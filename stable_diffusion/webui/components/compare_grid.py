@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from PIL import Image
 
-from stable_diffusion.service.jobs import Comparison, Picture
-from stable_diffusion.service.preview import approximate_jpeg, data_url, jpeg
+from stable_diffusion.service.jobs import Comparison
+from stable_diffusion.service.preview import approximate_jpeg, data_url, small_jpeg
 
 KEY = "compare_grid"
 _css, _js = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
@@ -62,7 +59,7 @@ def _cell(job: Comparison, index: int, side: int) -> dict[str, Any]:
     if cell.digest in job.problems:
         found["state"] = "failed"
     elif picture is not None and picture.there:
-        found |= {"state": "finished", "src": data_url(_small(picture, side))}
+        found |= {"state": "finished", "src": data_url(small_jpeg(picture, side))}
     elif picture is not None and job.active and picture is job.pictures[-1]:
         found["state"] = "painting"
         frame = picture.frames[-1] if picture.frames else None
@@ -71,21 +68,3 @@ def _cell(job: Comparison, index: int, side: int) -> dict[str, Any]:
     elif not job.active:
         found["state"] = "missing"
     return found
-
-
-def _small(picture: Picture, side: int) -> bytes:
-    if picture.path is None:
-        return _shrunk(picture.unsaved or b"", side)
-    return _shrunk_file(picture.path, picture.path.stat().st_mtime_ns, side)
-
-
-@lru_cache(maxsize=4096)
-def _shrunk_file(path: Path, mtime_ns: int, side: int) -> bytes:
-    return _shrunk(path.read_bytes(), side)
-
-
-def _shrunk(data: bytes, side: int) -> bytes:
-    with Image.open(io.BytesIO(data)) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return jpeg(small)

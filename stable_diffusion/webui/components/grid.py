@@ -15,20 +15,17 @@ from stable_diffusion.compare.axes import Axis
 from stable_diffusion.compare.plan import MANY, Cell, Plan
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.record import picture_files
-from stable_diffusion.record.inputs import InputFile
-from stable_diffusion.record.reading import of_text
 from stable_diffusion.request import Request
-from stable_diffusion.service import shown
-from stable_diffusion.service.jobs import Comparison, Picture, State
+from stable_diffusion.service.films import bytes_of
+from stable_diffusion.service.jobs import Comparison
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.webui.components import (
     compare_grid,
     details,
     field_guard,
     form,
-    handover,
-    live,
     model_choice,
+    series,
     session,
 )
 
@@ -242,36 +239,11 @@ def _result(job_id: str) -> None:
     if job.active:
         st.session_state["compare_watched"] = job.id
     finished = job.finished()
-    _progress(job, len(finished))
+    series.progress(job, len(finished), len(job.plan.cells), "cells", "Paint grid")
     compare_grid.draw(job, _open)
     _opened(job)
     if finished and not job.active:
         _downloads(job)
-
-
-def _progress(job: Comparison, n_finished: int) -> None:
-    total = len(job.plan.cells)
-    words = f"{n_finished} of {total} cells"
-    if job.state is State.QUEUED:
-        st.progress(0.0, text=f"Queued, position {max(session.the_worker().position(job), 1)}")
-    elif job.active:
-        parts = [words, session.plain(job.note) if job.note else ""]
-        if job.cancelling:
-            parts.append("stopping")
-        elif job.seconds_left is not None:
-            parts.append(f"{live.duration(job.seconds_left)} left")
-        part = job.frame.index / job.frame.total if job.frame is not None and job.pictures[-1].frames else 0.0
-        done = min(1.0, (n_finished + (0.0 if job.pictures and job.pictures[-1].finished else part)) / total)
-        st.progress(done, text=" · ".join(filter(None, parts)))
-    elif job.state is State.CANCELLED:
-        st.caption(f"Stopped: {words}. Paint grid goes on with the others.")
-    else:
-        st.caption(words)
-    if job.error:
-        st.error(session.plain(job.error), icon=":material/error:")
-    if job.problems:
-        first = next(iter(job.problems.values()))
-        st.error(session.plain(f"{len(job.problems)} cells failed; the first: {first}"), icon=":material/error:")
 
 
 def _open(index: int) -> None:
@@ -284,38 +256,13 @@ def _opened(job: Comparison) -> None:
     if not isinstance(index, int) or not 0 <= index < len(job.plan.cells):
         return
     cell = job.plan.cells[index]
-    picture = job.picture_of(cell)
     title = ", ".join(filter(None, (job.plan.label(axis, place) for axis, place in enumerate(cell.place))))
-    with st.container(border=True, key="compare-opened"):
-        st.markdown(f"**{session.plain(title)}**")
-        if picture is None or not picture.there:
-            problem = job.problems.get(cell.digest)
-            st.caption(session.plain(problem) if problem else "This cell is not painted yet.")
-            return
-        data = _data(picture)
-        source, kind = shown.for_browser(data)
-        st.image(source, width="content", output_format=kind, alt=f"The cell with {title}")
-        text = picture_files.read_text(io.BytesIO(data)) or ""
-        name = picture.path.name if picture.path else "cell.png"
-        with st.container(horizontal=True, gap="small"):
-            st.download_button("Download", data=data, file_name=name, on_click="ignore", icon=":material/download:")
-            # Not in a callback: this is a fragment, and only a full run can switch pages.
-            if st.button("Reuse all settings", icon=":material/edit:"):
-                handover.send(of_text(text).parameters)
-                st.rerun()
-            if st.button("Send to image to image", icon=":material/image:"):
-                handover.send(None, lambda: InputFile(name, data))
-                st.rerun()
-            st.button("Close", on_click=_close)
-        details.show(text)
+    instead = job.problems.get(cell.digest) or "This cell is not painted yet."
+    series.opened(title, f"The cell with {title}", job.picture_of(cell), instead, _close)
 
 
 def _close() -> None:
     st.session_state["compare_open"] = None
-
-
-def _data(picture: Picture) -> bytes:
-    return picture.path.read_bytes() if picture.path is not None else picture.unsaved or b""
 
 
 def _downloads(job: Comparison) -> None:
@@ -331,7 +278,7 @@ def _looks(job: Comparison) -> Callable[[Cell], Image.Image | None]:
 
     def look(cell: Cell) -> Image.Image | None:
         picture = finished.get(cell.digest)
-        return None if picture is None else Image.open(io.BytesIO(_data(picture)))
+        return None if picture is None else Image.open(io.BytesIO(bytes_of(picture)))
 
     return look
 
@@ -339,7 +286,7 @@ def _looks(job: Comparison) -> Callable[[Cell], Image.Image | None]:
 def _sheet(job: Comparison) -> bytes:
     finished = job.finished()
     first = next(finished[cell.digest] for cell in job.plan.cells if cell.digest in finished)
-    said = picture_files.read_parameters(io.BytesIO(_data(first)))
+    said = picture_files.read_parameters(io.BytesIO(bytes_of(first)))
     return picture_files.encoded(sheet.draw(job.plan, _looks(job)), ".png", sheet.record(job.plan, said))
 
 
@@ -348,7 +295,7 @@ def _table(job: Comparison) -> str:
     rows = []
     for cell in job.plan.cells:
         picture = finished.get(cell.digest)
-        said = None if picture is None else picture_files.read_parameters(io.BytesIO(_data(picture)))
+        said = None if picture is None else picture_files.read_parameters(io.BytesIO(bytes_of(picture)))
         if picture is not None and said is not None:
             rows.append((cell, picture.path.name if picture.path else "", said))
     return sheet.table(job.plan, rows)
