@@ -113,6 +113,14 @@ def test_parallel_noise_divides_by_nothing(factor):
 # --- Variation seeds
 
 
+def test_later_draws_turn_as_well_if_all_are_to():
+    one, five = NoiseStream([1], SHAPE), NoiseStream([5], SHAPE)
+    whole, part = (NoiseStream(Seeds(1, 1, variation=5, strength=s, all_draws=True), SHAPE) for s in (1.0, 0.3))
+    for _ in range(3):
+        start, end = one(), five()
+        assert mx.array_equal(whole(), end) and mx.array_equal(part(), slerp(start, end, 0.3))
+
+
 @pytest.mark.parametrize("image", [False, True])
 def test_strength_0_is_the_seed_and_1_the_variation_seed(sd, image):
     options = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from functools import partial
 
@@ -12,7 +13,6 @@ from stable_diffusion.checks import MAX_SEED, Whole
 from stable_diffusion.errors import InputError, StableDiffusionError
 from stable_diffusion.morph import Morph
 from stable_diffusion.record import film
-from stable_diffusion.request import Request
 from stable_diffusion.service import values
 from stable_diffusion.service.films import film_of
 from stable_diffusion.service.jobs import Morphing
@@ -180,8 +180,10 @@ def _plan(seed: int | None = None) -> Morph:
     if state.get("morph_picture") and picture is None:
         raise InputError("Choose a picture to begin from, or switch that off.")
     request = session.request_from_form(picture)
-    changes = {} if request.seed is not None or seed is None else {"seed": seed}
-    request = Request.from_values(vars(request), **{"prompt": "", "blend_prompt": "", "blend_share": 0.0} | changes)
+    request = dataclasses.replace(  # without what other pages alone show
+        request.first_pass(), prompt="", blend_prompt="", by=None, tile=None,
+        width=state["width"], height=state["height"], seed=seed if request.seed is None else request.seed,
+    )  # fmt: skip
     runs = picture is not None and state.get("morph_runs")
     return morph.plan(request, *_stations(), state["morph_frames"], state["morph_loop"], state["morph_easing"],
                       state["morph_to"] if runs else None)  # fmt: skip
