@@ -27,7 +27,7 @@ Commands:
   styles      list the styles
   wildcards   list the wildcards of dynamic prompts
   info        show how a picture was made
-  train       train a small model
+  train       train a small model, or teach a model something from pictures
   page        start the page (the default)
   serve       serve the HTTP API without the page
   selftest    check that this machine computes correctly, and how fast

@@ -6,7 +6,7 @@ generated picture just because it is soft. adherence.py uses it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.optimizers as optim
 import numpy as np
@@ -16,11 +16,13 @@ from stable_diffusion.backend import mx, nn
 from stable_diffusion.errors import InputError
 from stable_diffusion.training.postcards.painter import (
     COLOURS,
+    NEW_THINGS,
     PLACES,
     SKIES,
     THINGS,
     TIMES,
     Postcard,
+    new_postcard,
     paint,
     random_postcard,
 )
@@ -33,19 +35,22 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": COLOURS,
     "sky": SKIES,
 }
+WITH_NEW_THINGS = {**ATTRIBUTES, "thing": (*THINGS, *NEW_THINGS)}
 WIDTHS = (16, 40, 80)
+Attributes = Mapping[str, Sequence[str]]
 RATE, DECAY = 2e-3, 1e-2
 
 
 class Classifier(nn.Module):
     """Pictures (B, 64, 64, 3) in [-1, 1] -> features (B, 160), and for each attribute logits (B, options)."""
 
-    def __init__(self) -> None:
+    def __init__(self, attributes: Attributes = ATTRIBUTES) -> None:
         super().__init__()
+        self.attributes = {name: tuple(options) for name, options in attributes.items()}
         inputs = (3, *WIDTHS[:-1])
         self.halve = [nn.Conv2d(4 * i, o, 3, padding=1) for i, o in zip(inputs, WIDTHS, strict=True)]
         self.refine = [nn.Conv2d(width, width, 3, padding=1) for width in WIDTHS]
-        self.heads = {name: nn.Linear(2 * WIDTHS[-1], len(options)) for name, options in ATTRIBUTES.items()}
+        self.heads = {name: nn.Linear(2 * WIDTHS[-1], len(options)) for name, options in attributes.items()}
 
     def features(self, x: mx.array) -> mx.array:
         for halve, refine in zip(self.halve, self.refine, strict=True):
@@ -59,11 +64,11 @@ class Classifier(nn.Module):
 
     def read(self, pictures: np.ndarray) -> tuple[np.ndarray, dict[str, list[str]]]:
         """Pictures (N, H, W, 3) uint8 -> features (N, 160) and, for each attribute, the N predicted options."""
-        features, predicted = [], {name: [] for name in ATTRIBUTES}  # type: tuple[list, dict[str, list[str]]]
+        features, predicted = [], {name: [] for name in self.attributes}  # type: tuple[list, dict[str, list[str]]]
         for i in range(0, len(pictures), 64):
             found, logits = self(mx.array(as_input(pictures[i : i + 64])))
             features.append(np.array(found))
-            for name, options in ATTRIBUTES.items():
+            for name, options in self.attributes.items():
                 predicted[name] += [options[int(j)] for j in np.array(logits[name]).argmax(-1)]
         return np.concatenate(features), predicted
 
@@ -95,17 +100,24 @@ def any_postcard(rng: np.random.Generator) -> Postcard:
     return random_postcard(rng, held_out=rng.random() < 1 / 9)
 
 
+def any_postcard_or_new(rng: np.random.Generator) -> Postcard:
+    """Any combination, or one of a thing that the embedded model never saw."""
+    return new_postcard(rng) if rng.random() < 1 / (len(THINGS) + 1) else any_postcard(rng)
+
+
 def train(
     steps: int = 4000,
     batch: int = 32,
     seed: int = 0,
     report: Callable[[int, float], None] | None = None,
+    attributes: Attributes = ATTRIBUTES,
+    draw: Callable[[np.random.Generator], Postcard] = any_postcard,
 ) -> Classifier:
     """Train a classifier from scratch: AdamW, warm-up, cosine decay; the loss sums the attributes' cross-entropies."""
     backend.prepare()
     mx.random.seed(seed)
     rng = np.random.default_rng((seed, 1))
-    model = Classifier()
+    model = Classifier(attributes)
     warm = max(min(100, steps // 4), 1)
     rate = optim.join_schedules(
         [optim.linear_schedule(1e-5, RATE, warm), optim.cosine_decay(RATE, steps - warm)], [warm]
@@ -113,9 +125,11 @@ def train(
     optimizer = optim.AdamW(learning_rate=rate, weight_decay=DECAY)
     gradients_of = nn.value_and_grad(model, _loss)
     for step in range(1, steps + 1):
-        cards = [any_postcard(rng) for _ in range(batch)]
+        cards = [draw(rng) for _ in range(batch)]
         pictures = disturbed(np.stack([np.asarray(paint(card, SIZE)) for card in cards]), rng)
-        loss, gradients = gradients_of(model, mx.array(pictures), {k: mx.array(v) for k, v in labels(cards).items()})
+        loss, gradients = gradients_of(
+            model, mx.array(pictures), {k: mx.array(v) for k, v in labels(cards, attributes).items()}
+        )
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         optimizer.update(model, gradients)
         mx.eval(model.parameters(), optimizer.state, loss)
@@ -124,18 +138,16 @@ def train(
     return model
 
 
-def labels(cards: Sequence[Postcard]) -> dict[str, np.ndarray]:
+def labels(cards: Sequence[Postcard], attributes: Attributes = ATTRIBUTES) -> dict[str, np.ndarray]:
     """For each attribute the index of each card's option, (N,)."""
     return {
-        name: np.array([options.index(getattr(card, name)) for card in cards]) for name, options in ATTRIBUTES.items()
+        name: np.array([options.index(getattr(card, name)) for card in cards]) for name, options in attributes.items()
     }
 
 
 def _loss(model: Classifier, pictures: mx.array, truth: dict[str, mx.array]) -> mx.array:
     _, logits = model(pictures)
-    return sum(
-        (nn.losses.cross_entropy(logits[name], truth[name], reduction="mean") for name in ATTRIBUTES), mx.array(0)
-    )
+    return sum((nn.losses.cross_entropy(logits[name], truth[name], reduction="mean") for name in truth), mx.array(0))
 
 
 def disturbed(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:

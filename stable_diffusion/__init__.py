@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         SamplerError,
         StableDiffusionError,
         TokenizerError,
+        TrainingError,
         UnsupportedCheckpointError,
         WeightsError,
     )
@@ -66,6 +67,7 @@ _HOMES = {
     "StableDiffusion": ".pipeline",
     "StableDiffusionError": ".errors",
     "TokenizerError": ".errors",
+    "TrainingError": ".errors",
     "UnsupportedCheckpointError": ".errors",
     "WeightsError": ".errors",
     "open_picture": ".pictures.reading",
@@ -96,6 +98,7 @@ __all__ = [
     "StableDiffusion",
     "StableDiffusionError",
     "TokenizerError",
+    "TrainingError",
     "UnsupportedCheckpointError",
     "WeightsError",
     "open_picture",

@@ -44,6 +44,10 @@ class NotFiniteError(StableDiffusionError):
         self.pictures = pictures
 
 
+class TrainingError(StableDiffusionError):
+    """A training run cannot go on; its state is the one before, and the message says what to change."""
+
+
 class CheckpointError(StableDiffusionError):
     """A checkpoint cannot be loaded. The classes below say why."""
 

@@ -81,6 +81,7 @@ class Family:
     # Names used elsewhere.
     architecture: str = ""  # in modelspec metadata
     lora_bases: tuple[str, ...] = ()  # prefixes of the base model in a LoRA's metadata
+    lora_base: str = ""  # as kohya's scripts write it there
 
     @property
     def text_width(self) -> int:
@@ -132,6 +133,7 @@ SD1 = Family(
     linear_projection=False,
     architecture="stable-diffusion-v1",
     lora_bases=("sd_v1", "stable-diffusion-v1"),
+    lora_base="sd_v1",
     **_FIRST,
 )
 SD2 = Family(
@@ -145,6 +147,7 @@ SD2 = Family(
     marks_v=False,
     architecture="stable-diffusion-v2",
     lora_bases=("sd_v2", "stable-diffusion-v2"),
+    lora_base="sd_v2",
     **_FIRST,
 )
 _XL: dict[str, Any] = {
@@ -179,6 +182,7 @@ SDXL = Family(
     lcm_pipeline="StableDiffusionXL",
     architecture="stable-diffusion-xl-v1-base",
     lora_bases=("sdxl", "stable-diffusion-xl"),
+    lora_base="sdxl_base_v1-0",
     **_XL,
 )
 # Its only text encoder is SDXL's second, in the first one's place in single files.

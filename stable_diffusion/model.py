@@ -99,14 +99,21 @@ class LoadedModel:
 
     @classmethod
     def from_checkpoint(
-        cls: type[M], checkpoint: Checkpoint, name: str, float16: bool | None = None, low_memory: bool = False
+        cls: type[M],
+        checkpoint: Checkpoint,
+        name: str,
+        float16: bool | None = None,
+        low_memory: bool = False,
+        dtype: mx.Dtype | None = None,
     ) -> M:
         """Paint with networks that already exist and implement the protocols of diffusion/network.py.
 
-        `float16` is their precision.
+        `float16` is their precision, or `dtype` for one that is neither float16 nor float32.
         """
         sd = cls.__new__(cls)
-        sd._set_up(checkpoint, name, backend.default_float16() if float16 is None else float16, low_memory)
+        half = backend.default_float16() if float16 is None else float16
+        sd._set_up(checkpoint, name, half if dtype is None else dtype == mx.float16, low_memory)
+        sd._dtype = dtype or sd._dtype
         return sd
 
     def _set_up(

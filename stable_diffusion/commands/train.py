@@ -18,10 +18,11 @@ def add_to(commands: Any) -> None:
     """Add its parser, with a subparser for each run."""
     command = commands.add_parser(
         "train",
-        help="train a small model from scratch",
+        help="train a small model, or teach a model something",
         description="Train a small model from scratch: first `train vae`, then `train diffusion` with the same "
-        "--output, which becomes a checkpoint folder that --model takes. Repeat a command to resume it. See "
-        "docs/training.md.",
+        "--output, which becomes a checkpoint folder that --model takes. Or teach a model a subject or a style from "
+        "pictures: `train lora`, `train dreambooth`, `train inversion`. Repeat a command to resume it. See "
+        "docs/training.md and docs/teaching.md.",
     )
     runs = command.add_subparsers(dest="training_run", metavar="RUN", title="runs", required=True)
     for run in RUNS.values():
@@ -36,7 +37,13 @@ def _add_run(runs: Any, run: Run) -> None:
         description=f"Train {run.help}.{needs} Repeat the command to resume it.",
     )
     command.add_argument(
-        "--output", type=path, required=True, metavar="DIR", help="folder for the model, its states and sheets"
+        "--output",
+        type=path,
+        required=True,
+        metavar="FILE" if run.teaches else "DIR",
+        help="the .safetensors file to write; its run's state and sheets are kept in FILE.training"
+        if run.teaches
+        else "folder for the model, its states and sheets",
     )
     command.add_argument("--minutes", type=number(0, math.inf), metavar="N", help="minutes to train, over all sessions")
     command.add_argument("--steps", type=whole(1, 10**9), metavar="N", help="steps to train, instead of --minutes")
@@ -59,7 +66,7 @@ def _add_run(runs: Any, run: Run) -> None:
 
 
 def train(run: Run, args: argparse.Namespace) -> None:
-    """Train until the limit is reached, then print the checkpoint folder."""
+    """Train until the limit is reached, then print the output's path."""
     if (args.minutes is None) == (args.steps is None):
         raise InputError("Say how long to train: either --minutes N or --steps N.")
     from ..training.loop import Limit
@@ -67,7 +74,9 @@ def train(run: Run, args: argparse.Namespace) -> None:
     output = Path(args.output)
     values = {} if args.config is None else run.configured(Path(args.config))
     values |= {option.name: value for option in run.options if (value := getattr(args, option.name)) is not None}
-    run.start(output, Limit(args.minutes, args.steps), (lambda progress: None) if args.quiet else _print, **values)
+    quiet: dict[str, Any] = {"report": lambda progress: None, "progress": lambda message, fraction: None}
+    said = quiet if args.quiet else {"report": _print, "progress": _say}
+    run.start(output, Limit(args.minutes, args.steps), **said, **values)
     print(output)
 
 
@@ -75,6 +84,11 @@ def _in_words(default: Any) -> str:
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _say(message: str, fraction: float | None) -> None:
+    """One line per message: what is done ahead of the first step."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def _print(progress: Any) -> None:

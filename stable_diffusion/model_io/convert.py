@@ -62,13 +62,36 @@ def convert(
     if float16 is None:
         float16 = _is_half(path)
     dtype = mx.float16 if float16 else mx.float32
-    texts, weights = _contents(path, form, dtype, bits, target.stem, report)
+    texts, weights = _contents(_loaded(path, dtype, bits, report), path, form, dtype, target.stem)
+    _write_to(target, form, texts, weights, force, report)
+    return named
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, source: Path, destination: str | os.PathLike, force: bool = False, check_only: bool = False
+) -> None:
+    """Write a checkpoint in memory in float16, in the forms of `convert` that are not quantised.
+
+    Configurations come from the folder or file `source` that it was loaded from. With `check_only` nothing is written.
+    Raises what `convert` raises.
+    """
+    target = Path(os.path.abspath(expanded(destination)))
+    form = _form(target, mlx=False, bits=None)
+    if check_only and form == SINGLE_FILE:
+        _check_tokenizers(checkpoint)
+    if not check_only:
+        texts, weights = _contents(checkpoint, source, form, mx.float16, target.stem)
+        _write_to(target, form, texts, weights, force, lambda message, fraction: None)
+
+
+def _write_to(
+    target: Path, form: str, texts: dict[str, bytes], weights: export.Weights, force: bool, report: Progress
+) -> None:
     size = sum(tensor.nbytes for tensors, _ in weights.values() for tensor in tensors.values())
     size += sum(map(len, texts.values()))
     _check_space(target, size)
     with _disk_errors(target, size), _replaced(target, form, force) as temporary:
         _write(temporary, texts, weights, size, report)
-    return named
 
 
 def _form(target: Path, mlx: bool, bits: int | None) -> str:
@@ -109,13 +132,17 @@ def _is_half(path: Path) -> bool:
     return bool(plain) and any(dtype in HALVES for _, dtype in list(read_header(plain[0]).values())[:3])
 
 
-def _contents(
-    path: Path, form: str, dtype: mx.Dtype, bits: int | None, name: str, report: Progress
-) -> tuple[dict[str, bytes], export.Weights]:
-    """What to write. Nothing here keeps the checkpoint, so that weights leave memory as they are written."""
+def _loaded(path: Path, dtype: mx.Dtype, bits: int | None, report: Progress) -> Checkpoint:
     checkpoint = load(path, dtype, report)
     if bits is not None:
         quantise(checkpoint.unet, checkpoint.text_encoders, bits, report)
+    return checkpoint
+
+
+def _contents(
+    checkpoint: Checkpoint, path: Path, form: str, dtype: mx.Dtype, name: str
+) -> tuple[dict[str, bytes], export.Weights]:
+    """What to write. Nothing here keeps the checkpoint, so that weights leave memory as they are written."""
     if form == SINGLE_FILE:
         _check_tokenizers(checkpoint)
         weights = export.single_file_weights(checkpoint, dtype, name)

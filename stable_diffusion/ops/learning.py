@@ -41,6 +41,9 @@ def _elementwise(function: Callable[[mx.array], tuple[mx.array, mx.array]]) -> p
     """An activation from a function that returns (value, derivative); the latter is kept for the backward pass."""
 
     def both(x: mx.array) -> tuple[mx.array, mx.array]:
+        if x.dtype != mx.float32:
+            value, derivative = both(x.astype(mx.float32))
+            return value.astype(x.dtype), derivative.astype(x.dtype)
         if x.size <= BLOCK:
             return function(x)
         flat = x.reshape(-1)

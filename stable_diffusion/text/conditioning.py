@@ -66,13 +66,24 @@ class TextConditioner:
         if isinstance(text, BlendedText):
             start, end = self._of_one_length([self(text.start), self(text.end)])
             return _between(start, end, text.share)
-        outputs, hidden = [], []
-        for (ids, weights), encoder in zip(self._ids_and_weights(text), self.encoders, strict=True):
-            outputs.append(encoder(mx.array(ids)))
-            hidden.append(weighed(self._layer(outputs[-1], encoder), weights))
+        ids, weights = zip(*self._ids_and_weights(text), strict=True)
+        hidden, pooled = self.states(ids)
+        hidden = [weighed(each, some) for each, some in zip(hidden, weights, strict=True)]
         joined = mx.concatenate(hidden, axis=-1) if self.xl else hidden[0]
-        pooled = outputs[-1].pooled[:1] if self.xl else None
-        return Conditioning(joined.reshape(1, -1, joined.shape[-1]), pooled)
+        return Conditioning(joined.reshape(1, -1, joined.shape[-1]), None if pooled is None else pooled[:1])
+
+    def states(self, ids: Sequence[np.ndarray | mx.array]) -> tuple[list[mx.array], mx.array | None]:
+        """Each encoder's hidden states (N, 77, D) for its ids (N, 77); SDXL's pooled vectors (N, P), otherwise None."""
+        outputs = [encoder(mx.array(each)) for each, encoder in zip(ids, self.encoders, strict=True)]
+        hidden = [self._layer(output, encoder) for output, encoder in zip(outputs, self.encoders, strict=True)]
+        return hidden, outputs[-1].pooled if self.xl else None
+
+    def literal_ids(self, text: str) -> list[np.ndarray]:
+        """Each encoder's ids (77,) of a text that is taken literally.
+
+        Warns with `PromptTruncatedWarning` if it is too long.
+        """
+        return [_cut(text, tokenizer)[0] for tokenizer in self.tokenizers]
 
     def n_chunks(self, texts: Sequence[Text | None]) -> int:
         """Chunks of the longest text, to which `read` pads all of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -84,7 +84,7 @@ class PictureFolder:
             else:
                 self.names.append(name)
                 self.captions.append(text)
-        list_of_skipped = _list(skipped)
+        list_of_skipped = shortened(skipped)
         if not self.names:
             raise InputError(
                 f"No picture with a caption in {str(path)!r}{': ' + list_of_skipped if skipped else ''}. A .jpg, .png "
@@ -120,7 +120,7 @@ def _size(size: int) -> int:
 
 def _captioned(folder: Path) -> list[tuple[str, str, str]]:
     """(file name, caption, problem or "") of every picture in the folder or in its metadata, sorted by name."""
-    written = _metadata(folder / METADATA)
+    written = metadata_captions(folder / METADATA)
     found = {path.relative_to(folder).as_posix() for path in walk(folder) if path.suffix.lower() in SUFFIXES}
     rows = []
     for name in sorted(found | written.keys()):
@@ -135,7 +135,7 @@ def _captioned(folder: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def metadata_captions(path: Path) -> dict[str, str]:
     """File name -> caption. Raises `InputError` with the line number for malformed lines."""
     if not path.is_file():
         return {}
@@ -171,6 +171,7 @@ def _flaw(path: Path) -> str:
     return ""
 
 
-def _list(names: list[str], most: int = 8) -> str:
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    """The first few names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import atomic, ops
+from .. import atomic, backend, ops
 from ..backend import mx
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TrainingError
+from ..model_io.safetensors_file import write_safetensors
 from .recipe import Recipe
 
 Arrays = dict[str, mx.array]
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 STATE_PARTS = ("parameters", "average", "first_moment", "second_moment")
+
+
+def weights_dtype(precision: str) -> mx.Dtype:
+    """The type that networks compute in; "auto" is bfloat16 on a GPU, where it is faster, and float32 elsewhere."""
+    return DTYPES.get(precision, mx.bfloat16 if backend.has_gpu() else mx.float32)
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,15 @@ class State:
         return cls(layout, flat, flat + 0.0, mx.zeros_like(flat), mx.zeros_like(flat))
 
     def update(self, gradients: Arrays, recipe: Recipe, rate: float) -> mx.array:
-        """One step of AdamW, then of the average; returns the gradients' norm, not yet evaluated.
+        """One step of AdamW, then of the average; returns the gradients' norm.
 
-        Biases and norms do not decay. Gradients whose norm exceeds `recipe.clip` are scaled down to it.
+        Biases and norms do not decay. Gradients whose norm exceeds `recipe.clip` are scaled down to it. Raises
+        `TrainingError`, and changes nothing, if the norm is not finite.
         """
         g = self.layout.flat(gradients)
         norm = mx.sqrt(mx.square(g).sum())
+        if not math.isfinite(norm.item()):
+            raise TrainingError(f"The gradients of step {self.step + 1} are not finite.")
         self.step += 1
         numbers = ops.AdamW(
             beta_1=recipe.beta_1,
@@ -91,7 +101,7 @@ class State:
         return [getattr(self, part) for part in STATE_PARTS]
 
     def save(self, path: Path, recipe: Recipe) -> None:
-        """Write everything to one file, atomically."""
+        """Write everything to one file, atomically. Raises OSError."""
         tensors = {
             f"{part}:{name}": value
             for part in STATE_PARTS
@@ -99,7 +109,7 @@ class State:
         }
         progress = {"step": self.step, "seconds": self.seconds, "recipe": dataclasses.asdict(recipe)}
         with atomic.written(path) as temporary:
-            mx.save_safetensors(str(temporary), tensors, {"training": json.dumps(progress)})
+            write_safetensors(temporary, tensors, {"training": json.dumps(progress)}, lambda count: None)
 
     @classmethod
     def load(cls, path: Path, parameters: Arrays) -> State:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")  # auto: bfloat16 on a GPU, where it is faster, else float32
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -19,8 +21,19 @@ class Recipe:
     beta_2: float = 0.99
     weight_decay: float = 0.01
     clip: float = 1.0  # the largest norm of a gradient
-    average_decay: float = 0.999
+    average_decay: float = 0.999  # 0 keeps no average
     seed: int = 0
+    precision: str = "auto"  # that networks compute in; the state always keeps float32
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How often the loop reports, saves and looks."""
+
+    report: int = 20  # steps
+    save: float = 120.0  # seconds
+    look: float = 480.0  # seconds
+    look_steps: int = 0  # steps; 0: not by steps
 
 
 def learning_rate(recipe: Recipe, step: int, done: float) -> float:

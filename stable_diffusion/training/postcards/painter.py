@@ -15,6 +15,7 @@ from .scenery import INK, LAND, SAND, View, paint_land, paint_sky, rock, shore
 TIMES = ("day", "sunset", "night")
 PLACES = ("green hills", "snowy mountains", "desert", "sea")
 THINGS = ("house", "tree", "tent", "hot-air balloon", "windmill", "cactus", "sailboat", "lighthouse")
+NEW_THINGS = ("lantern",)  # that no data of the embedded model show, and no captions name
 COLOURS = ("red", "blue", "yellow", "white", "purple", "orange", "pink", "black", "green")
 SKIES = ("clear", "clouds", "sun", "moon", "stars", "rainbow", "birds")
 
@@ -27,6 +28,7 @@ PLACES_OF: dict[str, tuple[str, ...]] = {
     "cactus": ("desert",),
     "sailboat": ("sea",),
     "lighthouse": ("sea",),
+    "lantern": PLACES,
 }
 SKIES_OF: dict[str, tuple[str, ...]] = {
     "day": ("clear", "clouds", "sun", "rainbow", "birds"),
@@ -119,6 +121,13 @@ def random_postcard(rng: np.random.Generator, held_out: bool = False) -> Postcar
         )
         if is_held_out(card) == held_out:
             return card
+
+
+def new_postcard(rng: np.random.Generator) -> Postcard:
+    """A postcard of one of the `NEW_THINGS`."""
+    thing, time = _pick(NEW_THINGS, rng), _pick(TIMES, rng)
+    colour, place, sky = _pick(COLOURS[:8], rng), _pick(PLACES_OF[thing], rng), _pick(SKIES_OF[time], rng)
+    return Postcard(time, place, thing, colour, sky, int(rng.integers(2**31)))
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -210,6 +210,26 @@ def beam(frame: Frame) -> None:
     frame.polygon([(0.0, 0.83), (-2.6, 1.12), (-2.6, 0.70)], (255, 238, 160), 0.18)
 
 
+def lantern(frame: Frame, tones: Tones, rng: Random) -> None:
+    """Not among the things that the embedded model was trained on: for teaching it something new."""
+    glow = {"day": (255, 240, 176), "sunset": (255, 226, 130), "night": (255, 222, 112)}[tones.time]
+    iron = mix(tones.shade, BLACK, 0.15)
+    ring = [(0.09 * cos(pi * i / 8), 0.93 + 0.07 * sin(pi * i / 8)) for i in range(17)]
+    frame.stroke(ring, 0.035, iron)
+    frame.polygon([(-0.25, 0.10), (0.25, 0.10), (0.19, 0.66), (-0.19, 0.66)], tones.other(glow))
+    flame = rng.uniform(0.28, 0.34)
+    frame.ellipse(0.0, flame, 0.075, 0.13, tones.other((255, 176, 60)))
+    frame.ellipse(0.0, flame - 0.03, 0.04, 0.07, tones.other((255, 250, 224)))
+    for low, high, colour in ((-0.25, -0.19, tones.lit), (0.25, 0.19, tones.shade)):
+        frame.stroke([(low, 0.10), (high, 0.66)], 0.05, colour)
+    frame.polygon([(-0.24, 0.37), (0.24, 0.37), (0.235, 0.41), (-0.235, 0.41)], tones.body)
+    frame.polygon([(-0.33, 0.0), (0.33, 0.0), (0.27, 0.12), (-0.27, 0.12)], tones.body)
+    frame.polygon([(0.06, 0.0), (0.33, 0.0), (0.27, 0.12), (0.06, 0.12)], tones.shade)
+    frame.polygon([(-0.31, 0.64), (0.31, 0.64), (0.09, 0.88), (-0.09, 0.88)], tones.body)
+    frame.polygon([(0.06, 0.64), (0.31, 0.64), (0.09, 0.88), (0.03, 0.88)], tones.shade)
+    frame.polygon([(-0.31, 0.64), (-0.20, 0.64), (-0.06, 0.88), (-0.09, 0.88)], tones.lit)
+
+
 def _envelope() -> list[tuple[float, float]]:
     """A balloon's outline: a round head that runs down into a narrow mouth."""
     head = [(0.36 * cos(a), 0.66 + 0.34 * sin(a)) for a in [pi * i / 24 for i in range(-2, 27)]]
@@ -227,6 +247,7 @@ DRAW: dict[str, Callable[..., None]] = {
     "cactus": cactus,
     "sailboat": sailboat,
     "lighthouse": lighthouse,
+    "lantern": lantern,
 }
 HEIGHTS: dict[str, tuple[float, float]] = {  # of the picture's side
     "house": (0.34, 0.41),
@@ -238,4 +259,5 @@ HEIGHTS: dict[str, tuple[float, float]] = {  # of the picture's side
     "cactus": (0.40, 0.47),
     "sailboat": (0.42, 0.50),
     "lighthouse": (0.54, 0.62),
+    "lantern": (0.46, 0.54),
 }
