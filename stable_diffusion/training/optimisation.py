@@ -79,7 +79,7 @@ class State:
         """
         g = self.layout.flat(gradients)
         norm = mx.sqrt(mx.square(g).sum())
-        if not math.isfinite(norm.item()):
+        if not bool(mx.isfinite(norm)):
             raise TrainingError(f"The gradients of step {self.step + 1} are not finite.")
         self.step += 1
         numbers = ops.AdamW(

@@ -65,9 +65,9 @@ def new_task(
             "pictures of that, to keep them as they are. --class-pictures 0 does without."
         )
     states = RUNS["dreambooth"].states(output)
+    taught: FullBase | LoraBase
     if full:
-        taught: FullBase | LoraBase = FullBase(model, recipe, progress)
-        taught.check_output(output)
+        taught = FullBase(model, output, recipe, progress)
     else:
         check_output(output)
         taught = LoraBase(model, rank, alpha, layers, convolutions, text_encoders, recipe, progress)
@@ -112,8 +112,9 @@ class FullBase:
 
     options: dict[str, Any] = {}  # noqa: RUF012
 
-    def __init__(self, model: str, recipe: Recipe, progress: Progress):
+    def __init__(self, model: str, output: Path, recipe: Recipe, progress: Progress):
         self.base = load_base(model, recipe.precision, progress)
+        write_checkpoint(self.base.checkpoint, self.base.path, output, check_only=True)
         self.base.networks.unet.unfreeze()
 
     def captions(self, texts: Sequence[str]) -> Captions:
@@ -124,10 +125,6 @@ class FullBase:
     def painter(self) -> StableDiffusion:
         """Paints with the network as it is at that moment."""
         return self.base.painter(self.base.taught())
-
-    def check_output(self, output: Path) -> None:
-        """Raise `InputError` for a path that this model cannot be written to."""
-        write_checkpoint(self.base.checkpoint, self.base.path, output, check_only=True)
 
     def write(self, output: Path, form: str, noted: dict[str, str]) -> None:
         """Write the model in float16, from the networks as they are. Raises OSError."""

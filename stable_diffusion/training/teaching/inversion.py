@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ...adapters.embeddings import Embedding, ExtendedEmbedding, with_embeddings
+from ...adapters.embeddings import Embedding, with_embeddings
 from ...adapters.lora_file import embedding_tensors, write_tensors
-from ...backend import mx
+from ...backend import mx, nn
 from ...errors import InputError
 from ...model_io.hub import Progress
 from ...pipeline import StableDiffusion
@@ -88,7 +88,7 @@ class InventedWord:
         self.tokenizers, encoders = with_embeddings(tokenizers, networks.text_encoders, [embedding])
         networks.text_encoders = encoders
         networks.freeze()
-        self.tables: list[ExtendedEmbedding] = [encoder.token_embedding for encoder in encoders]
+        self.tables: list[nn.Module] = [encoder.token_embedding for encoder in encoders]
         for table in self.tables:
             table.unfreeze(keys=["extra"], recurse=False)
 

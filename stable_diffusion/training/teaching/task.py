@@ -128,8 +128,8 @@ class TeachingTask:
         text, pooled = self.captions.states(captions)
         unet, dtype = self.base.networks.unet, self.base.dtype
         context = unet.project_text(text.astype(dtype))
-        extras = {} if pooled is None else {"pooled": pooled, "time_ids": time_ids}
-        answer = unet(x_t.astype(dtype), t.astype(mx.float32), context, **extras).astype(mx.float32)
+        ids = None if pooled is None else time_ids
+        answer = unet(x_t.astype(dtype), t.astype(mx.float32), context, pooled, ids).astype(mx.float32)
         squares = mx.square(target - answer).mean(axis=(1, 2, 3))
         weighted = mx.array(self.weights)[t] * squares
         own = (weighted * (1 - kinds)).sum() / (1 - kinds).sum()
