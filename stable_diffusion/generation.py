@@ -26,13 +26,15 @@ from .text.prompt import Blend
 
 @dataclass(frozen=True)
 class GenerationStep:
-    """What one denoising step reached.
+    """What one denoising step reached, or, if it `begins_pass`, what the first one of a pass begins with.
 
     `index` counts from 1 to `total`, over both passes of a hires fix; `pass_number` of `n_passes` says in which one it
-    is, and `ends_pass` that it is its last step, so that the latents are a finished picture's. `t` is the time reached,
+    is, and `ends_pass` that it is its last step, so that the latents are a finished picture's. What begins a pass has
+    the index of the step before, 0 at first, and comes only `with_start`. `t` is the time reached,
     in training steps, and `sigma` its noise level, noise to signal (k-diffusion's sigma). `seed` is the first
     picture's; picture i has seed + i, or with a variation the same. `latents` are x_t (B, h, w, C), float32, of unit
-    variance at the prior, and `denoised` is the current estimate of x_0, of the same shape. Both arrays are lazy,
+    variance at the prior, and `denoised` is the current estimate of x_0, of the same shape; at the beginning of a pass
+    there is none yet, and it is x_t as well. Both arrays are lazy,
     except for networks on a Linux CPU.
     """
 
@@ -46,6 +48,7 @@ class GenerationStep:
     pass_number: int = 1
     n_passes: int = 1
     ends_pass: bool = False
+    begins_pass: bool = False
 
 
 class Generation(Iterator[GenerationStep]):

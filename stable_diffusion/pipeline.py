@@ -87,6 +87,7 @@ class StableDiffusion(LoadedModel):
         vary_all_draws: bool = False,
         progress: Progress | None = None,
         attention: AttentionMaps | None = None,
+        with_start: bool = False,
     ) -> Generation:
         """Generate step by step; the arguments are checked at once.
 
@@ -134,7 +135,8 @@ class StableDiffusion(LoadedModel):
         works in the second pass, as in A1111.
 
         `attention` records where in each picture each word acts (stable_diffusion.AttentionMaps), which changes no bit
-        of what is painted.
+        of what is painted. `with_start` adds, ahead of the first call of the network, a step of index 0: the noise, or
+        the noised input; and with `hires` what the second pass begins with.
 
         Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range, of a wrong type or
         beyond the memory, and for the texts' LoRAs what `set_loras` raises.
@@ -177,7 +179,7 @@ class StableDiffusion(LoadedModel):
             refiner=refiner,
             refiner_switch=refiner_switch,
         )
-        return self._begin(call, progress, attention)
+        return self._begin(call, progress, attention, with_start)
 
     def generate(
         self,
@@ -188,15 +190,16 @@ class StableDiffusion(LoadedModel):
     ) -> list[GeneratedPicture]:
         """Finished pictures with their records, `n_images` of each prompt, in the order of the prompts.
 
-        `settings` are those of `generate_latents`; picture i of the whole list has seed + i. `negatives` is one text
-        for all, or one for each prompt. All are painted in one batch, which changes each picture by rounding only.
+        `settings` are those of `generate_latents`, but for `with_start`; picture i of the whole list has seed + i.
+        `negatives` is one text for all, or one for each prompt. All are painted in one batch, which changes each
+        picture by rounding only.
         Prompts that differ in LoRAs, in weights of parts (AND) or in the number of 75-token chunks are painted in
         separate batches, because sharing one would change them. Raises as `generate_latents` does, before painting.
         """
         texts: list[Any] = list(prompts) if _is_list(prompts) else [prompts]
         against: list[Any] = list(negatives) if _is_list(negatives) else [negatives] * len(texts)
         known = inspect.signature(self.generate_latents).parameters
-        settings = {name: known[name].default for name in list(known)[3:]} | settings
+        settings = {name: known[name].default for name in list(known)[3:] if name != "with_start"} | settings
         progress, attention = settings.pop("progress"), settings.pop("attention")
         call = check_passes(self, self._unet, texts=texts, negative_texts=against, n_images=n_images, **settings)
         groups = self._groups(call)
@@ -250,7 +253,9 @@ class StableDiffusion(LoadedModel):
         assert isinstance(start, InputLatents)
         return self.decode(mx.broadcast_to(start.x_0, (n, *start.x_0.shape[1:])))
 
-    def _begin(self, call: Call, progress: Progress | None, attention: AttentionMaps | None) -> Generation:
+    def _begin(
+        self, call: Call, progress: Progress | None, attention: AttentionMaps | None, with_start: bool = False
+    ) -> Generation:
         if call.changes_nothing:
             return Generation(self._used(call), _no_steps(), (*self.notes, *call.notes))
         self._check(call)
@@ -267,8 +272,8 @@ class StableDiffusion(LoadedModel):
             self._networks_of_refiner(call.passes[-1], call.passes[-1].refinement)  # the same
         if attention is not None and any(each.tiles for each in call.passes):
             raise InputError("attention is recorded of whole pictures, not of tiles: leave out one of the two.")
-        steps, notes = self._passes(call, network, reader, progress, attention), (*self.notes, *call.notes)
-        return Generation(self._used(call), steps, notes, lambda: self.vae_precision)
+        steps = self._passes(call, network, reader, progress, attention, with_start)
+        return Generation(self._used(call), steps, (*self.notes, *call.notes), lambda: self.vae_precision)
 
     def _passes(
         self,
@@ -277,6 +282,7 @@ class StableDiffusion(LoadedModel):
         reader: TextReader,
         progress: Progress | None,
         attention: AttentionMaps | None,
+        with_start: bool,
     ) -> Generator[GenerationStep, None, None]:
         """The steps of one pass, and those of the second one of a hires fix."""
         passes = call.passes
@@ -289,9 +295,10 @@ class StableDiffusion(LoadedModel):
             watched = attention if each is passes[-1] else None
             with closing(self._steps(each, network, reader, watched, progress, x_0)) as steps:
                 for step in steps:
-                    yield replace(
-                        step, index=before + step.index, total=total, pass_number=number, n_passes=len(passes)
-                    )
+                    if with_start or not step.begins_pass:
+                        yield replace(
+                            step, index=before + step.index, total=total, pass_number=number, n_passes=len(passes)
+                        )
             x_0, before = step.latents, before + len(each.plan)
 
     def _steps(
@@ -303,7 +310,7 @@ class StableDiffusion(LoadedModel):
         progress: Progress | None,
         x_0: mx.array | None = None,
     ) -> Generator[GenerationStep, None, None]:
-        """The steps of one pass; `x_0` is what it starts from if an earlier one has painted that."""
+        """What one pass begins with, and its steps; `x_0` is what it starts from if an earlier one has painted that."""
         width, height = call.size
         backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.seen))
         # 3. The texts are encoded and prepared for the network, once.
@@ -330,6 +337,10 @@ class StableDiffusion(LoadedModel):
         for model in models:
             model._painting += 1
         try:
+            level = call.plan.start
+            yield GenerationStep(
+                0, len(call.plan), level.t, level.ve_sigma, call.seeds.first, start.x, start.x, begins_pass=True
+            )
             for step in call.sampler.sample(start.denoiser, start.x, call.plan, noise):
                 ends = step.index == step.total
                 shown = start.shown(step)

@@ -35,26 +35,33 @@ class PretendModel:
         seed = 1000 if arguments["seed"] is None else arguments["seed"]
         total = arguments["num_steps"]
         try:
+            if arguments.get("with_start"):
+                yield self._step(0, total, seed, arguments)
             for index in range(1, total + 1):
                 if self.gate is not None:
                     assert self.gate.acquire(timeout=10)
                 if index == self.fail_at:
                     raise RuntimeError("the wheels came off")
-                latents = np.full((arguments.get("n_images", 1), 8, 8, 4), index / total, np.float32)
-                yield SimpleNamespace(
-                    index=index,
-                    total=total,
-                    t=0.0,
-                    sigma=1.0 - index / total,
-                    seed=seed,
-                    latents=latents,
-                    denoised=latents,
-                    pass_number=1,
-                    n_passes=1,
-                    ends_pass=index == total,
-                )
+                yield self._step(index, total, seed, arguments)
         finally:
             self.closed += 1
+
+    @staticmethod
+    def _step(index, total, seed, arguments):
+        latents = np.full((arguments.get("n_images", 1), 8, 8, 4), index / total, np.float32)
+        return SimpleNamespace(
+            index=index,
+            total=total,
+            t=0.0,
+            sigma=1.0 - index / total,
+            seed=seed,
+            latents=latents,
+            denoised=latents,
+            pass_number=1,
+            n_passes=1,
+            begins_pass=index == 0,
+            ends_pass=index == total,
+        )
 
     @property
     def loras(self):

@@ -352,7 +352,8 @@ def test_the_worker_paints_both_passes(sd, tmp_path):
     painting.paint(sd, None, job, tmp_path)
     (picture,) = job.pictures
     assert [(f.index, f.pass_number, f.latents.shape[0]) for f in picture.frames] == [
-        (1, 1, 4), (2, 1, 4), (3, 2, 8), (4, 2, 8)
+        (0, 1, 4), (1, 1, 4), (2, 1, 4), (2, 2, 8), (3, 2, 8), (4, 2, 8)
     ]  # fmt: skip
+    assert [frame.begins for frame in picture.frames] == [True, False, False, True, False, False]
     assert picture.size == (64, 64) and picture.first is None and job.note == ""
     assert picture_files.read_parameters(picture.path).extra["Hires upscale"] == "2"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_diffusion import GenerationStep, SimpleEulerSampler, StableDiffusion, backend, ops
+from stable_diffusion import GenerationStep, Hires, SimpleEulerSampler, StableDiffusion, backend, ops
 from stable_diffusion.backend import mx
 from stable_diffusion.diffusion.noise import NoiseStream
 from stable_diffusion.errors import InputError, PictureError, SamplerError
@@ -22,6 +22,7 @@ from stable_diffusion.unet import UNet
 from . import drawn
 
 PROMPT = "a red house on green hills at sunset"
+SMALL = {"num_steps": 4, "width": 64, "height": 64, "seed": 9}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,41 @@ def test_the_steps(sd):
     assert [step.sigma for step in steps] == sorted((step.sigma for step in steps), reverse=True)
     assert steps[-1].sigma == 0 and steps[-1].t == 0
     assert mx.allclose(steps[-1].latents, steps[-1].denoised)
+
+
+class TestWithStart:
+    """What a pass begins with, ahead of the network's first call."""
+
+    def test_noise_at_the_first_level(self, sd, monkeypatch):
+        without = list(sd.generate_latents(PROMPT, **SMALL))
+        start, *steps = sd.generate_latents(PROMPT, with_start=True, **SMALL)
+        assert [step.begins_pass for step in (start, *steps)] == [True, *[False] * 4]
+        assert (start.index, start.total, start.pass_number, start.ends_pass) == (0, 4, 1, False)
+        assert start.t > steps[0].t and start.sigma > steps[0].sigma
+        assert all(mx.array_equal(a.latents, b.latents) for a, b in zip(steps, without, strict=True))
+        noise = drawn.normal("noise", 1, 8, 8, 4)
+        monkeypatch.setattr(UNet, "predict", None)
+        first = next(sd.generate_latents(PROMPT, latents=noise, with_start=True, **SMALL))
+        assert np.allclose(first.latents, noise, atol=0.01) and mx.array_equal(first.denoised, first.latents)
+
+    def test_the_noised_input(self, sd):
+        x_0, noise = drawn.normal("x_0", 1, 8, 8, 4), drawn.normal("noise", 1, 8, 8, 4)
+        given = {"input_latents": x_0, "latents": noise, "denoising_strength": 0.5}
+        start, *rest = sd.generate_latents(PROMPT, with_start=True, **given, **SMALL)
+        alpha = 1 / np.sqrt(1 + start.sigma**2)
+        assert np.allclose(start.latents, alpha * (x_0 + start.sigma * noise), atol=1e-5)
+        assert (start.total, len(rest)) == (2, 2)
+
+    def test_what_a_second_pass_begins_with(self, sd):
+        steps = list(sd.generate_latents(PROMPT, with_start=True, hires=Hires(2, steps=2), **SMALL))
+        assert [(step.index, step.pass_number, step.begins_pass) for step in steps] == [
+            (0, 1, True), *[(i, 1, False) for i in (1, 2, 3, 4)], (4, 2, True), (5, 2, False), (6, 2, False)
+        ]  # fmt: skip
+        assert steps[5].latents.shape == (1, 16, 16, 4) and steps[5].sigma > steps[6].sigma
+
+    def test_a_finished_picture_has_no_such_step(self, sd):
+        with pytest.raises(TypeError, match="with_start"):
+            sd.generate(PROMPT, with_start=True)
 
 
 def test_decode(sd):

@@ -194,4 +194,4 @@ def test_the_worker_tells_of_tiles_and_stops_between_them(sd, postcard, tmp_path
     )
     with pytest.raises(Cancelled):
         painting.paint(sd, None, stopped, tmp_path)
-    assert not stopped.pictures[0].frames
+    assert stopped.pictures[0].estimate is None

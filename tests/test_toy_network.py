@@ -328,7 +328,7 @@ def test_the_worker_paints_with_it(monkeypatch, tmp_path):
             for picture in job.pictures:
                 width, height = request.width or SIZE, request.height or SIZE
                 assert Image.open(Path(picture.path)).size == (width, height)
-                assert len(picture.frames) == 4 and picture.frames[0].latents.shape == (height // 4, width // 4, 16)
+                assert len(picture.frames) == 5 and picture.frames[0].latents.shape == (height // 4, width // 4, 16)
                 parameters = picture_files.read_parameters(picture.path)
                 assert (parameters.model, parameters.prompt) == ("toy", request.prompt)
         task = worker.decode(jobs[0], jobs[0].pictures[0].frames[1])

@@ -61,7 +61,7 @@ def test_every_step_is_recorded_and_can_be_shown(worker):
     job = worker.submit(Request("a", steps=12))
     over(job)
     frames = job.pictures[0].frames
-    assert [frame.index for frame in frames] == list(range(1, 13))
+    assert [frame.index for frame in frames] == list(range(13)) and [f.begins for f in frames[:2]] == [True, False]
     assert job.latent_space == ("postcards-tiny", "sd1")
     for frame in frames:
         assert frame.latents.dtype == frame.denoised.dtype == np.float16
@@ -95,13 +95,13 @@ def test_full_decodes_are_no_more_frequent_than_they_are_seen(engine, worker, mo
     monkeypatch.setattr(painting, "DECODE_EVERY", 60.0)
     job = worker.submit(Request("a", steps=9, previews=("full",)))
     over(job)
-    assert [bool(frame.decoded) for frame in job.pictures[0].frames] == [True, *[False] * 7, True]
+    assert [bool(frame.decoded) for frame in job.pictures[0].frames] == [True, *[False] * 8, True]
 
 
 def test_a_recorded_step_is_decoded_when_a_replay_asks(engine, worker):
     job = worker.submit(Request("a", steps=4))
     over(job)
-    frame = job.pictures[0].frames[1]
+    frame = job.pictures[0].frames[2]
     task = worker.decode(job, frame)
     assert worker.decode(job, frame) is task
     over(task)
@@ -114,7 +114,7 @@ def test_old_steps_are_forgotten_when_they_take_too_much(worker, monkeypatch):
     monkeypatch.setattr(worker_module, "MAX_FRAME_BYTES", 15_000)
     job = worker.submit(Request("a", steps=9, n_images=4))
     over(job)
-    assert [len(picture.frames) for picture in job.pictures] == [1, 1, 1, 9]
+    assert [len(picture.frames) for picture in job.pictures] == [1, 1, 1, 10]
     assert all(picture.finished for picture in job.pictures)
 
 
@@ -122,13 +122,13 @@ def test_a_picture_can_be_skipped(engine, worker):
     engine.gate = threading.Semaphore(0)
     job = worker.submit(Request("a", steps=5, n_images=2, seed=3))
     engine.gate.release(1)
-    wait(lambda: job.frame is not None)
+    wait(lambda: job.frame is not None and job.frame.index == 1)
     worker.skip(job)
     engine.gate.release(6)
     over(job)
     assert job.state is State.DONE and job.fraction == 1.0
     first, second = job.pictures
-    assert first.skipped and not first.finished and len(first.frames) == 2
+    assert first.skipped and not first.finished and len(first.frames) == 3
     assert second.finished and second.seed == 4
 
 
@@ -311,7 +311,7 @@ def test_an_error_in_the_middle_keeps_the_steps_so_far(engine, worker):
     over(job)
     assert job.state is State.FAILED
     assert "RuntimeError: the wheels came off" in job.error
-    assert [frame.index for frame in job.pictures[0].frames] == [1, 2]
+    assert [frame.index for frame in job.pictures[0].frames] == [0, 1, 2]
 
 
 def test_the_last_model_is_kept_and_the_old_one_goes_first(engine, worker, monkeypatch):

@@ -73,7 +73,7 @@ def steps(model: Any, values: Values, **changes: Any) -> Any:
 
 
 def run(model: Any, report: Report, values: Values, note: str = "", **changes: Any) -> Iterator[Any]:
-    """The steps of a generation, each evaluated, so that a cancel takes effect at once."""
+    """The steps of a generation, each evaluated, so that a cancel takes effect at once; as `generate_latents`."""
     with closing(steps(model, values, **changes)) as generation:
         for step in generation:
             report(note or f"Step {step.index} of {step.total}", step.index / step.total)

@@ -16,22 +16,28 @@ N_COLUMNS = 6
 
 @dataclass(frozen=True)
 class Moment:
-    """One step of a denoising: x_t and the estimate of x_0, decoded, as JPEGs."""
+    """One step of a denoising: x_t and the estimate of x_0, decoded, as JPEGs; step 0 has no estimate."""
 
     index: int
     total: int
     sigma: float
     x_t: bytes
-    x_0: bytes
+    x_0: bytes | None
 
 
 def compute(model: Any, report: Report, values: Values) -> tuple[Moment, ...]:
     """x_t and the estimate of x_0 at some of a picture's steps."""
     total = settings_of(values).steps
-    wanted = set(np.linspace(1, total, min(N_COLUMNS, total)).round().astype(int).tolist())
+    wanted = {0, *np.linspace(1, total, min(N_COLUMNS, total)).round().astype(int).tolist()}
     return tuple(
-        Moment(step.index, step.total, float(step.sigma), decoded(model, step.latents), decoded(model, step.denoised))
-        for step in run(model, report, values)
+        Moment(
+            step.index,
+            step.total,
+            float(step.sigma),
+            decoded(model, step.latents),
+            None if step.begins_pass else decoded(model, step.denoised),
+        )
+        for step in run(model, report, values, with_start=True)
         if step.index in wanted
     )
 
@@ -39,25 +45,28 @@ def compute(model: Any, report: Report, values: Values) -> tuple[Moment, ...]:
 def show(found: tuple[Moment, ...], values: Values) -> Sequence[Block]:
     rows = [
         Strip(
-            [
-                Shown(each.x_t, f"The noisy picture, step {each.index} of {each.total}", f"Step {each.index}, xₜ")
-                for each in found
-            ]
+            [Shown(each.x_t, f"The noisy picture, step {each.index} of {each.total}", _caption(each)) for each in found]
         ),
         Strip(
             [
                 Shown(
                     each.x_0,
                     f"The estimate of the finished picture, step {each.index} of {each.total}",
-                    f"σ = {each.sigma:.3g}, x̂₀",
+                    f"Step {each.index}, x̂₀",
                 )
                 for each in found
+                if each.x_0 is not None
             ]
         ),
     ]
     if values["what"] == "both":
-        return [*rows, Say("Above: xₜ, decoded. Below: the estimate of x₀ at the same step.")]
+        return [*rows, Say("Above: xₜ, decoded, from the noise of step 0. Below: the estimate of x₀ at each step.")]
     return [rows[values["what"] != "xₜ alone"]]
+
+
+def _caption(moment: Moment) -> str:
+    name = "xₜ" if moment.index else "x_T, the noise"
+    return f"Step {moment.index}, {name}, σ = {moment.sigma:.3g}"
 
 
 LESSON = Lesson(

@@ -19,11 +19,11 @@ MOMENTS = 6
 
 @dataclass(frozen=True)
 class Repaired:
-    """The picture, the mask, and x_t and the estimate of x_0 at some steps, as JPEGs."""
+    """The picture, the mask, and x_t and the estimate of x_0 at some steps, as JPEGs; step 0 has no estimate."""
 
     picture: bytes
     mask: bytes
-    moments: tuple[tuple[int, bytes, bytes], ...]
+    moments: tuple[tuple[int, bytes, bytes | None], ...]
 
 
 def compute(model: Any, report: Report, values: Values) -> Repaired:
@@ -34,8 +34,8 @@ def compute(model: Any, report: Report, values: Values) -> Repaired:
     ImageDraw.Draw(mask).ellipse((width // 4, height // 4, width * 3 // 4, height * 3 // 4), fill=255)
     changes: dict[str, Any] = {"text": prompt_of(values, "other", OTHER), "input_image": picture, "mask_image": mask}
     found = [
-        (step.index, decoded(model, step.latents), decoded(model, step.denoised))
-        for step in run(model, report, values, denoising_strength=1.0, **changes)
+        (step.index, decoded(model, step.latents), None if step.begins_pass else decoded(model, step.denoised))
+        for step in run(model, report, values, denoising_strength=1.0, with_start=True, **changes)
         if step.index % max(1, step.total // MOMENTS) == 0 or step.index in (1, step.total)
     ]
     return Repaired(jpeg(picture), jpeg(mask.convert("RGB")), tuple(found))
@@ -43,15 +43,15 @@ def compute(model: Any, report: Report, values: Values) -> Repaired:
 
 def show(found: Repaired, values: Values) -> Sequence[Block]:
     steps = np.array([index for index, _, _ in found.moments])
-    i = int(np.abs(steps - 1 - values["share"] / 100 * (steps[-1] - 1)).argmin())
+    i = int(np.abs(steps - values["share"] / 100 * steps[-1]).argmin())
     index, x_t, x_0 = found.moments[i]
     return [
         Strip(
             [
                 Shown(found.picture, "The picture", "the picture"),
                 Shown(found.mask, "The mask, white where it is repainted", "the mask"),
-                Shown(x_t, f"x_t after step {index}", f"xₜ, step {index}"),
-                Shown(x_0, f"The estimate of x_0 after step {index}", "x̂₀"),
+                Shown(x_t, f"x_t after step {index}", f"xₜ, step {index}" if index else "x_T, before the first step"),
+                *([] if x_0 is None else [Shown(x_0, f"The estimate of x_0 after step {index}", "x̂₀")]),
             ],
             160,
         ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..service.preview import jpeg
-from .common import OTHER, decoded, own_or_painted, painted, prompt_of, settings_of
+from .common import OTHER, decoded, own_or_painted, prompt_of, run, settings_of
 from .lesson import Block, Lesson, Paper, Report, Say, Shown, Slider, Strip, Upload, Values, Words
 
 LEAST_STEPS = 10  # so that the lowest strength leaves some
@@ -16,9 +16,9 @@ STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class Repainted:
-    """The picture (strength 0), and what became of it at each strength."""
+    """The picture (strength 0); for each strength what painting began with, x_t, and what became of it."""
 
-    pictures: tuple[tuple[float, bytes], ...]
+    pictures: tuple[tuple[float, bytes, bytes], ...]
     steps: int
 
 
@@ -26,23 +26,25 @@ def compute(model: Any, report: Report, values: Values) -> Repainted:
     """Repaint a picture with another prompt, from increasing noise levels."""
     steps = max(settings_of(values).steps, LEAST_STEPS)
     picture = own_or_painted(model, report, {**values, "prompt": ""})
-    shown = [(0.0, jpeg(picture))]
+    shown = [(0.0, jpeg(picture), jpeg(picture))]
     for i, strength in enumerate(STRENGTHS):
         note = f"Strength {strength:g}, picture {i + 1} of {len(STRENGTHS)}"
         changes = {
             "num_steps": steps,
             "text": prompt_of(values, "other", OTHER), "input_image": picture, "denoising_strength": strength,
         }  # fmt: skip
-        shown.append((strength, decoded(model, painted(model, report, values, note, **changes))))
+        first, *_, last = run(model, report, values, note, with_start=True, **changes)
+        shown.append((strength, decoded(model, first.latents), decoded(model, last.latents)))
     return Repainted(tuple(shown), steps)
 
 
 def show(found: Repainted, values: Values) -> Sequence[Block]:
-    strength, picture = min(found.pictures, key=lambda each: abs(each[0] - values["strength"]))
+    strength, start, picture = min(found.pictures, key=lambda each: abs(each[0] - values["strength"]))
     return [
         Strip(
             [
                 Shown(found.pictures[0][1], "The picture", "the picture"),
+                Shown(start, f"The picture with the noise of strength {strength:g}", "what painting begins with, xₜ"),
                 Shown(picture, f"Painted over with strength {strength:g}", f"strength {strength:g}"),
             ],
             200,
@@ -50,7 +52,7 @@ def show(found: Repainted, values: Values) -> Sequence[Block]:
         Strip(
             [
                 Shown(each, f"Painted over with strength {s:g}" if s else "The picture itself", f"{s:g}")
-                for s, each in found.pictures
+                for s, _, each in found.pictures
             ]
         ),
         Say(f"At strength {strength:g}, {int(found.steps * strength)} of {found.steps} steps are run."),

@@ -49,7 +49,7 @@ class Frame:
     or as a draft.
     """
 
-    index: int  # 1 .. total
+    index: int  # 0 .. total
     total: int
     sigma: float
     latents: np.ndarray
@@ -58,6 +58,7 @@ class Frame:
     draft: bytes | None = None
     pass_number: int = 1
     n_passes: int = 1  # 2 with a hires fix
+    begins: bool = False  # what a pass begins with, before any estimate: `denoised` is x_t as well
 
     @property
     def n_bytes(self) -> int:
@@ -97,9 +98,14 @@ class Picture:
         return self.seeds.get("variation_seed")
 
     @property
+    def estimate(self) -> Frame | None:
+        """The latest step that has an estimate of x_0; None before the first one."""
+        return next((frame for frame in reversed(self.frames) if not frame.begins), None)
+
+    @property
     def visible(self) -> bool:
         """Whether there is anything to show of it; one that was to stay as it was has no steps."""
-        return bool(self.frames) or self.finished
+        return self.estimate is not None or self.finished
 
     @property
     def finished(self) -> bool:
@@ -209,6 +215,10 @@ class Job(Work):
         """The request of one of its pictures, from 0."""
         return self.drawn.of_picture(place)
 
+    def request_of(self, picture: Picture) -> Request:
+        """The request of a picture that was begun."""
+        return self.of_picture(self.pictures.index(picture))
+
     def batch_from(self, place: int) -> range:
         """The pictures that are painted together, from `place` on."""
         return self.drawn.batch_from(place)
@@ -270,8 +280,8 @@ class Series(Job):
     the others.
     """
 
-    def __init__(self, cells: Sequence[Cell], known: Mapping[str, Picture] | None = None) -> None:
-        super().__init__(cells[0].request)
+    def __init__(self, cells: Sequence[Cell], known: Mapping[str, Picture] | None = None, save: bool = True) -> None:
+        super().__init__(cells[0].request, save=save)
         self.known = {digest: picture for digest, picture in (known or {}).items() if picture.there}
         self.cells = [cell for cell in cells if cell.digest not in self.known]
         self.problems: dict[str, str] = {}  # by digest, in words
@@ -306,8 +316,8 @@ class Series(Job):
 class Comparison(Series):
     """A grid in the queue."""
 
-    def __init__(self, plan: Plan, known: Mapping[str, Picture] | None = None) -> None:
-        super().__init__(plan.order, known)
+    def __init__(self, plan: Plan, known: Mapping[str, Picture] | None = None, save: bool = True) -> None:
+        super().__init__(plan.order, known, save)
         self.plan = plan
 
 

@@ -101,7 +101,7 @@ def check_texts(model: Any, refiner: Any = None, *, job: Series) -> None:
 def _begun(model: Any, job: Job, call: Call, request: Request, n_images: int, maps: AttentionMaps | None) -> Any:
     """The generation of a batch; raises what is refused."""
     more: dict[str, Any] = {"progress": job.report} if {"hires", "tile"} & call.arguments.keys() else {}
-    more |= {} if maps is None else {"attention": maps}
+    more |= {"with_start": True} | ({} if maps is None else {"attention": maps})
     if n_images > 1:
         more["n_images"] = n_images
     return model.generate_latents(**call.arguments | request.seeds_of(0) | more)
@@ -114,7 +114,7 @@ def _picture(job: Job, place: int, batch: tuple[int, int]) -> Picture:
 
 def _of(job: Job, picture: Picture, like: Request, size: tuple[int, int]) -> tuple[Request, Parameters]:
     """A picture's own request, with the files of one `like` it, and its record."""
-    request = job.of_picture(job.pictures.index(picture))
+    request = job.request_of(picture)
     request = dataclasses.replace(request, picture_file=like.picture_file, mask_file=like.mask_file)
     assert picture.used is not None
     said = request.to_record(picture.used, size)
@@ -126,7 +126,7 @@ def _painted(
     model: Any, job: Job, pictures: Sequence[Picture], call: Call, generation: Any, maps: AttentionMaps | None
 ) -> tuple[list[Image.Image | None], NotFiniteError | None] | None:
     """Run the generation of a batch; None if it was skipped. A picture that is NaN is None, and then says why."""
-    decodes = Decodes(job)
+    decodes, decoding = Decodes(job), job.request_of(pictures[0]).decoding
     before = time.perf_counter()
     last: np.ndarray | None = None
     problem = None
@@ -143,18 +143,18 @@ def _painted(
                 for picture, latents in zip(pictures, np.asarray(step.latents, dtype=np.float32), strict=True):
                     picture.first = latents
             if step.index == step.total:
-                last, problem = _decoded_batch(model, step.latents, job.request.decoding)
+                last, problem = _decoded_batch(model, step.latents, decoding)
                 for frame, image in zip(frames, last, strict=True):
                     frame.decoded = preview.jpeg(arrays.to_picture(image)) if np.isfinite(image).all() else None
             else:
-                decodes.make(partial(model.preview, **job.request.decoding), frames[-1])  # the one that is shown
+                decodes.make(partial(model.preview, **decoding), frames[-1])  # the one that is shown
             for picture, frame in zip(pictures, frames, strict=True):
                 picture.frames.append(frame)
             job.note = ""  # of what came between two passes
             now = time.perf_counter()
-            if not new_pass:  # the first includes the text encoder and other one-time work
+            if not (new_pass or step.begins_pass):  # the first includes the text encoder and other one-time work
                 job.step_seconds.append((now - before) / len(pictures))
-            before, new_pass = now, step.ends_pass
+            before, new_pass = now, step.ends_pass or step.begins_pass
             if last is None:  # a finished picture is kept, even if a cancel came meanwhile
                 job.stop_if_cancelled()
                 if job.skip_event.is_set():
@@ -203,23 +203,23 @@ def _keep_first(model: Any, job: Job, pictures: Sequence[Picture], call: Call, o
     for picture in pictures:
         if picture.first is None or picture.used is None:
             continue
+        request = _carrying(job.request_of(picture))
         try:
-            decoded = arrays.to_picture(_decoded(partial(model.decode, **job.request.decoding), picture.first))
+            decoded = arrays.to_picture(_decoded(partial(model.decode, **request.decoding), picture.first))
         except Exception:
             log.exception("what the first pass painted cannot be decoded")
             return
         picture.size = decoded.size
-        request = _carrying(job.of_picture(job.pictures.index(picture)))
         said = request.first_pass().to_record(picture.used, call.size)
         _save(job, picture, decoded, request, said, outputs)
 
 
 def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
     """Finish a picture that was stopped: decode and save its last estimate of x_0, and record how far it came."""
-    if picture.finished or not picture.frames or picture.used is None:
+    frame = picture.estimate
+    if picture.finished or frame is None or picture.used is None:
         return
-    frame = picture.frames[-1]
-    request = _carrying(job.of_picture(job.pictures.index(picture)))
+    request = _carrying(job.request_of(picture))
     decoded = arrays.to_picture(_decoded(partial(model.decode, **request.decoding), frame.denoised))
     call = request.to_call(model.default_size)
     finished = call.finish(decoded)
@@ -293,11 +293,11 @@ class Decodes:
 
 
 def _record(step: Any) -> list[Frame]:
-    """A step of each picture of the batch."""
+    """A step of each picture of the batch, or what it begins with."""
     found = []
     for x_t, x_0 in zip(*(np.asarray(each, dtype=np.float32) for each in (step.latents, step.denoised)), strict=True):
         frame = Frame(step.index, step.total, float(step.sigma), x_t.astype(np.float16), x_0.astype(np.float16))
-        frame.pass_number, frame.n_passes = step.pass_number, step.n_passes
+        frame.pass_number, frame.n_passes, frame.begins = step.pass_number, step.n_passes, step.begins_pass
         found.append(frame)
     return found
 

@@ -64,7 +64,8 @@ def telling(maps: PictureMaps) -> int:
 
 def painted(job: Job, picture: Picture) -> Image.Image:
     """What was painted, small; the maps lie over this, not over a picture that it was pasted into."""
-    frame = picture.frames[-1]
+    frame = picture.estimate
+    assert frame is not None, "maps are recorded in steps"
     jpeg = frame.decoded or frame.draft
     if jpeg is not None:
         return Image.open(io.BytesIO(jpeg)).convert("RGB")

@@ -112,12 +112,12 @@ class Worker:
         """
         return self._add(Job(request, repeat, save=save))
 
-    def compare(self, plan: Plan, known: Mapping[str, Picture] | None = None) -> Comparison:
+    def compare(self, plan: Plan, known: Mapping[str, Picture] | None = None, save: bool = True) -> Comparison:
         """Append a grid to the queue; `known` are pictures by digests of cells that need not be painted again.
 
-        Raises QueueFullError.
+        Without `save` its pictures stay in memory. Raises QueueFullError.
         """
-        return self._add(Comparison(plan, known))
+        return self._add(Comparison(plan, known, save))
 
     def morph(self, morph: Morph, known: Mapping[str, Picture] | None = None) -> Morphing:
         """Append a morph to the queue; `known` as in `compare`. Raises QueueFullError."""
@@ -176,7 +176,9 @@ class Worker:
         """Queue a full decode of a recorded step's estimate, for a replay. Raises QueueFullError."""
 
         def decode(model: Any, report: Report) -> None:
-            frame.decoded = decoded_jpeg(partial(model.decode, **job.request.decoding), frame.denoised)
+            picture = next((each for each in job.pictures if frame in each.frames), None)
+            decoding = {} if picture is None else job.request_of(picture).decoding
+            frame.decoded = decoded_jpeg(partial(model.decode, **decoding), frame.denoised)
 
         return self.compute((job.id, id(frame)), decode, job.model, True, job.options)
 

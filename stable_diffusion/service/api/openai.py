@@ -361,7 +361,7 @@ _USAGE = {
 
 def _due(asked: Asked, picture: Picture) -> list[Frame]:
     """The frames whose estimates are sent of a picture so far: evenly spread over its steps, the last one left out."""
-    frames = picture.frames
+    frames = [frame for frame in picture.frames if not frame.begins]
     if not frames or not asked.partial:
         return []
     total = frames[-1].total
@@ -371,7 +371,8 @@ def _due(asked: Asked, picture: Picture) -> list[Frame]:
 
 def _estimate(asked: Asked, job: Job, picture: Picture, frame: Frame) -> str | None:
     """The estimate of x_0 at a step in base64, at the size and in the format of the picture."""
-    until = [each for each in picture.frames if each.index <= frame.index and each.decoded is not None]
+    steps = [each for each in picture.frames if not each.begins]
+    until = [each for each in steps if each.index <= frame.index and each.decoded is not None]
     jpeg = until[-1].decoded if until else approximate_jpeg(frame.denoised, job.latent_space)
     if jpeg is None:
         return None

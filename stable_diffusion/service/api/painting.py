@@ -11,12 +11,13 @@ from starlette.requests import Request as HttpRequest
 
 from ... import catalogue
 from ...adapters import files
+from ...compare.plan import Plan
 from ...prompts import prepared
 from ...record import picture_files
 from ...request import GRID, Request
 from ...text.prompt import parse
 from .. import values
-from ..jobs import Job, Picture, State, Task, Work
+from ..jobs import Comparison, Job, Picture, State, Task, Work
 from ..shared import the_worker
 from . import closures
 from .errors import ApiError, ClientGone
@@ -87,6 +88,13 @@ async def paint(http: HttpRequest, request: Request, save: bool = True) -> Job:
     return job
 
 
+async def compare(http: HttpRequest, plan: Plan, save: bool = True) -> Comparison:
+    """Queue a grid and wait for its end, as `paint` does."""
+    job = the_worker().compare(plan, save=save)
+    await wait(http, job)
+    return job
+
+
 def address_of(http: HttpRequest) -> str:
     """A client's address."""
     return http.client.host if http.client is not None else ""
@@ -111,7 +119,7 @@ async def keep_so_far(http: HttpRequest, job: Job) -> None:
     if job.state is not State.CANCELLED:
         return
     for picture in job.pictures:
-        if picture.frames and not picture.finished and not picture.skipped:
+        if picture.estimate is not None and not picture.finished and not picture.skipped:
             await wait(http, the_worker().keep(job, picture))
 
 

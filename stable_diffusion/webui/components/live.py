@@ -21,6 +21,7 @@ from stable_diffusion.webui.components import handover, session, word_maps
 REFRESH = 0.2  # seconds
 DECODE_PATIENCE = 5.0  # seconds that a replay waits for a full decode
 ALL = -1  # in place of a picture's number
+BEGINNING = "What painting begins with, xₜ: noise, or a picture with noise in it"
 ALTS = {
     "auto": "The current estimate of the picture",
     "fast": "The current estimate of the picture",
@@ -123,7 +124,7 @@ def duration(seconds: float) -> str:
 
 def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
     """Draw a step as each of these kinds, side by side."""
-    where = f"step {frame.index} of {frame.total}"
+    where = f"{'before' if frame.begins else 'at'} step {frame.index + frame.begins} of {frame.total}"
     if frame.n_passes > 1:
         where += f", pass {frame.pass_number} of {frame.n_passes}"
     views = [(kind, found) for kind in KINDS if kind in kinds and (found := _jpeg(job, frame, kind)) is not None]
@@ -131,16 +132,17 @@ def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
         return
     widths = [1 if kind == "latents" else 2 for kind, _ in views]
     for column, (kind, (jpeg, words)) in zip(st.columns(widths), views, strict=True):
-        column.image(data_url(jpeg), width="stretch", alt=f"{ALTS[kind]}, {where}")
+        what = "What painting begins with" if frame.begins and kind != "latents" else ALTS[kind]
+        column.image(data_url(jpeg), width="stretch", alt=f"{what}, {where}")
         column.caption(words)
 
 
 def _jpeg(job: Job, frame: Frame, kind: str) -> tuple[bytes, str] | None:
     """A step as one kind, with a caption; while a job runs, the newest decode stands in for newer steps."""
-    estimate = "The model's current estimate of the picture, x₀"
+    estimate = BEGINNING if frame.begins else "The model's current estimate of the picture, x₀"
     if kind in ("auto", "full"):
-        frames = reversed(job.pictures[-1].frames) if job.active and job.pictures else [frame]
-        for other in frames:
+        newer = job.active and job.pictures and not frame.begins
+        for other in reversed([each for each in job.pictures[-1].frames if not each.begins] if newer else [frame]):
             if other.decoded is not None:
                 return other.decoded, f"{estimate}, decoded in full"
             if other.draft is not None and kind == "auto" and (job.drafting or not job.active):
@@ -274,9 +276,13 @@ def _download_sheet(job: Job, pictures: list[Picture]) -> None:
 def _replay(job: Job, picture: Picture) -> None:
     frames = picture.frames
     key = f"{job.id}-{job.pictures.index(picture)}"
-    at = len(frames)
-    if at > 1:
-        at = st.slider("Step", 1, at, value=at, key=f"replay-{key}")
+    at = len(frames) - 1
+    if at > 0 and frames[-1].n_passes == 1:
+        at = st.slider("Step", 0, at, value=at, key=f"replay-{key}")
+    elif at > 0:
+        at = st.select_slider(
+            "Step", range(len(frames)), value=at, format_func=lambda i: _moment(frames[i]), key=f"replay-{key}"
+        )
     kinds = st.pills(
         "Show",
         list(KINDS),
@@ -285,10 +291,14 @@ def _replay(job: Job, picture: Picture) -> None:
         format_func=KINDS.__getitem__,
         key=f"kinds-{key}",
     )
-    frame = frames[at - 1]
+    frame = frames[at]
     if frame.decoded is None and ("full" in kinds or ("auto" in kinds and job.quick)):
         _decode(job, frame, asked="full" in kinds)
     _show_frame(job, frame, kinds)
+
+
+def _moment(frame: Frame) -> str:
+    return f"pass {frame.pass_number}" if frame.begins else str(frame.index)
 
 
 def _decode(job: Job, frame: Frame, asked: bool) -> None:
@@ -319,7 +329,7 @@ def _wait(task: Task) -> None:
 def _bytes(picture: Picture) -> bytes:
     if picture.path is not None and picture.path.exists():
         return picture.path.read_bytes()
-    return picture.unsaved or (picture.frames[-1].decoded if picture.frames else None) or b""
+    return picture.unsaved or (picture.estimate.decoded if picture.estimate else None) or b""
 
 
 def _sheet(pictures: list[Picture]) -> bytes:
