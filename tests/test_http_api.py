@@ -184,7 +184,10 @@ def test_a_mask_with_alpha_is_its_alpha():
         ({"enable_hr": True, "hr_prompt": "a <lora:nonesuch:1>"}, 422, "nonesuch"),
         ({"enable_hr": True, "firstphase_width": 32}, 422, "firstphase_height"),
         ({"styles": ["pretty"]}, 422, "styles"),
-        ({"script_name": "X/Y/Z plot"}, 422, "script_name"),
+        ({"script_name": "Loopback"}, 422, "script_name"),
+        ({"script_name": "X/Y/Z plot"}, 422, "script_args of X/Y/Z plot has 0 entries"),
+        ({"script_name": "Prompt matrix"}, 422, "needs parts"),
+        ({"script_name": "Prompt matrix", "script_args": [0, 0, "both"]}, 422, "'positive' or 'negative'"),
         ({"refiner_checkpoint": "other"}, 404, "Model not found"),
         ({"refiner_checkpoint": "postcards-tiny", "refiner_switch_at": 2}, 422, "refiner_switch"),
         ({"s_churn": 1}, 422, "s_churn"),
@@ -257,7 +260,6 @@ def test_a_hires_fix(client, engine):
 
 
 def test_sd_upscale(client, engine):
-    assert client.get("/sdapi/v1/scripts").json()["img2img"] == ["sd upscale"]
     fields = {"init_images": [png(size=(90, 60))], "denoising_strength": 0.25, "script_name": "SD upscale"}
     painted(client, "img2img", **fields, script_args=[None, 16, "lanczos", 2])
     given = calls(engine)[-1]
@@ -268,6 +270,127 @@ def test_sd_upscale(client, engine):
                         ([None, 48, 0, 2], "overlap")):  # fmt: skip
         assert word in painted(client, "img2img", 422, **fields, script_args=wrong)["detail"]
     assert "script_name" in painted(client, "img2img", 422, **fields | {"script_name": "Loopback"})["detail"]
+
+
+PLOT_ARGS = ["Steps", "1-3 (+2)", [], "Sampler", "", ["Euler", "Heun"], 0, "", [], True, True, False, False, 0]
+
+
+def plot(client, status=200, path="txt2img", args=(), **fields):
+    """An X/Y/Z plot with some of its arguments by their places."""
+    given = list(PLOT_ARGS)
+    for place, value in dict(args).items():
+        given[place] = value
+    return painted(client, path, status, script_name="x/y/z plot", script_args=given, **fields)
+
+
+def opened(image):
+    return Image.open(io.BytesIO(base64.b64decode(image)))
+
+
+def test_an_xyz_plot_is_its_sheet_and_then_its_cells(client, engine, tmp_path):
+    answer = plot(client)
+    sheet, *cells = map(opened, answer["images"])
+    assert [cell.size for cell in cells] == [(64, 64)] * 4 and sheet.width > 128 and sheet.height > 128
+    info = json.loads(answer["info"])
+    said = [Parameters.from_text(text) for text in info["infotexts"]]
+    assert [(each.steps, each.sampler) for each in said[1:]] == [(1, "Euler"), (3, "Euler"), (1, "Heun"), (3, "Heun")]
+    assert said[0].extra["Script"] == "X/Y/Z plot" and said[0].extra["X Values"] == "1-3 (+2)"
+    assert (said[0].extra["X Type"], said[0].extra["Y Type"], said[0].extra["Y Values"]) == (
+        "Steps", "Sampler", "Euler,Heun"
+    )  # fmt: skip
+    assert Parameters.from_text(sheet.text["parameters"]) == said[0]
+    assert info["index_of_first_image"] == 1 and info["all_seeds"] == [7] * 4
+    assert len(list((tmp_path / "outputs").rglob("*.png"))) == 4, "the cells are in the gallery"
+    plain = plot(client, args={9: "False", 10: "False"}, do_not_save_samples=True)
+    (alone,) = map(opened, plain["images"])
+    assert alone.size[0] < sheet.size[0] and len(list((tmp_path / "outputs").rglob("*.png"))) == 4
+
+
+def test_axes_are_numbers_of_a_list_that_can_be_asked_for(client, engine):
+    scripts = {(each["name"], each["is_img2img"]): each["args"] for each in client.get("/sdapi/v1/script-info").json()}
+    assert client.get("/sdapi/v1/scripts").json() == {
+        "txt2img": ["prompt matrix", "x/y/z plot"], "img2img": ["prompt matrix", "sd upscale", "x/y/z plot"]
+    }  # fmt: skip
+    choices = scripts["x/y/z plot", False][0]["choices"]
+    assert choices[:7] == ["Nothing", "Seed", "Var. seed", "Var. strength", "Steps", "Hires steps", "CFG Scale"]
+    assert len(scripts["x/y/z plot", True]) == 18 and len(scripts["prompt matrix", False]) == 5
+    answer = plot(
+        client, args={0: choices.index("CFG Scale"), 1: "3, 5", 3: choices.index("Size"), 4: "64x72", 5: None}
+    )
+    assert [call["cfg_weight"] for call in calls(engine)] == [3.0, 5.0] and len(answer["images"]) == 3
+    picture = {"init_images": [png()], "path": "img2img"}
+    there = scripts["x/y/z plot", True][0]["choices"]
+    plot(client, args={0: str(there.index("Denoising")), 1: "0.2", 3: 0}, **picture)
+    assert calls(engine)[-1]["denoising_strength"] == 0.2
+    plot(client, args={0: choices.index("Denoising"), 1: "0.3", 3: 0}, enable_hr=True)
+    assert calls(engine)[-1]["hires"].strength == 0.3
+    plot(client, args={0: "Checkpoint name", 1: "postcards-tiny", 3: 0})
+
+
+def test_a_sheet_for_each_z(client):
+    answer = plot(client, args={6: "Seed", 7: "1,2", 11: True})
+    sizes = [opened(image).size for image in answer["images"]]
+    assert len(sizes) == 1 + 2 + 8 and sizes[1] == sizes[2] and sizes[0][1] > 2 * 64 + sizes[1][1]
+    assert json.loads(answer["info"])["index_of_first_image"] == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        ({0: "Sigma Churn"}, "X type 'Sigma Churn'"),
+        ({3: 99}, "Y type 99"),
+        ({6: True}, "Z type True"),
+        ({1: "1-0 (+1)"}, "Steps"),
+        ({1: "0"}, "Steps"),
+        ({5: ["Nonesuch"]}, "Nonesuch"),
+        ({0: "Checkpoint name", 1: "nonesuch"}, "nonesuch"),
+        ({3: "Steps", 4: "2", 5: []}, "two axes"),
+        ({1: "1-101"}, "202 cells"),
+        ({12: True}, "Keep -1 for seeds"),
+        ({9: "perhaps"}, "Draw legend"),
+        ({13: True, 12: "nan"}, "Keep -1"),
+    ],
+)
+def test_plots_that_are_refused(client, engine, args, word):
+    status = 404 if word == "nonesuch" else 422
+    assert word in plot(client, status, args=args)["detail"] and not engine.models
+
+
+def test_seeds_may_not_vary_and_there_is_one_picture_a_cell(client):
+    args = [*PLOT_ARGS[:13], False, True, False, 0, False]
+    fields = {"script_name": "X/Y/Z plot", "script_args": args}
+    assert "Vary seeds for Y" in painted(client, status=422, **fields)["detail"]
+    assert "one picture a cell" in plot(client, 422, n_iter=2)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("args", "fields", "prompts", "seeds"),
+    [
+        ([], {}, ["a", "a, b", "a, c", "a, b, c"], [7, 7, 7, 7]),
+        ([True, True, "positive", "space", 0], {}, ["a", "b a", "c a", "b c a"], [7, 8, 9, 10]),
+        ([False, False, "negative"], {"negative_prompt": "x|y", "prompt": "a"}, ["x", "x, y"], [7, 7]),
+    ],
+)
+def test_a_prompt_matrix(client, args, fields, prompts, seeds):
+    fields = {"prompt": "a|b|c", "script_name": "Prompt matrix", "script_args": args} | fields
+    answer = painted(client, **fields)
+    info = json.loads(answer["info"])
+    assert info["all_negative_prompts" if "negative_prompt" in fields else "all_prompts"] == prompts
+    assert info["all_seeds"] == seeds and len(answer["images"]) == 1 + len(prompts)
+    assert Parameters.from_text(info["infotexts"][0]).extra["Script"] == "Prompt matrix"
+
+
+def test_an_interrupted_grid_is_what_there_is(client, engine):
+    engine.gate = threading.Semaphore(0)
+    answers = []
+    waiting = threading.Thread(target=lambda: answers.append(plot(client, args={1: "1,2,3", 3: 0})))
+    waiting.start()
+    engine.gate.release(1)
+    wait(lambda: [job for job in shared.the_worker().queue() if len(job.pictures) == 2])
+    client.post("/sdapi/v1/interrupt")
+    engine.gate.release(100)
+    waiting.join(10)
+    assert len(answers[0]["images"]) == 2
 
 
 def test_options_come_back_whole_and_change_what_is_painted(client, engine):

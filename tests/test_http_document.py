@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stable_diffusion.service.api import a1111_hires, a1111_request, a1111_upscale, openai
+from stable_diffusion.service.api import a1111_grids, a1111_hires, a1111_request, openai
 from stable_diffusion.service.api.document import openapi
 from stable_diffusion.service.api.errors import ApiError
 from stable_diffusion.service.api.fields import HONOURED, IGNORED, REFUSED, read_fields
@@ -51,7 +51,7 @@ def test_fields_are_read_as_the_tables_say(endpoint):
 
 @pytest.mark.parametrize("module", [a1111_request, openai])
 def test_every_honoured_field_is_used(module):
-    files = [module, a1111_hires, a1111_upscale] if module is a1111_request else [module]
+    files = [module, a1111_hires, a1111_grids] if module is a1111_request else [module]
     source = "".join(Path(each.__file__).read_text() for each in files)
     tables = (a1111_request.TEXT_FIELDS, a1111_request.PICTURE_FIELDS) if module is a1111_request else (
         openai.FIELDS, openai.EDIT_FIELDS,

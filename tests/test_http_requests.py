@@ -159,7 +159,7 @@ def test_the_distributed_extension(client):  # noqa: F811
     """A server counts as there when memory answers; its sizes decide the shares."""
     found = client.get("/sdapi/v1/memory").json()
     assert found["ram"]["total"] > 0 and ("error" in found["cuda"] or found["cuda"]["system"])
-    assert client.get("/sdapi/v1/script-info").json() == []
+    assert all({"name", "args"} <= each.keys() for each in client.get("/sdapi/v1/script-info").json())
     for name in ("refresh-checkpoints", "refresh-loras", "interrupt"):
         assert client.post(f"/sdapi/v1/{name}").status_code == 200
 

@@ -35,7 +35,8 @@ A1111_NAMES = {
     "prompt_sr": "Prompt S/R", "prompt_order": "Prompt order", "strength": "Denoising", "clip_skip": "Clip skip",
     "schedule": "Schedule type", "sampler": "Sampler", "size": "Size", "vae": "VAE", "style": "Styles", "seed": "Seed",
     "steps": "Steps", "hires_upscaler": "Hires upscaler", "hires_steps": "Hires steps",
-    "hires_sampler": "Hires sampler",
+    "hires_sampler": "Hires sampler", "guidance_min_sigma": "Negative Guidance minimum sigma",
+    "refiner": "Refiner checkpoint", "refiner_switch": "Refiner switch at",
 }  # fmt: skip
 NONE = "None"  # of a LoRA, a style or a VAE: without one
 UNSET = "default"  # of a setting that the model decides

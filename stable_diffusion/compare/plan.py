@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -109,22 +109,50 @@ def plan(request: Request, axes: Sequence[Axis | None]) -> Plan:
     return _planned(request, (x, y, z), PLOT)
 
 
-def matrix(request: Request) -> Plan:
+def matrix(
+    request: Request,
+    at_start: bool = False,
+    negative: bool = False,
+    delimiter: str = ", ",
+    other_seeds: bool = False,
+) -> Plan:
     """The plan of a prompt matrix: "a house|snow|night" paints the house, with snow, at night, and with both.
 
-    Half of the parts vary along x and the others along y, as in A1111 (scripts/prompt_matrix.py). Raises `InputError`.
+    Half of the parts vary along x and the others along y, as in A1111 (scripts/prompt_matrix.py), whose options these
+    are: parts `at_start` of the prompt, those of the `negative` prompt, another `delimiter`, and `other_seeds`, in
+    which cell i has seed + i. Raises `InputError`.
     """
-    first, *parts = (part.strip() for part in _split(request.prompt))
+    name = "negative" if negative else "prompt"
+    text = getattr(request, name)
+    first, *parts = (part.strip() for part in _split(text))
     if not parts:
-        raise InputError(f"A prompt matrix needs parts, as in 'a house|snow|night', not {request.prompt[:80]!r}.")
+        raise InputError(f"A prompt matrix needs parts, as in 'a house|snow|night', not {text[:80]!r}.")
     if len(parts) > MAX_PARTS:
         raise InputError(
             f"A prompt matrix of {len(parts)} parts has {2 ** len(parts)} cells: {MAX_PARTS} parts at most."
         )
     half = (len(parts) + 1) // 2
-    request = dataclasses.replace(request, prompt=first)
-    sides = [_part_axis(side) if side else None for side in (parts[:half], parts[half:])]
-    return _planned(request, (sides[0], sides[1], None), MATRIX)
+    request = dataclasses.replace(request, **{name: first})
+
+    def added(request: Request, chosen: tuple[str, ...]) -> Request:
+        own = (getattr(request, name),)
+        pieces = (*chosen, *own) if at_start else (*own, *chosen)
+        return dataclasses.replace(request, **{name: delimiter.join(filter(None, pieces))})
+
+    # Along x first, or at the start last, so that the parts keep their order.
+    late = (3, 2) if at_start else (2, 3)
+    halves = zip((parts[:half], parts[half:]), late, strict=True)
+    sides = [_part_axis(side, added, i) if side else None for side, i in halves]
+    found = _planned(request, (sides[0], sides[1], None), MATRIX)
+    return _with_other_seeds(found) if other_seeds else found
+
+
+def _with_other_seeds(plan: Plan) -> Plan:
+    cells = []
+    for i, cell in enumerate(plan.cells):
+        seed = (cell.request.seed or 0) + i
+        cells.append(dataclasses.replace(cell, request=dataclasses.replace(cell.request, seed=seed)))
+    return dataclasses.replace(plan, cells=tuple(cells))
 
 
 def _split(prompt: str) -> list[str]:
@@ -141,11 +169,10 @@ def _split(prompt: str) -> list[str]:
     return [*parts, prompt[start:]]
 
 
-def _part_axis(parts: Sequence[str]) -> Axis:
+def _part_axis(parts: Sequence[str], added: Callable[[Request, tuple[str, ...]], Request], late: int) -> Axis:
     every = [tuple(part for i, part in enumerate(parts) if n >> i & 1) for n in range(2 ** len(parts))]
     kind = Kind(
-        "", "", lambda text: [], lambda r, v: dataclasses.replace(r, prompt=", ".join(filter(None, (r.prompt, *v)))),
-        lambda v: ", ".join(v) or "\u2013", late=2,
+        "", "", lambda text: [], added, lambda v: ", ".join(v) or "\u2013", late=late,
     )  # fmt: skip
     return Axis(kind, "|".join(parts), tuple(every))
 

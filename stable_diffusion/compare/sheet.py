@@ -29,8 +29,8 @@ FONTS = (
 Look = Callable[[Cell], Image.Image | None]  # a cell's picture; None where there is none
 
 
-def draw(plan: Plan, look: Look) -> Image.Image:
-    """All cells on one sheet: columns along x, rows along y, a table below the other for each z, with captions.
+def draw(plan: Plan, look: Look, captions: bool = True) -> Image.Image:
+    """All cells on one sheet: columns along x, rows along y, a table below the other for each z, with `captions`.
 
     Pictures may differ in size; those that are missing stay grey.
     """
@@ -39,21 +39,23 @@ def draw(plan: Plan, look: Look) -> Image.Image:
     font = _font(max(12, min(32, box[0] // 14)))
     line = round(font.size * 1.3)
     columns = [_wrapped(plan.label(0, x), box[0], font) for x in range(nx)]
-    left = min(box[0], 24 * round(font.size * 0.6)) if plan.axes[1] is not None else 0
+    x_axis, y_axis, z_axis = plan.axes if captions else (None, None, None)
+    left = min(box[0], 24 * round(font.size * 0.6)) if y_axis is not None else 0
     rows = [_wrapped(plan.label(1, y), left - GAP, font) if left else [] for y in range(ny)]
-    above = max(map(len, columns)) * line + GAP if plan.axes[0] is not None else 0
+    above = max(map(len, columns)) * line + GAP if x_axis is not None else 0
     titles = [_wrapped(plan.label(2, z), left + nx * box[0], font) for z in range(nz)]
-    title = max(map(len, titles)) * line + GAP if plan.axes[2] is not None else 0
+    title = max(map(len, titles)) * line + GAP if z_axis is not None else 0
     width, table = left + nx * (box[0] + GAP) + GAP, title + above + ny * (box[1] + GAP) + GAP
     sheet = Image.new("RGB", (width, nz * table), PAPER)
     pen = ImageDraw.Draw(sheet)
     for z in range(nz):
         top = z * table
-        _write(pen, titles[z], (GAP, top, width - GAP, top + title), font, line)
-        for x in range(nx):
+        if title:
+            _write(pen, titles[z], (GAP, top, width - GAP, top + title), font, line)
+        for x in range(nx if above else 0):
             at = left + GAP + x * (box[0] + GAP)
             _write(pen, columns[x], (at, top + title, at + box[0], top + title + above), font, line)
-        for y in range(ny):
+        for y in range(ny if left else 0):
             at = top + title + above + y * (box[1] + GAP)
             _write(pen, rows[y], (0, at, left, at + box[1]), font, line)
     for cell in plan.cells:

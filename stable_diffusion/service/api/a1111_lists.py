@@ -19,6 +19,7 @@ from ...schedules import AUTOMATIC, SCHEDULES, ScheduleType
 from ...text import styles
 from ...upscaling.upscalers import all as known_upscalers
 from . import models
+from .a1111_grids import MATRIX, PLOT, described
 from .a1111_upscale import NAME as SD_UPSCALE
 
 
@@ -136,7 +137,12 @@ def nothing(_: HttpRequest) -> list[Any]:
 
 def scripts(_: HttpRequest) -> dict[str, Any]:
     """The scripts that are understood."""
-    return {"txt2img": [], "img2img": [SD_UPSCALE.lower()]}
+    return {"txt2img": [MATRIX, PLOT], "img2img": [MATRIX, SD_UPSCALE.lower(), PLOT]}
+
+
+def script_info(_: HttpRequest) -> list[dict[str, Any]]:
+    """The arguments of the scripts for grids."""
+    return described()
 
 
 def flags(_: HttpRequest) -> dict[str, Any]:

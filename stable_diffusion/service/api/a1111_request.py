@@ -13,6 +13,7 @@ from PIL import Image
 
 from ... import catalogue
 from ...adapters.lora_recipe import first_recipe
+from ...compare.plan import MATRIX, PLOT
 from ...errors import SamplerError
 from ...pictures.reading import fit
 from ...prompts import of_installation, with_default
@@ -20,7 +21,7 @@ from ...request import DEFAULTS, Request
 from ...sampler import key_of, sampler_from_a1111, takes_eta
 from ...schedules import AUTOMATIC, schedule_by_name
 from .. import values
-from . import a1111_hires, a1111_upscale, bodies, models, painting
+from . import a1111_grids, a1111_hires, a1111_upscale, bodies, models, painting
 from . import options as options_module
 from .errors import ApiError
 from .fields import IGNORED, REFUSED, Field, read_fields
@@ -72,21 +73,27 @@ FIELDS = (
         f"names are refused, but for {CONTROL} without enabled units, and Dynamic Prompts: its first three arguments "
         "switch them on, list all combinations, and how often",
     ),
-    Field("do_not_save_grid", "boolean", "no grids are made", IGNORED),
+    Field("do_not_save_grid", "boolean", "grids are answered, and never saved", IGNORED),
     Field("comments", "object", "", IGNORED),
     Field("force_task_id", "string", "", IGNORED),
     Field("disable_extra_networks", "boolean", "write no LoRA tags", REFUSED),
 )
 _STRENGTH = "how much may change"
+_GRID_ARGS = f"of {PLOT} and {MATRIX}: as /sdapi/v1/script-info lists them; one picture a cell"
 TEXT_FIELDS = (
     *FIELDS,
     *a1111_hires.FIELDS,
-    Field("script_name", "string", "there are no scripts", REFUSED, ("None",)),
-    Field("script_args", "array", "counts with script_name only", IGNORED),
+    Field("script_name", "string", f"{PLOT}, {MATRIX} or None; others are refused"),
+    Field("script_args", "array", _GRID_ARGS),
 )
 PICTURE_FIELDS = (
     *FIELDS,
-    *a1111_upscale.FIELDS,
+    Field("script_name", "string", f"{PLOT}, {MATRIX}, {a1111_upscale.NAME} or None; others are refused"),
+    Field(
+        "script_args",
+        "array",
+        f"{_GRID_ARGS}; of {a1111_upscale.NAME}: anything, overlap in pixels, upscaler (name or number), factor",
+    ),
     Field("enable_hr", "boolean", "hires fix is for text to image", REFUSED),
     Field("init_images", "array", "one picture in base64", required=True),
     Field("denoising_strength", "number", f"{_STRENGTH}; default: 0.75"),
@@ -118,11 +125,13 @@ class Asked:
     send: bool
     save: bool
     keep: Options | None  # options that stay
+    grid: a1111_grids.Grid | None = None  # in place of the request
 
 
 def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
     """What a payload asks for. Raises ApiError and InputError for what cannot be done."""
     found = read_fields(payload, PICTURE_FIELDS if with_picture else TEXT_FIELDS)
+    _check_script(found.get("script_name", ""), with_picture)
     scripts = _read_scripts(found.get("alwayson_scripts", {}))
     options = options_module.current().changed(found.get("override_settings", {}))
     model = catalogue.find(options.model)
@@ -174,7 +183,14 @@ def read(payload: Mapping[str, Any], with_picture: bool) -> Asked:
         painting.check(request)
     keep = options if found.get("override_settings_restore_afterwards") is False else None
     save = found.get("save_images", False) or not found.get("do_not_save_samples", False)
-    return Asked(request, found.get("send_images", True), save, keep)
+    grid = a1111_grids.read(found, request, with_picture)
+    return Asked(request, found.get("send_images", True), save, keep, grid)
+
+
+def _check_script(name: str, with_picture: bool) -> None:
+    known = (PLOT, MATRIX, a1111_upscale.NAME) if with_picture else (PLOT, MATRIX)
+    if name.strip().lower() not in ("", "none", *map(str.lower, known)):
+        raise ApiError(422, f"script_name = {name[:100]!r} is not supported: there are {', '.join(known)}.")
 
 
 def _seed(value: int | None) -> int | None:

@@ -9,22 +9,14 @@ from ...errors import CheckpointNotFoundError
 from ...request import GRID
 from ...upscaling import upscalers
 from .errors import ApiError
-from .fields import Field
 
 NAME = "SD upscale"
-FIELDS = (
-    Field("script_name", "string", f"{NAME} or None; others are refused"),
-    Field("script_args", "array", f"of {NAME}: anything, overlap in pixels, upscaler (name or number), factor"),
-)
 
 
 def tiled(found: Mapping[str, Any], width: int, height: int) -> dict[str, Any]:
     """The fields of `Request` for the script; tiles have the payload's size. Raises ApiError."""
-    name = found.get("script_name", "").strip()
-    if name.lower() in ("", "none"):
+    if found.get("script_name", "").strip().lower() != NAME.lower():
         return {}
-    if name.lower() != NAME.lower():
-        raise ApiError(422, f"script_name = {name[:100]!r} is not supported: there is {NAME}.")
     args = found.get("script_args", [])
     if len(args) != 4 or not all(isinstance(each, int | float) for each in (args[1], args[3])):
         raise ApiError(422, f"script_args of {NAME} should be [null, overlap, upscaler, factor].")

@@ -53,10 +53,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _a1111("GET", "cmd-flags", lists.flags),
     _a1111("GET", "system-info", lists.system),
     _a1111("GET", "scripts", lists.scripts),
+    _a1111("GET", "script-info", lists.script_info),
     *(
         _a1111("GET", name, lists.nothing)
         for name in (
-            "script-info", "lycos", "hypernetworks", "face-restorers", "realesrgan-models",
+            "lycos", "hypernetworks", "face-restorers", "realesrgan-models",
             "extensions", "artists", "artist-categories",
         )
     ),
