@@ -124,7 +124,8 @@ def duration(seconds: float) -> str:
 
 def _show_frame(job: Job, frame: Frame, kinds: Sequence[str]) -> None:
     """Draw a step as each of these kinds, side by side."""
-    where = f"{'before' if frame.begins else 'at'} step {frame.index + frame.begins} of {frame.total}"
+    where = f"before step {frame.index + 1}" if frame.begins else f"step {frame.index}"
+    where += f" of {frame.total}"
     if frame.n_passes > 1:
         where += f", pass {frame.pass_number} of {frame.n_passes}"
     views = [(kind, found) for kind in KINDS if kind in kinds and (found := _jpeg(job, frame, kind)) is not None]
