@@ -134,6 +134,24 @@ def test_webuiapi_text_batch_and_parameters(web, alone, server):
     assert read.info.startswith(PROMPT) and read.parameters["Seed"] == "7"
 
 
+def test_webuiapi_grids(web, alone):
+    """The arguments of its own documentation: axes by their numbers, and flags as words."""
+    plot = next(each for each in web.custom_get("script-info") if each["name"] == "x/y/z plot")
+    steps, cfg = (plot["args"][0]["choices"].index(name) for name in ("Steps", "CFG Scale"))
+    found = web.txt2img(
+        **ask(), script_name="X/Y/Z Plot",
+        script_args=[steps, f"2,{STEPS}", "", cfg, "5", "", 0, "", "", "True", "True", "False", "False", 0],
+    )  # fmt: skip
+    assert len(found.images) == 3 and found.info["index_of_first_image"] == 1
+    same(found.images[2], alone)
+    found = web.txt2img(
+        **ask() | {"prompt": f"{PROMPT}|fog"}, script_name="Prompt matrix",
+        script_args=[False, False, "positive", "comma", 0],
+    )  # fmt: skip
+    assert found.info["all_prompts"] == [PROMPT, f"{PROMPT}, fog"]
+    same(found.images[1], alone)
+
+
 def test_webuiapi_picture_and_mask(web, alone):
     start = Image.fromarray(alone)
     done = web.img2img(images=[start], **ask(denoising_strength=0.5)).image
