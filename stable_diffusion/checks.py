@@ -15,12 +15,15 @@ from .errors import InputError
 
 MAX_SEED = 2**64 - 1
 MAX_SIDE = 8192  # pixels
+MAX_TEXT = 20_000  # characters of a prompt; far more than any encoder reads
 
 
-def text(name: str, value: Any) -> str:
-    """A string."""
+def text(name: str, value: Any, most: int | None = None) -> str:
+    """A string of at most `most` characters."""
     if not isinstance(value, str):
         raise InputError(f"{name} should be a string, not {value!r}.")
+    if most is not None and len(value) > most:
+        raise InputError(f"{name} has {len(value)} characters, more than {most}: shorten it. It begins {value[:60]!r}.")
     return value
 
 
@@ -129,11 +132,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """A string."""
+    """A string of at most `most` characters."""
+
+    most: int | None = None
 
     def __call__(self, name: str, value: Any) -> str:
-        """Return the value; raises `InputError` if it is not a string."""
-        return text(name, value)
+        """Return the value; raises `InputError` if it is not a string, or too long."""
+        return text(name, value, self.most)
 
     def read(self, text: str) -> str:
         """Return the string unchanged."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from collections.abc import Iterable
 
 from . import catalogue
 from .errors import CheckpointError, InputError
-from .request import Request
+from .request import PROMPTS, Request
 from .text import dynamic, styles
 from .text.prompt import A1111
 from .text.wildcards import Wildcards
@@ -26,7 +27,8 @@ def prepared(request: Request) -> Request:
 
     First the styles are applied, then the default negative prompt is added, then dynamic prompts are drawn, which may
     be in any of these. Picture i has the prompts of its own seed, as in sd-dynamic-prompts; with `combinations` it has
-    the i-th of all. A prompt that is mixed in is drawn once. Raises `InputError` for what cannot be drawn.
+    the i-th of all. A prompt that is mixed in is drawn once. The same becomes of a hires fix's own prompts; choices
+    that stand at the same place in both are drawn alike. Raises `InputError` for what cannot be drawn.
     """
     found = _prepared(request)
     if not request.blend_prompt:
@@ -41,24 +43,36 @@ def prepared(request: Request) -> Request:
 
 
 def _prepared(request: Request) -> Request:
-    prompt, negative = styles.apply(request.prompt, request.negative, styles.find(request.styles))
+    chosen = styles.find(request.styles)
+    prompt, negative = styles.apply(request.prompt, request.negative, chosen)
+    second = styles.apply(request.hires_prompt, request.hires_negative, chosen)
+    hires_prompt, hires_negative = (text and styled for text, styled in zip(_second(request), second, strict=True))
     if request.default_negative:
         negative = with_default(negative, _default_of(request.model))
-    request = dataclasses.replace(request, prompt=prompt, negative=negative, styles=(), default_negative=False)
+        hires_negative = hires_negative and with_default(hires_negative, _default_of(request.model))
+    texts = dict(zip(PROMPTS, (prompt, negative, hires_prompt, hires_negative), strict=True))
+    request = dataclasses.replace(request, **texts, styles=(), default_negative=False)
     if request.texts or not is_dynamic(request):
         return request.with_seeds()
     lines = Wildcards().lines
-    for text in (prompt, negative):
+    for text in texts.values():
         dynamic.check(text, lines)
     if request.combinations:
         return _all_combinations(request, lines)
     request = request.with_seeds()
     seeds = [request.seeds_of(place)["seed"] for place in range(request.n_images)]
-    texts = [
-        (dynamic.draw(prompt, seed, i, lines), dynamic.draw(negative, f"{seed} negative", i, lines))
-        for i, seed in enumerate(seeds)
-    ]
-    return dataclasses.replace(request, texts=tuple(texts))
+    drawn = [_drawn(texts.values(), seed, i, lines) for i, seed in enumerate(seeds)]
+    return dataclasses.replace(request, texts=tuple(drawn))
+
+
+def _second(request: Request) -> tuple[str, str]:
+    return request.hires_prompt, request.hires_negative
+
+
+def _drawn(texts: Iterable[str], seed: int, place: int, lines: dynamic.Lines) -> tuple[str, ...]:
+    """Prompts and negative prompts in turn, of one picture."""
+    seeds = itertools.cycle((seed, f"{seed} negative"))
+    return tuple(dynamic.draw(text, own, place, lines) for text, own in zip(texts, seeds, strict=False))
 
 
 def _all_combinations(request: Request, lines: dynamic.Lines) -> Request:
@@ -70,7 +84,8 @@ def _all_combinations(request: Request, lines: dynamic.Lines) -> Request:
             f"{len(found[0])} x {len(found[1])} combinations of the prompts, {request.n_images} of each, are more than "
             f"{dynamic.MAX_COMBINATIONS} pictures."
         )
-    texts = tuple(itertools.product(found[0], found[1])) * request.n_images
+    pairs = list(itertools.product(found[0], found[1])) * request.n_images
+    texts = tuple((*pair, *_drawn(_second(request), seed + i, i, lines)) for i, pair in enumerate(pairs))
     return dataclasses.replace(request, n_images=total, texts=texts, combinations=False).with_seeds()
 
 
@@ -81,7 +96,7 @@ def is_dynamic(request: Request) -> bool:
     """
     if request.dynamic_prompts is not None:
         return request.dynamic_prompts
-    some = dynamic.has_syntax(request.prompt) or dynamic.has_syntax(request.negative)
+    some = any(dynamic.has_syntax(getattr(request, name)) for name in PROMPTS)
     return some and request.prompt_language == A1111
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checks import MAX_SEED, MAX_SIDE, Choice, FilePath, Flag, Number, Text, Whole, interval, number, text
+from .checks import MAX_SEED, MAX_SIDE, MAX_TEXT, Choice, FilePath, Flag, Number, Text, Whole, interval, number, text
 from .config import UNET_PREDICTIONS
 from .errors import InputError, SamplerError
 from .hires import MAX_SCALE, Hires
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float | None], None]  # a message, and the fraction that is done
 
+PROMPTS = ("prompt", "negative", "hires_prompt", "hires_negative")  # all that a picture is painted from
 GRID = 8  # pixels; widths and heights are multiples of this
 
 
@@ -97,7 +98,7 @@ def _target(name: str) -> Any:
 class Request:
     """The settings of one generation.
 
-    `styles` are names. `texts` are the prompts of all pictures, positive and negative, where they differ
+    `styles` are names. `texts` are the prompts of all pictures, in the order of `PROMPTS`, where they differ
     (prompts.py draws them); `template` is what a prompt was drawn from. Sizes are in pixels; None means the
     checkpoint's own. A seed of None is drawn at random (`with_seeds`). `loras` are names or files with their strengths.
     Input picture (RGB) and mask (white where repainted, any size) are decoded; the files they were read from go into
@@ -105,8 +106,8 @@ class Request:
     no picture and is not recorded.
     """
 
-    prompt: str = setting("", Text())
-    negative: str = setting("", Text(), "what to keep out of the picture", group=WHAT, metavar="TEXT")
+    prompt: str = setting("", Text(MAX_TEXT))
+    negative: str = setting("", Text(MAX_TEXT), "what to keep out of the picture", group=WHAT, metavar="TEXT")
     prompt_language: str = setting(
         A1111, Choice(LANGUAGES),
         "a1111: (red:1.3), [red], [red:blue:0.5], [red|blue], AND and BREAK mean what they mean there, at any length; "
@@ -114,8 +115,8 @@ class Request:
         title="Prompt language", group=WHAT, metavar="NAME", call="prompt_language", key="Prompt language",
     )  # fmt: skip
     blend_prompt: str = setting(
-        "", Text(), "a second text to mix into the prompt, by their embeddings: a frame between the two", group=BLEND,
-        title="Blended with", metavar="TEXT", key=keys.BLEND_PROMPT, counts=_blended,
+        "", Text(MAX_TEXT), "a second text to mix into the prompt, by their embeddings: a frame between the two",
+        group=BLEND, title="Blended with", metavar="TEXT", key=keys.BLEND_PROMPT, counts=_blended,
     )  # fmt: skip
     blend_share: float = setting(
         0.0, Number(0, 1), "the share of the second text, from 0 to 1", title="Share of the second text", group=BLEND,
@@ -200,16 +201,16 @@ class Request:
         unset=0.0, usual="the first's", key="Hires CFG Scale", counts=_twice, shown=(0.0, 20.0),
     )  # fmt: skip
     hires_prompt: str = setting(
-        "", Text(), "the second pass's prompt, with LoRA tags of its own", title="Hires prompt", group=HIRES,
+        "", Text(MAX_TEXT), "the second pass's prompt, with LoRA tags of its own", title="Hires prompt", group=HIRES,
         metavar="TEXT", key="Hires prompt", counts=_twice,
     )  # fmt: skip
     hires_negative: str = setting(
-        "", Text(), "the second pass's negative prompt", title="Hires negative prompt", group=HIRES, metavar="TEXT",
-        key="Hires negative prompt", counts=_twice,
+        "", Text(MAX_TEXT), "the second pass's negative prompt", title="Hires negative prompt", group=HIRES,
+        metavar="TEXT", key="Hires negative prompt", counts=_twice,
     )  # fmt: skip
 
     styles: tuple[str, ...] = ()
-    texts: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
+    texts: tuple[tuple[str, ...], ...] = dataclasses.field(default=(), repr=False)
     template: str = setting("", Text(), key=keys.TEMPLATE, page=False)
     negative_template: str = setting("", Text(), key=keys.NEGATIVE_TEMPLATE, page=False)
 
@@ -514,13 +515,13 @@ class Request:
 
     def of_picture(self, place: int) -> Request:
         """The request of picture `place` alone, from 0, with its own prompts and seeds; needs `with_seeds`."""
-        prompt, negative = self.texts[place] if self.texts else (self.prompt, self.negative)
+        own = {name: getattr(self, name) for name in PROMPTS}
+        own |= zip(PROMPTS, self.texts[place], strict=True) if self.texts else {}
         return dataclasses.replace(
             self,
-            prompt=prompt,
-            negative=negative,
-            template=self.template if prompt == self.prompt else self.prompt,
-            negative_template=self.negative_template if negative == self.negative else self.negative,
+            **own,
+            template=self.template if own["prompt"] == self.prompt else self.prompt,
+            negative_template=self.negative_template if own["negative"] == self.negative else self.negative,
             texts=(),
             n_images=1,
             **{name: value for name, value in self.seeds_of(place).items() if name.endswith("seed")},
@@ -698,7 +699,8 @@ def read_record(parameters: Parameters) -> tuple[dict[str, Any], list[str]]:
         try:
             found |= {} if value is None else {field: SETTINGS[field].check(field, value)}
         except InputError:
-            notes.append(f"{SETTINGS[name].title or name} {value} is not offered here, and was left as it is.")
+            shown = value[:100] if isinstance(value, str) else value
+            notes.append(f"{SETTINGS[name].title or name} {shown} is not offered here, and was left as it is.")
     pairs = {"sampler": (parameters.sampler, parameters.schedule)}
     if second is not None:
         pairs["hires_sampler"] = second.sampler or parameters.sampler, second.schedule or parameters.schedule

@@ -52,6 +52,23 @@ def test_every_picture_gets_the_prompt_of_its_seed():
     assert len(set(texts(varied))) == 1, "variations are of one prompt"
 
 
+def test_a_second_pass_has_its_prompts_drawn_and_styled_as_the_first(monkeypatch):
+    monkeypatch.setenv(prompts.NEGATIVE_VARIABLE, "blur")
+    asked = Request("a {red|blue} house", hires_prompt="a {red|blue} house, sharp", hires_scale=2.0, seed=1, n_images=9)
+    nine = prepared(asked)
+    pairs = {(own.prompt, own.hires_prompt) for own in map(nine.of_picture, range(9))}
+    assert pairs == {(f"a {colour} house", f"a {colour} house, sharp") for colour in ("red", "blue")}
+    styled = prepared(
+        Request("a", hires_prompt="b", hires_negative="c", hires_scale=2.0, styles=("Night",))
+    ).of_picture(0)
+    assert (styled.hires_prompt, styled.hires_negative) == ("b, at night", "c, blur")
+    plain = prepared(Request("a", hires_scale=2.0, styles=("Night",))).of_picture(0)
+    assert (plain.hires_prompt, plain.hires_negative) == ("", ""), "what is empty stays the first's"
+    every = prepared(Request("{a|b}", hires_prompt="{c|d}", hires_scale=2.0, combinations=True, seed=1))
+    assert [own.prompt for own in map(every.of_picture, range(2))] == ["a", "b"]
+    assert {own.hires_prompt for own in map(every.of_picture, range(2))} <= {"c", "d"}
+
+
 def test_styles_come_first_and_may_be_dynamic():
     request = prepared(Request("a house", "x", styles=("Ink", "Night"), seed=1, n_images=20))
     assert set(texts(request)) == {"a house, ink, at night", "a house, chalk, at night"}

@@ -196,7 +196,9 @@ class Painter:
     def _arguments(self, batch: range) -> dict[str, Any]:
         """The engine's arguments that are a batch's own."""
         own = self.request.of_picture(batch[0])
-        return {"n_images": len(batch), "text": own.text, "negative_text": own.negative or None, **own.seeds_of(0)}
+        texts = {"text": own.text, "negative_text": own.negative or None}
+        second = {} if own.hires is None else {"hires": own.hires}
+        return {"n_images": len(batch), **texts, **second, **own.seeds_of(0)}
 
     def _record(self, request: Request, used: Used, batch: range, number: int) -> Parameters:
         """The record of one picture; `number` counts from 0."""

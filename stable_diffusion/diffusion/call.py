@@ -350,7 +350,7 @@ def _check_deep_cache(name: str, network: DenoisingNetwork, interval: Any, branc
 
 
 def _negative(text: Any, language: str) -> Prompt | None:
-    return None if text is None else parse(checks.text("negative_text", text), language, negative=True)
+    return None if text is None else parse(checks.text("negative_text", text, checks.MAX_TEXT), language, negative=True)
 
 
 def _seeds(seed: Any, n_images: int, variation_seed: Any, variation_strength: Any, all_draws: Any) -> Seeds:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from .. import catalogue, families
-from ..checks import Choice, Flag, Number, Text, Whole
+from ..checks import MAX_TEXT, Choice, Flag, Number, Text, Whole
 from ..errors import InputError
 from ..request import DEFAULTS, SETTINGS
 from ..sampler import SAMPLERS, key_of, sampler_names
@@ -17,7 +17,6 @@ from .preview import KINDS
 
 OWN = "automatic"  # the schedule that the checkpoint asks for, by the word that presets have had for it from the first
 A1111S = "a1111"  # what A1111's Automatic is for the sampler
-MAX_TEXT = 20_000  # characters of a prompt; far more than any encoder reads
 RATIOS = {"1:1": (1, 1), "4:3": (4, 3), "3:2": (3, 2), "16:9": (16, 9)}
 EXAMPLES = {  # prompts to begin with; the embedded model knows nothing but such postcards
     catalogue.DEFAULT: (

@@ -106,7 +106,7 @@ class Walk:
                 f"{MAX_STATIONS}, each a prompt with a seed."
             )
         for station in self.stations:
-            checks.text("the prompt of a station", station.prompt)
+            checks.text("the prompt of a station", station.prompt, checks.MAX_TEXT)
             checks.whole("the seed of a station", station.seed, 0, checks.MAX_SEED)
         checks.whole("n_frames", self.n_frames, 2, MAX_FRAMES)
         checks.Choice(tuple(EASINGS))("easing", self.easing)

@@ -202,11 +202,12 @@ def as_text(text: str | Blend, language: str = A1111) -> Text:
 
 
 def check_text(name: str, text: Any) -> str | Blend:
-    """Check a text or a blend; a blend with share 0 or 1 becomes a text. Raises `InputError`."""
+    """Check a text or a blend; a blend with share 0 or 1 becomes a text. Raises `InputError`, also for long ones."""
     if not isinstance(text, Blend):
-        return checks.text(name, text)
+        return checks.text(name, text, checks.MAX_TEXT)
     share = checks.number(f"{name}.share", text.share, 0.0, 1.0)
-    start, end = checks.text(f"{name}.start", text.start), checks.text(f"{name}.end", text.end)
+    start = checks.text(f"{name}.start", text.start, checks.MAX_TEXT)
+    end = checks.text(f"{name}.end", text.end, checks.MAX_TEXT)
     if share in (0, 1):
         return end if share else start
     return Blend(start, end, share)

@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 
 from ... import catalogue
 from ...adapters import files
+from ...checks import MAX_TEXT
 from ...compare.plan import Plan
 from ...prompts import prepared
 from ...record import picture_files
@@ -64,8 +65,8 @@ def check(request: Request) -> None:
 
 
 def _check_prompt(name: str, text: str) -> None:
-    if len(text) > values.MAX_TEXT:
-        raise ApiError(422, f"{name} has {len(text)} characters, more than {values.MAX_TEXT}.")
+    if len(text) > MAX_TEXT:
+        raise ApiError(422, f"{name} has {len(text)} characters, more than {MAX_TEXT}.")
     steps = (1 if char in _OPENING else -1 for char in text if char in _OPENING + _CLOSING)
     if max(itertools.accumulate(steps), default=0) > MAX_NESTING:
         raise ApiError(422, f"{name} nests brackets more than {MAX_NESTING} deep.")
