@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from . import catalogue
 from .errors import CheckpointError, InputError
@@ -50,7 +51,7 @@ def _prepared(request: Request) -> Request:
     if request.default_negative:
         negative = with_default(negative, _default_of(request.model))
         hires_negative = hires_negative and with_default(hires_negative, _default_of(request.model))
-    texts = dict(zip(PROMPTS, (prompt, negative, hires_prompt, hires_negative), strict=True))
+    texts: dict[str, Any] = dict(zip(PROMPTS, (prompt, negative, hires_prompt, hires_negative), strict=True))
     request = dataclasses.replace(request, **texts, styles=(), default_negative=False)
     if request.texts or not is_dynamic(request):
         return request.with_seeds()
@@ -71,7 +72,7 @@ def _second(request: Request) -> tuple[str, str]:
 
 def _drawn(texts: Iterable[str], seed: int, place: int, lines: dynamic.Lines) -> tuple[str, ...]:
     """Prompts and negative prompts in turn, of one picture."""
-    seeds = itertools.cycle((seed, f"{seed} negative"))
+    seeds: Iterable[int | str] = itertools.cycle((seed, f"{seed} negative"))
     return tuple(dynamic.draw(text, own, place, lines) for text, own in zip(texts, seeds, strict=False))
 
 

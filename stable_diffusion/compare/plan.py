@@ -132,12 +132,12 @@ def matrix(
             f"A prompt matrix of {len(parts)} parts has {2 ** len(parts)} cells: {MAX_PARTS} parts at most."
         )
     half = (len(parts) + 1) // 2
-    request = dataclasses.replace(request, **{name: first})
+    request = _with(request, name, first)
 
     def added(request: Request, chosen: tuple[str, ...]) -> Request:
         own = (getattr(request, name),)
         pieces = (*chosen, *own) if at_start else (*own, *chosen)
-        return dataclasses.replace(request, **{name: delimiter.join(filter(None, pieces))})
+        return _with(request, name, delimiter.join(filter(None, pieces)))
 
     # Along x first, or at the start last, so that the parts keep their order.
     late = (3, 2) if at_start else (2, 3)
@@ -145,6 +145,11 @@ def matrix(
     sides = [_part_axis(side, added, i) if side else None for side, i in halves]
     found = _planned(request, (sides[0], sides[1], None), MATRIX)
     return _with_other_seeds(found) if other_seeds else found
+
+
+def _with(request: Request, name: str, text: str) -> Request:
+    changes: dict[str, Any] = {name: text}
+    return dataclasses.replace(request, **changes)
 
 
 def _with_other_seeds(plan: Plan) -> Plan:

@@ -93,12 +93,12 @@ def _plot(args: Sequence[Any], request: Request, with_picture: bool) -> Grid:
             raise ApiError(422, f"script_args: {name!r} is not supported; vary the axis Seed instead.")
     after_margin = rest[len(varying) + 1 :]
     typed = bool(after_margin) and _flag("Use text inputs instead of dropdowns", after_margin[0])
-    found = [_axis("XYZ"[i], *args[3 * i : 3 * i + 3], with_picture, typed) for i in range(3)]
+    found = [_axis("XYZ"[i], args[3 * i : 3 * i + 3], with_picture, typed) for i in range(3)]
     return Grid(plan.plan(request, found), legend, tables, lone)
 
 
-def _axis(letter: str, kind: Any, typed: Any, chosen: Any, with_picture: bool, as_text: bool) -> axes.Axis | None:
-    known = names(with_picture)
+def _axis(letter: str, args: Sequence[Any], with_picture: bool, as_text: bool) -> axes.Axis | None:
+    known, (kind, typed, chosen) = names(with_picture), args
     if isinstance(kind, str) and not kind.strip().isdecimal():
         name = kind.strip()
     elif isinstance(kind, bool) or not isinstance(kind, int | str) or not 0 <= int(kind) < len(known):
