@@ -166,6 +166,69 @@ def test_a_task_can_be_cancelled_where_it_reports(worker):
     assert task.state is State.CANCELLED
 
 
+def test_a_long_task_lets_others_go_first(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    reached, steps, painted = threading.Event(), threading.Semaphore(0), []
+
+    def train(model, report):
+        for step in range(3):
+            report(f"step {step}", step / 3)
+            reached.set()
+            assert steps.acquire(timeout=10)
+            worker.give_way()
+            painted.append([job.state for job in jobs])
+        return "trained"
+
+    task = worker.compute("train", train, yields=True)
+    assert reached.wait(10)
+    jobs = [worker.submit(Request("a", steps=1)), worker.submit(Request("b", steps=1))]
+    other = worker.compute("also", lambda model, report: "later", yields=True)
+    assert [worker.position(each) for each in (task, *jobs, other)] == [0, 0, 1, 3]
+    steps.release(1)
+    wait(lambda: task.state is State.PAUSED)
+    assert worker.queue() == [jobs[0], task, jobs[1], other]
+    engine.gate.release(2)
+    wait(lambda: painted)
+    assert painted == [[State.DONE, State.DONE]] and other.state is State.QUEUED
+    steps.release(2)
+    wait(lambda: not other.active)
+    assert (task.state, task.result, other.result) == (State.DONE, "trained", "later")
+
+
+def test_a_task_that_yields_begins_when_nothing_else_waits(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    first = worker.submit(Request("a", steps=1))
+    task = worker.compute(
+        "train", lambda model, report: len([each for each in (first, last) if each.active]), yields=True
+    )
+    last = worker.submit(Request("b", steps=1))
+    engine.gate.release(2)
+    wait(lambda: not task.active)
+    assert task.result == 0
+
+
+def test_a_paused_task_can_be_cancelled(engine, worker):
+    engine.gate = threading.Semaphore(0)
+    reached, step = threading.Event(), threading.Event()
+
+    def train(model, report):
+        reached.set()
+        assert step.wait(10)
+        worker.give_way()
+        report("the next step")
+        raise AssertionError("it should have been stopped")
+
+    task = worker.compute("train", train, yields=True)
+    assert reached.wait(10)
+    job = worker.submit(Request("a", steps=1))
+    step.set()
+    wait(lambda: task.state is State.PAUSED)
+    worker.cancel(task)
+    engine.gate.release(1)
+    wait(lambda: not task.active)
+    assert (task.state, job.state) == (State.CANCELLED, State.DONE)
+
+
 def test_results_of_tasks_do_not_pile_up(worker, monkeypatch):
     monkeypatch.setattr(worker_module, "MAX_RESULTS", 3)
     for i in range(9):

@@ -36,6 +36,7 @@ class State(StrEnum):
     QUEUED = "queued"
     LOADING = "loading"
     RUNNING = "running"
+    PAUSED = "paused"  # lets others go first
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -124,6 +125,8 @@ class Work:
     `model` names the model it needs, if any; `options` say how to load it. `needs` are all models with their options.
     """
 
+    yields = False  # whether others go first, also once it runs: see Worker.give_way
+
     def __init__(self, model: str | None, options: Mapping[str, Any] | None = None) -> None:
         self.id = secrets.token_hex(6)
         self.model = model
@@ -141,7 +144,7 @@ class Work:
     @property
     def active(self) -> bool:
         """Whether it waits or runs."""
-        return self.state in (State.QUEUED, State.LOADING, State.RUNNING)
+        return self.state in (State.QUEUED, State.LOADING, State.RUNNING, State.PAUSED)
 
     @property
     def cancelling(self) -> bool:
@@ -178,10 +181,15 @@ class Task(Work):
     """A call of `function(model, report)`, which returns plain objects; without a model name, `model` is None."""
 
     def __init__(
-        self, model: str | None, function: Callable[[Any, Report], Any], options: Mapping[str, Any] | None = None
+        self,
+        model: str | None,
+        function: Callable[[Any, Report], Any],
+        options: Mapping[str, Any] | None = None,
+        yields: bool = False,
     ) -> None:
         super().__init__(model, options)
         self.function = function
+        self.yields = yields
         self.result: Any = None
 
 

@@ -93,6 +93,7 @@ class Worker:
         self._tasks: OrderedDict[Hashable, Task] = OrderedDict()
         self._waiting: deque[Work] = deque()
         self._in_hand: Work | None = None
+        self._paused: Work | None = None  # what has given way to what is in hand
         self._changed = threading.Condition()
         self._closed = False
         self._models: dict[Hashable, Any] = {}  # in memory, by name and options
@@ -148,18 +149,20 @@ class Worker:
         model: str | None = None,
         soon: bool = False,
         options: Mapping[str, Any] | None = None,
+        yields: bool = False,
     ) -> Task:
         """Queue a call of `function(model, report)`, or return the earlier task with the same key.
 
         `model` names the model that the function is given, loaded with `options`. Without one it is given None,
         and the model in memory stays. A task that failed or was cancelled is not kept, so it runs
-        again. `soon` puts this one at the head of the queue. The function may call `report(note, fraction)`, which also
-        raises Cancelled when it should stop. Raises QueueFullError.
+        again. `soon` puts this one at the head of the queue. One that `yields` starts when nothing else waits, and
+        calls `give_way` now and then. The function may call `report(note, fraction)`, which also raises Cancelled when
+        it should stop. Raises QueueFullError.
         """
         with self._changed:
             task = self._tasks.get(key)
             if task is None or task.state in (State.FAILED, State.CANCELLED):
-                task = Task(model, function, options)
+                task = Task(model, function, options, yields)
                 self._enqueue(task, soon)
                 self._tasks[key] = task
             self._tasks.move_to_end(key)
@@ -193,7 +196,8 @@ class Worker:
     def queue(self) -> list[Work]:
         """What runs, and what waits in its order."""
         with self._changed:
-            return [*([] if self._in_hand is None else [self._in_hand]), *self._waiting]
+            begun = [work for work in (self._in_hand, self._paused) if work is not None]
+            return [*begun, *sorted(self._waiting, key=lambda work: work.yields)]
 
     def move(self, work: Work, by: int) -> None:
         """Move waiting work by this many places, negative towards the front; other work stays."""
@@ -219,10 +223,11 @@ class Worker:
 
     def position(self, work: Work) -> int:
         """How many come before this one, including the running one; 0 if it is running or over."""
-        with self._changed:
-            if work.state is not State.QUEUED or work not in self._waiting:
-                return 0
-            return self._waiting.index(work) + (self._in_hand is not None)
+        if work.state is not State.QUEUED:
+            return 0
+        queue = self.queue()
+        before = queue[: queue.index(work)] if work in queue else []
+        return sum(work.yields or not other.yields for other in before)
 
     def cancel(self, work: Work) -> None:
         """Stop a job or task: at once if it waits, after the current step if it runs. Finished pictures are kept."""
@@ -266,12 +271,35 @@ class Worker:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     break
-                work = self._in_hand = self._waiting.popleft()
-                work.started = time.time()
-                work.state = State.LOADING
+                work = min(self._waiting, key=lambda work: work.yields)
+                self._begin(work)
             self._run(work)
         self._drop_models()
         release_thread()
+
+    def give_way(self) -> None:
+        """Run what waits, then return. A task that `yields` calls this where it can be interrupted, in its own thread.
+
+        Other such tasks wait until it ends. It may have been cancelled meanwhile, which is for it to look at.
+        """
+        long = self._in_hand
+        assert long is not None and long.yields
+        while True:
+            with self._changed:
+                work = next((work for work in self._waiting if not work.yields), None)
+                if work is None or self._closed:
+                    break
+                self._paused, long.state = long, State.PAUSED
+                self._begin(work)
+            self._run(work)
+            with self._changed:
+                self._in_hand, self._paused, long.state = long, None, State.RUNNING
+
+    def _begin(self, work: Work) -> None:
+        self._waiting.remove(work)
+        self._in_hand = work
+        work.started = time.time()
+        work.state = State.LOADING
 
     def _run(self, work: Work) -> None:
         try:
