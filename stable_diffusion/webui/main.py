@@ -45,6 +45,7 @@ def draw() -> None:
             st.Page(PAGES / "upscale.py", title="Upscale", icon=":material/zoom_out_map:"),
             st.Page(PAGES / "compare.py", title="Compare", icon=":material/grid_on:"),
             st.Page(PAGES / "morph.py", title="Morph", icon=":material/animation:"),
+            st.Page(PAGES / "train.py", title="Train", icon=":material/model_training:"),
             st.Page(PAGES / "models.py", title="Models", icon=":material/deployed_code:"),
             st.Page(PAGES / "gallery.py", title="Gallery", icon=":material/photo_library:"),
             st.Page(PAGES / "picture_info.py", title="Picture info", icon=":material/info:"),
@@ -67,4 +68,4 @@ def draw() -> None:
     else:
         page.run()
         live.strip()
-        job_queue.draw()
+        job_queue.draw(shows_training=page.title == "Train")

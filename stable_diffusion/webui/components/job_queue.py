@@ -9,17 +9,19 @@ BUSY, IDLE = 1.0, 3.0  # seconds between two looks
 PROMPT_LENGTH = 60  # characters
 
 
-def draw() -> None:
-    """Draw the queue; nothing if it holds no more than the job that this tab shows."""
-    st.fragment(_draw, run_every=BUSY if session.the_worker().queue() else IDLE)()
+def draw(shows_training: bool = False) -> None:
+    """Draw the queue; nothing if it holds no more than the job, or the training, that this tab shows."""
+    st.fragment(_draw, run_every=BUSY if session.the_worker().queue() else IDLE)(shows_training)
 
 
-def _draw() -> None:
+def _draw(shows_training: bool) -> None:
     if st.session_state.pop("queue_changed", False):
         st.rerun()
     works = session.the_worker().queue()
     shown = session.current_job()
-    if not any(work is not shown for work in works) or not any(isinstance(work, Job) for work in works):
+    if not any(work is not shown for work in works) or not any(
+        isinstance(work, Job) or (work.yields and not shows_training) for work in works
+    ):
         return
     with st.container(border=True, key="queue"):
         st.markdown("**Queue**")
@@ -47,7 +49,7 @@ def _row(work: Work, place: int, shown: bool) -> None:
 def in_words(work: Work) -> str:
     """What a job or task is, and how far it is."""
     if not isinstance(work, Job):
-        return work.note or "A computation"
+        return f"{work.note or 'A computation'}{' · paused' if work.state is State.PAUSED else ''}"
     prompt = details.one_line(work.request.prompt, PROMPT_LENGTH) or "(no prompt)"
     parts = [prompt]
     if work.n_images > 1:
