@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attention import AttentionMaps, PictureMaps
+    from .diffusion.guiding import Guidance
     from .errors import (
         BackendError,
         CheckpointError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .pictures.reading import open_picture
     from .pipeline import StableDiffusion
     from .sampler import SimpleEulerSampler, sampler_by_name, samplers
+    from .steering import Steering
     from .text.prompt import Blend
 
 __version__ = "0.1.0"
@@ -56,6 +58,7 @@ _HOMES = {
     "GeneratedPicture": ".generation",
     "Generation": ".generation",
     "GenerationStep": ".generation",
+    "Guidance": ".diffusion.guiding",
     "Hires": ".hires",
     "Inpainting": ".pictures.inpainting",
     "InputError": ".errors",
@@ -66,6 +69,7 @@ _HOMES = {
     "SimpleEulerSampler": ".sampler",
     "StableDiffusion": ".pipeline",
     "StableDiffusionError": ".errors",
+    "Steering": ".steering",
     "TokenizerError": ".errors",
     "TrainingError": ".errors",
     "UnsupportedCheckpointError": ".errors",
@@ -87,6 +91,7 @@ __all__ = [
     "GeneratedPicture",
     "Generation",
     "GenerationStep",
+    "Guidance",
     "Hires",
     "Inpainting",
     "InputError",
@@ -97,6 +102,7 @@ __all__ = [
     "SimpleEulerSampler",
     "StableDiffusion",
     "StableDiffusionError",
+    "Steering",
     "TokenizerError",
     "TrainingError",
     "UnsupportedCheckpointError",

@@ -21,6 +21,7 @@ from .record.picture_files import save_picture
 from .record.used import Used
 from .request import SETTINGS, Request
 from .sampler import key_of
+from .steering import Steering
 from .text.prompt import Blend
 
 
@@ -117,6 +118,7 @@ def parameters_of(call: Call, place: int, used: Used, asked: Mapping[str, Any]) 
         vary_all_draws=call.seeds.all_draws,
         sampler=call.sampler,
         **_of_hires(call.hires),
+        **_of_steering(None if call.guidance is None else call.guidance.steering),
         refiner=used.refiner,
         **{name: getattr(call, each.call) for name, each in SETTINGS.items() if hasattr(call, each.call)},
         **asked,
@@ -139,6 +141,13 @@ def _of_hires(hires: Hires | None) -> dict[str, Any]:
     if hires.sampler is not None:
         given["sampler"] = key_of(hires.sampler)
     return {f"hires_{name}": value for name, value in given.items() if value is not None}
+
+
+def _of_steering(steering: Steering | None) -> dict[str, Any]:
+    """The fields of `Request` for what steers besides the prompt."""
+    if steering is None:
+        return {}
+    return {"steer_by": steering.by, "steer_scale": steering.scale, "steer_text": steering.text or ""}
 
 
 def _can_be_repeated(call: Call) -> bool:

@@ -208,6 +208,11 @@ class LoadedModel:
         return self._unet
 
     @property
+    def autoencoder(self) -> PictureAutoencoder:
+        """Between latents and pictures, for those who want to look inside, or to differentiate."""
+        return self._vae
+
+    @property
     def latent_channels(self) -> int:
         """Channels of the latents, 4 for Stable Diffusion."""
         return self._vae.config.latent_channels

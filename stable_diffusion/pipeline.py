@@ -20,6 +20,7 @@ from .diffusion.call import Call, check_passes
 from .diffusion.conditioned import ConditionedNetwork
 from .diffusion.deep_cache import DeepCache
 from .diffusion.denoiser import Denoiser, NetworkCall
+from .diffusion.guiding import Guidance, GuidanceFunction
 from .diffusion.network import DenoisingNetwork, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.refining import SWITCH, Refinement
@@ -33,6 +34,7 @@ from .model_io.hub import Progress
 from .pictures.arrays import to_picture
 from .record.used import Used
 from .sampler import Sampler, a1111_name
+from .steering import Steering
 from .text.prompt import A1111, Blend
 
 
@@ -85,6 +87,7 @@ class StableDiffusion(LoadedModel):
         tile_overlap: int = 64,
         tiling: str = "off",
         vary_all_draws: bool = False,
+        guidance: Guidance | GuidanceFunction | Steering | None = None,
         progress: Progress | None = None,
         attention: AttentionMaps | None = None,
         with_start: bool = False,
@@ -138,6 +141,12 @@ class StableDiffusion(LoadedModel):
         of what is painted. `with_start` adds, ahead of the first call of the network, a step of index 0: the noise, or
         the noised input; and with `hires` what the second pass begins with.
 
+        `guidance` steers by a gradient (Dhariwal and Nichol 2021): a function of x_t, its noise level and the estimate
+        of x_0 that returns the gradient in x_t of log p(y | x_t), all (n_images, h, w, latent_channels); a
+        stable_diffusion.Guidance, which has a scale for each picture; or a stable_diffusion.Steering, which steers
+        postcards by the CLIP or the classifier that come along. It is added to what the texts' guidance gives, for
+        every prediction type and sampler, in both passes with `hires`: eps_hat = eps - sqrt(1 - abar) gradient.
+
         Raises `InputError` (`SamplerError`, `PictureError`) for an argument that is out of range, of a wrong type or
         beyond the memory, and for the texts' LoRAs what `set_loras` raises.
         """
@@ -178,6 +187,7 @@ class StableDiffusion(LoadedModel):
             eta=eta,
             refiner=refiner,
             refiner_switch=refiner_switch,
+            guidance=self._guidance(guidance, [text], n_images),
         )
         return self._begin(call, progress, attention, with_start)
 
@@ -201,6 +211,7 @@ class StableDiffusion(LoadedModel):
         known = inspect.signature(self.generate_latents).parameters
         settings = {name: known[name].default for name in list(known)[3:] if name != "with_start"} | settings
         progress, attention = settings.pop("progress"), settings.pop("attention")
+        settings["guidance"] = self._guidance(settings["guidance"], texts, n_images)
         call = check_passes(self, self._unet, texts=texts, negative_texts=against, n_images=n_images, **settings)
         groups = self._groups(call)
         batches = [call.only(places) for places in groups]
@@ -386,7 +397,16 @@ class StableDiffusion(LoadedModel):
             call.script.weights,
             call.interval,
             call.sampler.needs_negative,
+            guidance=call.guidance,
         )
+
+    def _guidance(self, guidance: Any, texts: Sequence[Any], n_images: int) -> Any:
+        """The argument, with a `Steering` made into a `Guidance` for this model and these texts."""
+        if not isinstance(guidance, Steering):
+            return guidance
+        from .guides.steering import guidance_of
+
+        return guidance_of(guidance, self, [text for text in texts for _ in range(n_images)])
 
     def _refined(self, denoiser: Denoiser, call: Call, refinement: Refinement, progress: Progress | None) -> Denoiser:
         """The denoiser, with the refiner's for the last part; with low memory the two networks take turns."""

@@ -41,6 +41,7 @@ from .setting import (
     Setting,
     setting,
 )  # fmt: skip
+from .steering import STEERED_BY, USUAL_SCALES, Steering
 from .text import dynamic
 from .text.prompt import A1111, LANGUAGES, Blend
 
@@ -295,6 +296,21 @@ class Request:
         title="DeepCache branch", group=HOW, metavar="N", call="deepcache_branch", key="DeepCache branch",
         shown=(0, 11), counts=lambda request: request.deepcache_interval > 1,
     )  # fmt: skip
+    steer_by: str | None = setting(
+        None, Choice(STEERED_BY),
+        "steer postcards by the gradient of a small network that comes along, beside the prompt's own guidance or in "
+        "place of it (--cfg 0): classifier, of noisy latents, or clip, of how well picture and text fit",
+        title="Steer by", group=HOW, usual="off", key="Steer by", unset="", page=False,
+    )  # fmt: skip
+    steer_scale: float | None = setting(
+        None, Number(0, math.inf), "how strongly to steer: s in eps - s sigma gradient", title="Steer scale", group=HOW,
+        metavar="S", usual=" and ".join(f"{by} {scale:g}" for by, scale in USUAL_SCALES.items()), key="Steer scale",
+        counts=lambda request: request.steer_by is not None, page=False,
+    )  # fmt: skip
+    steer_text: str = setting(
+        "", Text(), "what to steer towards", title="Steer towards", group=HOW, metavar="TEXT", usual="the prompt",
+        key="Steer towards", counts=lambda request: request.steer_by is not None, page=False,
+    )  # fmt: skip
     sampler: str | Sampler = "euler"
     eta: float | None = setting(
         None, Number(0, 1),
@@ -468,6 +484,11 @@ class Request:
         names = [field.name for field in dataclasses.fields(Hires)]
         return Hires(**{name: getattr(self, f"hires_{name}") for name in names if getattr(self, f"hires_{name}") != ""})
 
+    @property
+    def steering(self) -> Steering | None:
+        """What steers besides the prompt, if that is asked for."""
+        return None if self.steer_by is None else Steering(self.steer_by, self.steer_scale, self.steer_text or None)
+
     def first_pass(self) -> Request:
         """The request of what the first of two passes paints."""
         return dataclasses.replace(self, hires_scale=None, hires_width=None, hires_height=None)
@@ -570,6 +591,7 @@ class Request:
         }
         arguments |= {"text": self.text, "negative_text": self.negative or None, "sampler": self.sampler}
         arguments |= {} if refiner is None else {"refiner": refiner}
+        arguments |= {} if self.steering is None else {"guidance": self.steering}
         size = self.painted_size(default_size)
         if self.picture is None:
             return Call(arguments | ({} if self.hires is None else {"hires": self.hires}), None, size)

@@ -18,6 +18,7 @@ ORDER = [
     "stable_diffusion/atomic.py",
     "stable_diffusion/checks.py",
     "stable_diffusion/hires.py",
+    "stable_diffusion/steering.py",
     "stable_diffusion/places.py",
     "stable_diffusion/gpu_lock.py",
     "stable_diffusion/listing.py",
@@ -68,6 +69,7 @@ ORDER = [
     "stable_diffusion/diffusion/schedule.py",
     "stable_diffusion/diffusion/spacing.py",
     "stable_diffusion/text/conditioning.py",
+    "stable_diffusion/diffusion/guiding.py",
     "stable_diffusion/diffusion/denoiser.py",
     "stable_diffusion/diffusion/tiled.py",
     "stable_diffusion/diffusion/samplers",
@@ -79,6 +81,7 @@ ORDER = [
     "stable_diffusion/catalogue.py",
     "stable_diffusion/adapters",
     "stable_diffusion/upscaling",
+    "stable_diffusion/guides",
     "stable_diffusion/hires_upscalers.py",
     "stable_diffusion/finite.py",
     "stable_diffusion/diffusion/deep_cache.py",
@@ -207,9 +210,9 @@ def test_public_names():
     own = [name for name, value in vars(errors).items() if isinstance(value, type)]
     assert sorted(stable_diffusion.__all__) == sorted(
         [
-            *own, "AttentionMaps", "Blend", "GeneratedPicture", "Generation", "GenerationStep", "Hires", "Inpainting",
-            "PictureMaps", "SimpleEulerSampler", "StableDiffusion", "open_picture", "outpaint",
-            "sampler_by_name", "samplers",
+            *own, "AttentionMaps", "Blend", "GeneratedPicture", "Generation", "GenerationStep", "Guidance", "Hires",
+            "Inpainting", "PictureMaps", "SimpleEulerSampler", "StableDiffusion", "Steering", "open_picture",
+            "outpaint", "sampler_by_name", "samplers",
         ]
     )  # fmt: skip
     for name in stable_diffusion.__all__:

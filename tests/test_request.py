@@ -64,6 +64,7 @@ def test_every_setting_with_a_key_is_recorded_and_read_back(name):
     more |= {"sampler": "tcd"} if name == "eta" else {}
     more |= {"deepcache_interval": 2} if name == "deepcache_branch" else {}
     more |= {"refiner": "another"} if name == "refiner_switch" else {}
+    more |= {"steer_by": "clip"} if name in ("steer_scale", "steer_text") else {}
     request = Request("a", **more | {name: value})
     said = request.to_record(USED, SIZE)
     assert SETTINGS[name].key in said.extra

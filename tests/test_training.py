@@ -456,6 +456,7 @@ def test_the_help_of_a_run_shows_the_defaults_of_its_row(run, capsys):
             "--teacher": "postcards-tiny", "--teacher-steps": "32", "--student-steps": "16",
             "--least-guidance": "1.0", "--guidance": "5.0", "--most-guidance": "8.0",
         },
+        "classifier": {"--vae": "postcards-tiny's", "--widths": "40,80,112"},
         "ddpm": {
             "--widths": "24,48,48", "--timesteps": "1000", "--beta-start": "0.0001", "--beta-end": "0.02",
             "--labelled": "true",

@@ -24,6 +24,7 @@ from ..text.prompt import Blend, Prompt, check_text, parse
 from ..text.script import Script, write_script
 from ..text.tags import Strength
 from .denoiser import GuidanceInterval
+from .guiding import Guidance
 from .network import DenoisingNetwork
 from .noise import Seeds
 from .refining import SWITCH, Expert, Refinement, check_refiner
@@ -88,6 +89,7 @@ class Call:
     refinement: Refinement | None = None
     tiling: str = "off"  # where copies of the picture meet without a seam
     tiles: Tiles | None = None  # that the network sees in turn, if the picture is larger than one
+    guidance: Guidance | None = None
 
     @property
     def seen(self) -> tuple[int, int]:
@@ -154,6 +156,7 @@ class Call:
             start=start,
             noise=None if self.noise is None else self.noise[mx.array(list(places))],
             second=None if self.second is None else self.second.only(places),
+            guidance=None if self.guidance is None else self.guidance.only(places),
         )
 
 
@@ -235,6 +238,7 @@ def check_call(
     tile: int | None,
     tile_overlap: int,
     tiling: str,
+    guidance: Any = None,
     first_pass: FirstPass | None = None,
     last_steps: int = 0,
 ) -> Call:
@@ -318,6 +322,7 @@ def check_call(
         refinement=refinement,
         tiling=check_tiling(tiling),
         tiles=tiles,
+        guidance=Guidance.of(guidance, total),
     )
 
 

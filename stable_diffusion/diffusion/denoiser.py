@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..backend import mx
 from ..config import PREDICTION_TYPES
 from ..errors import InputError
+from .guiding import Guidance, steered
 from .schedule import NoiseLevel, NoiseSchedule
 
 FLOW_TIMES = 1000  # a flow network's time for pure noise
@@ -58,9 +59,10 @@ class Denoiser:
     text in `weights`, and always needs the negative too; with `embedded_guidance`, which has no negative, the first
     text takes its place (A1111 modules/sd_samplers_cfg_denoiser.py), and so it does outside the `interval` in which
     guidance acts. `needs_negative` runs the negative at any weight, for samplers that ask for its own answer. `seen`
-    changes the latents before the network sees them (inpainting restores the kept part). `refiner` is another model's
-    denoiser, which answers at times below `refined_below`; `schedule` is that of the network's own training, if the
-    plan's is another one. Raises `InputError` for a weight that is not finite or a `guidance_rescale` outside [0, 1].
+    changes the latents before the network sees them (inpainting restores the kept part). `guidance` adds a gradient to
+    the answer of all texts together (guiding.py). `refiner` is another model's denoiser, with a guidance of its own,
+    which answers at times below `refined_below`; `schedule` is that of the network's own training, if the plan's is
+    another one. Raises `InputError` for a weight that is not finite or a `guidance_rescale` outside [0, 1].
     """
 
     network: NetworkCall
@@ -75,6 +77,7 @@ class Denoiser:
     schedule: NoiseSchedule | None = None
     refiner: Denoiser | None = None
     refined_below: float = 0.0
+    guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -99,14 +102,15 @@ class Denoiser:
         """The network's guided answer for x at a level, float32, still of its own prediction type."""
         if self._is_refined(level):
             return self._refined(x, level, step)
-        return self._combined(self._answers(x, level, step))
+        return self._steered(self._combined(self._answers(x, level, step)), x, level)
 
     def with_negative(self, x: mx.array, level: NoiseLevel, step: int) -> tuple[Prediction, Prediction]:
         """The guided prediction, and the negative text's own; without guidance, the first text's takes its place."""
         if self.refiner is not None and self._is_refined(level):
             return self.refiner.with_negative(self._as_seen(x, level), level, step)
         answers = self._answers(x, level, step)
-        return self.prediction(self._combined(answers), x, level), self.prediction(answers[0], x, level)
+        guided = self._steered(self._combined(answers), x, level)
+        return self.prediction(guided, x, level), self.prediction(answers[0], x, level)
 
     def _answers(self, x: mx.array, level: NoiseLevel, step: int) -> list[mx.array]:
         """The network's answer for each text, float32: if guided, the negative's first."""
@@ -129,6 +133,13 @@ class Denoiser:
         negative, texts = answers[0], answers[1:]
         answer = composition(negative, texts, self.weights, self.cfg_weight)
         return rescaled_guidance(answer, sum(texts[1:], texts[0]) / len(texts), self.guidance_rescale)
+
+    def _steered(self, output: mx.array, x: mx.array, level: NoiseLevel) -> mx.array:
+        """The answer, with the gradient of `guidance` if there is one."""
+        if self.guidance is None or not level.alpha or not level.sigma:
+            return output
+        gradient = self.guidance(x, level, self.prediction(output, x, level).x_0)
+        return steered(output, gradient, level, self.prediction_type)
 
     def _as_seen(self, x: mx.array, level: NoiseLevel) -> mx.array:
         return x if self.seen is None else self.seen(x, level)

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError, PictureError
 from ..listing import walk
 from ..pictures.reading import fit, open_picture
-from .postcards.painter import caption, paint, random_postcard
+from .postcards.painter import Postcard, caption, paint, random_postcard
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 METADATA = "metadata.jsonl"
@@ -53,13 +53,20 @@ class Postcards:
 
     def example(self, index: int) -> tuple[np.ndarray, str]:
         """(size, size, 3) uint8 and its caption."""
-        rng = np.random.default_rng((self.seed, index, int(self.held_out)))
+        rng = self._rng(index)
         card = random_postcard(rng, self.held_out)
         return np.asarray(paint(card, self.size)), caption(card, rng)
+
+    def card(self, index: int) -> Postcard:
+        """What is on the postcard."""
+        return random_postcard(self._rng(index), self.held_out)
 
     def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]:
         """(B, size, size, 3) uint8 and B captions."""
         return _batch(self, indices)
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, index, int(self.held_out)))
 
 
 class PictureFolder:

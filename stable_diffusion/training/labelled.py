@@ -75,8 +75,12 @@ class PictureFolders:
     def example(self, index: int) -> tuple[np.ndarray, int]:
         """(size, size, 3) uint8 and its label, 0 if there are none. Raises `PictureError` for a file since removed."""
         file = self.files[index % len(self.files)]
-        label = self.labels.index(file.relative_to(self.path).parts[0]) if self.labels else 0
-        return np.asarray(fit(open_picture(file), self.size, self.size)), label
+        return np.asarray(fit(open_picture(file), self.size, self.size)), self.label(index)
+
+    def label(self, index: int) -> int:
+        """The example's label, 0 if there are none."""
+        file = self.files[index % len(self.files)]
+        return self.labels.index(file.relative_to(self.path).parts[0]) if self.labels else 0
 
 
 def _opens(path: Path) -> bool:

@@ -5,8 +5,9 @@ They come in shards of 500, one file each. Shards are added while the training r
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,17 +15,25 @@ from .. import atomic
 from ..backend import mx
 from ..text.tokenizer import Tokenizer
 from ..vae import Autoencoder
-from .data import Data
 
 SHARD = 500
 TOGETHER = 4  # pictures per call of the autoencoder
 
 
-class LatentCache:
-    """Cached examples; shard i holds those from 500 i on."""
+class Pictures(Protocol):
+    """Pictures with captions, by number, as data.py and attributes.py have them."""
 
-    def __init__(self, data: Data, vae: Autoencoder, tokenizer: Tokenizer, folder: Path):
-        self.data, self.vae, self.tokenizer, self.folder = data, vae, tokenizer, folder
+    size: int
+
+    def batch(self, indices: Iterable[int]) -> tuple[np.ndarray, list[str]]: ...
+
+
+class LatentCache:
+    """Cached examples; shard i holds those from 500 i on. Captions are kept only with a tokenizer."""
+
+    def __init__(self, data: Pictures, vae: Autoencoder, tokenizer: Tokenizer | None, folder: Path):
+        self.data, self.vae, self.folder = data, vae, folder
+        self.tokenizer: Any = tokenizer  # None where no task reads captions
         self._shards: list[dict[str, np.ndarray]] = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -40,9 +49,13 @@ class LatentCache:
 
     def example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The scaled posterior's mean and deviation, (h, w, C) float32 each, and the caption's ids (77,)."""
+        return *self.posterior(index), self._shards[index // SHARD]["ids"][index % SHARD]
+
+    def posterior(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The scaled posterior's mean and deviation, (h, w, C) float32 each."""
         shard, i = self._shards[index // SHARD], index % SHARD
         scale = self.vae.config.scaling_factor
-        return shard["mean"][i] * scale, shard["deviation"][i].astype(np.float32) * scale, shard["ids"][i]
+        return shard["mean"][i] * scale, shard["deviation"][i].astype(np.float32) * scale
 
     def _shard(self, number: int) -> dict[str, np.ndarray]:
         path = self.folder / f"{number:04d}.npz"
@@ -56,8 +69,8 @@ class LatentCache:
                 posteriors.append([np.array(part.astype(mx.float32)) for part in moments])
                 captions += texts
             mean, deviation = (np.concatenate(part) for part in zip(*posteriors, strict=True))
-            ids = self.tokenizer(captions)[0]
+            ids: dict[str, Any] = {} if self.tokenizer is None else {"ids": self.tokenizer(captions)[0]}
             with atomic.written(path) as temporary:
-                np.savez(temporary, mean=mean, deviation=deviation.astype(np.float16), ids=ids)
+                np.savez(temporary, mean=mean, deviation=deviation.astype(np.float16), **ids)
         with np.load(path) as file:
             return dict(file)

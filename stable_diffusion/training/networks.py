@@ -114,16 +114,22 @@ def _initialise(model: nn.Module) -> None:
     So every block starts as the identity (Dhariwal and Nichol 2021, appendix), and a U-Net predicts 0. CLIP's
     embeddings have a deviation of 0.02 (Radford et al. 2021).
     """
+    initialise_embeddings(model)
     for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            module.weight = mx.random.normal(module.weight.shape) * 0.02
-        elif isinstance(module, ResnetBlock):
+        if isinstance(module, ResnetBlock):
             module.conv2.weight = mx.zeros_like(module.conv2.weight)
         elif isinstance(module, Transformer2D):
             module.proj_out.weight = mx.zeros_like(module.proj_out.weight)
             module.proj_out.bias = mx.zeros_like(module.proj_out.bias)
         elif isinstance(module, UNet):
             module.conv_out.weight = mx.zeros_like(module.conv_out.weight)
+
+
+def initialise_embeddings(model: nn.Module) -> None:
+    """Draw embeddings with a deviation of 0.02, as CLIP's were."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight = mx.random.normal(module.weight.shape) * 0.02
 
 
 def write_part(folder: Path, part: str, model: nn.Module, **changes: Any) -> None:

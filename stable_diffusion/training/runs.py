@@ -311,6 +311,30 @@ RUNS = {
             ),
         ),
         Run(
+            name="clip",
+            title="image and text encoder",
+            help="an image encoder and a text encoder for captions, from scratch, by the contrastive loss",
+            builder="contrastive:new_task",
+            recipe=Recipe(batch=128, learning_rate=1e-3, warm_up=100, weight_decay=0.05, average_decay=0.998),
+            size=64,
+            sizes=Whole(16, 1024, 16),
+        ),
+        Run(
+            name="classifier",
+            title="classifier of noisy latents",
+            help="a classifier of noisy latents, from scratch, on the latents of a VAE",
+            builder="classifier:new_task",
+            recipe=Recipe(batch=64, learning_rate=2e-3, warm_up=100, weight_decay=0.05, average_decay=0.998),
+            own=(
+                Option("vae", FilePath(), "the vae/ folder to train with (default: postcards-tiny's)", metavar="DIR"),
+                Option(
+                    "widths", Wholes(8, 1024, 8), "channels at full size, half, a quarter ...", (40, 80, 112), "N,N,N"
+                ),
+            ),
+            data_help="postcards, painted as they are needed, or a folder with a subfolder of pictures for each kind",
+            reader="attributes:open_attributed",
+        ),
+        Run(
             name="ddpm",
             title="diffusion model in pixels",
             help="a small diffusion model in pixels, from scratch, as in the first paper (Ho et al. 2020)",
