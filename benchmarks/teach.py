@@ -55,8 +55,8 @@ CLASS = (
     "a hot air balloon over the desert by day, a clear sky|a windmill by the sea at night, with the moon"
 )
 OPTIONS: dict[str, dict[str, Any]] = {
-    "lora": {"samples": 0},
-    "dreambooth": {"samples": 0, "class_caption": CLASS},
+    "lora": {"samples": 0, "learning_rate": 1e-3},  # the defaults are for wider models
+    "dreambooth": {"samples": 0, "learning_rate": 1e-3, "class_caption": CLASS},
     "inversion": {"samples": 0},
 }
 STEPS = {"lora": 600, "dreambooth": 600, "inversion": 300}
