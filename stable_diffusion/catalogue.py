@@ -25,7 +25,7 @@ from .families import SD1, SD2, SDXL, SDXL_REFINER
 from .listing import ambiguous, is_hidden, is_weights, matches, named, visible
 from .model_io import hashes, moved
 from .places import MODELS_VARIABLE as FOLDERS_VARIABLE
-from .places import expanded, folders_in, home
+from .places import embedded_vaes, expanded, folders_in, home
 from .recipes import Recipe
 
 DEFAULT = "postcards-tiny"
@@ -205,13 +205,14 @@ def local(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
 
 
 def vaes() -> dict[str, Path]:
-    """VAEs to use in place of a model's own, by file name: NAME.vae.safetensors among models, and those in VAE/."""
+    """VAEs to use in place of a model's own: embedded ones, NAME.vae.safetensors among models, and those in VAE/."""
+    embedded = embedded_vaes()
     found: list[tuple[str, Path]] = []
     beside = [(place, _is_vae) for place in folders_beside(*VAE_FOLDERS)]
     for place, is_vae in (*((place, _is_named_vae) for place in _all_roots()), *beside):
         with contextlib.suppress(OSError):
             found += [(path.name, path) for path in visible(place) if is_vae(path)]
-    return named(found)
+    return embedded | named(found, taken=embedded)
 
 
 def folders_beside(*names: str) -> list[Path]:

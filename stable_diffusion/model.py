@@ -22,7 +22,7 @@ from .backend import mx, nn
 from .config import AutoencoderConfig
 from .diffusion.call import Call, check_size, check_tiling
 from .diffusion.enlarging import enlarged, margin
-from .diffusion.network import DenoisingNetwork, PictureAutoencoder, TextReader
+from .diffusion.network import Conditioning, DenoisingNetwork, PictureAutoencoder, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.schedule import contradictions, with_zero_terminal_snr
 from .diffusion.start import FirstPass
@@ -34,7 +34,7 @@ from .hires_upscalers import upscaler_named
 from .model_io import hashes
 from .model_io.checkpoint import Checkpoint, vae_dtype
 from .model_io.hub import Progress
-from .model_io.load_vae import cached_tiny_vae, load_vae
+from .model_io.load_vae import cached_tiny_vae, is_decoder, load_vae
 from .model_io.locate import load, locate
 from .model_io.quantised import check_bits, quantisation_of, quantise
 from .pictures import TILINGS
@@ -83,13 +83,15 @@ class LoadedModel:
         dtype = mx.float16 if float16 else mx.float32
         name, path = locate(model, float16, progress)
         half_unet = low_memory and not backend.has_gpu()
-        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet, vae is not None)
+        without_vae = vae is not None and not is_decoder(vae)
+        checkpoint = load(path, dtype, progress, check_weights, prediction_type, half_unet, without_vae)
         if zero_terminal_snr is not None:
             scheduler = with_zero_terminal_snr(checkpoint.scheduler, zero_terminal_snr)
             checkpoint = dataclasses.replace(checkpoint, scheduler=scheduler)
         if bits is not None:
             quantise(checkpoint.unet, checkpoint.text_encoders, bits, progress)
-        other = None if vae is None else load_vae(vae, checkpoint.vae.config, checkpoint.family, dtype, progress)
+        own = checkpoint.vae
+        other = None if vae is None else load_vae(vae, own.config, checkpoint.family, dtype, progress, own)
         self._set_up(checkpoint, name, float16, low_memory, other, changed=bits is not None)
         self._asked = {"bits": bits, "prediction_type": prediction_type, "zero_terminal_snr": zero_terminal_snr}
         self._other_vae = vae
@@ -197,10 +199,16 @@ class LoadedModel:
 
         Weights and BREAK are read; schedules and AND, which need a generation, are taken as text.
         """
-        found = as_text(check_text("text", text), prompt_language)
+        return self.condition([text], clip_skip, prompt_language)[0].text
+
+    def condition(
+        self, texts: Sequence[str | Blend], clip_skip: int | None = None, prompt_language: str = A1111
+    ) -> list[Conditioning]:
+        """Texts -> all that the network is given of each, padded to one length; lazy. As `encode_text`."""
+        found = [as_text(check_text("text", text), prompt_language) for text in texts]
         reader = self._conditioner.replaced(clip_skip=clip_skip)
-        reader = self._with_embeddings([piece.text for piece in found.pieces], reader)
-        return reader.read([found])[0].text
+        reader = self._with_embeddings([piece.text for text in found for piece in text.pieces], reader)
+        return reader.read(found)
 
     @property
     def network(self) -> DenoisingNetwork:

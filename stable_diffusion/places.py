@@ -32,6 +32,12 @@ def packaged(*parts: str) -> Path:
     return Path(str(resources.files(__package__).joinpath(*parts)))
 
 
+def embedded_vaes() -> dict[str, Path]:
+    """The folders of VAEs that come with the package for its models, by name."""
+    files = sorted(packaged("checkpoints").glob("*/diffusion_pytorch_model.safetensors"))
+    return {file.parent.name: file.parent for file in files}
+
+
 def cache_folder() -> Path:
     """What may be deleted at any time: $STABLE_DIFFUSION_CACHE, or a folder of the user's cache ($XDG_CACHE_HOME)."""
     if named := folders_in(CACHE_VARIABLE, several=False):

@@ -99,11 +99,14 @@ class Decoder(nn.Module):
         self.conv_out = Conv2d(channels[-1], config.out_channels)
 
     def __call__(self, z: mx.array) -> mx.array:
+        return self.conv_out(self.features(z))
+
+    def features(self, z: mx.array) -> mx.array:
+        """What the last layer reads, (B, 8h, 8w, block_out_channels[0])."""
         z = self.mid_block(self.conv_in(z))
         for layer in itertools.chain(*(level.layers() for level in self.up_blocks)):
             z = layer(z)
-        z = self.conv_norm_out(z)
-        return self.conv_out(z)
+        return self.conv_norm_out(z)
 
 
 class Autoencoder(nn.Module):

@@ -1,4 +1,8 @@
-"""An autoencoder on its own, to replace a checkpoint's: from a folder, a file, or the hub."""
+"""An autoencoder on its own, to replace a checkpoint's: from a folder, a file, or the hub.
+
+A folder may hold a decoder alone, which is used with the checkpoint's own encoder: for the same latents, a picture that
+is decoded differently.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..backend import mx
+from ..backend import mx, nn
 from ..config import AutoencoderConfig, AutoencoderTinyConfig
 from ..errors import CheckpointNotFoundError, ConfigError, UnsupportedCheckpointError, WeightsError
 from ..families import FAMILIES
 from ..listing import visible
-from ..places import expanded
+from ..places import embedded_vaes, expanded
 from ..vae import Autoencoder
 from ..vae_tiny import TinyAutoencoder
 from . import hub, ldm, moved, names
 from .checkpoint import vae_dtype
 from .load_file import source_of
 from .load_folder import read_json
-from .strict import Source, add_source, give, load_weights
+from .strict import Source, add_source, give, load_weights, read_header
 from .tensor_file import TensorFile, open_tensors
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DECODER_PARTS = ("decoder.", "post_quant_conv.")
 # TAESD for each family's latents, by their scaling factor and channels.
 TINY = {
     (family.scaling_factor, family.latent_channels): family.tiny_vae for family in FAMILIES.values() if family.tiny_vae
@@ -36,15 +42,19 @@ def load_vae(
     family: str,
     dtype: mx.Dtype,
     progress: hub.Progress | None = None,
+    encoder: Autoencoder | None = None,
 ) -> Autoencoder | TinyAutoencoder:
     """Load an autoencoder for a checkpoint whose own one is configured as `own`.
 
-    `source` is a folder in diffusers' form (of the autoencoder, or of a whole pipeline), a file in diffusers' or the
-    original layout (possibly a whole checkpoint), or a hub id. The scaling factor is the checkpoint's unless the source
-    has one. Raises subclasses of `CheckpointError`.
+    `source` is an embedded VAE's name, a folder in diffusers' form (of the autoencoder, or of a whole pipeline), a file
+    in diffusers' or the original layout (possibly a whole checkpoint), or a hub id. The scaling factor is the
+    checkpoint's unless the source has one. A decoder alone (`is_decoder`) gets the `encoder` of the checkpoint's own
+    autoencoder. Raises subclasses of `CheckpointError`.
     """
     path = locate_vae(source, dtype == mx.float16, progress)
     (progress or (lambda message, fraction: None))("Loading the VAE", None)
+    if encoder is not None and is_decoder(path):
+        return _load_decoder(path, encoder, family, dtype)
     vae = _load_folder(path, own, family, dtype) if path.is_dir() else _load_file(path, own, family, dtype)
     if vae.config.latent_channels != own.latent_channels:
         raise ConfigError(
@@ -54,10 +64,43 @@ def load_vae(
     return vae
 
 
+def is_decoder(source: str | os.PathLike) -> bool:
+    """True for a folder that holds a decoder without an encoder, as `train sharp --decoder-only true` writes it."""
+    name = os.fspath(source)
+    file = (embedded_vaes().get(name) or expanded(name)) / WEIGHTS
+    if not file.is_file():
+        return False
+    keys = list(read_header(file))
+    return bool(keys) and all(key.startswith(DECODER_PARTS) for key in keys)
+
+
+def _load_decoder(folder: Path, own: Autoencoder, family: str, dtype: mx.Dtype) -> Autoencoder:
+    """The decoder in a folder with the encoder of a checkpoint's `own` autoencoder, which it has to fit."""
+    config = AutoencoderConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    if dataclasses.replace(config, sample_size=own.config.sample_size) != own.config:
+        raise ConfigError(
+            f"The VAE {folder.name!r} is a decoder for the latents of another model: it has channels "
+            f"{', '.join(map(str, config.block_out_channels))} and a scaling factor of {config.scaling_factor}, this "
+            f"checkpoint's own VAE {', '.join(map(str, own.config.block_out_channels))} and "
+            f"{own.config.scaling_factor}. Choose it with the model that it was trained for."
+        )
+    model = Autoencoder(config)
+    parts = nn.Module()
+    for name in DECODER_PARTS:
+        parts[name.rstrip(".")] = model[name.rstrip(".")]
+    load_weights(parts, [folder / WEIGHTS], names.VAE, vae_dtype(family, config, dtype))
+    model.encoder = own.encoder
+    if "quant_conv" in own:
+        model.quant_conv = own.quant_conv
+    return model
+
+
 def locate_vae(source: str | os.PathLike, float16: bool, progress: hub.Progress | None = None) -> Path:
     """The file, or the folder with config.json, fetched from the hub if necessary."""
     name = os.fspath(source)
     path = expanded(name)
+    if embedded := embedded_vaes().get(name):
+        return embedded
     if name and path.exists():
         return _component(path) if path.is_dir() else path
     if not name.startswith((".", "/", "~")) and hub.REPOSITORY.fullmatch(name):

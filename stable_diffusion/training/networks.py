@@ -18,6 +18,7 @@ from ..layers import Conv2d, ResnetBlock
 from ..model_io import names
 from ..model_io.export import to_folder
 from ..model_io.load_folder import read_json
+from ..model_io.load_vae import DECODER_PARTS
 from ..model_io.strict import load_weights
 from ..recipes import INDEX_KEY
 from ..unet import Transformer2D, UNet
@@ -144,6 +145,19 @@ def write_part(folder: Path, part: str, model: nn.Module, **changes: Any) -> Non
     tensors = {name: value.astype(mx.float16) for name, value in to_folder(part, model).items()}
     path = folder / part / ("model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors")
     with atomic.written(path) as temporary:
+        mx.save_safetensors(str(temporary), tensors, {"format": "pt"})
+
+
+def write_decoder(folder: Path, model: Autoencoder) -> None:
+    """Write a VAE's decoder alone: config.json and weights, float16. It is used with the encoder of a checkpoint."""
+    values = {k: v for k, v in dataclasses.asdict(model.config).items() if v is not None}
+    write_json(folder / "config.json", values | {"_class_name": CLASSES["vae"]})
+    tensors = {
+        name: value.astype(mx.float16)
+        for name, value in to_folder("vae", model).items()
+        if name.startswith(DECODER_PARTS)
+    }
+    with atomic.written(folder / "diffusion_pytorch_model.safetensors") as temporary:
         mx.save_safetensors(str(temporary), tensors, {"format": "pt"})
 
 

@@ -335,6 +335,22 @@ RUNS = {
             reader="attributes:open_attributed",
         ),
         Run(
+            name="sharp",
+            title="sharper VAE decoder",
+            help="the decoder of a trained VAE against a discriminator, for sharp edges",
+            builder="sharp:sharp_task",
+            recipe=Recipe(batch=4, learning_rate=6e-4, warm_up=50, beta_1=0.5, clip=100.0),
+            own=(
+                Option(
+                    "vae", FilePath(), "the vae/ folder to begin with (default: the one in --output)", metavar="DIR"
+                ),
+                Option("gan_weight", Number(0, 100), "times the adaptive weight of the discriminator", 0.8, "W"),
+                Option("perceptual_weight", Number(0, 100), "weight of the perceptual loss", 0.5, "W"),
+                Option("alone", Whole(0, 10**6), "steps that the discriminator learns alone at first", 100),
+                Option("decoder_only", Flag(), "write the decoder without its encoder", False, "true|false"),
+            ),
+        ),
+        Run(
             name="ddpm",
             title="diffusion model in pixels",
             help="a small diffusion model in pixels, from scratch, as in the first paper (Ho et al. 2020)",

@@ -78,11 +78,15 @@ class AutoencoderTask:
         return loss, {"squares": squares, "edges": edges, "kl": kl}
 
     def look(self, path: Path) -> dict[str, float]:
-        """Eight held-out pictures above their reconstructions, twice; PSNR over 64 of them, in dB."""
+        """Eight held-out pictures above their reconstructions, twice; `measured` over 64 of them."""
         pictures = self.held_back(64)
         back = np.concatenate([self._there_and_back(pictures[i : i + 8]) for i in range(0, len(pictures), 8)])
         pictures = pictures / 2 + 0.5
         save_sheet(path, [pictures[:8], back[:8], pictures[8:16], back[8:16]])
+        return self.measured(pictures, back)
+
+    def measured(self, pictures: np.ndarray, back: np.ndarray) -> dict[str, float]:
+        """Figures of reconstructions of pictures, both (N, H, W, 3) in [0, 1]: PSNR in dB."""
         return {"psnr": psnr(pictures, back)}
 
     def export(self) -> None:
