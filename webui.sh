@@ -16,6 +16,9 @@ Commands:
   img2img     make a picture from a picture and a text
   inpaint     repaint part of a picture
   outpaint    extend a picture beyond its edges
+  imagic      change a picture by a text, and keep the rest of it
+  invert      find the noise that a picture comes from
+  reconstruct paint a picture from its noise, as it was or with another text
   blend       make a strip or an animation from one text or seed to another
   grid        paint a grid with one to three settings varied
   again       regenerate a picture from its own metadata

@@ -23,7 +23,9 @@ from .commands import (
     blend,
     checkpoints,
     grid,
+    imagic,
     inpaint,
+    invert,
     page,
     paint,
     pictures,
@@ -125,7 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     for group in (
-        paint, inpaint, blend, grid, again, upscale, checkpoints, words, pictures, train, page, serve, selftest,
+        paint, inpaint, imagic, invert, blend, grid, again, upscale, checkpoints, words, pictures, train, page, serve,
+        selftest,
     ):  # fmt: skip
         group.add_to(commands)
     return parser

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from . import backend, memory
+from . import backend, checks, memory
 from .adapters import files
 from .adapters.overlay import Choice, Loras
 from .attention import AttentionMaps, Recording
@@ -21,6 +21,7 @@ from .diffusion.conditioned import ConditionedNetwork
 from .diffusion.deep_cache import DeepCache
 from .diffusion.denoiser import Denoiser, NetworkCall
 from .diffusion.guiding import Guidance, GuidanceFunction
+from .diffusion.inversion import inverted
 from .diffusion.network import DenoisingNetwork, TextReader
 from .diffusion.noise import NoiseStream
 from .diffusion.refining import SWITCH, Refinement
@@ -32,6 +33,7 @@ from .hires import Hires
 from .model import LoadedModel
 from .model_io.hub import Progress
 from .pictures.arrays import to_picture
+from .pictures.reading import as_input
 from .record.used import Used
 from .sampler import Sampler, a1111_name
 from .steering import Steering
@@ -224,6 +226,39 @@ class StableDiffusion(LoadedModel):
         if attention is not None:
             attention.pictures = tuple(each.attention for each in finished if each.attention is not None)
         return finished
+
+    def invert(
+        self,
+        picture: Any,
+        text: str,
+        num_steps: int = 50,
+        corrections: int = 0,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> Iterator[GenerationStep]:
+        """Search for the noise that the sampler "ddim" paints a picture from: the last step's latents.
+
+        `generate_latents(text, latents=..., sampler="ddim", cfg_weight=1, num_steps=num_steps)` paints the picture
+        again, nearly, and with another text a variation of it. Each of the `corrections` (0 to 10) lengthens a step
+        by a call of the network and brings it nearer (diffusion/inversion.py). Picture, width and height are as in
+        `generate_latents`. Raises `InputError` and `PictureError` at once.
+        """
+        known = inspect.signature(self.generate_latents).parameters
+        others = ("progress", "attention", "with_start")
+        settings = {name: each.default for name, each in list(known.items())[3:] if name not in others}
+        settings |= {"num_steps": num_steps, "cfg_weight": 1.0, "sampler": "ddim", "width": width, "height": height}
+        call = check_passes(self, self._unet, texts=[text], negative_texts=[None], n_images=1, **settings | {"seed": 0})
+        corrections = checks.whole("corrections", corrections, 0, 10)
+        self._check(call)
+        pixels = mx.array(as_input(picture, *call.size))[None]
+        return self._inverted(call, pixels, corrections)
+
+    def _inverted(self, call: Call, pixels: mx.array, corrections: int) -> Iterator[GenerationStep]:
+        width, height = (side // self.downscale for side in call.size)
+        mean = self._encoded(pixels, mx.zeros((1, height, width, self.latent_channels)))
+        denoiser = self._denoiser(call, *self._networks(call), None)
+        for step in inverted(denoiser, mean, call.plan, corrections):
+            yield GenerationStep(step.index, step.total, step.t, step.sigma, 0, step.x, step.x_0)
 
     def _groups(self, call: Call) -> list[list[int]]:
         """The indices of pictures that can share a batch."""

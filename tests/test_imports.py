@@ -74,6 +74,7 @@ ORDER = [
     "stable_diffusion/diffusion/tiled.py",
     "stable_diffusion/diffusion/samplers",
     "stable_diffusion/sampler.py",
+    "stable_diffusion/diffusion/inversion.py",
     "stable_diffusion/diffusion/start.py",
     "stable_diffusion/diffusion/refining.py",
     "stable_diffusion/diffusion/call.py",

@@ -339,12 +339,12 @@ RUNS = {
             title="sharper VAE decoder",
             help="the decoder of a trained VAE against a discriminator, for sharp edges",
             builder="sharp:sharp_task",
-            recipe=Recipe(batch=4, learning_rate=6e-4, warm_up=50, beta_1=0.5, clip=100.0),
+            recipe=Recipe(batch=4, learning_rate=3e-4, warm_up=50, beta_1=0.5, clip=100.0),
             own=(
                 Option(
                     "vae", FilePath(), "the vae/ folder to begin with (default: the one in --output)", metavar="DIR"
                 ),
-                Option("gan_weight", Number(0, 100), "times the adaptive weight of the discriminator", 0.8, "W"),
+                Option("gan_weight", Number(0, 100), "times the adaptive weight of the discriminator", 0.15, "W"),
                 Option("perceptual_weight", Number(0, 100), "weight of the perceptual loss", 0.5, "W"),
                 Option("alone", Whole(0, 10**6), "steps that the discriminator learns alone at first", 100),
                 Option("decoder_only", Flag(), "write the decoder without its encoder", False, "true|false"),

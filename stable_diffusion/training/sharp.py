@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
@@ -73,8 +74,8 @@ class AdversarialAutoencoder(Autoencoder):
     def autoencoder(self) -> Autoencoder:
         """Without the discriminator."""
         model = Autoencoder(self.config)
-        weights = dict(tree_flatten(self.parameters()))
-        model.update(tree_unflatten([(name, weights[name]) for name, _ in tree_flatten(model.parameters())]))
+        weights: dict[str, mx.array] = dict(tree_flatten(self.parameters()))
+        model.update(tree_unflatten([(name, weights[name]) for name in dict(tree_flatten(model.parameters()))]))
         return model
 
 
@@ -91,7 +92,7 @@ class SharpTask(DecoderTask):
         folder: Path,
         batch: int,
         seed: int = 0,
-        gan_weight: float = 0.8,
+        gan_weight: float = 0.15,
         perceptual_weight: float = 0.5,
         alone: int = 100,
         decoder_only: bool = False,
@@ -103,12 +104,13 @@ class SharpTask(DecoderTask):
     def batch(self, examples: Sequence[int]) -> Inputs:
         """What `AutoencoderTask.batch` returns, and whether the discriminator has a say yet, 0 or 1."""
         step = examples[0] // self.step_size
-        return *super().batch(examples), np.float32(step >= self.alone)
+        return *super().batch(examples), np.asarray(step >= self.alone, np.float32)
 
-    def loss(self, x: mx.array, noise: mx.array, adversarial: mx.array) -> Loss:
+    def loss(self, x: mx.array, noise: mx.array, adversarial: mx.array | None = None) -> Loss:
         """Equation 6 for the decoder, equation 5 for the discriminator, both with the current weights.
 
-        The value is L_rec + L_D. Decoder and discriminator get only their own gradients.
+        `adversarial` 0 leaves the discriminator out of equation 6. The value is L_rec + L_D. Decoder and discriminator
+        get only their own gradients.
         """
         mean, deviation = self.model.moments(x)
         features = self.model.decoder.features(self.model.post_quant_conv(mean + deviation * noise))
@@ -117,7 +119,7 @@ class SharpTask(DecoderTask):
         (rec, perceptual), towards_x = mx.value_and_grad(lambda y: self.reconstruction(x, y))(shown)
         fooling, towards_real = mx.value_and_grad(lambda y: -self.model.discriminator(y).mean())(shown)
         weight = adaptive_weight(self.model.decoder.conv_out, features, towards_x, towards_real)
-        weight = adversarial * self.gan_weight * weight
+        weight = self.gan_weight * weight * (1.0 if adversarial is None else adversarial)
         # A scalar with the gradient of L_rec + lambda L_GAN by y: each network is differentiated once.
         pull = (y * mx.stop_gradient(towards_x + weight * towards_real)).sum()
         telling = hinge(self.model.discriminator(x), self.model.discriminator(shown))
@@ -141,7 +143,7 @@ class SharpTask(DecoderTask):
 
 
 def sharp_task(
-    data: Data, output: Path, recipe: Recipe, vae: str | None = None, decoder_only: bool = False, **weights: float
+    data: Data, output: Path, recipe: Recipe, vae: str | None = None, decoder_only: bool = False, **weights: Any
 ) -> SharpTask:
     """Sharpen the decoder of `vae`, a folder, or of the one in `output`.
 
