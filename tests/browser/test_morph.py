@@ -16,12 +16,12 @@ PROMPT = "Prompt of station 1"
 
 
 def frames(page, state):
-    return page.get_by_role("group", name="Frames").get_by_role("button", name=re.compile(f": {state}$"))
+    return page.get_by_role("group", name="Frames", exact=True).get_by_role("button", name=re.compile(f": {state}$"))
 
 
 def ask(page, n_frames, steps):
     set_slider(page, "Steps", steps)
-    field = page.get_by_label("Frames from station to station")
+    field = page.get_by_role("spinbutton", name="Frames from station to station")
     field.fill(str(n_frames))
     field.press("Enter")
     page.get_by_text(re.compile(f"^{n_frames} frames, ")).wait_for()
