@@ -18,6 +18,14 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def plain_prompts():
+    """AppTest runs no JavaScript, so it types into Streamlit's own field; the tests in a browser have the page's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STABLE_DIFFUSION_PROMPT_FIELD", "plain")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def ready_machine():
     """Networks that a test builds by itself are computed as those that are loaded."""
     from stable_diffusion import backend

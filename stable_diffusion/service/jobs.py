@@ -196,16 +196,20 @@ class Task(Work):
 class Job(Work):
     """A request in the queue, and its pictures; without `save` these stay in memory.
 
-    With `repeat` it is queued again with the next seeds whenever it is done, as a new job of the same `series`.
+    With `repeat` it is queued again with the next seeds whenever it is done, as a new job of the same `series`. A
+    `sketch` gives way to everything else.
     """
 
-    def __init__(self, request: Request, repeat: bool = False, series: str = "", save: bool = True) -> None:
+    def __init__(
+        self, request: Request, repeat: bool = False, series: str = "", save: bool = True, sketch: bool = False
+    ) -> None:
         super().__init__(request.model, request.to_load())
         self.needs = needs_of(request)
         self.repeat = repeat  # any thread may change it
         self.series = series or self.id
         self.request = request
         self.save = save
+        self.sketch = sketch
         self.drawn = prepared(request)  # what is painted
         self.warning = ""
         self.pictures: list[Picture] = []
@@ -271,6 +275,11 @@ class Job(Work):
             return None
         steps = frame.total * self.n_images * (1 - self.fraction)
         return steps / pace
+
+
+def is_sketch(work: Work | None) -> bool:
+    """Whether work gives way to everything else."""
+    return isinstance(work, Job) and work.sketch
 
 
 def needs_of(request: Request) -> list[tuple[str, dict[str, Any]]]:

@@ -6,12 +6,14 @@ from typing import Any
 
 from ..adapters import files
 from ..adapters.lora_family import family_of
+from ..adapters.lora_triggers import triggers_of
 from ..errors import StableDiffusionError
 from ..listing import ambiguous
 from ..model_io.tensor_file import open_tensors
 from ..record import keys
 
 Chosen = tuple[tuple[str, float], ...]  # names and strengths
+Head = tuple[str, tuple[str, ...]]  # of a file: the family, the trigger words
 
 STRENGTHS = (-2.0, 2.0)
 MAX_CHOSEN = 8
@@ -30,11 +32,20 @@ def located(chosen: Chosen) -> list[tuple[Path, float]]:
 
 def family(path: Path) -> str:
     """What a LoRA is for, as far as the head of its file tells ("SD 1.x"), or ""."""
+    return _head_of(path)[0]
+
+
+def trigger_words(path: Path) -> list[str]:
+    """The words that a LoRA was trained to react to, as far as the head of its file tells."""
+    return list(_head_of(path)[1])
+
+
+def _head_of(path: Path) -> Head:
     try:
         stat = path.stat()
-        return _family(path, stat.st_mtime_ns, stat.st_size)
+        return _head(path, stat.st_mtime_ns, stat.st_size)
     except (OSError, StableDiffusionError):
-        return ""
+        return "", ()
 
 
 def clean(value: Any) -> list[tuple[str, float]]:
@@ -70,7 +81,8 @@ def from_text(text: str, hashes: str = "") -> tuple[list[tuple[str, float]], lis
     return chosen, notes
 
 
-@lru_cache(maxsize=1024)
-def _family(path: Path, mtime_ns: int, size: int) -> str:
-    with open_tensors(path) as file:
-        return family_of({key: tensor.shape for key, tensor in file.tensors.items()}, file.metadata)
+@lru_cache(maxsize=4096)
+def _head(path: Path, mtime_ns: int, size: int) -> Head:
+    with open_tensors(path, check=False) as file:
+        shapes = {key: tensor.shape for key, tensor in file.tensors.items()}
+        return family_of(shapes, file.metadata), triggers_of(file.metadata)

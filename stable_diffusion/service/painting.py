@@ -1,6 +1,7 @@
 """A job's pictures, batch by batch: the engine's steps recorded, the result saved. For the worker's thread only."""
 
 import dataclasses
+import io
 import logging
 import math
 import time
@@ -18,7 +19,7 @@ from ..attention import AttentionMaps
 from ..errors import InputError, NotFiniteError, StableDiffusionError
 from ..pictures import arrays
 from ..pictures.arrays import ONE_COLOUR
-from ..pictures.formats import BY_KEY
+from ..pictures.formats import BY_KEY, WRITTEN
 from ..record import keys, long, picture_files
 from ..record.parameters import Parameters
 from ..request import Call, Request
@@ -215,7 +216,13 @@ def _keep_first(model: Any, job: Job, pictures: Sequence[Picture], call: Call, o
 
 
 def keep(model: Any, job: Job, picture: Picture, outputs: Path) -> None:
-    """Finish a picture that was stopped: decode and save its last estimate of x_0, and record how far it came."""
+    """Save a picture that is in memory alone.
+
+    One that was stopped is finished for that: its last estimate of x_0 is decoded, and how far it came is recorded.
+    """
+    if picture.unsaved is not None:
+        _save_encoded(job, picture, outputs)
+        return
     frame = picture.estimate
     if picture.finished or frame is None or picture.used is None:
         return
@@ -339,6 +346,17 @@ def _save(job: Job, picture: Picture, image: Image.Image, request: Request, said
                 break
     picture.unsaved = picture_files.encoded(image, BY_KEY["png"].suffix, record)
     job.warning = f"{job.warning} Download it from here to keep it."
+
+
+def _save_encoded(job: Job, picture: Picture, outputs: Path) -> None:
+    """Save the file that a picture is already."""
+    assert picture.unsaved is not None
+    record = picture_files.read_parameters(io.BytesIO(picture.unsaved))
+    with Image.open(io.BytesIO(picture.unsaved)) as opened:
+        suffix = next(each.suffix for each in WRITTEN if each.pillow == opened.format)
+    folder = outputs / datetime.now().strftime("%Y-%m-%d")
+    picture.path = picture_files.save_new_picture(picture.unsaved, folder, record, suffix)
+    picture.unsaved = None
 
 
 def _warn(job: Job, note: str) -> None:

@@ -31,9 +31,11 @@ from .jobs import (
     State,
     Task,
     Work,
+    is_sketch,
     needs_of,
     next_request,
 )
+from .paces import Paces
 from .painting import check_texts, decoded_jpeg, keep, overlaid, paint
 from .words import in_plain_words
 
@@ -81,6 +83,11 @@ def release_thread() -> None:
         mlx.clear_streams()
 
 
+def _key(name: str, options: Mapping[str, Any]) -> Hashable:
+    """What tells a model in memory from others."""
+    return name, tuple(sorted(options.items()))
+
+
 class Worker:
     """The thread that owns the engine, with the queue of its jobs (pictures) and tasks (anything else).
 
@@ -97,6 +104,7 @@ class Worker:
         self._changed = threading.Condition()
         self._closed = False
         self._models: dict[Hashable, Any] = {}  # in memory, by name and options
+        self.paces = Paces()
         self.kept: dict[Hashable, Any] = {}  # what tasks leave for the next ones; for the worker's thread alone
         self._thread = threading.Thread(target=self._serve, name="stable-diffusion", daemon=True)
         self._thread.start()
@@ -112,6 +120,25 @@ class Worker:
         Without `save` its pictures stay in memory.
         """
         return self._add(Job(request, repeat, save=save))
+
+    def sketch(self, request: Request, before: Job | None = None) -> Job | None:
+        """Paint a request at once without saving it, in place of the sketch `before` if that is not finished yet.
+
+        None if there is anything else to do, or if its model is not in memory: a sketch delays nobody. Whatever is
+        queued later stops it after the current step. Raises `InputError` for prompts that cannot be drawn from.
+        """
+        if before is not None and before.active:
+            self.cancel(before)
+        job = Job(request, save=False, sketch=True)
+        with self._changed:
+            if not self.ready_for(job):
+                return None
+            return self._add(job)
+
+    def ready_for(self, job: Job) -> bool:
+        """Whether a job could begin at once: nothing but sketches to do, and its models in memory."""
+        loaded = list(self._models)
+        return all(map(is_sketch, self.queue())) and all(_key(*need) in loaded for need in job.needs)
 
     def compare(self, plan: Plan, known: Mapping[str, Picture] | None = None, save: bool = True) -> Comparison:
         """Append a grid to the queue; `known` are pictures by digests of cells that need not be painted again.
@@ -186,12 +213,16 @@ class Worker:
         return self.compute((job.id, id(frame)), decode, job.model, True, job.options)
 
     def keep(self, job: Job, picture: Picture) -> Task:
-        """Queue the decoding and saving of a stopped picture as far as it came. Raises QueueFullError."""
+        """Queue the saving of a finished picture that is in memory alone, or of a stopped one as far as it came.
+
+        Raises QueueFullError.
+        """
 
         def save(model: Any, report: Report) -> None:
             keep(model, job, picture, self.outputs)
 
-        return self.compute((job.id, "keep", id(picture)), save, job.model, True, job.options)
+        model = None if picture.unsaved is not None else job.model
+        return self.compute((job.id, "keep", id(picture)), save, model, True, job.options)
 
     def queue(self) -> list[Work]:
         """What runs, and what waits in its order."""
@@ -260,6 +291,9 @@ class Worker:
     def _enqueue(self, work: Work, soon: bool = False) -> None:
         if len(self._waiting) >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} jobs are waiting already: let some finish, or cancel some.")
+        if not is_sketch(work):
+            for other in filter(is_sketch, self.queue()):
+                self.cancel(other)
         (self._waiting.appendleft if soon else self._waiting.append)(work)
         self._changed.notify()
 
@@ -308,7 +342,9 @@ class Worker:
             elif isinstance(work, Job):
                 models = self._models_for(work)
                 work.state = State.RUNNING
+                began = time.perf_counter()
                 self._paint_all(*models, job=work)
+                self._note_pace(work, time.perf_counter() - began)
             elif isinstance(work, Task):
                 models = self._models_for(work)
                 work.state = State.RUNNING
@@ -330,9 +366,10 @@ class Worker:
         work.ended = time.time()
         work.note = ""
         work.state = state
-        over = [other.id for other in self._jobs.values() if not other.active]
-        for job_id in over[:-MAX_KEPT]:
-            del self._jobs[job_id]
+        over = [other for other in self._jobs.values() if not other.active]
+        for sketches in (False, True):  # which may be many, and must not push out the others
+            for old in [other for other in over if other.sketch is sketches][:-MAX_KEPT]:
+                del self._jobs[old.id]
 
     def _repeat(self, done: Job) -> None:
         job = Job(next_request(done.request, done.n_images), True, done.series)
@@ -348,7 +385,7 @@ class Worker:
 
         So the refiner stays in memory while the steps of a picture are looked at.
         """
-        wanted = {(name, tuple(sorted(options.items()))): (name, options) for name, options in work.needs}
+        wanted = {_key(*need): need for need in work.needs}
         if isinstance(work, Job) or not wanted.keys() <= self._models.keys():
             self._drop_models(keep=wanted.keys())
         for key, (name, options) in wanted.items():
@@ -376,6 +413,11 @@ class Worker:
                     job.stop_if_cancelled()
                 paint(model, refiner, job, self.outputs)
                 self._forget_old_frames()
+
+    def _note_pace(self, job: Job, seconds: float) -> None:
+        """Note how long a picture took, if that was all."""
+        if job.n_images == 1 and job.frame is not None and job.frame.n_passes == 1 and job.pictures[0].finished:
+            self.paces.note(job.request, seconds, list(job.step_seconds))
 
     def _paint_cells(self, job: Series) -> None:
         """Paint cell after cell; a grid's order is that of the fewest loads."""

@@ -54,7 +54,9 @@ def serve(outputs, log, environment):
         process = subprocess.Popen(
             [sys.executable, "-m", "stable_diffusion", "page", f"--port={port}", "--server.headless=true"],
             cwd=log.parent,
-            env=os.environ | {"STABLE_DIFFUSION_OUTPUTS": str(outputs), "PYTHONPATH": str(ROOT)} | environment,
+            env=os.environ
+            | {"STABLE_DIFFUSION_OUTPUTS": str(outputs), "PYTHONPATH": str(ROOT), "STABLE_DIFFUSION_PROMPT_FIELD": ""}
+            | environment,
             stdout=file,
             stderr=subprocess.STDOUT,
         )

@@ -1,5 +1,6 @@
 """What a person sees and does, with the embedded model, in a real Chromium."""
 
+import base64
 import contextlib
 import http.client
 import io
@@ -298,22 +299,46 @@ def test_a_fresh_tab_sees_the_queue_shows_a_job_and_stops_it(open_page, request)
         expect(page.get_by_role("button", name="Cancel")).to_be_disabled()
 
 
-def test_a_picture_is_pasted_anywhere(open_page, tmp_path):
-    page = open_page("image_to_image")
+# Pastes, or drops, what the second argument makes of an empty DataTransfer.
+GIVE = """([target, type, bytes, text]) => {
+    const data = new DataTransfer()
+    if (bytes) data.items.add(new File([Uint8Array.from(bytes)], "image.png", { type: "image/png" }))
+    if (text) data.setData(type === "drop" ? "text/uri-list" : "text/plain", text)
+    const more = { bubbles: true, cancelable: true }
+    const event = type === "drop" ? new DragEvent(type, { dataTransfer: data, ...more })
+        : new ClipboardEvent(type, { clipboardData: data, ...more })
+    return document.querySelector(target).dispatchEvent(event)
+}"""
+FIELD = 'textarea[aria-label="Prompt"]'
+
+
+def teal(size):
     content = io.BytesIO()
-    Image.new("RGB", (48, 40), "teal").save(content, "PNG")
-    paste = """([target, bytes]) => {
-        const data = new DataTransfer()
-        data.items.add(new File([Uint8Array.from(bytes)], "image.png", { type: "image/png" }))
-        const event = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true })
-        document.querySelector(target).dispatchEvent(event)
-    }"""
+    Image.new("RGB", size, "teal").save(content, "PNG")
+    return list(content.getvalue())
+
+
+def test_a_picture_is_pasted_anywhere(open_page):
+    page = open_page("image_to_image")
     page.get_by_label("Input picture").first.wait_for(state="attached")
-    for target, size in (("body", (48, 40)), ('textarea[aria-label="Prompt"]', (64, 56))):
-        content = io.BytesIO()
-        Image.new("RGB", size, "teal").save(content, "PNG")
-        page.evaluate(paste, [target, list(content.getvalue())])
+    for target, size in (("body", (48, 40)), (FIELD, (64, 56))):
+        page.evaluate(GIVE, [target, "paste", teal(size), ""])
         expect(page.get_by_text(f"The picture has {size[0]} × {size[1]} pixels")).to_be_visible()
+    expect(page.get_by_text("A picture was pasted from the clipboard.").first).to_be_visible()
+    assert page.evaluate(GIVE, [FIELD, "paste", teal((8, 8)), "a text"]), "a text field keeps the text"
+    page.get_by_role("button", name="Put back the one before").click()
+    expect(page.get_by_text("The picture has 48 × 40 pixels")).to_be_visible()
+    address = f"data:image/png;base64,{base64.b64encode(bytes(teal((72, 40)))).decode()}"
+    page.evaluate(GIVE, ['[data-testid="stFileUploader"]', "drop", None, address])
+    expect(page.get_by_text("The picture has 72 × 40 pixels")).to_be_visible()
+
+
+@pytest.mark.parametrize(("path", "ready"), [("picture_info", "Picture to read"), ("upscale", "Pictures to enlarge")])
+def test_a_picture_is_pasted_on_pages_about_pictures(open_page, path, ready):
+    page = open_page(path, ready=ready)
+    page.evaluate(GIVE, ["body", "paste", teal((48, 40)), ""])
+    expect(page.get_by_text("pasted image.png").first).to_be_visible()
+    expect(page.get_by_text(re.compile("48 × 40|192 × 160")).first).to_be_visible()
 
 
 # What a browser's translator does: every text becomes another one, within elements that the page knows nothing of.

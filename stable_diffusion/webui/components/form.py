@@ -21,38 +21,33 @@ from stable_diffusion.webui.components import (
     prompt_count,
     session,
     style_choice,
+    while_typing,
 )
+from stable_diffusion.webui.components.prompt_field import offer_words, prompt_field, remember
 
 FITS = {"crop": "Cropped", "pad": "Padded", "stretch": "Stretched"}
 SHOWN_SIDE = 384  # pixels
+BEFORE = "input_before"  # the input picture that a pasted one replaced
 DOUBLE_CLICK = 1.0  # seconds within which the same request counts once
 
 
 def prompts() -> None:
     """Draw the two prompts, each with its token count."""
-    st.text_area(
-        "Prompt",
-        key="prompt",
-        height=110,
-        placeholder=values.examples(session.chosen_model())[0],
-        persist_state="session",
-    )
+    live = while_typing.on()
+    examples = values.examples(session.chosen_model())
+    prompt_field("Prompt", "prompt", rows=4, placeholder=examples[0], live=live)
     prompt_count.draw("Prompt", "prompt")
     if st.session_state["blend_prompt"]:
         _second_text()
-    negative()
+    negative(live)
     style_choice.draw()
 
 
-def negative() -> None:
-    """Draw the negative prompt, and what is added to it."""
-    st.text_area(
-        "Negative prompt",
-        key="negative",
-        height=68,
-        placeholder="what should not be in the picture",
-        persist_state="session",
-    )
+def negative(live: bool = False) -> None:
+    """Draw the negative prompt, and what is added to it; for `live` see `prompt_field`."""
+    with st.container(gap=None):
+        prompt_field("Negative prompt", "negative", placeholder="what should not be in the picture", live=live)
+        offer_words()
     added = session.default_negative()
     if added:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -100,14 +95,18 @@ def input_picture() -> Image.Image | None:
 
 def uploader() -> Image.Image | None:
     """Draw the upload field; return the input picture, which may also come from elsewhere."""
-    st.file_uploader(
+    upload = st.file_uploader(
         "Input picture",
         type=UPLOADS,
         key="upload",
         on_change=_take_upload,
-        help="Drop a file, choose one, or copy a picture elsewhere and paste it anywhere on this page.",
+        help=paste.HELP,
     )
-    paste.draw()
+    paste.draw(upload)
+    if BEFORE in st.session_state and st.session_state[BEFORE][0] is st.session_state.get("input_picture"):
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.caption("The picture was pasted.", width="content")
+            st.button("Put back the one before", type="tertiary", on_click=_put_back)
     if problem := st.session_state.get("upload_problem"):
         st.error(session.plain(problem), icon=":material/error:")
     return st.session_state.get("input_picture")
@@ -164,12 +163,21 @@ def strength_in_words(strength: float, steps: int) -> str:
 def _take_upload() -> None:
     upload = st.session_state["upload"]
     st.session_state["upload_problem"] = ""
+    before = st.session_state.get("input_picture"), st.session_state.get("input_file")
+    st.session_state.pop(BEFORE, None)
     st.session_state["input_picture"] = None
     if upload is not None:
         try:
             session.begin_from(open_picture(upload), session.input_file(upload))
         except StableDiffusionError as error:
             st.session_state["upload_problem"] = str(error)
+        if before[0] is not None and paste.is_pasted(upload):  # maybe by mistake: a key is pressed soon
+            st.session_state[BEFORE] = st.session_state["input_picture"], before
+
+
+def _put_back() -> None:
+    _, (picture, file) = st.session_state.pop(BEFORE)
+    st.session_state.update(input_picture=picture, input_file=file, upload_problem="")
 
 
 def buttons(kind: str) -> None:
@@ -196,6 +204,7 @@ def buttons(kind: str) -> None:
             "Paints with new seeds until you cancel or switch this off, even after this tab is closed. Other jobs get "
             "their turn in between."
         )
+    while_typing.draw(kind)
     problem = st.session_state.get("form_problem") or (job.error if job is not None else "")
     if problem:
         st.error(session.plain(problem), icon=":material/error:")
@@ -226,6 +235,7 @@ def _submit(request: Request) -> None:
     if request == before and request.picture is before.picture and now - then < DOUBLE_CLICK:
         return
     session.add_job(session.the_worker().submit(request, st.session_state["forever"]))
+    remember(request.prompt, request.negative)
     st.session_state["submitted"] = (now, request)
 
 

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from stable_diffusion.service.jobs import Comparison, Job, State, Work
+from stable_diffusion.service.jobs import Comparison, Job, State, Work, is_sketch
 from stable_diffusion.webui.components import details, session
 
 BUSY, IDLE = 1.0, 3.0  # seconds between two looks
@@ -17,7 +17,7 @@ def draw(shows_training: bool = False) -> None:
 def _draw(shows_training: bool) -> None:
     if st.session_state.pop("queue_changed", False):
         st.rerun()
-    works = session.the_worker().queue()
+    works = [work for work in session.the_worker().queue() if not is_sketch(work)]
     shown = session.current_job()
     if not any(work is not shown for work in works) or not any(
         isinstance(work, Job) or (work.yields and not shows_training) for work in works

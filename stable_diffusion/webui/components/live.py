@@ -1,7 +1,6 @@
 """The panel that shows this tab's job: each step while it runs, then the pictures and a replay of their steps."""
 
 import io
-import time
 from collections.abc import Sequence
 
 import streamlit as st
@@ -14,12 +13,11 @@ from stable_diffusion.record import picture_files
 from stable_diffusion.record.inputs import InputFile
 from stable_diffusion.request import Request
 from stable_diffusion.service import shown, values
-from stable_diffusion.service.jobs import Frame, Job, Picture, State, Task
+from stable_diffusion.service.jobs import Frame, Job, Picture, State
 from stable_diffusion.service.preview import KINDS, data_url, frame_jpeg
-from stable_diffusion.webui.components import handover, session, word_maps
+from stable_diffusion.webui.components import handover, session, while_typing, word_maps
 
 REFRESH = 0.2  # seconds
-DECODE_PATIENCE = 5.0  # seconds that a replay waits for a full decode
 ALL = -1  # in place of a picture's number
 BEGINNING = "What painting begins with, xₜ: noise, or a picture with noise in it"
 ALTS = {
@@ -32,6 +30,8 @@ ALTS = {
 
 def panel() -> None:
     """Draw the panel; while a job is active it refreshes itself, and the whole page once when the job ends."""
+    if while_typing.panel():
+        return
     job = session.shown_job()
     if job is None:
         _welcome()
@@ -252,7 +252,7 @@ def _keep(job: Job, picture: Picture) -> None:
     except StableDiffusionError as error:
         st.error(session.plain(str(error)), icon=":material/error:")
         return
-    _wait(task)
+    session.wait_for(task)
     if task.error:
         st.error(session.plain(task.error), icon=":material/error:")
     elif task.active:
@@ -311,7 +311,7 @@ def _decode(job: Job, frame: Frame, asked: bool) -> None:
         if asked:
             st.caption(session.plain(str(error)))
         return
-    _wait(task)
+    session.wait_for(task)
     if not asked:
         return
     if task.error:
@@ -319,12 +319,6 @@ def _decode(job: Job, frame: Frame, asked: bool) -> None:
     elif task.active:
         st.caption("The full decode waits for what is being painted.")
         st.button("Look again")
-
-
-def _wait(task: Task) -> None:
-    end = time.monotonic() + DECODE_PATIENCE
-    while task.active and session.the_worker().position(task) == 0 and time.monotonic() < end:
-        time.sleep(0.01)
 
 
 def _bytes(picture: Picture) -> bytes:

@@ -11,12 +11,13 @@ from stable_diffusion.pictures.reading import open_picture
 from stable_diffusion.record import picture_files, reading
 from stable_diffusion.service import shown
 from stable_diffusion.service.words import in_plain_words
-from stable_diffusion.webui.components import details, handover, session
+from stable_diffusion.webui.components import details, handover, paste, session
 
 
 def show() -> None:
     """Draw the page."""
-    upload = st.file_uploader("Picture to read", type=UPLOADS, key="info_upload")
+    upload = st.file_uploader("Picture to read", type=UPLOADS, key="info_upload", help=paste.HELP)
+    paste.draw(upload)
     if upload is None:
         st.caption(
             "PNG, JPEG or WebP, made here or by AUTOMATIC1111's web UI, ComfyUI, InvokeAI, NovelAI, SwarmUI, Fooocus, "

@@ -14,23 +14,28 @@ from stable_diffusion.text.wildcards import Wildcards
 from stable_diffusion.webui.components import session
 from stable_diffusion.webui.components.details import one_line
 
-# Sends the text of the field with this label, a moment after the last key.
+# Sends the text of the field with this label, a moment after the last key. It listens to the document, since the field
+# may come after it.
 LISTENER = """
 export default function ({ data, parentElement, setStateValue }) {
-    const field = document.querySelector(`textarea[aria-label="${data.label}"]`)
-    if (!field) return
     let timer
     const send = () => {
         clearTimeout(timer)
         timer = setTimeout(() => {
-            if (field.value !== parentElement.sent) setStateValue("text", parentElement.sent = field.value)
+            const text = parentElement.field.value
+            if (text !== parentElement.sent) setStateValue("text", parentElement.sent = text)
         }, 250)
     }
-    field.addEventListener("input", send)
-    if (parentElement.sent !== undefined) send() // what was typed during a redraw
+    const hear = ({ target }) => {
+        if (!target.matches?.(`textarea[aria-label="${data.label}"]`)) return
+        parentElement.field = target
+        send()
+    }
+    document.addEventListener("input", hear)
+    if (parentElement.field) send() // what was typed during a redraw
     return () => {
         clearTimeout(timer)
-        field.removeEventListener("input", send)
+        document.removeEventListener("input", hear)
     }
 }
 """

@@ -1,5 +1,6 @@
 """What this tab remembers: its settings, jobs and input picture; and the worker and downloads that tabs share."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from stable_diffusion.record.inputs import InputFile, recordable
 from stable_diffusion.request import GRID, Request
 from stable_diffusion.sampler import takes_eta
 from stable_diffusion.service import loras, presets, values
-from stable_diffusion.service.jobs import Job, Picture, State
+from stable_diffusion.service.jobs import Job, Picture, State, Task
 from stable_diffusion.service.masks import Painting
 from stable_diffusion.service.shared import outputs
 from stable_diffusion.service.shared import the_downloads as the_downloads
 from stable_diffusion.service.shared import the_worker as the_worker
+from stable_diffusion.webui.components import prompt_texts
 
 CATALOGUE_AGE = 2.0  # seconds
+PATIENCE = 5.0  # seconds that a run of the page waits for a task
 MAX_FILE_NAME = 255  # characters
 FRESH: dict[str, Any] = {  # the form's initial values, except those that the model decides
     **values.fresh(),
@@ -129,6 +132,13 @@ def repeat_jobs() -> None:
     for job in own_jobs():
         if job.active:
             job.repeat = st.session_state["forever"]
+
+
+def wait_for(task: Task) -> None:
+    """Wait briefly for a task that is next, or runs."""
+    end = time.monotonic() + PATIENCE
+    while task.active and the_worker().position(task) == 0 and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def begin() -> None:
@@ -259,6 +269,7 @@ def recall_seed() -> None:
 
 def settings_of_form() -> dict[str, Any]:
     """The form's values, as a preset keeps them."""
+    prompt_texts.receive()
     return {key: st.session_state[key] for key in values.KEYS}
 
 
@@ -289,6 +300,7 @@ def take_size() -> None:
 
 def request_from_form(input_picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
     """Gather the form into a request. Raises InputError for what is not valid in it."""
+    prompt_texts.receive()
     state = st.session_state
     numbers: dict[str, Any] = {
         name: values.typed(name, state[name]) for name in values.TYPED if name != "variation_seed"

@@ -8,7 +8,7 @@ from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.text import styles
 from stable_diffusion.text.styles import Style
-from stable_diffusion.webui.components import session
+from stable_diffusion.webui.components import prompt_texts, session
 from stable_diffusion.webui.components.details import one_line
 
 NEW = ""  # in place of a style's name
@@ -85,6 +85,7 @@ def _begin() -> None:
 
 
 def _take() -> None:
+    prompt_texts.receive()
     st.session_state.update(style_prompt=st.session_state["prompt"], style_negative=st.session_state["negative"])
 
 

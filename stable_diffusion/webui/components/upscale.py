@@ -16,7 +16,7 @@ from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.upscaling import upscalers
 from stable_diffusion.upscaling.settings import DEFAULT, Upscaling
 from stable_diffusion.upscaling.upscalers import NONE, Upscaler
-from stable_diffusion.webui.components import compare, details, live, session
+from stable_diffusion.webui.components import compare, details, live, paste, session
 
 BY, TO = "By a factor", "To a size"
 REFRESH = 0.4  # seconds
@@ -45,7 +45,10 @@ def show() -> None:
 
 
 def _sources() -> list[Source]:
-    uploads = st.file_uploader("Pictures to enlarge", type=UPLOADS, accept_multiple_files=True, key="upscale_uploads")
+    uploads = st.file_uploader(
+        "Pictures to enlarge", type=UPLOADS, accept_multiple_files=True, key="upscale_uploads", help=paste.HELP
+    )
+    paste.draw(uploads)
     given: Source | None = state.get("upscale_given")
     if given is not None:
         with st.container(horizontal=True, vertical_alignment="center"):
