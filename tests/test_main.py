@@ -301,7 +301,7 @@ def test_bad_arguments_exit_with_2_and_quote_the_value(engine, capsys, argv):
         (["txt2img", "x" * 100_000], "prompt has 100000 characters, more than 20000"),
         (["txt2img", "x", "--negative", "x" * 100_000], "negative has 100000 characters"),
         (["grid", "x" * 100_000, "--x", "steps=1,2", "--output", "grid"], "prompt has 100000 characters"),
-        (["grid", "x", "--x", f"prompt=a,{'x' * 100_000}", "--output", "grid"], "characters"),
+        (["grid", "x", "--x", f"prompt_sr=x,{'x' * 100_000}", "--output", "grid"], "characters"),
         (["blend", "x" * 100_000, "y"], "has 100000 characters"),
         (["blend", "x", "y" * 100_000], "has 100000 characters"),
         (["img2img", "missing.png", "x"], "missing.png"),

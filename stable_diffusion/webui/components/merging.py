@@ -24,6 +24,10 @@ state = st.session_state
 def draw() -> None:
     """Draw the form, and what comes of it."""
     st.subheader("Merge models", anchor=False)
+    work: Merging | None = state.get("merge_work")
+    if work is not None and work.task.state is State.DONE and state.get("merge_listed") != work.task.id:
+        state["merge_listed"] = work.task.id
+        session.refresh_lists()
     models = {each.name: each for each in session.listed_models() if each.present and not each.problem}
     if len(models) < 2:
         st.caption("This takes two models of one family. There is only one here: put others into models/.")
@@ -52,7 +56,6 @@ def draw() -> None:
             help="Half the file; what most checkpoints have.",
         )  # fmt: skip
     chosen = [models[state[f"merge_{role}"]] for role in roles]
-    work: Merging | None = state.get("merge_work")
     busy = work is not None and work.task.active
     st.button(
         "Merge", type="primary", key="merge_start", disabled=busy or not name.strip(), on_click=_queue,
@@ -90,9 +93,6 @@ def _work(work: Merging) -> None:
     elif task.state is State.CANCELLED:
         st.info("Stopped. Nothing was written.", icon=":material/info:")
     else:
-        if state.get("merge_listed") != task.id:
-            state["merge_listed"] = task.id
-            session.refresh_lists()
         st.success(
             session.plain(f"{work.name} is in the list of models, {live.duration(task.elapsed)}."),
             icon=":material/check:",
