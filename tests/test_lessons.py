@@ -355,6 +355,8 @@ def test_a_model_of_digits_is_the_same_when_it_is_read_again(tmp_path):
 
 def test_a_denoising_goes_from_noise_to_the_estimate(results):
     found = results("denoising")
+    start, *found = found
+    assert start.index == 0 and start.x_0 is None and start.sigma > found[0].sigma
     assert [moment.index for moment in found] == [1, 2, 3, 4]
     assert [moment.sigma for moment in found] == sorted((moment.sigma for moment in found), reverse=True)
     apart = [np.abs(pixels(moment.x_t) - pixels(moment.x_0)).mean() for moment in found]
@@ -391,7 +393,8 @@ def test_only_ancestral_samplers_draw_on_the_way(results):
 
 
 def test_strength_changes_the_picture_step_by_step(results):
-    (_, own), (_, little), *_, (_, much) = results("strength").pictures
+    (_, _, own), (_, first, little), *_, (_, last, much) = results("strength").pictures
+    assert np.abs(pixels(own) - pixels(first)).mean() < np.abs(pixels(own) - pixels(last)).mean(), "noise is added"
     assert 0 < np.abs(pixels(own) - pixels(little)).mean() < np.abs(pixels(own) - pixels(much)).mean()
 
 
