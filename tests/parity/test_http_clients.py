@@ -136,7 +136,7 @@ def test_webuiapi_text_batch_and_parameters(web, alone, server):
 
 def test_webuiapi_grids(web, alone):
     """The arguments of its own documentation: axes by their numbers, and flags as words."""
-    plot = next(each for each in web.custom_get("script-info") if each["name"] == "x/y/z plot")
+    plot = next(each for each in web.custom_get("script-info", baseurl=True) if each["name"] == "x/y/z plot")
     steps, cfg = (plot["args"][0]["choices"].index(name) for name in ("Steps", "CFG Scale"))
     found = web.txt2img(
         **ask(), script_name="X/Y/Z Plot",
