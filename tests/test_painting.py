@@ -257,10 +257,10 @@ def test_what_a_format_refuses_is_saved_as_png(engine, worker, monkeypatch):
         return save(image, folder, said, suffix, carry)
 
     monkeypatch.setattr(picture_files, "save_new_picture", refuses_jpeg)
-    over(job := worker.submit(Request("word " * 10_000, steps=1, file_format="jpeg")))
+    over(job := worker.submit(Request("word " * 4_000, "word " * 4_000, steps=1, file_format="jpeg")))
     assert job.state is State.DONE, job.error
     assert job.pictures[0].path.suffix == ".png" and "could not be saved as jpg" in job.warning
-    assert picture_files.read_parameters(job.pictures[0].path).prompt == "word " * 10_000
+    assert picture_files.read_parameters(job.pictures[0].path).prompt == "word " * 4_000
 
 
 # --- Batches

@@ -400,12 +400,12 @@ def test_a_model_that_is_not_there_leaves_the_worker_usable(engine, worker):
 
 
 def test_a_record_too_long_for_a_jpeg_is_beside_it_and_that_is_said(worker):
-    job = worker.submit(Request("a " * 20_000, steps=1, file_format="jpeg"))
+    job = worker.submit(Request("a " * 10_000, "b " * 10_000, steps=1, file_format="jpeg"))
     with pytest.warns(UserWarning, match="too long"):
         over(job)
     path = job.pictures[0].path
     assert path.suffix == ".jpg" and ".txt" in job.warning
-    assert picture_files.read_parameters(path).prompt == "a " * 20_000
+    assert picture_files.read_parameters(path).negative == "b " * 10_000
 
 
 def test_a_full_disk_keeps_the_picture_in_memory(engine, worker, monkeypatch):
