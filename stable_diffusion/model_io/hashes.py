@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,18 @@ def known_hash(path: str | os.PathLike) -> str | None:
     return found[:SHORT] if found else None
 
 
+def compute(path: str | os.PathLike, progress: Callable[[float], None]) -> str:
+    """`full_hash`, with `progress(fraction)` while the file is read, which may raise to stop. Raises OSError."""
+    stat = os.stat(path)
+    return _computed(os.path.realpath(path), stat.st_size, stat.st_mtime_ns, progress)
+
+
 @lru_cache(maxsize=64)
 def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    return _computed(path, size, mtime_ns, lambda fraction: None)
+
+
+def _computed(path: str, size: int, mtime_ns: int, progress: Callable[[float], None]) -> str:
     found = _remembered(_read(), path, size, mtime_ns)
     if found:
         return found
@@ -50,6 +61,7 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
         digest = hashlib.sha256()
         while block := file.read(1 << 22):
             digest.update(block)
+            progress(min(1.0, file.tell() / max(size, 1)))
         after = os.fstat(file.fileno())
     if (after.st_size, after.st_mtime_ns) == (size, mtime_ns):  # otherwise it is being written to
         _remember(path, {"size": size, "mtime_ns": mtime_ns, "sha256": digest.hexdigest()})

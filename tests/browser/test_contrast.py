@@ -71,6 +71,7 @@ def test_every_text_stands_out(open_page, scheme):
     for name, ready in (
         ("Image to image", "Input picture"),
         ("Morph", "Prompt of station 1"),
+        ("Models", "Search"),
         ("Gallery", "Search in prompts"),
         ("Picture info", "Picture to read"),
         ("How it works", "Lesson"),

@@ -4,8 +4,8 @@ import streamlit as st
 
 # The dark theme's colour is light, to be read as text on dark grey; on buttons and on what is chosen from a list
 # Streamlit writes white, which needs a dark one. The hint of a shortcut is half transparent there, and a grey badge is
-# grey on grey: too faint. The live panel stays in sight beside a long form. In the gallery a click anywhere on a small
-# picture opens the large one; the button that would show the small one blown up is gone.
+# grey on grey: too faint. The live panel stays in sight beside a long form. In lists of cards a click anywhere on
+# one opens it; the button that would show a small picture blown up is gone.
 STYLE = """<style>
 [data-testid="stBaseButton-primary"]:not(:disabled) { background: #3b5bdb; border-color: #3b5bdb; color: #ffffff; }
 [data-testid="stBaseButton-primary"]:not(:disabled):hover { background: #364fc7; border-color: #364fc7; }
@@ -15,10 +15,15 @@ STYLE = """<style>
 @media (min-width: 641px) {
     [data-testid="stColumn"]:has(.st-key-live) { position: sticky; top: 4.5rem; align-self: flex-start; }
 }
-.st-key-gallery_cards [data-testid="stElementToolbar"] { display: none; }
-.st-key-gallery_cards > * { position: relative; }
-.st-key-gallery_cards [class*="st-key-open-"] { position: static; }
-.st-key-gallery_cards [class*="st-key-open-"] button::after { content: ""; position: absolute; inset: 0; }
+:is(.st-key-gallery_cards, .st-key-model_cards) [data-testid="stElementToolbar"] { display: none; }
+:is(.st-key-gallery_cards, .st-key-model_cards) > * { position: relative; }
+:is(.st-key-gallery_cards, .st-key-model_cards) :is([class*="st-key-open-"], [class*="st-key-card-"]) {
+    position: static;
+}
+:is(.st-key-gallery_cards, .st-key-model_cards) :is([class*="st-key-open-"], [class*="st-key-card-"]) button::after {
+    content: ""; position: absolute; inset: 0;
+}
+.st-key-model_cards button p { text-align: start; overflow-wrap: anywhere; }
 </style>"""
 
 

@@ -1,5 +1,5 @@
-"""The page of models."""
+"""The page of models, LoRAs, embeddings, VAEs and upscalers."""
 
-from stable_diffusion.webui.components import merging
+from stable_diffusion.webui.components import model_cards
 
-merging.draw()
+model_cards.show()
