@@ -12,9 +12,11 @@ pytest.importorskip("mlx.core")
 from stable_diffusion import StableDiffusion
 from stable_diffusion.backend import mx
 from stable_diffusion.errors import CheckpointError, CheckpointNotFoundError, ConfigError, InputError, PictureError
+from stable_diffusion.guides import contrastive
 from stable_diffusion.lessons import (
     algorithm_2,
     attention,
+    clip_matrix,
     clusters,
     common,
     convolution,
@@ -43,8 +45,9 @@ from stable_diffusion.lessons import (
 )  # fmt: skip
 from stable_diffusion.lessons import lesson as blocks
 from stable_diffusion.lessons.chapters import CHAPTERS, LESSONS
-from stable_diffusion.lessons.common import Settings
+from stable_diffusion.lessons.common import EXAMPLE, Settings
 from stable_diffusion.training import ddpm
+from stable_diffusion.training.data import Postcards
 from stable_diffusion.training.ddpm_run import load, save
 
 SETTINGS = Settings(steps=4, cfg=3.0, seed=5)
@@ -482,6 +485,26 @@ def test_texts_that_mean_alike_lie_together(model):
     assert found.similarity[0, 1] > found.similarity[0, 2]
     with pytest.raises(InputError, match="no text"):
         computed(meaning.LESSON, model, texts=" \n ")
+
+
+def test_the_diagonal_of_captions_and_postcards_fills():
+    shares = [clip_matrix.on_the_diagonal(each) for each in clip_matrix.training_matrices().values()]
+    assert shares[0] < 0.2 and shares[-1] > 0.7 and shares == sorted(shares)
+
+
+def test_a_typed_caption_finds_postcards(model):
+    found = computed(clip_matrix.LESSON, model, caption="a house at night")
+    cards = [Postcards(64).card(number) for number in found.numbers]
+    assert sum((card.thing, card.time) == ("house", "night") for card in cards) >= 5
+    assert list(found.cosines) == sorted(found.cosines, reverse=True) and found.cosines[0] > 0.5
+
+
+def test_every_way_of_guidance_paints_what_is_asked(results):
+    found, clip = results("gradients"), contrastive.load()
+    pictures = [found.nothing, *(each[1][0] for each in found.ways.values())]
+    wanted = clip.texts([EXAMPLE])
+    cosines = np.asarray(clip.pictures(np.stack([pixels(each) for each in pictures]).astype(np.uint8)) @ wanted.T)
+    assert (cosines[1:] > cosines[0] + 0.1).all(), cosines
 
 
 def test_a_projection_keeps_the_distances_of_a_plane():

@@ -6,6 +6,7 @@ from . import (
     algorithm_1,
     algorithm_2,
     attention,
+    clip_matrix,
     clusters,
     convolution,
     denoising,
@@ -16,6 +17,7 @@ from . import (
     flat_score,
     flat_vae,
     glossary,
+    gradients,
     guidance,
     ink,
     inpainting,
@@ -50,9 +52,12 @@ CHAPTERS = (
     Chapter("From scratch", (algorithm_1.LESSON, algorithm_2.LESSON, training_record.LESSON)),
     Chapter("Samplers", (sampler_levels.LESSON, sampler_race.LESSON, sampler_noise.LESSON)),
     Chapter("Networks", (unet_shapes.LESSON, attention.LESSON, convolution.LESSON, norms.LESSON)),
-    Chapter("Words", (tokens.LESSON, meaning.LESSON, text_arithmetic.LESSON)),
+    Chapter("Words", (tokens.LESSON, meaning.LESSON, clip_matrix.LESSON, text_arithmetic.LESSON)),
     Chapter("Latents", (flat_vae.LESSON, latents.LESSON, latent_walk.LESSON, clusters.LESSON)),
-    Chapter("Steering", (guidance.LESSON, negative.LESSON, strength.LESSON, inpainting.LESSON, seeds.LESSON)),
+    Chapter(
+        "Steering",
+        (guidance.LESSON, gradients.LESSON, negative.LESSON, strength.LESSON, inpainting.LESSON, seeds.LESSON),
+    ),
     Chapter("Glossary", (glossary.LESSON,)),
 )
 LESSONS: dict[str, Lesson] = {lesson.key: lesson for chapter in CHAPTERS for lesson in chapter.lessons}
