@@ -18,6 +18,8 @@ from PIL import Image, ImageColor
 import stable_diffusion
 from stable_diffusion import catalogue
 from stable_diffusion.checks import MAX_SEED
+from stable_diffusion.compare import axes
+from stable_diffusion.compare.plan import plan
 from stable_diffusion.errors import InputError
 from stable_diffusion.record import inputs, picture_files
 from stable_diffusion.request import Request
@@ -688,3 +690,10 @@ def test_a_picture_without_a_record(worker, tmp_path, save, file_format):
         path.write_bytes(data)
         assert (picture_files.read_text(io.BytesIO(data)) is None) == no_record
         assert bool(list(inputs.carried(path))) == (save and file_format == "png" and not no_record)
+
+
+def test_cells_are_decoded_as_their_own_settings_say(engine, worker):
+    """Not as those of the first one."""
+    seamless = axes.read("tiling=off, x, both")
+    over(job := worker.compare(plan(Request("a", steps=1, seed=1), [seamless])))
+    assert job.state is State.DONE and engine.models[0].tilings == ["off", "x", "both"]
