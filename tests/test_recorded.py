@@ -159,7 +159,8 @@ def test_vaes_are_listed_from_all_places_and_told_apart(places):
         (places / name).parent.mkdir(parents=True, exist_ok=True)
         (places / name).write_bytes(name.encode())
     shutil.copytree(EMBEDDED / "vae", places / "two" / "VAE" / "mine")
-    assert sorted(catalogue.vaes()) == ["a.vae.pt", "c.safetensors", "mine", "models/VAE/kl.pt", "two/VAE/kl.pt"]
+    own = ["a.vae.pt", "c.safetensors", "mine", "models/VAE/kl.pt", "two/VAE/kl.pt"]
+    assert sorted(catalogue.vaes()) == sorted(["postcards-sharp", *own])
     one, two = places / "one/models/VAE/kl.pt", places / "two/VAE/kl.pt"
     for find in (recorded.find_vae, catalogue.vae_source, lambda name: needs.vae(name, None, "a.png")):
         with pytest.raises(CheckpointNotFoundError, match=r"any of models/VAE/kl\.pt, two/VAE/kl\.pt"):
@@ -180,7 +181,7 @@ def test_vaes_of_other_programs_folders_are_listed(places, monkeypatch):
         (places / name).parent.mkdir(parents=True, exist_ok=True)
         (places / name).write_bytes(b"")
     monkeypatch.setattr(catalogue, "model_folders", lambda: [places / "a1111", places / "comfy"])
-    assert sorted(catalogue.vaes()) == ["m.vae.pt", "x.pt", "y.safetensors"]
+    assert sorted(catalogue.vaes()) == ["m.vae.pt", "postcards-sharp", "x.pt", "y.safetensors"]
 
 
 # --- LoRAs

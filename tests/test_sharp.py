@@ -10,9 +10,10 @@ import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
-from stable_diffusion import StableDiffusion, ops
+from stable_diffusion import StableDiffusion, catalogue, ops
 from stable_diffusion.backend import mx, nn
-from stable_diffusion.errors import CheckpointNotFoundError, ConfigError
+from stable_diffusion.errors import CheckpointNotFoundError, ConfigError, InputError
+from stable_diffusion.places import embedded_vaes
 from stable_diffusion.training.data import Postcards
 from stable_diffusion.training.loop import Intervals, Limit, averaged_gradients, train
 from stable_diffusion.training.networks import load_autoencoder, new_autoencoder, write_decoder
@@ -27,6 +28,7 @@ from stable_diffusion.training.sharp import (
     hinge,
     perceptual_distance,
 )
+from stable_diffusion.training.sheets import psnr
 
 from .conftest import EMBEDDED
 from .networks import to_numpy
@@ -195,6 +197,15 @@ def test_latents_stay_as_they_are_and_the_decoder_loads_alone(tmp_path):
     assert np.array_equal(pictures[1], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
 
 
+def test_a_share_mixes_the_weights_with_those_before(tmp_path):
+    task = sharp_task(tmp_path, share=0.25)
+    before = to_numpy(task.model.decoder.conv_in.weight)
+    task.model.decoder.conv_in.weight = task.model.decoder.conv_in.weight + 1
+    np.testing.assert_allclose(to_numpy(task.exported().decoder.conv_in.weight), before + 0.25, atol=1e-6)
+    with pytest.raises(InputError, match="--vae"):
+        RUNS["sharp"].train(Squares(), tmp_path, Limit(steps=1), share=0.25)
+
+
 def sharp_task_of(folder: Path, **options) -> SharpTask:
     """Of the embedded VAE, with one other weight in its decoder."""
     model = load_autoencoder(EMBEDDED / "vae")
@@ -210,3 +221,17 @@ def test_a_decoder_for_other_latents_is_refused(tmp_path):
         StableDiffusion(vae=tmp_path / "decoder")
     with pytest.raises(CheckpointNotFoundError, match="no autoencoder"):
         RUNS["sharp"].train(Squares(), tmp_path, Limit(steps=1), vae=str(tmp_path / "missing"))
+
+
+def test_the_embedded_decoder_is_sharper_for_the_same_latents():
+    """Of held-out postcards; docs/papers.md has the figures of more of them."""
+    assert catalogue.vaes()["postcards-sharp"] == embedded_vaes()["postcards-sharp"]
+    pictures = Postcards(128, held_out=True).batch(range(10_000_000, 10_000_004))[0]
+    with ops.use("plain"):
+        own, sharp = (StableDiffusion(vae=name, float16=False) for name in (None, "postcards-sharp"))
+        latents = [own.encode(picture) for picture in pictures]
+        assert mx.array_equal(latents[0], sharp.encode(pictures[0]))
+        soft, steep = (np.concatenate([np.array(sd.decode(each)) for each in latents]) for sd in (own, sharp))
+    before, after = (edge_strength(each, pictures / 255) for each in (soft, steep))
+    assert after > before + 0.1 and after > 0.75
+    assert psnr(steep, pictures / 255) > 28

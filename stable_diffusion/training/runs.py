@@ -347,6 +347,7 @@ RUNS = {
                 Option("gan_weight", Number(0, 100), "times the adaptive weight of the discriminator", 0.15, "W"),
                 Option("perceptual_weight", Number(0, 100), "weight of the perceptual loss", 0.5, "W"),
                 Option("alone", Whole(0, 10**6), "steps that the discriminator learns alone at first", 100),
+                Option("share", Number(0, 1), "mix the weights with this much of the trained ones", 1.0, "S"),
                 Option("decoder_only", Flag(), "write the decoder without its encoder", False, "true|false"),
             ),
         ),

@@ -26,6 +26,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..backend import mx, nn
+from ..errors import InputError
 from ..layers import Conv2d
 from ..vae import Autoencoder, Encoder
 from .data import Data
@@ -96,10 +97,12 @@ class SharpTask(DecoderTask):
         perceptual_weight: float = 0.5,
         alone: int = 100,
         decoder_only: bool = False,
+        share: float = 1.0,
     ):
+        self.before: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
         super().__init__(data, AdversarialAutoencoder(model, seed), folder, batch, seed)
         self.gan_weight, self.perceptual_weight, self.alone = gan_weight, perceptual_weight, alone
-        self.decoder_only = decoder_only
+        self.decoder_only, self.share = decoder_only, share
 
     def batch(self, examples: Sequence[int]) -> Inputs:
         """What `AutoencoderTask.batch` returns, and whether the discriminator has a say yet, 0 or 1."""
@@ -135,22 +138,36 @@ class SharpTask(DecoderTask):
         """With `edge_strength`."""
         return super().measured(pictures, back) | {"edges": edge_strength(back.clip(0, 1), pictures)}
 
+    def exported(self) -> Autoencoder:
+        """The trained decoder, or with a `share` below 1 a mixture with the one before: softer, nearer to the picture.
+
+        Weights are mixed, not pictures (Wang et al. 2018, ESRGAN, equation 4).
+        """
+        model = self.model.autoencoder()
+        trained: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+        mixed = [(name, (1 - self.share) * self.before[name] + self.share * now) for name, now in trained.items()]
+        model.update(tree_unflatten(mixed))
+        return model
+
     def export(self) -> None:
         if self.decoder_only:
-            write_decoder(self.folder, self.model.autoencoder())
+            write_decoder(self.folder, self.exported())
         else:
-            write_part(self.folder, "vae", self.model.autoencoder(), sample_size=self.data.size)
+            write_part(self.folder, "vae", self.exported(), sample_size=self.data.size)
 
 
 def sharp_task(
-    data: Data, output: Path, recipe: Recipe, vae: str | None = None, decoder_only: bool = False, **weights: Any
+    data: Data, output: Path, recipe: Recipe, vae: str | None = None, share: float = 1.0, **own: Any
 ) -> SharpTask:
     """Sharpen the decoder of `vae`, a folder, or of the one in `output`.
 
-    Raises `CheckpointNotFoundError` where there is no such folder.
+    Raises `CheckpointNotFoundError` where there is no such folder, and `InputError` for a `share` of weights that the
+    run itself replaces.
     """
+    if share < 1 and vae is None:
+        raise InputError(f"share = {share} mixes with the decoder before: say where it stays, with --vae DIR.")
     model = load_autoencoder(Path(vae) if vae else output / "vae")
-    return SharpTask(data, model, output, recipe.batch, recipe.seed, decoder_only=decoder_only, **weights)
+    return SharpTask(data, model, output, recipe.batch, recipe.seed, share=share, **own)
 
 
 def adaptive_weight(last: Conv2d, features: mx.array, of_rec: mx.array, of_gan: mx.array) -> mx.array:
