@@ -10,12 +10,13 @@ from stable_diffusion.service import shown
 from stable_diffusion.service.gallery import MAX_ZIP_BYTES, Gallery
 from stable_diffusion.service.gallery_index import SHOWN, TRASHED, Entry, Page, Query
 from stable_diffusion.service.words import in_plain_words
-from stable_diffusion.webui.components import details, handover, session
+from stable_diffusion.webui.components import details, handover, more_like, session, two_pictures
 
 CARD = 168  # pixels
 ALL, FAVOURITES, TRASH = "All", "Favourites", "Trash"
 ANY_MODEL = ""
 OPENED = "picture"  # query parameter: the id of the open picture
+PAIR = "two"  # query parameter: the ids of two pictures to compare
 PATIENCE = 1.0  # seconds; the most that one run spends on reading new pictures
 state = st.session_state
 
@@ -33,6 +34,9 @@ def show() -> None:
         left = gallery.scan(PATIENCE)
         entry = gallery.get(asked := st.query_params.get(OPENED))
         _said()
+        if len(pair := gallery.find(st.query_params.get(PAIR, "").split(",")[:2])) == 2 and entry is None:
+            _two(gallery, pair[0], pair[1])
+            return
         if asked and entry is None and not left:
             st.info("The picture of this address is no longer in the gallery.", icon=":material/info:")
         if entry is not None:
@@ -156,6 +160,10 @@ def _bar(gallery: Gallery, page: Page, query: Query) -> None:
             disabled=not ids or size > MAX_ZIP_BYTES,
             help=f"Up to {MAX_ZIP_BYTES // 2**20} MB; chosen: {size / 2**20:.1f} MB.",
         )
+        st.button(
+            "Compare two", icon=":material/compare:", on_click=_pair, args=(ids,), disabled=len(ids) != 2,
+            help="Choose two pictures: they are shown side by side or over each other, with what differs",
+        )  # fmt: skip
         favourites = bool(chosen) and all(entry.favourite for entry in chosen)
         st.button(
             "Unfavourite" if favourites else "Favourite",
@@ -238,6 +246,15 @@ def _one(gallery: Gallery, entry: Entry, query: Query) -> None:
             st.caption("The file does not say how it was made.")
 
 
+def _two(gallery: Gallery, first: Entry, second: Entry) -> None:
+    with st.container(horizontal=True):
+        st.button("Back to all pictures", on_click=_pair, args=([],), icon=":material/arrow_back:")
+        st.button("Swap the two", on_click=_pair, args=([second.id, first.id],), icon=":material/swap_horiz:")
+        st.button("Open the first", on_click=_open, args=(first.id,))
+        st.button("Open the second", on_click=_open, args=(second.id,))
+    two_pictures.draw((first, second), (gallery.file(first), gallery.file(second)))
+
+
 def _actions(gallery: Gallery, entry: Entry, following: Entry | None) -> None:
     with st.container(horizontal=True, gap="small"):
         form = format_of(entry.name)
@@ -262,6 +279,7 @@ def _actions(gallery: Gallery, entry: Entry, following: Entry | None) -> None:
         )
         st.button("Move to trash", on_click=_delete, args=([entry.id], following), icon=":material/delete:")
     handover.send_buttons(parameters, lambda: _read(gallery, entry))
+    more_like.of_record(parameters, entry.id)
     st.toggle(
         "Favourite",
         value=entry.favourite,
@@ -284,6 +302,14 @@ def _open(picture_id: str | None) -> None:
         st.query_params[OPENED] = picture_id
     else:
         st.query_params.pop(OPENED, None)
+
+
+def _pair(ids: list[str]) -> None:
+    """Compare two pictures, or go back to the list; kept in the address, as `_open` does."""
+    if len(ids) == 2:
+        st.query_params[PAIR] = ",".join(ids)
+    else:
+        st.query_params.pop(PAIR, None)
 
 
 def _chosen() -> list[str]:

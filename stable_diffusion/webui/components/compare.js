@@ -8,6 +8,9 @@ export default function ({ data, parentElement }) {
     if (after.src !== data.after) after.src = data.after
     if (before.src !== data.before) before.src = data.before
     after.alt = data.alt
+    const titles = root.querySelectorAll(".words span")
+    data.titles.forEach((title, i) => (titles[i].textContent = title))
+    slider.setAttribute("aria-label", `How much of the picture ${data.titles[0].toLowerCase()} is shown`)
     stage.style.aspectRatio = `${data.width} / ${data.height}`
     const place = () => stage.style.setProperty("--part", `${slider.value}%`)
     const follow = (event) => {

@@ -8,10 +8,13 @@ _html, _css, _js = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8")
 _compare = st.components.v2.component("compare", html=_html, css=_css, js=_js)
 
 
-def draw(before: str, after: str, size: tuple[int, int], alt: str, key: str) -> None:
-    """Draw both, given as addresses (data URLs), in the shape of `size`, (width, height)."""
+def draw(
+    before: str, after: str, size: tuple[int, int], alt: str, key: str, titles: tuple[str, str] = ("Before", "After")
+) -> None:
+    """Draw both, given as addresses (data URLs), in the shape of `size`, (width, height), under their `titles`."""
+    shape = {"width": size[0], "height": size[1]}
     _compare(
         key=key,
-        data={"before": before, "after": after, "width": size[0], "height": size[1], "alt": alt},
+        data={"before": before, "after": after, "alt": alt, "titles": titles, **shape},
         height="content",
     )

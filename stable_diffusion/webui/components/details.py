@@ -7,6 +7,7 @@ import streamlit as st
 
 from stable_diffusion.record import reading
 from stable_diffusion.record.parameters import Parameters
+from stable_diffusion.service.differences import named
 from stable_diffusion.service.gallery_index import storable
 from stable_diffusion.webui.components import session
 
@@ -36,24 +37,7 @@ def show(text: str) -> None:
 
 def facts(parameters: Parameters) -> dict[str, str]:
     """Name and value of each recorded setting, escaped for a table, which interprets Markdown."""
-    named = {
-        "Model": parameters.model,
-        "Model hash": parameters.model_hash,
-        "Sampler": parameters.sampler,
-        "Schedule": parameters.schedule,
-        "Steps": parameters.steps,
-        "CFG": parameters.cfg,
-        "Seed": parameters.seed,
-        "Size": f"{parameters.width} × {parameters.height}" if parameters.size else None,
-        "Denoising strength": parameters.strength,
-        **parameters.extra,
-    }
-    known = [
-        (name, f"{value:.10g}" if isinstance(value, float) else str(value))
-        for name, value in named.items()
-        if value not in (None, "")
-    ]
-    return {_cell(name): _cell(value) for name, value in known[:MAX_ROWS]}
+    return {cell(name): cell(value) for name, value in list(named(parameters).items())[:MAX_ROWS]}
 
 
 def one_line(text: str, length: int) -> str:
@@ -62,7 +46,8 @@ def one_line(text: str, length: int) -> str:
     return words if len(words) <= length else words[: length - 1].rstrip() + "…"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """A text in one line, escaped for a table."""
     return session.plain(one_line(text, 500))
 
 

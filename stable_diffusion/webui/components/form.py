@@ -19,6 +19,7 @@ from stable_diffusion.webui.components import (
     model_choice,
     paste,
     prompt_count,
+    sample_pictures,
     session,
     style_choice,
     while_typing,
@@ -109,6 +110,8 @@ def uploader() -> Image.Image | None:
             st.button("Put back the one before", type="tertiary", on_click=_put_back)
     if problem := st.session_state.get("upload_problem"):
         st.error(session.plain(problem), icon=":material/error:")
+    if st.session_state.get("input_picture") is None:
+        sample_pictures.draw()
     return st.session_state.get("input_picture")
 
 

@@ -15,7 +15,7 @@ from stable_diffusion.request import Request
 from stable_diffusion.service import shown, values
 from stable_diffusion.service.jobs import Frame, Job, Picture, State
 from stable_diffusion.service.preview import KINDS, data_url, frame_jpeg
-from stable_diffusion.webui.components import handover, session, while_typing, word_maps
+from stable_diffusion.webui.components import handover, more_like, session, while_typing, word_maps
 
 REFRESH = 0.2  # seconds
 ALL = -1  # in place of a picture's number
@@ -239,6 +239,7 @@ def _download(job: Job, picture: Picture) -> None:
         if st.button("Upscale", icon=":material/zoom_out_map:", help="Enlarge this picture"):
             handover.upscale(lambda: InputFile(name, _bytes(picture)))
             st.rerun()
+        more_like.of_picture(job, picture)
         st.caption(f"Seed {picture.seed} · {picture.size[0]} × {picture.size[1]} · {duration(job.elapsed)}")
 
 
