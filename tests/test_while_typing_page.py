@@ -72,15 +72,13 @@ def test_it_waits_while_something_else_is_painted(quick):
     labelled(quick.toggle, TOGGLE).set_value(True)
     quick.run()
     over(first := sketch(quick))
-    gate = session.the_worker()._models  # the pretended model
-    (model,) = gate.values()
-    model.gate = threading.Semaphore(0)
-    job = generate(quick)
-    wait(lambda: job.state is State.RUNNING)
+    done = threading.Event()
+    task = session.the_worker().compute("other", lambda model, report: done.wait(100))
+    wait(lambda: task.state is State.RUNNING)
     type_in(quick, "a tent")
     assert sketch(quick) is first and any("Waits until" in each.value for each in quick.caption)
-    model.gate.release(1000)
-    over(job)
+    done.set()
+    over(task)
     quick.run()
     assert sketch(quick).request.prompt == "a tent"
 
