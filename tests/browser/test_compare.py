@@ -39,7 +39,7 @@ def test_a_grid_fills_opens_stops_and_goes_on(open_page, outputs, scheme, width)
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     page.get_by_alt_text("The cell with Steps: 2, CFG: 2").wait_for()
-    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="Stop", exact=True).first.click()  # the queue has one, too
     page.get_by_text("Stopped: 2 of 6 cells").wait_for()
     assert cells(page, "finished").count() == 2 and cells(page, "missing").count() == 4
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
