@@ -318,25 +318,33 @@ def teal(size):
     return list(content.getvalue())
 
 
+def give(page, *what):
+    """Paste or drop something, as soon as the page takes it, which it shows by keeping it from the browser."""
+    end = time.time() + PATIENCE / 1000
+    while page.evaluate(GIVE, list(what)):
+        assert time.time() < end
+        page.wait_for_timeout(100)
+
+
 def test_a_picture_is_pasted_anywhere(open_page):
     page = open_page("image_to_image")
     page.get_by_label("Input picture").first.wait_for(state="attached")
     for target, size in (("body", (48, 40)), (FIELD, (64, 56))):
-        page.evaluate(GIVE, [target, "paste", teal(size), ""])
+        give(page, target, "paste", teal(size), "")
         expect(page.get_by_text(f"The picture has {size[0]} × {size[1]} pixels")).to_be_visible()
     expect(page.get_by_text("A picture was pasted from the clipboard.").first).to_be_visible()
     assert page.evaluate(GIVE, [FIELD, "paste", teal((8, 8)), "a text"]), "a text field keeps the text"
     page.get_by_role("button", name="Put back the one before").click()
     expect(page.get_by_text("The picture has 48 × 40 pixels")).to_be_visible()
     address = f"data:image/png;base64,{base64.b64encode(bytes(teal((72, 40)))).decode()}"
-    page.evaluate(GIVE, ['[data-testid="stFileUploader"]', "drop", None, address])
+    give(page, '[data-testid="stFileUploader"]', "drop", None, address)
     expect(page.get_by_text("The picture has 72 × 40 pixels")).to_be_visible()
 
 
 @pytest.mark.parametrize(("path", "ready"), [("picture_info", "Picture to read"), ("upscale", "Pictures to enlarge")])
 def test_a_picture_is_pasted_on_pages_about_pictures(open_page, path, ready):
     page = open_page(path, ready=ready)
-    page.evaluate(GIVE, ["body", "paste", teal((48, 40)), ""])
+    give(page, "body", "paste", teal((48, 40)), "")
     expect(page.get_by_text("pasted image.png").first).to_be_visible()
     expect(page.get_by_text(re.compile("48 × 40|192 × 160")).first).to_be_visible()
 
