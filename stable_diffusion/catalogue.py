@@ -1,4 +1,4 @@
-"""The catalogue of models: the embedded one, files and folders on this machine, and popular ones of the hub.
+"""The catalogue of models: the embedded ones, files and folders on this machine, and popular ones of the hub.
 
 Needs neither MLX nor Streamlit, and no network: the hub's models are only looked for in its cache. Of local files only
 headers and configurations are read.
@@ -28,7 +28,7 @@ from .places import MODELS_VARIABLE as FOLDERS_VARIABLE
 from .places import embedded_vaes, expanded, folders_in, home
 from .recipes import Recipe
 
-DEFAULT = "postcards-tiny"
+DEFAULT, STUDENT = "postcards-tiny", "postcards-4-step"  # the student takes all but its U-Net from the other
 EMBEDDED, LOCAL, HUB = "embedded", "local", "hub"
 WEIGHTS = (".safetensors", ".ckpt", ".pt")
 VAES = tuple(f".vae{suffix}" for suffix in WEIGHTS)  # next to their checkpoints, as in A1111
@@ -141,6 +141,11 @@ KNOWN: tuple[Model, ...] = (
         DEFAULT, EMBEDDED, DEFAULT, "Postcards, tiny (embedded)", SD1.key, "MIT", 23_723_090, None,
         Defaults(cfg=5.0, width=128, height=128),
     ),
+    Model(
+        STUDENT, EMBEDDED, STUDENT, "Postcards in 4 steps (embedded)", SD1.key, "MIT", 17_290_588, None,
+        Defaults(steps=4, cfg=5.0, sampler="ddim", width=128, height=128),
+        recipe=recipes.of_index({recipes.INDEX_KEY: {"steps": 4, "cfg": 5.0, "sampler": "ddim"}}, SD1.key),
+    ),
     _hub("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5", SD1.key, RAIL_M, _SD1, _SIZE_512),
     _hub("Lykon/dreamshaper-8", "DreamShaper 8", SD1.key, RAIL_M, _SD1, _SIZE_512),
     _hub("Lykon/absolute-reality-1.81", "Absolute Reality 1.81", SD1.key, RAIL_M, _SD1, _SIZE_512),
@@ -170,7 +175,7 @@ KNOWN: tuple[Model, ...] = (
 
 
 def all(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
-    """Every model to choose from: the embedded one, those in `folders` (None: `model_folders()`), those of the hub.
+    """Every model to choose from: the embedded ones, those in `folders` (None: `model_folders()`), those of the hub.
 
     The hub's are popular ones, and whatever else has been downloaded. Names are unique: a local model stands in for the
     hub's of its name.
@@ -194,7 +199,7 @@ def local(folders: Iterable[str | os.PathLike] | None = None) -> list[Model]:
     """
     models = [model for root in _roots(folders) for model in _walk(root, "", MAX_DEPTH, frozenset())]
     by_source = {model.source: model for model in models}
-    names = named(((model.name, Path(model.source)) for model in models), taken=[DEFAULT])
+    names = named(((model.name, Path(model.source)) for model in models), taken=[DEFAULT, STUDENT])
     titles = {name: name.removesuffix(path.suffix) if is_weights(path) else name for name, path in names.items()}
     shared = {title for title, count in Counter(titles.values()).items() if count > 1}
     listed = [

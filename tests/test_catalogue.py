@@ -90,9 +90,22 @@ def test_the_default_is_embedded_and_first():
     assert (first.defaults.width, first.defaults.height) == (128, 128)
 
 
-def test_the_size_of_the_embedded_model_is_its_files():
-    folder = ROOT / "stable_diffusion" / "checkpoints" / catalogue.DEFAULT
-    assert catalogue.KNOWN[0].size_bytes == sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+@pytest.mark.parametrize("model", [each for each in catalogue.KNOWN if each.kind == "embedded"], ids=lambda m: m.name)
+def test_the_size_of_an_embedded_model_is_its_files(model):
+    folder = ROOT / "stable_diffusion" / "checkpoints" / model.name
+    assert model.size_bytes == sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+
+
+def test_the_student_comes_along_and_is_what_its_folder_says():
+    """Second in the list, with the recipe of its own files, and small enough to come along: its U-Net only."""
+    student = catalogue.all()[1]
+    folder = ROOT / "stable_diffusion" / "checkpoints" / catalogue.STUDENT
+    found = catalogue.from_folder(folder)
+    assert (student.name, student.kind, student.present) == ("postcards-4-step", "embedded", True)
+    assert (student.recipe, student.defaults, student.family) == (found.recipe, found.defaults, found.family)
+    assert (student.defaults.steps, student.defaults.cfg, student.defaults.sampler) == (4, 5.0, "ddim")
+    assert student.size_bytes <= 17_500_000
+    assert not any((folder / part).exists() for part in ("text_encoder", "tokenizer", "vae"))
 
 
 def test_names_are_unique_and_everything_is_said():

@@ -22,6 +22,7 @@ from stable_diffusion.lessons import (
     convolution,
     denoising,
     digits_model,
+    fewer_steps,
     flat,
     flat_climb,
     flat_joint,
@@ -71,6 +72,7 @@ def small(trained):
     patch.setattr(sampler_race, "SAMPLERS", {"Euler": "euler", "DPM++ 2M": "dpmpp_2m"})
     patch.setattr(sampler_race, "LIMIT", 20)
     patch.setattr(sampler_race, "STEPS", (4, 8))
+    patch.setattr(fewer_steps, "STEPS", (1, 4))
     patch.setattr(clusters, "N", 40)
     patch.setattr(flat, "learn_score", lambda report, steps=0: report("Training", 0.5) or trained)
     patch.setattr(sampler_noise, "N", 2)
@@ -388,6 +390,11 @@ def test_levels_fall_and_karras_lies_between_even_steps_and_even_factors(results
 def test_more_steps_come_nearer_to_the_limit(results):
     far = results("race")["distances"]
     assert all(far[title, 8] < far[title, 4] for title in ("Euler", "DPM++ 2M"))
+
+
+def test_the_student_is_nearer_to_many_steps_than_as_few_of_its_teachers(results):
+    far = results("fewer-steps").distances
+    assert far["student", 4] < 0.8 * far["teacher", 4] and far["student", 4] < far["student", 1]
 
 
 def test_only_ancestral_samplers_draw_on_the_way(results):

@@ -88,7 +88,7 @@ def test_progress_is_told():
 
 class TestPlaces:
     def test_embedded(self):
-        assert embedded_models() == ["postcards-tiny"]
+        assert embedded_models() == ["postcards-4-step", "postcards-tiny"]
         assert locate("postcards-tiny", False) == ("postcards-tiny", EMBEDDED)
 
     def test_a_folder(self, checkpoint):
