@@ -91,7 +91,7 @@ def test_errors_in_openais_form(client, fields):  # noqa: F811
 
 
 def test_models(client):  # noqa: F811
-    assert [each["id"] for each in client.get("/v1/models").json()["data"]] == [catalogue.DEFAULT]
+    assert [each["id"] for each in client.get("/v1/models").json()["data"]] == [catalogue.DEFAULT, catalogue.STUDENT]
     assert client.get(f"/v1/models/{catalogue.DEFAULT}").json()["object"] == "model"
     assert client.get("/v1/models/org/none").status_code == 404
     assert post(client, model=catalogue.DEFAULT).status_code == 200

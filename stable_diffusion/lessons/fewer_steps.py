@@ -46,25 +46,46 @@ def compute(model: Any, report: Report, values: Values) -> Few:
     return Few(whole, pictures, distances)
 
 
+def steps_of(found: Few) -> list[int]:
+    """The numbers of steps that were tried."""
+    return sorted({steps for _, steps in found.pictures})
+
+
+def usual_of(found: Few) -> int:
+    """The place of the number that the student was trained for."""
+    return steps_of(found).index(4)
+
+
+def rows_of(name: str, steps: int) -> int:
+    """What a picture costs: guidance takes the teacher two rows a step, and the student none of its own."""
+    return 2 * steps if name == TEACHER else steps
+
+
 def show(found: Few, values: Values) -> Sequence[Block]:
-    tried = sorted({steps for _, steps in found.pictures})
-    steps = tried[min(2, len(tried) - 1) if values.get("steps") is None else values["steps"]]
-    calls = {TEACHER: 2 * steps, PUPIL: steps}
+    tried = steps_of(found)
+    steps = tried[usual_of(found) if values.get("steps") is None else values["steps"]]
     pair = [
         Shown(
             found.pictures[name, steps],
             f"The {name}'s picture of {steps} steps",
-            f"{name}, {steps} steps: {calls[name]} rows  \ndistance {found.distances[name, steps]:.3f}",
+            f"{name}, {steps} steps: {rows_of(name, steps)} rows  \ndistance {found.distances[name, steps]:.3f}",
         )
         for name in (TEACHER, PUPIL)
     ]
-    whole = Shown(found.whole, f"The teacher's picture of {LIMIT} steps", f"teacher, {LIMIT} steps: {2 * LIMIT} rows")
-    curves = {name: (tried, [found.distances[name, each] for each in tried]) for name in (TEACHER, PUPIL)}
+    whole = Shown(
+        found.whole,
+        f"The teacher's picture of {LIMIT} steps",
+        f"teacher, {LIMIT} steps: {rows_of(TEACHER, LIMIT)} rows",
+    )
+    curves = {
+        name: ([rows_of(name, each) for each in tried], [found.distances[name, each] for each in tried])
+        for name in (TEACHER, PUPIL)
+    }
     return [
         Strip([whole, *pair]),
         Chart(
-            lines(curves, "steps", f"distance to the teacher's {LIMIT} steps", log_x=True),
-            "The distance of both models' pictures to the teacher's with many steps, over the steps taken",
+            lines(curves, "rows of the network", f"distance to the teacher's {LIMIT} steps", log_x=True),
+            "The distance of both models' pictures to the teacher's with many steps, over the rows that they cost",
         ),
         Say(
             "The student was trained for 4 steps. With other numbers it is asked for strides, or at times, that it has "
@@ -92,7 +113,7 @@ LESSON = Lesson(
     compute=compute,
     show=show,
     asks=(PROMPT, Slider("seed", "Seed", 1, 20, 1)),
-    views=(Choose("steps", "Steps", lambda found: [str(each) for each in STEPS], lambda found: 2),),
+    views=(Choose("steps", "Steps", lambda found: [str(each) for each in steps_of(found)], usual_of),),
     papers=(
         Paper("Salimans and Ho 2022, Progressive distillation for fast sampling", "https://arxiv.org/abs/2202.00512"),
         Paper("Meng et al. 2023, On distillation of guided diffusion models", "https://arxiv.org/abs/2210.03142"),
