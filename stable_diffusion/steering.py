@@ -9,7 +9,7 @@ from . import checks
 
 CLASSIFIER, CLIP = "classifier", "clip"
 STEERED_BY = (CLASSIFIER, CLIP)
-USUAL_SCALES = {CLASSIFIER: 4.0, CLIP: 40.0}
+USUAL_SCALES = {CLASSIFIER: 4.0, CLIP: 10.0}
 
 
 @dataclass(frozen=True)
