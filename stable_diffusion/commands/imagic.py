@@ -14,7 +14,7 @@ from .options import add_debug, number, path, whole
 from .output import Output, cannot_write
 
 SUFFIX = ".safetensors"
-AMOUNT = 1.0
+AMOUNT = 1.2
 TEXT_STEPS, UNET_STEPS = 40, 60
 
 
@@ -38,7 +38,7 @@ def add_to(commands: Any) -> None:
         nargs="+",
         default=[AMOUNT],
         metavar="A",
-        help=f"0 is the picture, 1 the text, and more is more of it; several give several pictures (default: {AMOUNT})",
+        help=f"0 is the picture, 1 the text, more insists on it; several give several pictures (default: {AMOUNT})",
     )
     command.add_argument("--keep", type=path, metavar="FILE", help="save what was tuned in this .safetensors file")
     command.add_argument("--output", type=path, metavar="FILE-OR-FOLDER", help="as for txt2img")
