@@ -994,6 +994,25 @@ def test_the_next_lesson_is_a_click_away_and_the_address_names_it(engine):
     assert "def learn_score" in page.code[0].value
 
 
+def test_a_tour_leads_along_its_route_and_can_be_left(engine, lessons):
+    from stable_diffusion.lessons.system_map import Shapes
+
+    page = lessons("map", lambda model, report: Shapes("77", "77 × 64", "8 × 8 × 4", "64 × 64", "1 M", "× 8"))
+    settle(page)
+    page.segmented_control(key="map-route").set_value("inpainting").run()
+    button(page, "Take the tour: inpainting, 12 lessons").click().run()
+    seen = [page.query_params["lesson"]]
+    while following := [each for each in page.button if each.label.startswith("Next")]:
+        following[0].click().run()
+        seen.append(page.query_params["lesson"])
+    keys = [each[0] if isinstance(each, list) else each for each in seen]
+    assert keys[:3] == ["tokens", "strength", "inpainting"] and keys[-1] == "denoising"
+    assert len(keys) == len(set(keys)) == 12
+    assert f"Tour: inpainting, {len(keys)} of {len(keys)}" in [each.value for each in page.caption]
+    button(page, "Leave the tour").click().run()
+    assert any(each.label == "Next: What there is to learn" for each in page.button)
+
+
 def test_an_address_opens_its_lesson(engine):
     page = open_page()
     page.query_params["lesson"] = "norms"

@@ -163,6 +163,8 @@ def test_a_lesson_shows_something_that_its_controls_change(key, results):
                 assert each.alt and pixels(each.image).size
         elif isinstance(block, (blocks.Chart, blocks.Drawing)):
             assert block.alt
+        elif isinstance(block, blocks.Tour):
+            assert block.lessons and set(block.lessons) <= set(LESSONS)
         elif isinstance(block, blocks.Say):
             assert block.text and "nan" not in block.text
     for view in lesson.views:
@@ -414,6 +416,16 @@ def test_guidance_raises_the_contrast_and_rescaling_lowers_it(results):
     contrast = results("guidance").contrast
     assert contrast["as it is"][-1] > contrast["as it is"][1]
     assert contrast["rescaled by 0.7"][-1] < contrast["as it is"][-1]
+
+
+def test_a_weight_of_ones_own_joins_the_others_and_they_are_not_painted_again(results, model, monkeypatch):
+    usual, painted = results("guidance"), []
+    monkeypatch.setattr(guidance, "painted", lambda *a, **k: painted.append(k["cfg_weight"]) or common.painted(*a, **k))
+    found = computed(LESSONS["guidance"], model, own=4.0)
+    assert usual.weights == (0.0, 1.0, 7.0, 9.0) and found.weights == (0.0, 1.0, 4.0, 9.0)
+    assert painted == [4.0, 4.0]
+    assert found.pictures["as it is"][-1] == usual.pictures["as it is"][-1]
+    assert found.pictures["as it is"][2] not in usual.pictures["as it is"]
 
 
 def test_a_picture_in_a_batch_is_the_one_painted_alone(results):

@@ -130,13 +130,21 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Tour:
+    """A way through some of the lessons, by their keys, which the reader may take."""
+
+    name: str
+    lessons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Side:
     """Blocks next to each other."""
 
     columns: Sequence[Sequence[Block]]
 
 
-Block = Say | Formula | Chart | Strip | Table | Drawing | Side
+Block = Say | Formula | Chart | Strip | Table | Drawing | Tour | Side
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from mlx.utils import tree_flatten
 
 from .common import EXAMPLE, LDM
-from .lesson import Block, Drawing, Lesson, Options, Report, Say, Values
+from .lesson import Block, Drawing, Lesson, Options, Report, Say, Tour, Values
 
 ROUTES = ("text to image", "image to image", "inpainting")
 TEXT, PICTURE, MASK = ROUTES
@@ -120,7 +120,13 @@ def show(found: Shapes, values: Values) -> Sequence[Block]:
         PICTURE: "The picture is encoded and noised part of the way; from there on everything is as with text alone.",
         MASK: "As image to image, and at every step what is to stay is put back.",
     }
-    return [Say(words[route]), Drawing(svg(found, route), f"The parts of the system for {route}, from top to bottom")]
+    drawing = Drawing(svg(found, route), f"The parts of the system for {route}, from top to bottom")
+    return [Say(words[route]), drawing, tour(found, route)]
+
+
+def tour(shapes: Shapes, route: str) -> Tour:
+    """The lessons along a route, each once, ending with the finished picture."""
+    return Tour(route, tuple(dict.fromkeys(box.lesson for box in boxes(shapes) if route in box.routes)))
 
 
 LESSON = Lesson(
@@ -130,9 +136,9 @@ LESSON = Lesson(
         "This is everything that happens between a prompt and a picture, in the shapes of the model that is chosen on "
         "the left. *Latents* are the small picture that the diffusion works on, the *U-Net* is the network that says "
         "which part of them is noise, and the *sampler* takes it away, a little at a time. Choose a route to see what "
-        'it passes. Every box leads to a lesson about it. If all of this is new, begin with "A flat world", which '
-        "needs nothing but two numbers, and go on from there with the buttons below; words in doubt are in the "
-        "glossary."
+        "it passes. Every box leads to a lesson about it; the tour takes you through all that a route passes. If this "
+        'is new to you, begin with "A flat world", which needs nothing but two numbers, and go on from there with the '
+        "buttons below; the glossary explains every term."
     ),
     compute=compute,
     show=show,

@@ -24,6 +24,7 @@ REFRESH = 0.3  # seconds
 STEPS = 20
 SEED = 1
 CHOSEN = "lesson"  # the key of the shown lesson, in the session and in the page's address
+TOUR = "lesson-tour"  # in the session: the lessons.Tour that the reader is on
 CLICKED = "clicked-lesson"  # on the map, to be shown in the next run
 ORDER = list(LESSONS)
 _PARTS = {lesson.key: chapter.title for chapter in CHAPTERS for lesson in chapter.lessons}
@@ -67,16 +68,29 @@ def _choice() -> Lesson:
 
 
 def _neighbours(lesson: Lesson) -> None:
-    place = ORDER.index(lesson.key)
-    with st.container(horizontal=True):
+    """Buttons to the lessons before and after this one: of the tour, while the reader is on one that passes here."""
+    tour: blocks.Tour | None = st.session_state.get(TOUR)
+    order = [ORDER[0], *tour.lessons] if tour and lesson.key in tour.lessons else ORDER
+    place = order.index(lesson.key)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if order is not ORDER and tour:
+            st.caption(f"Tour: {tour.name}, {place} of {len(tour.lessons)}")
         for text, other in (("Back", place - 1), ("Next", place + 1)):
-            if 0 <= other < len(ORDER):
-                title = LESSONS[ORDER[other]].title
-                st.button(f"{text}: {title}", key=f"lesson-{text}", on_click=_go, args=(ORDER[other],))
+            if 0 <= other < len(order):
+                title = LESSONS[order[other]].title
+                st.button(f"{text}: {title}", key=f"lesson-{text}", on_click=_go, args=(order[other],))
+        if order is not ORDER:
+            st.button("Leave the tour", on_click=_take, args=(None,))
 
 
 def _go(key: str) -> None:
     st.session_state[CHOSEN] = key
+
+
+def _take(tour: blocks.Tour | None) -> None:
+    st.session_state[TOUR] = tour
+    if tour:
+        _go(tour.lessons[0])
 
 
 def _more(lesson: Lesson) -> None:
@@ -219,6 +233,9 @@ def _block(lesson: Lesson, block: blocks.Block, key: str) -> None:
         if (chosen := clickable_drawing.draw(block.svg, block.alt, key)) in LESSONS:
             st.session_state[CLICKED] = chosen
             st.rerun()
+    elif isinstance(block, blocks.Tour):
+        label = f"Take the tour: {block.name}, {len(block.lessons)} lessons"
+        st.button(label, key=key, icon=":material/tour:", on_click=_take, args=(block,))
     else:
         for j, (column, inner) in enumerate(zip(st.columns(len(block.columns)), block.columns, strict=True)):
             with column:
