@@ -50,6 +50,7 @@ from stable_diffusion.lessons.common import EXAMPLE, Settings
 from stable_diffusion.training import ddpm
 from stable_diffusion.training.data import Postcards
 from stable_diffusion.training.ddpm_run import load, save
+from tests import small_lessons
 
 SETTINGS = Settings(steps=4, cfg=3.0, seed=5)
 HALVES = (slice(0, 56), slice(72, 128))
@@ -69,16 +70,10 @@ def trained():
 def small(trained):
     """Every lesson's own cost cut down, where it is large."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(sampler_race, "SAMPLERS", {"Euler": "euler", "DPM++ 2M": "dpmpp_2m"})
-    patch.setattr(sampler_race, "LIMIT", 20)
-    patch.setattr(sampler_race, "STEPS", (4, 8))
-    patch.setattr(fewer_steps, "STEPS", (2, 4))
-    patch.setattr(clusters, "N", 40)
+    for module, name, value in small_lessons.NUMBERS:
+        patch.setattr(module, name, value)
     patch.setattr(flat, "learn_score", lambda report, steps=0: report("Training", 0.5) or trained)
     patch.setattr(sampler_noise, "N", 2)
-    patch.setattr(guidance, "WEIGHTS", (0.0, 1.0, 9.0))
-    patch.setattr(text_arithmetic, "SHARES", (0.0, 1.0))
-    patch.setattr(seeds, "STRENGTHS", (0.0, 1.0))
     yield
     patch.undo()
 

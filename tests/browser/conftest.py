@@ -22,6 +22,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
+PROGRAM = ("-m", "stable_diffusion", "page")
 PATIENCE = 60_000  # milliseconds; a busy machine is no failure
 
 
@@ -45,14 +46,14 @@ def server(outputs, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serve(outputs, log, environment):
-    """The page at an address of its own, until the end."""
+def serve(outputs, log, environment, program=PROGRAM, port_option="--port"):
+    """The page at an address of its own, until the end; `program` is what Python runs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "stable_diffusion", "page", f"--port={port}", "--server.headless=true"],
+            [sys.executable, *program, f"{port_option}={port}", "--server.headless=true"],
             cwd=log.parent,
             env=os.environ
             | {"STABLE_DIFFUSION_OUTPUTS": str(outputs), "PYTHONPATH": str(ROOT), "STABLE_DIFFUSION_PROMPT_FIELD": ""}

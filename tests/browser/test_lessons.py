@@ -1,0 +1,74 @@
+"""Every lesson in a browser: it shows something without an error, and its first control changes what it shows."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from stable_diffusion.commands.page import settings
+from stable_diffusion.lessons import lesson as blocks
+from stable_diffusion.lessons.chapters import LESSONS
+
+from .conftest import PATIENCE, serve
+
+QUIET = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+# Pictures, charts, drawings and sentences; not the controls, whose own look changes anyway.
+CONTENT = """() => {
+    const main = document.querySelector('[data-testid="stMain"]')
+    const found = [...main.querySelectorAll('img')].map(each => each.src)
+    found.push(...[...main.querySelectorAll('canvas')].map(each => each.toDataURL()))
+    found.push(...[...main.querySelectorAll('[data-testid="stMarkdown"], .katex-html, svg.marks')].map(each => each.innerHTML))
+    for (const each of main.querySelectorAll('*'))
+        if (each.shadowRoot) found.push(each.shadowRoot.innerHTML)
+    return JSON.stringify(found)
+}"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lessons")
+    script = Path(__file__).with_name("quick_page.py")
+    program = ("-m", "streamlit", "run", str(script), *settings([]))
+    with serve(folder, folder / "log", {"HF_HUB_OFFLINE": "1"}, program, "--server.port") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(browser):
+    context = browser.new_context(viewport={"width": 1280, "height": 1600})
+    context.set_default_timeout(PATIENCE)
+    yield context.new_page()
+    context.close()
+
+
+def move(page, control):
+    """Move a control as a person does, with a mouse or keys."""
+    if isinstance(control, blocks.Slider):
+        thumb = page.get_by_role("group", name=control.label, exact=True).get_by_role("slider")
+        thumb.press("End" if control.value < control.high else "Home")
+    elif isinstance(control, blocks.Words):
+        field = page.get_by_label(control.label, exact=True)
+        field.fill("noise")
+        field.press("ControlOrMeta+Enter" if control.lines else "Enter")
+    elif (group := page.get_by_role("radiogroup", name=control.label)).count():
+        group.get_by_role("radio", checked=False).first.click()
+    else:
+        field = page.get_by_role("combobox", name=control.label)
+        field.press("ArrowDown")
+        page.get_by_role("option", selected=False).first.click()
+
+
+@pytest.mark.parametrize("key", LESSONS)
+def test_a_control_changes_what_a_lesson_shows(address, page, key):
+    lesson = LESSONS[key]
+    page.goto(f"{address}/how_it_works?lesson={key}")
+    expect(page.get_by_role("heading", name=lesson.title, exact=True)).to_be_visible(timeout=PATIENCE)
+    computed = page.get_by_text("The code that does this").or_(page.get_by_text("From:"))
+    expect(computed.first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("progressbar")).to_have_count(0, timeout=PATIENCE)
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.wait_for_selector(QUIET)
+    before = page.evaluate(CONTENT)
+    move(page, lesson.views[0])
+    page.wait_for_function(f"before => ({CONTENT})() !== before", arg=before)
+    expect(page.get_by_role("alert")).to_have_count(0)

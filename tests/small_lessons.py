@@ -1,0 +1,14 @@
+"""The lessons with less to compute: smaller numbers, the same code."""
+
+from stable_diffusion.lessons import clusters, fewer_steps, guidance, sampler_race, seeds, text_arithmetic
+
+NUMBERS = (
+    (sampler_race, "SAMPLERS", {"Euler": "euler", "DPM++ 2M": "dpmpp_2m"}),
+    (sampler_race, "LIMIT", 20),
+    (sampler_race, "STEPS", (4, 8)),
+    (fewer_steps, "STEPS", (2, 4)),
+    (clusters, "N", 40),
+    (guidance, "WEIGHTS", (0.0, 1.0, 9.0)),
+    (text_arithmetic, "SHARES", (0.0, 1.0)),
+    (seeds, "STRENGTHS", (0.0, 1.0)),
+)
