@@ -17,7 +17,7 @@ CONTENT = """() => {
     const main = document.querySelector('[data-testid="stMain"]')
     const found = [...main.querySelectorAll('img')].map(each => each.src)
     found.push(...[...main.querySelectorAll('canvas')].map(each => each.toDataURL()))
-    found.push(...[...main.querySelectorAll('[data-testid="stMarkdown"], .katex-html, svg.marks')].map(each => each.innerHTML))
+    found.push(...[...main.querySelectorAll('[data-testid="stMarkdown"], svg')].map(each => each.innerHTML))
     for (const each of main.querySelectorAll('*'))
         if (each.shadowRoot) found.push(each.shadowRoot.innerHTML)
     return JSON.stringify(found)
