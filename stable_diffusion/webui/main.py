@@ -39,17 +39,17 @@ def draw() -> None:
     st.set_page_config(page_title="Stable Diffusion", page_icon=packaged("webui", "icon.png"), layout="wide")
     page = st.navigation(
         [
-            st.Page(PAGES / "text_to_image.py", title="Text to image", icon=":material/edit:", default=True),
-            st.Page(PAGES / "image_to_image.py", title="Image to image", icon=":material/image:"),
-            st.Page(PAGES / "inpaint.py", title="Inpaint", icon=":material/brush:"),
-            st.Page(PAGES / "upscale.py", title="Upscale", icon=":material/zoom_out_map:"),
-            st.Page(PAGES / "compare.py", title="Compare", icon=":material/grid_on:"),
-            st.Page(PAGES / "morph.py", title="Morph", icon=":material/animation:"),
-            st.Page(PAGES / "train.py", title="Train", icon=":material/model_training:"),
-            st.Page(PAGES / "models.py", title="Models", icon=":material/deployed_code:"),
-            st.Page(PAGES / "gallery.py", title="Gallery", icon=":material/photo_library:"),
-            st.Page(PAGES / "picture_info.py", title="Picture info", icon=":material/info:"),
-            st.Page(PAGES / "how_it_works.py", title="How it works", icon=":material/school:"),
+            st.Page(PAGES / "text_to_image.py", title="Text to image", default=True),
+            st.Page(PAGES / "image_to_image.py", title="Image to image"),
+            st.Page(PAGES / "inpaint.py", title="Inpaint"),
+            st.Page(PAGES / "upscale.py", title="Upscale"),
+            st.Page(PAGES / "compare.py", title="Compare"),
+            st.Page(PAGES / "morph.py", title="Morph"),
+            st.Page(PAGES / "train.py", title="Train"),
+            st.Page(PAGES / "models.py", title="Models"),
+            st.Page(PAGES / "gallery.py", title="Gallery"),
+            st.Page(PAGES / "picture_info.py", title="Picture info"),
+            st.Page(PAGES / "how_it_works.py", title="How it works"),
         ],
         position="top",
     )
