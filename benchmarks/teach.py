@@ -63,7 +63,7 @@ STEPS = {"lora": 600, "dreambooth": 600, "inversion": 300}
 
 
 def taught_cards(kind: str, count: int, stream: int, seed: int) -> list[Postcard]:
-    """Cards of the taught thing; in the first ones no place, and where possible no time and sky, repeats."""
+    """Cards of the taught thing; of the first ones, no two neighbours have the same place or sky."""
     rng = np.random.default_rng((stream, seed))
     cards: list[Postcard] = []
     while len(cards) < count:
@@ -72,7 +72,7 @@ def taught_cards(kind: str, count: int, stream: int, seed: int) -> list[Postcard
             card = dataclasses.replace(card, thing=KNOWN[0], colour=KNOWN[1])
         else:
             card = dataclasses.replace(card, colour="purple")
-        recent = cards[-3:] if len(cards) < 5 else []
+        recent = cards[-2:] if len(cards) < 5 else []  # a windmill has only three places
         known = kind != "inversion" or card.place != "desert"  # there are no windmills
         if known and all(card.place != each.place for each in recent) and all(card.sky != each.sky for each in recent):
             cards.append(card)

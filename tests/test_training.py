@@ -441,6 +441,7 @@ def test_the_help_of_a_run_shows_the_defaults_of_its_row(run, capsys):
         main(["train", run.name, "--help"])
     _, *parts = re.split(r"^  (--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE)
     texts = {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    texts = {name: re.sub(r"(?<=\w)- ", "-", text) for name, text in texts.items()}  # lines end at hyphens too
     defaults = {name: found[1] for name, text in texts.items() if (found := re.search(r"\(default: (.*?)\)", text))}
     row = {
         "--data": run.data,
@@ -457,6 +458,10 @@ def test_the_help_of_a_run_shows_the_defaults_of_its_row(run, capsys):
             "--least-guidance": "1.0", "--guidance": "5.0", "--most-guidance": "8.0",
         },
         "classifier": {"--vae": "postcards-tiny's", "--widths": "40,80,112"},
+        "sharp": {
+            "--vae": "the one in --output", "--perceptual-weight": "0.5", "--gan-weight": "0.15",
+            "--alone": "100", "--decoder-only": "false", "--share": "1.0",
+        },
         "ddpm": {
             "--widths": "24,48,48", "--timesteps": "1000", "--beta-start": "0.0001", "--beta-end": "0.02",
             "--labelled": "true",
