@@ -29,6 +29,7 @@ from stable_diffusion.webui.components.prompt_field import offer_words, prompt_f
 FITS = {"crop": "Cropped", "pad": "Padded", "stretch": "Stretched"}
 SHOWN_SIDE = 384  # pixels
 BEFORE = "input_before"  # the input picture that a pasted one replaced
+REMOVED = "input_removed"  # the one that was taken out of the upload field last
 DOUBLE_CLICK = 1.0  # seconds within which the same request counts once
 
 
@@ -167,6 +168,10 @@ def _take_upload() -> None:
     upload = st.session_state["upload"]
     st.session_state["upload_problem"] = ""
     before = st.session_state.get("input_picture"), st.session_state.get("input_file")
+    if upload is None:  # maybe only for a moment: a field for one file drops the old one before it takes another
+        st.session_state[REMOVED] = before
+    removed = st.session_state.pop(REMOVED, (None, None)) if upload is not None else (None, None)
+    before = removed if before[0] is None else before
     st.session_state.pop(BEFORE, None)
     st.session_state["input_picture"] = None
     if upload is not None:
