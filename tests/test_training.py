@@ -457,7 +457,7 @@ def test_the_help_of_a_run_shows_the_defaults_of_its_row(run, capsys):
             "--teacher": "postcards-tiny", "--teacher-steps": "32", "--student-steps": "16",
             "--least-guidance": "1.0", "--guidance": "5.0", "--most-guidance": "8.0",
         },
-        "classifier": {"--vae": "postcards-tiny's", "--widths": "40,80,112"},
+        "classifier": {"--vae": "the embedded one", "--widths": "40,80,112"},
         "sharp": {
             "--vae": "the one in --output", "--perceptual-weight": "0.5", "--gan-weight": "0.15",
             "--alone": "100", "--decoder-only": "false", "--share": "1.0",

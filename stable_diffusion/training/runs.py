@@ -326,7 +326,7 @@ RUNS = {
             builder="classifier:new_task",
             recipe=Recipe(batch=64, learning_rate=2e-3, warm_up=100, weight_decay=0.05, average_decay=0.998),
             own=(
-                Option("vae", FilePath(), "the vae/ folder to train with (default: postcards-tiny's)", metavar="DIR"),
+                Option("vae", FilePath(), "the vae/ folder to train with (default: the embedded one)", metavar="DIR"),
                 Option(
                     "widths", Wholes(8, 1024, 8), "channels at full size, half, a quarter ...", (40, 80, 112), "N,N,N"
                 ),
