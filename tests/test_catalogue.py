@@ -167,7 +167,7 @@ def test_local_folders_are_found_and_told_apart(only_here):
     assert found["b-one"].defaults == catalogue.Defaults(width=768, height=768)
     assert (found["lcm"].defaults.steps, found["lcm"].defaults.sampler) == (4, "lcm")
     assert found["xl"].size_bytes == 2000 and found["xl"].source == str(home / "xl")
-    assert [model.name for model in catalogue.all()][:2] == ["postcards-tiny", "b-one"]
+    assert [model.name for model in catalogue.all()][:3] == ["postcards-tiny", "postcards-4-step", "b-one"]
 
 
 def test_a_folder_whose_json_has_no_bottom_is_listed_as_broken(only_here):

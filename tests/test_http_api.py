@@ -478,7 +478,7 @@ def test_lists(client):
     }  # fmt: skip
     assert {"DPM2 a", "DPM++ 3M SDE", "Restart", "TCD"} <= {each["name"] for each in got["samplers"]}
     assert "k_dpm_2_a" in next(each for each in got["samplers"] if each["name"] == "DPM2 a")["aliases"]
-    assert [each["title"] for each in got["sd-models"]] == [catalogue.DEFAULT]
+    assert [each["title"] for each in got["sd-models"]] == [catalogue.DEFAULT, catalogue.STUDENT]
     assert client.get("/sdapi/v1/prompt-styles").json() == []
     assert client.get("/controlnet/model_list").json() == {"model_list": []}
     for name in ("interrogate", "no-such-route"):
