@@ -155,6 +155,7 @@ def test_what_the_form_says_reaches_the_engine(engine, page):
         "guidance_min_sigma": 0.0,
         "deepcache_interval": 1,
         "prompt_language": "a1111",
+        "with_start": True,
     }
     assert second["seed"] == 43
 

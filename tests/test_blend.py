@@ -14,7 +14,7 @@ from stable_diffusion.backend import mx
 from stable_diffusion.commands import running
 from stable_diffusion.errors import InputError
 from stable_diffusion.pictures import arrays
-from stable_diffusion.record import film, keys, picture_files
+from stable_diffusion.record import film, picture_files
 from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.request import Request
 from stable_diffusion.text import blend
@@ -402,10 +402,6 @@ def test_what_no_walk_can_do_is_said_before_anything_is_painted(folder, capsys, 
     assert said in capsys.readouterr().err and not list(folder.rglob("frames/*"))
 
 
-def test_a_hundred_thousand_characters_are_no_trouble(sd):
-    long = "red house, " * 9100
-    found = morph.plan(Request(NIGHT, steps=1, seed=1), [long, NIGHT], n_frames=3)
-    assert len(long) > 100_000 and found.cells[1].request.text == Blend(long, NIGHT, 0.5)
-    assert keys.stations(Parameters.from_text(Parameters("a", steps=1, extra=found.record(8)).to_text()).extra) == (
-        [NIGHT], [],
-    )  # fmt: skip
+def test_texts_too_long_are_refused_before_anything_is_painted():
+    with pytest.raises(InputError, match="more than 20000: shorten it"):
+        morph.plan(Request(NIGHT, steps=1, seed=1), ["red house, " * 9100, NIGHT], n_frames=3)

@@ -79,7 +79,8 @@ def test_every_setting_that_changes_pictures_is_an_axis():
         ("size=64x32, 32 \u00d7 64", "size", [(64, 32), (32, 64)]), ("low_memory=*", "low_memory", [True, False]),
         ("prompt language=*", "prompt_language", ["a1111", "plain"]), ("style=None, Ink", "style", [(), ("Ink",)]),
         ("schedule=SGM Uniform,default", "schedule", ["sgm_uniform", "default"]), ("vae=None", "vae", [None]),
-        ("Checkpoint name=*", "model", ["postcards-tiny"]), ('negative="a, b", c', "negative", ["a, b", "c"]),
+        ("Checkpoint name=*", "model", ["postcards-tiny", "postcards-4-step"]),
+        ('negative="a, b", c', "negative", ["a, b", "c"]),
         ("bits=*", "bits", [None, 8, 4]), ("zero_terminal_snr=true,default", "zero_terminal_snr", [True, None]),
     ],
 )  # fmt: skip

@@ -210,6 +210,7 @@ FOREIGN = re.compile(
 EXCEPTIONS = {
     "model_io/names.py",
     "model_io/describe.py",  # the marks by which files are told apart, most of them of models that are not built here
+    "adapters/lora_file.py",  # how they are written: a LoRA's file as kohya's scripts and peft have it
     "adapters/file_keys.py",  # how an adapter's keys begin and end: whose they are, and which part of an adapter
     "selftest/parts.py",  # a LoRA file as kohya writes it, to be read back
 }

@@ -221,7 +221,7 @@ def test_the_queue_paints_what_was_drawn(engine):  # noqa: F811
     over(job)
     assert job.n_images == len(job.pictures) == 6 and not job.error and job.fraction == 1
     found = [picture_files.read_parameters(picture.path) for picture in job.pictures]
-    assert [each.prompt for each in found] == [text for text, _ in job.drawn.texts]
+    assert [each.prompt for each in found] == [text for text, *_ in job.drawn.texts]
     assert {each.extra["Template"] for each in found} == {TEMPLATE}
     assert [each.seed for each in found] == list(range(3, 9))
 

@@ -193,7 +193,7 @@ def test_pictures_in_tiles_go_around(sd):
         picture = sd.generate(PROMPT, **FEW | options)[0].image
         found[tiling] = seams(np.asarray(picture, np.float32))[0]
     again = {"input_image": picture, "num_steps": 5, "denoising_strength": 0.2, "seed": 3}
-    repainted = sd.generate(PROMPT, **again | options)[0].image
+    repainted = sd.generate(PROMPT, **options | again)[0].image
     assert found["x"] < found["off"] / 2 and seams(np.asarray(repainted, np.float32))[0] < found["off"] / 2
 
 

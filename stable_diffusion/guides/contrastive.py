@@ -197,7 +197,8 @@ def save(clip: CLIPModel, folder: Path) -> None:
 
     The image encoder's own names and settings are under vision_model and vision_config.
     """
-    text = clip.text_model.config
+    encoder = clip.text_model
+    text = encoder.config
     end = text.eos_token_id
     values = {
         "model_type": "clip",

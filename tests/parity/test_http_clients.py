@@ -166,7 +166,7 @@ def test_webuiapi_picture_and_mask(web, alone):
 
 def test_webuiapi_lists_and_options(web):
     assert "Euler" in web.util_get_sampler_names() and "karras" in web.util_get_scheduler_names()
-    assert sorted(web.util_get_model_names()) == ["other", catalogue.DEFAULT]
+    assert sorted(web.util_get_model_names()) == ["other", "postcards-4-step", catalogue.DEFAULT]
     assert [each["name"] for each in web.get_loras()] == ["ink"]
     for get in (
         web.get_cmd_flags, web.get_sd_vae, web.get_upscalers, web.get_latent_upscale_modes, web.get_hypernetworks,
@@ -324,7 +324,7 @@ def test_openai_streams(ai):
 
 
 def test_openai_models_and_errors(ai):
-    assert {model.id for model in ai.models.list()} == {"other", catalogue.DEFAULT}
+    assert {model.id for model in ai.models.list()} == {"other", "postcards-4-step", catalogue.DEFAULT}
     assert ai.models.retrieve(catalogue.DEFAULT).id == catalogue.DEFAULT
     with pytest.raises(openai.BadRequestError, match="background"):
         ai.images.generate(model="gpt-image-1", prompt=PROMPT, background="transparent")
@@ -365,7 +365,7 @@ def test_openai_for_node(server, tmp_path):
         "edited": 1,
         "kinds": ["image_generation.partial_image", "image_generation.completed"],
         "refused": 400,
-        "models": 2,
+        "models": 3,
     }
 
 

@@ -278,7 +278,7 @@ class PromptField {
 }
 
 function generates(event) {
-    return (event.ctrlKey || event.metaKey) && event.key === "Enter"
+    return (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key === "Enter"
 }
 
 function option({ name, note }, id) {
