@@ -87,6 +87,17 @@ def test_a_grid_that_was_stopped_goes_on(engine, worker):  # noqa: F811
     assert not nothing.pictures and nothing.state is State.DONE and len(nothing.finished()) == 4
 
 
+def test_cells_of_earlier_grids_are_kept_and_not_counted(engine, worker):  # noqa: F811
+    first = worker.compare(planned("cfg=1-4"))
+    over(first)
+    other = worker.compare(planned("cfg=4,5"), first.kept())
+    over(other)
+    assert len(other.cells) == 1 and len(other.finished()) == 2 and len(other.kept()) == 5
+    back = worker.compare(planned("cfg=1-4"), other.kept())
+    over(back)
+    assert not back.cells and len(back.finished()) == 4
+
+
 def test_what_the_browser_gets(engine, worker):  # noqa: F811
     grid = planned("cfg=1-2", "steps=1,2", "seed=1,2")
     job = worker.compare(grid)

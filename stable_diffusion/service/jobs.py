@@ -300,6 +300,7 @@ class Series(Job):
     def __init__(self, cells: Sequence[Cell], known: Mapping[str, Picture] | None = None, save: bool = True) -> None:
         super().__init__(cells[0].request, save=save)
         self.known = {digest: picture for digest, picture in (known or {}).items() if picture.there}
+        self.all_cells = list(cells)
         self.cells = [cell for cell in cells if cell.digest not in self.known]
         self.problems: dict[str, str] = {}  # by digest, in words
 
@@ -325,7 +326,12 @@ class Series(Job):
         return self.pictures[place] if place < len(self.pictures) else None
 
     def finished(self) -> dict[str, Picture]:
-        """All pictures that are there, by their cells' digests."""
+        """The pictures of its cells that are there, by the cells' digests."""
+        kept = self.kept()
+        return {cell.digest: kept[cell.digest] for cell in self.all_cells if cell.digest in kept}
+
+    def kept(self) -> dict[str, Picture]:
+        """All pictures that are there, those of earlier series among them: what the next one need not paint."""
         own = {cell.digest: picture for cell, picture in zip(self.cells, self.pictures, strict=False)}
         return {digest: picture for digest, picture in (self.known | own).items() if picture.there}
 

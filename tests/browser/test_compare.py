@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 from .test_contrast import faint
 
@@ -28,6 +29,7 @@ def test_a_grid_fills_opens_stops_and_goes_on(open_page, outputs, scheme, width)
     fill_in(page, "Values of the columns", "1,2,1000")
     page.get_by_role("combobox", name=re.compile("Rows")).fill("CFG")
     page.get_by_role("option", name="CFG", exact=True).click()
+    expect(page.get_by_label("Values of the rows", exact=True)).to_have_value("3-9 [4]")  # the usual ones, put there
     fill_in(page, "Values of the rows", "2,5")
     before = len(list(outputs.rglob("*.png")))
     page.get_by_role("button", name="Paint grid").click()

@@ -199,7 +199,7 @@ def _paint(kind: str) -> None:
         if len(plan.cells) > MANY and not state.get("compare_many"):
             state["compare_problem"] = f"{len(plan.cells)} pictures: tick the box if you want to paint all of them."
             return
-        known = before.finished() if before is not None else {}
+        known = before.kept() if before is not None else {}
         if before is not None and before.active:
             worker.cancel(before)
         state["comparison_id"] = worker.compare(plan, known).id

@@ -217,7 +217,7 @@ def _paint() -> None:
         if len(plan.order) > MANY and not state.get("morph_many"):
             state["morph_problem"] = f"{len(plan.order)} frames: tick the box if you want to paint all of them."
             return
-        known = before.finished() if before is not None else {}
+        known = before.kept() if before is not None else {}
         if before is not None and before.active:
             worker.cancel(before)
         state["morph_id"] = worker.morph(plan, known).id
