@@ -142,7 +142,7 @@ def test_a_mask_without_a_mouse_an_uploaded_one_and_other_pages(painter):
     assert half[:32, :80].all() and half.sum() == 32 * 80
     tool(page, "Invert").click()
     page.get_by_role("link", name="Picture info").click(delay=100)  # milliseconds, as fingers have them
-    page.get_by_label("Picture to read").wait_for()
+    page.get_by_label("Picture to read", exact=True).wait_for()
     page.get_by_role("link", name="Inpaint").click(delay=100)
     expect(said(page)).to_have_text("88 % painted")
     assert (mask_of(page) == ~half).all()

@@ -48,8 +48,9 @@ def test_a_morph_is_painted_played_stopped_and_opened(open_page):
     expect(page.get_by_role("button", name="Reuse all settings")).to_be_visible()
     page.get_by_role("button", name="Close").click()
     ask(page, 40, 20)
+    expect(page.get_by_role("button", name=re.compile("^Frame 40 of 40: "))).to_be_visible()  # no longer those before
     expect(frames(page, "finished").nth(1)).to_be_visible()
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stop", exact=True).first.click()  # the queue has one, too
     expect(page.get_by_text(re.compile("^Stopped: ")).first).to_be_visible()
     assert 2 <= frames(page, "finished").count() < 40
     page.set_viewport_size({"width": 390, "height": 800})
