@@ -14,6 +14,7 @@ from .drawing import PRIMARY
 from .lesson import Block, Chart, Lesson, Options, Report, Say, Values, Words
 
 MAX_TEXTS = 24
+LABELS = "#777777"  # which can be read on white and on black
 TEXTS = (
     "a red house", "a blue house", "a red tent", "a blue tent", "a red balloon", "a cactus in the desert",
     "a pine tree on snowy mountains", "a sailboat on the sea", "a lighthouse by the ocean",
@@ -85,7 +86,7 @@ def _plane(space: Space) -> Any:
         y=alt.Y("second:Q", title="second principal component", scale=alt.Scale(padding=20)),
         tooltip="text:N",
     )
-    names = base.mark_text(dy=-12).encode(text="text:N")
+    names = base.mark_text(dy=-12, color=LABELS).encode(text="text:N")
     return (base.mark_circle(size=80, color=PRIMARY) + names).properties(height=360)
 
 
