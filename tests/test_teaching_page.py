@@ -247,3 +247,10 @@ def test_a_refusal_is_said_on_the_page(page, run):
     page.file_uploader(key="teaching_uploads").set_value([("a.png", png(), "image/png")]).run()
     button(page, "Train").click().run()
     assert "cannot be a name" in page.toast[0].value and not run.calls
+
+
+def test_a_broken_picture_is_named_before_it_is_skipped(page, run):
+    files = [("a.png", png(), "image/png"), ("broken.png", b"nothing", "image/png")]
+    page.file_uploader(key="teaching_uploads").set_value(files).run()
+    assert not page.exception
+    assert any("broken\\.png cannot be opened" in each.value for each in page.caption)

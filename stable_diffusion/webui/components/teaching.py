@@ -12,9 +12,10 @@ import streamlit as st
 from stable_diffusion.checks import Choice, Flag, Number, Text, Whole
 from stable_diffusion.errors import StableDiffusionError
 from stable_diffusion.pictures.formats import UPLOADS
+from stable_diffusion.pictures.reading import open_picture
 from stable_diffusion.service import teaching
 from stable_diffusion.service.jobs import State
-from stable_diffusion.service.preview import data_url
+from stable_diffusion.service.preview import data_url, jpeg
 from stable_diffusion.service.teaching import Asked, Example, Teaching
 from stable_diffusion.service.words import in_plain_words
 from stable_diffusion.training.runs import Option
@@ -26,6 +27,7 @@ REFRESH = 0.7  # seconds
 COUNTABLE = 2**53 - 1  # by a browser
 MINUTES, STEPS = "Minutes", "Steps"
 MAX_THUMBNAILS, MAX_POINTS = 24, 400
+THUMBNAIL = 72  # pixels
 FIRST = ("trigger", "caption", "initial", "class_caption")  # asked for next to the pictures
 WHAT = {
     "lora": "A small file that changes the model: for a subject or a style. The usual choice.",
@@ -85,11 +87,25 @@ def _examples() -> list[Example]:
     if pictures:
         shown = st.container(horizontal=True, gap="small")
         for each in pictures[:MAX_THUMBNAILS]:
-            shown.container(width=72).image(each.data, width="stretch", alt=details.one_line(each.name, 60))
+            if small := _thumbnail(each.data):
+                shown.container(width=THUMBNAIL).image(small, width="stretch", alt=details.one_line(each.name, 60))
+            else:
+                shown.caption(session.plain(f"{details.one_line(each.name, 60)} cannot be opened"), width="content")
         captions = len(examples) - len(pictures)
         more = f" (the first {MAX_THUMBNAILS} are shown)" if len(pictures) > MAX_THUMBNAILS else ""
         st.caption(f"{len(pictures)} pictures{more}, {captions} captions")
     return examples
+
+
+@st.cache_data(max_entries=200, show_spinner=False)
+def _thumbnail(data: bytes) -> str:
+    """A small picture's address, or "" for what cannot be opened, which the training will skip."""
+    try:
+        picture = open_picture(data)
+    except StableDiffusionError:
+        return ""
+    picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
+    return data_url(jpeg(picture))
 
 
 def _options(run: str) -> dict[str, Any]:
