@@ -123,6 +123,7 @@ def open_page(browser, server, screenshots, request):
         page.on("request", lambda asked: _note_foreign(page.foreign, asked.url, server))
         page.goto(f"{server}/{path}")
         page.get_by_label(ready, exact=True).wait_for()
+        page.locator('[data-test-script-state="notRunning"]').wait_for()  # what is drawn later moves what is there
         return page
 
     yield open_

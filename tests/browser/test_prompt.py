@@ -104,6 +104,29 @@ def test_weights(browser):
         assert answer == (None if wanted is None else list(marked(wanted))), f"{text} {key}"
 
 
+def test_nothing_jumps_when_a_count_changes(open_page):
+    """A click on something that moves between the press and the release is lost."""
+    page = open_page()
+    page.locator('[data-test-script-state="notRunning"]').wait_for()
+    page.get_by_text("0 / 75 tokens").nth(1).wait_for()
+    generate = page.get_by_role("button", name="Generate")
+    generate.evaluate(
+        """(button) => {
+            window.places = new Set()
+            const look = () => window.places.add(Math.round(button.getBoundingClientRect().top))
+            look()
+            new MutationObserver(look).observe(document.body, { subtree: true, childList: true })
+        }"""
+    )
+    for text in ("a house", "a red house by the sea", "a tent", "a white tent", "a tree", "a tree in the desert"):
+        prompt(page).fill(text)
+        page.get_by_text(f"{len(text.split())} / 75 tokens").wait_for()
+        prompt(page).blur()
+        page.wait_for_timeout(500)
+    places = page.evaluate("[...window.places]")
+    assert max(places) - min(places) <= 1, places
+
+
 def test_keys_weigh_a_word_and_undo_takes_it_back(open_page):
     page = open_page()
     prompt(page).press_sequentially("a red house")

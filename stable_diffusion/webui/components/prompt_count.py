@@ -50,7 +50,7 @@ MAX_EXAMPLE = 300  # characters
 def draw(label: str, key: str, added: str = "") -> None:
     """Draw the row of the text field `label`, whose value is `key` in the session's state, and of `added`."""
     with st.container(gap=None):
-        place = st.empty()
+        place = st.container()  # an st.empty() would be empty for a moment, and what is below would jump
         listener = _listen(key=f"typed-{key}", data={"label": label}, on_text_change=lambda: None, height=1)
     typed = _newest(f"counted-{key}", st.session_state.get(key) or "", getattr(listener, "text", None))
     text, steps, negative = prompts.with_default(typed, added), int(st.session_state["steps"]), key == "negative"
