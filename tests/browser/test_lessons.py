@@ -75,6 +75,7 @@ def test_a_control_changes_what_a_lesson_shows(address, page, key):
     following = page.get_by_role("button", name=f"Next: {lesson.title}", exact=True)
     if following.count():
         following.click()  # faster than to open the page anew
+        page.wait_for_function("""document.querySelector('[data-testid="stMain"]').scrollTop === 0""")
     else:
         page.goto(f"{address}/how_it_works?lesson={key}")
     main = page.get_by_test_id("stMain")

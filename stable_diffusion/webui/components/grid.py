@@ -55,9 +55,7 @@ def draw() -> None:
 
 def _job() -> Comparison | None:
     """The grid that this tab shows: its own, or the one that was queued last."""
-    worker = session.the_worker()
-    own = worker.job(st.session_state.get("comparison_id"))
-    return own if isinstance(own, Comparison) else worker.latest_comparison()
+    return series.job_of("comparison_id", Comparison, session.the_worker().latest_comparison())
 
 
 # --- The form
@@ -89,7 +87,7 @@ def _form() -> None:
             args=(kind or SETTINGS,),
             width="stretch",
         )
-        st.button("Stop", disabled=not active, on_click=_stop, width="stretch",
+        st.button("Stop", disabled=not active, on_click=series.stop, args=(job,), width="stretch",
                   help="Finished cells are kept, and the same grid goes on with the others")  # fmt: skip
     if problem := state.get("compare_problem"):
         st.error(session.plain(problem), icon=":material/error:")
@@ -220,24 +218,11 @@ def _resumed(plan: Plan, kind: str, before: Comparison | None) -> Plan:
     return again if unfinished and mine & {cell.digest for cell in before.plan.cells} else plan
 
 
-def _stop() -> None:
-    job = _job()
-    if job is not None:
-        session.the_worker().cancel(job)
-
-
 # --- The grid
 
 
 def _result(job_id: str) -> None:
-    job = session.the_worker().job(job_id)
-    if not isinstance(job, Comparison):
-        st.rerun()
-    if not job.active and st.session_state.get("compare_watched") == job.id:
-        st.session_state["compare_watched"] = None
-        st.rerun()
-    if job.active:
-        st.session_state["compare_watched"] = job.id
+    job = series.followed(job_id, Comparison, "compare_watched")
     finished = job.finished()
     series.progress(job, len(finished), len(job.plan.cells), "cells", "Paint grid")
     compare_grid.draw(job, _open)

@@ -18,12 +18,11 @@ from stable_diffusion.record.parameters import Parameters
 from stable_diffusion.request import DEFAULTS, read_record
 from stable_diffusion.service import loras, values
 from stable_diffusion.service.upscaling import Source
-from stable_diffusion.webui.components import details, session
+from stable_diffusion.webui.components import details, look, session
 
 TEXT_PAGE, PICTURE_PAGE, INPAINT_PAGE, UPSCALE_PAGE = (
     str(packaged("webui", "pages", f"{name}.py")) for name in ("text_to_image", "image_to_image", "inpaint", "upscale")
 )
-TO_THE_TOP = """<script>document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
 
 
 def send(
@@ -86,8 +85,7 @@ def follow() -> None:
 def notes() -> None:
     """Say once what could not be taken over; scroll a page that was just opened to its top."""
     if st.session_state.pop("arrived", False):
-        with st.sidebar:  # where it takes no space
-            st.html(TO_THE_TOP, unsafe_allow_javascript=True)
+        look.scroll_to_top()
     if left_out := st.session_state.pop("handover_notes", None):
         st.info("  \n".join(session.plain(details.one_line(note, 300)) for note in left_out), icon=":material/info:")
 

@@ -17,7 +17,7 @@ from stable_diffusion.pictures.formats import UPLOADS
 from stable_diffusion.pictures.reading import open_picture
 from stable_diffusion.service.jobs import State, Task
 from stable_diffusion.service.preview import data_url
-from stable_diffusion.webui.components import clickable_drawing, session
+from stable_diffusion.webui.components import clickable_drawing, look, session
 from stable_diffusion.webui.components.model_choice import model_or_default
 
 REFRESH = 0.3  # seconds
@@ -26,6 +26,7 @@ SEED = 1
 CHOSEN = "lesson"  # the key of the shown lesson, in the session and in the page's address
 TOUR = "lesson-tour"  # in the session: the lessons.Tour that the reader is on
 CLICKED = "clicked-lesson"  # on the map, to be shown in the next run
+TURNED = "turned-lesson"  # in the session, after a step to another lesson
 ORDER = list(LESSONS)
 _PARTS = {lesson.key: chapter.title for chapter in CHAPTERS for lesson in chapter.lessons}
 
@@ -51,7 +52,9 @@ def draw() -> None:
 def _choice() -> Lesson:
     """The lesson that is asked for by the address, a button or the list."""
     if (clicked := st.session_state.pop(CLICKED, None)) in LESSONS:
-        st.session_state[CHOSEN] = clicked
+        _go(clicked)
+    if st.session_state.pop(TURNED, False):
+        look.scroll_to_top()
     if st.query_params.get(CHOSEN) in LESSONS and CHOSEN not in st.session_state:
         st.session_state[CHOSEN] = st.query_params[CHOSEN]
     if st.session_state.get(CHOSEN) not in LESSONS:
@@ -84,7 +87,7 @@ def _neighbours(lesson: Lesson) -> None:
 
 
 def _go(key: str) -> None:
-    st.session_state[CHOSEN] = key
+    st.session_state.update({CHOSEN: key, TURNED: True})
 
 
 def _take(tour: blocks.Tour | None) -> None:

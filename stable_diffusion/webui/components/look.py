@@ -1,4 +1,6 @@
-"""A style sheet for what the theme in streamlit.toml cannot say."""
+"""A style sheet for what the theme in streamlit.toml cannot say, and the page's scroll position."""
+
+import time
 
 import streamlit as st
 
@@ -27,6 +29,15 @@ STYLE = """<style>
 </style>"""
 
 
+TO_THE_TOP = """<script>document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
+
+
 def draw() -> None:
     """Add the style sheet to the page; it takes no space."""
     st.html(STYLE)
+
+
+def scroll_to_top() -> None:
+    """Scroll the page to its top, as Streamlit does not when its content is replaced."""
+    with st.sidebar:  # where it takes no space; the browser runs a script again only if its text has changed
+        st.html(f"{TO_THE_TOP}<!-- {time.monotonic()} -->", unsafe_allow_javascript=True)

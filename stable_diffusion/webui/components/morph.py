@@ -66,9 +66,7 @@ def _begin() -> None:
 
 def _job() -> Morphing | None:
     """The morph that this tab shows: its own, or the one that was queued last."""
-    worker = session.the_worker()
-    own = worker.job(st.session_state.get("morph_id"))
-    return own if isinstance(own, Morphing) else worker.latest_morph()
+    return series.job_of("morph_id", Morphing, session.the_worker().latest_morph())
 
 
 # --- The form
@@ -97,7 +95,7 @@ def _form() -> None:
     job = _job()
     with st.container(horizontal=True):
         st.button("Paint frames", type="primary", shortcut="Ctrl+Enter", on_click=_paint, width="stretch")
-        st.button("Stop", disabled=job is None or not job.active, on_click=_stop, width="stretch",
+        st.button("Stop", disabled=job is None or not job.active, on_click=series.stop, args=(job,), width="stretch",
                   help="Finished frames are kept, and the same morph goes on with the others")  # fmt: skip
     if problem := state.get("morph_problem"):
         st.error(session.plain(problem), icon=":material/error:")
@@ -235,24 +233,11 @@ def _resumed(before: Morphing | None) -> Morph:
     return _plan()
 
 
-def _stop() -> None:
-    job = _job()
-    if job is not None:
-        session.the_worker().cancel(job)
-
-
 # --- The frames
 
 
 def _result(job_id: str) -> None:
-    job = session.the_worker().job(job_id)
-    if not isinstance(job, Morphing):
-        st.rerun()
-    if not job.active and st.session_state.get("morph_watched") == job.id:
-        st.session_state["morph_watched"] = None
-        st.rerun()
-    if job.active:
-        st.session_state["morph_watched"] = job.id
+    job = series.followed(job_id, Morphing, "morph_watched")
     finished = job.finished()
     series.progress(job, len(finished), len(job.morph.order), "frames", "Paint frames")
     st.slider("Frames per second", 1, MAX_SPEED, key="morph_fps", persist_state="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import TypeVar
 
 import streamlit as st
 
@@ -14,6 +15,36 @@ from stable_diffusion.service import shown
 from stable_diffusion.service.films import bytes_of
 from stable_diffusion.service.jobs import Picture, Series, State
 from stable_diffusion.webui.components import details, handover, live, session
+
+AnySeries = TypeVar("AnySeries", bound=Series)
+
+
+def job_of(tab: str, kind: type[AnySeries], latest: AnySeries | None) -> AnySeries | None:
+    """The job that this tab shows: its own, whose id is `tab` in the session's state, or the latest one."""
+    own = session.the_worker().job(st.session_state.get(tab))
+    return own if isinstance(own, kind) else latest
+
+
+def stop(job: Series | None) -> None:
+    """Stop a job if there is one."""
+    if job is not None:
+        session.the_worker().cancel(job)
+
+
+def followed(job_id: str, kind: type[AnySeries], watched: str) -> AnySeries:
+    """The job of this id, in a fragment that shows it; the whole page runs once when it is gone or has ended.
+
+    `watched` names a place in the session's state.
+    """
+    job = session.the_worker().job(job_id)
+    if not isinstance(job, kind):
+        st.rerun()
+    if job.active:
+        st.session_state[watched] = job.id
+    elif st.session_state.get(watched) == job.id:
+        st.session_state[watched] = None
+        st.rerun()
+    return job
 
 
 def progress(job: Series, n_finished: int, total: int, noun: str, again: str) -> None:
