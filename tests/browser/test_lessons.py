@@ -75,7 +75,6 @@ def test_a_control_changes_what_a_lesson_shows(address, page, key):
     following = page.get_by_role("button", name=f"Next: {lesson.title}", exact=True)
     if following.count():
         following.click()  # faster than to open the page anew
-        page.wait_for_function("""document.querySelector('[data-testid="stMain"]').scrollTop === 0""")
     else:
         page.goto(f"{address}/how_it_works?lesson={key}")
     main = page.get_by_test_id("stMain")
@@ -88,3 +87,15 @@ def test_a_control_changes_what_a_lesson_shows(address, page, key):
     move(page, control, lesson.views[0])
     page.wait_for_function(f"before => ({CONTENT})() !== before", arg=before)
     expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_lesson_begins_at_its_top(address, page):
+    page.set_viewport_size({"width": 1280, "height": 500})
+    lesson, other = list(LESSONS.values())[1:3]
+    page.goto(f"{address}/how_it_works?lesson={lesson.key}")
+    for title, button in ((other.title, "Next"), (lesson.title, "Back"), (other.title, "Next")):
+        page.get_by_role("button", name=f"{button}: {title}", exact=True).click()  # at the foot, below what is shown
+        expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible(timeout=PATIENCE)
+        page.wait_for_selector(QUIET)
+        page.wait_for_timeout(500)
+        assert page.evaluate("""document.querySelector('[data-testid="stMain"]').scrollTop""") == 0

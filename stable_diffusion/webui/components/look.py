@@ -29,7 +29,7 @@ STYLE = """<style>
 </style>"""
 
 
-TO_THE_TOP = """<script>document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0)</script>"""
+TO_THE_TOP = """<script>document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0) // {now}</script>"""
 
 
 def draw() -> None:
@@ -40,4 +40,4 @@ def draw() -> None:
 def scroll_to_top() -> None:
     """Scroll the page to its top, as Streamlit does not when its content is replaced."""
     with st.sidebar:  # where it takes no space; the browser runs a script again only if its text has changed
-        st.html(f"{TO_THE_TOP}<!-- {time.monotonic()} -->", unsafe_allow_javascript=True)
+        st.html(TO_THE_TOP.format(now=time.monotonic()), unsafe_allow_javascript=True)
