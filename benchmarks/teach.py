@@ -54,13 +54,7 @@ CLASS = (
     "a lighthouse by the sea at sunset, with birds|a tree on green hills at sunset, with the sun|"
     "a hot air balloon over the desert by day, a clear sky|a windmill by the sea at night, with the moon"
 )
-# The rows' defaults are for wider models. What a small one knows of shapes is in its convolutions.
-SMALL = {"samples": 0, "learning_rate": 1e-3, "convolutions": True, "text_encoders": True}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "lora": SMALL,
-    "dreambooth": {**SMALL, "class_caption": CLASS},
-    "inversion": {"samples": 0},
-}
+OPTIONS: dict[str, dict[str, Any]] = {"lora": {}, "dreambooth": {"class_caption": CLASS}, "inversion": {}}
 STEPS = {"lora": 500, "dreambooth": 500, "inversion": 150}
 
 
@@ -137,7 +131,8 @@ def teach(kind: str, folder: Path, options: argparse.Namespace) -> tuple[Path, f
     """Run the row of the table; returns the file, CPU and wall seconds, and the steps."""
     write_pictures(folder / "pictures", kind, options.seed)
     output = folder / f"{WORD if kind == 'inversion' else kind}.safetensors"
-    values = OPTIONS[kind] | dict(yaml.safe_load(f"{{{each.replace('=', ': ', 1)}}}").popitem() for each in options.set)
+    asked = dict(yaml.safe_load(f"{{{each.replace('=', ': ', 1)}}}").popitem() for each in options.set)
+    values = {"samples": 0} | OPTIONS[kind] | asked
     steps = options.steps or STEPS[kind]
 
     def report(progress: Progress) -> None:

@@ -25,11 +25,12 @@ from .families import SD1, SD2, SDXL, SDXL_REFINER
 from .listing import ambiguous, is_hidden, is_weights, matches, named, visible
 from .model_io import hashes, moved
 from .places import MODELS_VARIABLE as FOLDERS_VARIABLE
-from .places import embedded_vaes, expanded, folders_in, home
+from .places import embedded_vaes, expanded, folders_in, home, packaged
 from .recipes import Recipe
 
 DEFAULT, STUDENT = "postcards-tiny", "postcards-4-step"  # the student takes all but its U-Net from the other
 EMBEDDED, LOCAL, HUB = "embedded", "local", "hub"
+WIDTH = 320  # channels with which the U-Nets of Stable Diffusion begin
 WEIGHTS = (".safetensors", ".ckpt", ".pt")
 VAES = tuple(f".vae{suffix}" for suffix in WEIGHTS)  # next to their checkpoints, as in A1111
 VAE_FOLDERS = ("VAE", "vae")  # of A1111 and of ComfyUI
@@ -360,6 +361,16 @@ def matching(name: str, listed: Sequence[Model]) -> list[Model]:
             names = names or [model.name for model in listed if model.kind != LOCAL and fits(model)]
     names = names or [moved.now_at(name)]
     return [model for model in listed if model.name in names]
+
+
+def is_narrow(model: str | os.PathLike) -> bool:
+    """Whether all of a model's U-Net is narrower than where Stable Diffusion's begins, as a folder's config tells."""
+    embedded = any(each.kind == EMBEDDED and each.name == model for each in KNOWN)
+    folder = packaged("checkpoints", os.fspath(model)) if embedded else expanded(model)
+    widths = _json(folder / "unet" / "config.json").get("block_out_channels")
+    if not isinstance(widths, list) or {type(width) for width in widths} != {int}:
+        return False
+    return max(widths) < WIDTH
 
 
 def vae_source(name: str) -> str:

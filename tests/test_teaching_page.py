@@ -65,6 +65,9 @@ class PretendRun:
     def options(self):
         return teaching.RUNS["lora"].options
 
+    def defaults(self, values):
+        return teaching.RUNS["lora"].defaults(values)
+
     def states(self, output):
         return output.with_name("states")
 

@@ -24,6 +24,7 @@ from stable_diffusion.checks import Whole
 from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, SchedulerConfig, UNetConfig
 from stable_diffusion.errors import CheckpointError, CheckpointNotFoundError, InputError
 from stable_diffusion.ops import learning, plain
+from stable_diffusion.places import packaged
 from stable_diffusion.text.tokenizer import Tokenizer
 from stable_diffusion.training.diffusion import DiffusionTask, min_snr_weights
 from stable_diffusion.training.latents import LatentCache
@@ -473,6 +474,11 @@ def test_the_help_of_a_run_shows_the_defaults_of_its_row(run, capsys):
         told = {f"--{option.name.replace('_', '-')}": option.default for option in run.own}
         own[run.name] = {name: str(value).lower() for name, value in told.items() if value is not None}
         assert defaults["--size"] == "the model's"
+        for name, value in run.narrow.items():
+            flag = f"--{name.replace('_', '-')}"
+            usual = {**row, **own[run.name]}[flag]
+            assert defaults[flag] == f"{usual}; {str(value).lower()} if as small as postcards-tiny"
+            defaults[flag] = usual
         defaults = {name: value for name, value in defaults.items() if name in row | own[run.name]}
         assert defaults == row | own[run.name]
         return
@@ -639,3 +645,18 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train"])
     assert "RUN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lora", "dreambooth"])
+def test_narrow_models_have_other_defaults_unless_all_of_the_unet_is_taught(name, tmp_path):
+    run, wide = RUNS[name], tmp_path / "wide"
+    (wide / "unet").mkdir(parents=True)
+    (wide / "unet" / "config.json").write_text(json.dumps({"block_out_channels": [320, 640, 1280, 1280]}))
+    usual = {option.name: option.default for option in run.options}
+    for model in (str(wide), "organisation/name", str(tmp_path / "none.safetensors")):
+        assert run.defaults({"model": model}) == usual
+    assert usual["learning_rate"] == 1e-4 and not usual["convolutions"]
+    for values in ({}, {"model": "postcards-tiny"}, {"model": str(packaged("checkpoints", "postcards-tiny"))}):
+        narrow = {"learning_rate": 1e-3, "convolutions": True, "text_encoders": True}
+        assert run.defaults(values) == usual | narrow
+    assert run.defaults({"full": True}) == usual

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..training.runs import RUNS, Run
+from ..training.runs import RUNS, Option, Run
 from .options import add_debug, number, path, reading, whole
 
 
@@ -52,7 +52,7 @@ def _add_run(runs: Any, run: Run) -> None:
             f"--{option.name.replace('_', '-')}",
             type=reading(option.check),
             metavar=option.metavar,
-            help=option.help if option.default is None else f"{option.help} (default: {_in_words(option.default)})",
+            help=option.help + _default_in_words(run, option),
         )
     command.add_argument(
         "--config",
@@ -78,6 +78,15 @@ def train(run: Run, args: argparse.Namespace) -> None:
     said = quiet if args.quiet else {"report": _print, "progress": _say}
     run.start(output, Limit(args.minutes, args.steps), **said, **values)
     print(output)
+
+
+def _default_in_words(run: Run, option: Option) -> str:
+    if option.default is None:
+        return ""
+    words = _in_words(option.default)
+    if option.name in run.narrow:
+        words += f"; {_in_words(run.narrow[option.name])} if as small as postcards-tiny"
+    return f" (default: {words})"
 
 
 def _in_words(default: Any) -> str:

@@ -103,6 +103,12 @@ def options(run: Run) -> tuple[Option, ...]:
     return tuple(option for option in run.options if option.name not in _HERE)
 
 
+def options_for(run: Run, model: str) -> tuple[Option, ...]:
+    """The same with their defaults for a model's `source`."""
+    defaults = run.defaults({"model": model})
+    return tuple(replace(option, default=defaults[option.name]) for option in options(run))
+
+
 def past() -> list[Asked]:
     """The runs that can be resumed, the newest first."""
     try:

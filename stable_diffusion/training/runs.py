@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..catalogue import is_narrow
 from ..checks import MAX_SEED, Check, Choice, FilePath, Flag, Number, Text, Whole, Wholes
 from ..errors import InputError
 from .recipe import PRECISIONS, Intervals, Recipe
@@ -80,6 +81,7 @@ class Run:
     reader: str = "data:open_data"  # "module:function" that opens it, called with (data, size, seed)
     sizes: Check = SIDES  # pixels a side
     teaches: bool = False
+    narrow: Mapping[str, Any] = field(default_factory=dict)  # other defaults for models as narrow as the embedded ones
     intervals: Intervals = field(default_factory=Intervals)
 
     def states(self, output: Path) -> Path:
@@ -104,6 +106,13 @@ class Run:
             Option("seed", Whole(0, MAX_SEED), "the same seed and --steps give the same weights", recipe.seed),
             *self.own,
         )
+
+    def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Each option's default, by name, for a run with these values: narrow models learn by larger changes."""
+        usual = {option.name: option.default for option in self.options}
+        model = str(values.get("model") or usual.get("model"))
+        narrow = self.narrow and not values.get("full") and is_narrow(model)
+        return usual | dict(self.narrow) if narrow else usual
 
     def configured(self, path: Path) -> dict[str, Any]:
         """Options by name from a YAML file. Raises `InputError` for one that is not, or for other names or values."""
@@ -136,9 +145,8 @@ class Run:
         raise to cancel. Raises `InputError` for data that cannot be read and for a batch that `accumulate` does not
         divide, and what `train` raises.
         """
-        values = {option.name: option.default for option in self.options} | {
-            name: value for name, value in values.items() if value is not None
-        }
+        values = {name: value for name, value in values.items() if value is not None}
+        values = self.defaults(values) | values
         recipe = replace(self.recipe, **{name: values.pop(name) for name in _RECIPE if name in values})
         if recipe.batch % recipe.accumulate:
             raise InputError(f"batch ({recipe.batch}) should be a multiple of accumulate ({recipe.accumulate}).")
@@ -250,6 +258,8 @@ _WORD = (
     Option("vectors", Whole(1, 64), "vectors that the word stands for", 4),
     Option("initial", Text(), "words whose vectors it begins from (default: the mean of all)", None, "TEXT"),
 )
+# What a narrow U-Net knows of shapes is in its convolutions (docs/benchmarks.md#teaching).
+_NARROW: dict[str, Any] = {"learning_rate": 1e-3, "convolutions": True, "text_encoders": True}
 _ALIKE: dict[str, Any] = {
     "teaches": True,
     "data_help": "a folder of pictures, with captions in .txt files of the same names or in metadata.jsonl",
@@ -379,6 +389,7 @@ RUNS = {
             builder="teaching.lora:new_task",
             recipe=Recipe(batch=4, learning_rate=1e-4, warm_up=20, beta_2=0.999),
             own=(_MODEL, _TRIGGER, _CAPTION, *_LOW_RANK, *_PICTURES, *_LOSS, *_MEMORY, *_SAMPLES, _FORMAT),
+            narrow=_NARROW,
             **_ALIKE,
         ),
         Run(
@@ -388,6 +399,7 @@ RUNS = {
             builder="teaching.dreambooth:new_task",
             recipe=Recipe(batch=4, learning_rate=1e-4, warm_up=20, beta_2=0.999),
             own=(_MODEL, _TRIGGER, _CAPTION, *_PRIOR, *_LOW_RANK, *_PICTURES, *_LOSS, *_MEMORY, *_SAMPLES, _FORMAT),
+            narrow=_NARROW,
             **_ALIKE,
         ),
         Run(

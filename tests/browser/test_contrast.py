@@ -70,6 +70,7 @@ def test_every_text_stands_out(open_page, scheme):
     for name, ready in (
         ("Image to image", "Input picture"),
         ("Morph", "Prompt of station 1"),
+        ("Train", "Pictures to learn from, and captions"),
         ("Models", "Search"),
         ("Gallery", "Search in prompts"),
         ("Picture info", "Picture to read"),
@@ -78,3 +79,6 @@ def test_every_text_stands_out(open_page, scheme):
         page.get_by_role("link", name=name).click()
         page.get_by_label(ready, exact=True).first.wait_for(state="attached")
         assert faint(page) == {}, name
+        if (chosen := page.get_by_role("radio", checked=True)).count():
+            chosen.first.hover()
+            assert faint(page) == {}, f"{name}, under the pointer"

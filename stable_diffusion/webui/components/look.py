@@ -5,15 +5,18 @@ import time
 import streamlit as st
 
 # The dark theme's colour is light, to be read as text on dark grey; on buttons and on what is chosen from a list
-# Streamlit writes white, which needs a dark one. The hint of a shortcut is half transparent there, and a grey badge is
-# grey on grey: too faint. The live panel stays in sight beside a long form. In lists of cards a click anywhere on
-# one opens it; the button that would show a small picture blown up is gone.
+# Streamlit writes white, which needs a dark one. The hint of a shortcut is half transparent there, a grey badge is grey
+# on grey, and a chosen segment under the pointer blue on blue: too faint. The live panel stays in sight beside a long
+# form. In lists of cards a click anywhere on one opens it; the button that would show a small picture blown up is gone.
 STYLE = """<style>
 [data-testid="stBaseButton-primary"]:not(:disabled) { background: #3b5bdb; border-color: #3b5bdb; color: #ffffff; }
 [data-testid="stBaseButton-primary"]:not(:disabled):hover { background: #364fc7; border-color: #364fc7; }
 [data-testid="stMultiSelect"] [data-tag] { background: #3b5bdb; color: #ffffff; }
 [data-testid^="stBaseButton"]:not(:disabled) kbd { opacity: 1; color: inherit; }
 .stMarkdownBadge { color: inherit !important; }
+button[data-variant][data-variant][data-selected][data-hovered] {
+    background: color-mix(in srgb, currentColor 12%, transparent);
+}
 @media (min-width: 641px) {
     [data-testid="stColumn"]:has(.st-key-live) { position: sticky; top: 4.5rem; align-self: flex-start; }
 }

@@ -57,10 +57,13 @@ def draw() -> None:
         )  # fmt: skip
     chosen = [models[state[f"merge_{role}"]] for role in roles]
     busy = work is not None and work.task.active
-    st.button(
-        "Merge", type="primary", key="merge_start", disabled=busy or not name.strip(), on_click=_queue,
-        args=(chosen, name, weight, mode, float16), help="" if name.strip() else "Give the new model a name",
-    )  # fmt: skip
+    # No callback: it would be given what the page showed before the field that was just left.
+    if st.button(
+        "Merge", type="primary", key="merge_start", disabled=busy or not name.strip(),
+        help="" if name.strip() else "Give the new model a name",
+    ):  # fmt: skip
+        _queue(chosen, name, weight, mode, float16)
+        st.rerun()
     if problem := state.get("merge_problem"):
         st.error(session.plain(problem), icon=":material/error:")
     if work is not None:

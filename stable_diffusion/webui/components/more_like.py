@@ -34,9 +34,9 @@ def of_record(parameters: Parameters | None, key: str) -> None:
     why = "It does not say how it was made." if unknown else why
     with st.popover(TITLE, icon=ICON, disabled=bool(why), help=why or None):
         if parameters is not None and not why:
-            strength, count = _choose(key)
+            _choose(key)
             st.button("Paint variations", key=f"vary-{key}", type="primary", on_click=_from_record,
-                      args=(parameters, strength, count))  # fmt: skip
+                      args=(parameters, key))  # fmt: skip
 
 
 def _choose(key: str) -> tuple[float, int]:
@@ -52,8 +52,9 @@ def _choose(key: str) -> tuple[float, int]:
     return strength, int(count)
 
 
-def _from_record(parameters: Parameters, strength: float, count: int) -> None:
+def _from_record(parameters: Parameters, key: str) -> None:
     state = st.session_state
+    strength, count = state[f"vary-strength-{key}"], int(state[f"vary-count-{key}"])
     notes = handover.fill(parameters)
     try:
         request = session.request_from_form(None)

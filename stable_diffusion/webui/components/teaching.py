@@ -27,6 +27,7 @@ REFRESH = 0.7  # seconds
 COUNTABLE = 2**53 - 1  # by a browser
 MINUTES, STEPS = "Minutes", "Steps"
 MAX_THUMBNAILS, MAX_POINTS = 24, 400
+FEW_POINTS = 8  # of which no smooth line is drawn
 THUMBNAIL = 72  # pixels
 FIRST = ("trigger", "caption", "initial", "class_caption")  # asked for next to the pictures
 WHAT = {
@@ -66,13 +67,14 @@ def _ask() -> None:
         help="Of the file. For a textual inversion it is also the word to write in prompts.",
     )  # fmt: skip
     examples = _examples()
-    values = _options(run)
+    values = _options(run, model.source)
     minutes, steps = _limit()
-    st.button(
-        "Train", type="primary", width="stretch", disabled=not (name and examples) or _active(), on_click=_begin,
-        args=(Asked(run, name.strip(), model.name, minutes, steps, values), examples),
+    # No callback: it would be given what the page showed before the field that was just left.
+    if st.button(
+        "Train", type="primary", width="stretch", disabled=not (name and examples) or _active(),
         help="Pictures that are asked for meanwhile are painted first, between two steps.",
-    )  # fmt: skip
+    ):  # fmt: skip
+        _begin(Asked(run, name.strip(), model.name, minutes, steps, values), examples)
 
 
 def _examples() -> list[Example]:
@@ -108,9 +110,9 @@ def _thumbnail(data: bytes) -> str:
     return data_url(jpeg(picture))
 
 
-def _options(run: str) -> dict[str, Any]:
+def _options(run: str, model: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    every = teaching.options(teaching.TEACHING[run])
+    every = teaching.options_for(teaching.TEACHING[run], model)
     for option in (each for each in every if each.name in FIRST):
         found[option.name] = _option(run, option)
     with st.expander("Settings"):
@@ -127,7 +129,9 @@ def _option(run: str, option: Option) -> Any:
     check, label = option.check, _capital(option.name.replace("_", " "))
     default: Any = option.default
     words = session.plain(sentence(option.help))
-    keep: dict[str, Any] = {"key": f"teaching-{run}-{option.name}", "help": words, "persist_state": "session"}
+    # A default that differs between models makes it another widget.
+    key = f"teaching-{run}-{option.name}" + ("" if default is None else f"-{default}")
+    keep: dict[str, Any] = {"key": key, "help": words, "persist_state": "session"}
     if isinstance(check, Flag):
         return st.toggle(label, bool(default), **keep)
     if isinstance(check, Choice):
@@ -167,6 +171,8 @@ def _begin(asked: Asked, examples: list[Example]) -> None:
         Teaching(session.the_worker(), teaching.begin(asked, examples))
     except (StableDiffusionError, OSError) as error:
         st.toast(session.plain(in_plain_words(error)), icon=":material/error:")
+        return
+    st.rerun()
 
 
 # --- How it goes
@@ -209,11 +215,13 @@ def _figures(work: Teaching) -> None:
     if len(points) > 1:
         rows = altair.Data(values=[{"step": step, "loss": loss} for step, loss in points])
         chart = altair.Chart(rows, height=180, description=f"The loss after {points[-1][0]} steps")
-        line = chart.mark_line(strokeWidth=1, opacity=0.45).encode(
+        line = chart.mark_line(strokeWidth=2.5).encode(
             altair.X("step:Q").title("step"), altair.Y("loss:Q").title("loss").scale(zero=False)
         )
-        smooth = line.transform_loess("step", "loss", bandwidth=0.3).mark_line(strokeWidth=2.5)
-        st.altair_chart(line + smooth if len(points) > 8 else line, width="stretch")
+        if len(points) > FEW_POINTS:
+            smooth = line.transform_loess("step", "loss", bandwidth=0.3)
+            line = line.mark_line(strokeWidth=1, opacity=0.45) + smooth
+        st.altair_chart(line, width="stretch")
     if work.sheet is not None:
         try:
             st.image(data_url(work.sheet.read_bytes()), width="stretch", alt="Samples of what it has learnt so far")
@@ -244,26 +252,32 @@ def _over(work: Teaching) -> None:
 
 
 def _past() -> None:
-    past = teaching.past()
+    past = {asked.name: asked for asked in teaching.past()}
     if not past:
         return
-    with st.expander("Resume a run", expanded=teaching.latest(session.the_worker()) is None):
+    work = teaching.latest(session.the_worker())
+    if work is not None and state.get("teaching_offered") != work.task.id and work.asked.name in past:
+        state["teaching_offered"], state["teaching_past"] = work.task.id, work.asked.name
+    if state.get("teaching_past") not in past:
+        state["teaching_past"] = next(iter(past))
+    with st.expander("Resume a run", expanded=work is None):
         asked = past[
-            st.selectbox(
-                "Run", range(len(past)), format_func=lambda i: _line(past[i]), key="teaching_past", width="stretch"
-            )
-        ]
+            st.selectbox("Run", [*past], format_func=lambda name: _line(past[name]), key="teaching_past",
+                         width="stretch")
+        ]  # fmt: skip
         unit = MINUTES if asked.steps is None else STEPS
         more = st.number_input(
             f"{unit}, all sessions together", 1, 10**6, max(1, round(asked.minutes or asked.steps or 1)),
             key=f"teaching-more-{asked.name}",
         )  # fmt: skip
         with st.container(horizontal=True):
-            st.button("Resume", disabled=_active(), on_click=_resume, args=(asked, unit, more))
+            resume = st.button("Resume", disabled=_active())
             st.button(
                 "Delete", disabled=_active(), on_click=teaching.delete, args=(asked,),
                 help="Deletes its pictures and state. What it has taught stays.",
             )  # fmt: skip
+        if resume:
+            _resume(asked, unit, more)
 
 
 def _line(asked: Asked) -> str:
@@ -278,6 +292,8 @@ def _resume(asked: Asked, unit: str, more: int) -> None:
         Teaching(session.the_worker(), asked)
     except (StableDiffusionError, OSError) as error:
         st.toast(session.plain(in_plain_words(error)), icon=":material/error:")
+        return
+    st.rerun()
 
 
 def _capital(text: str) -> str:

@@ -120,7 +120,9 @@ def _start(sources: list[Source], settings: Upscaling | None) -> None:
     if len(sizes) == 1:
         st.caption(f"It becomes {sizes[0][0]:,} × {sizes[0][1]:,} pixels.")
     ready = bool(sources) and settings is not None and not problem
-    st.button("Upscale", type="primary", disabled=not ready, on_click=_queue, args=(sources, settings), width="stretch")
+    # No callback: it would be given what the page showed before the field that was just left.
+    if st.button("Upscale", type="primary", disabled=not ready, width="stretch") and settings is not None:
+        _queue(sources, settings)
 
 
 def _queue(sources: list[Source], settings: Upscaling) -> None:
