@@ -36,7 +36,7 @@ def draw() -> None:
         "Method", list(NAMES), default=None if "merge_mode" in state else WEIGHTED_SUM, required=True,
         format_func=NAMES.__getitem__, key="merge_mode", persist_state="session",
         help="Weighted sum: a mixture of A and B. Add difference: A, and of B what it has more than C.",
-    )  # fmt: skip
+    ) or WEIGHTED_SUM  # fmt: skip
     roles = [*ROLES][: 3 if mode == ADD_DIFFERENCE else 2]
     for column, role in zip(st.columns(len(roles)), roles, strict=True):
         _choice(column, role, [*models])
