@@ -19,6 +19,7 @@ Commands:
   imagic      change a picture by a text, and keep the rest of it
   invert      find the noise that a picture comes from
   reconstruct paint a picture from its noise, as it was or with another text
+  edit        paint a picture by one text, and the same picture by another
   blend       make a strip or an animation from one text or seed to another
   grid        paint a grid with one to three settings varied
   again       regenerate a picture from its own metadata

@@ -2,7 +2,8 @@
 
     python benchmarks/editing.py imagic --sheet imagic.png     tunes ten postcards, paints several amounts: minutes
     python benchmarks/editing.py inversion                     DDIM inversion: how exactly six postcards come back
-    python benchmarks/editing.py variation --sheet v.png       ... and what another text makes of their noise
+    python benchmarks/editing.py variation --sheet v.png       ... and what another text makes of their noise, alone and
+                                                               by prompt-to-prompt
 
 The judge is that of adherence.py. "Outside" are the pixels in which the painter's own pictures of the card before and
 after the change agree: where nothing should change.
@@ -23,7 +24,7 @@ from PIL import Image
 
 from benchmarks.adherence import ROOT, a_judge, tell
 from benchmarks.judge import ATTRIBUTES, Classifier
-from stable_diffusion import StableDiffusion
+from stable_diffusion import PromptEdit, StableDiffusion
 from stable_diffusion.pictures import arrays
 from stable_diffusion.training.imagic import Settings, tune
 from stable_diffusion.training.postcards.painter import Postcard, describe, paint
@@ -131,10 +132,14 @@ def variation(options: argparse.Namespace) -> None:
         card = paint(shown)
         noise = inverted(sd, np.asarray(card), describe(shown), steps, options.corrections[-1])
         edits.sheet.append(card)
-        for cfg in (1.0, 2.0, 3.0, 5.0):
-            edits.add(f"{cfg:g}", i, repainted(sd, noise, changed(i), steps, cfg))
-    edits.print("guidance")
-    save_sheet(edits.sheet, 5, options.sheet)
+        for cfg in (1.0, 3.0):
+            edits.add(f"guidance {cfg:g}", i, repainted(sd, noise, changed(i), steps, cfg))
+            for shares in ((0.4, 0.2), (0.8, 0.4)):
+                how = PromptEdit(*shares)
+                edits.add(f"{cfg:g}, cross {shares[0]}, layout {shares[1]}", i,
+                          edited(sd, noise, describe(shown), changed(i), how, steps, cfg))  # fmt: skip
+    edits.print("")
+    save_sheet(edits.sheet, 7, options.sheet)
 
 
 def inverted(sd: StableDiffusion, picture: np.ndarray, caption: str, steps: int, corrections: int) -> np.ndarray:
@@ -146,6 +151,14 @@ def inverted(sd: StableDiffusion, picture: np.ndarray, caption: str, steps: int,
 def repainted(sd: StableDiffusion, noise: np.ndarray, text: str, steps: int, cfg: float) -> np.ndarray:
     made = sd.generate(text, latents=noise, sampler="ddim", num_steps=steps, cfg_weight=cfg, seed=0)
     return np.asarray(next(iter(made)).image)
+
+
+def edited(
+    sd: StableDiffusion, noise: np.ndarray, before: str, after: str, how: PromptEdit, steps: int, cfg: float
+) -> np.ndarray:
+    for _, step in sd.edit(before, after, how, latents=noise, sampler="ddim", num_steps=steps, cfg_weight=cfg, seed=0):
+        latents = step.latents
+    return arrays.to_uint8(np.array(sd.decode(latents))[0])
 
 
 def mean_psnr(pictures: list[np.ndarray], others: list[np.ndarray]) -> float:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .pictures.inpainting import Inpainting, outpaint
     from .pictures.reading import open_picture
     from .pipeline import StableDiffusion
+    from .prompt_edit import PromptEdit
     from .sampler import SimpleEulerSampler, sampler_by_name, samplers
     from .steering import Steering
     from .text.prompt import Blend
@@ -65,6 +66,7 @@ _HOMES = {
     "NotFiniteError": ".errors",
     "PictureError": ".errors",
     "PictureMaps": ".attention",
+    "PromptEdit": ".prompt_edit",
     "SamplerError": ".errors",
     "SimpleEulerSampler": ".sampler",
     "StableDiffusion": ".pipeline",
@@ -98,6 +100,7 @@ __all__ = [
     "NotFiniteError",
     "PictureError",
     "PictureMaps",
+    "PromptEdit",
     "SamplerError",
     "SimpleEulerSampler",
     "StableDiffusion",

@@ -22,6 +22,7 @@ from .commands import (
     again,
     blend,
     checkpoints,
+    edit,
     grid,
     imagic,
     inpaint,
@@ -127,8 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     for group in (
-        paint, inpaint, imagic, invert, blend, grid, again, upscale, checkpoints, words, pictures, train, page, serve,
-        selftest,
+        paint, inpaint, imagic, invert, edit, blend, grid, again, upscale, checkpoints, words, pictures, train, page,
+        serve, selftest,
     ):  # fmt: skip
         group.add_to(commands)
     return parser

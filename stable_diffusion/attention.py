@@ -25,7 +25,7 @@ from PIL import Image
 from . import checks
 from .atomic import write_whole
 from .backend import mx
-from .diffusion.network import Tap
+from .diffusion.network import Extras, Tap
 from .errors import InputError
 from .pictures import heat
 from .text.prompt import Text
@@ -241,6 +241,10 @@ class Recording:
                 self._rows[i, place - n_rows] = row
         self._script, self._n_rows = script, n_rows
         self.pictures = tuple(PictureMaps(each, stages, size) for each in words)
+
+    def extras(self, step: int, n_rows: int, first: int = 0) -> Extras:
+        """What a call of the network at a step, from 1, is given to be recorded; see `tap`."""
+        return Extras(tap=self.tap(step, n_rows, first))
 
     def tap(self, step: int, n_rows: int, first: int = 0) -> Tap | None:
         """What a call of the network at a step, from 1, tells its queries and keys; None if it need not.

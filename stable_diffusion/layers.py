@@ -6,6 +6,8 @@ the few differences.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from . import ops
 from .backend import mx, nn
 
@@ -131,14 +133,20 @@ class Attention(nn.Module):
         """Project a context (B, M, D) to keys and values, (B, heads, M, head_dim) each."""
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
-    def __call__(self, x: mx.array, keys_values: tuple[mx.array, mx.array] | None = None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        keys_values: tuple[mx.array, mx.array] | None = None,
+        attend: Callable[[mx.array, mx.array, mx.array], mx.array] | None = None,
+    ) -> mx.array:
+        attend = attend or ops.attention
         q = self._split(self.to_q(x))
         k, v = keys_values or self.keys_values(x)
         if self.upcast:
             q, k = q.astype(mx.float32), k.astype(mx.float32)
-            y = ops.attention(q, k, v.astype(mx.float32)).astype(x.dtype)
+            y = attend(q, k, v.astype(mx.float32)).astype(x.dtype)
         else:
-            y = ops.attention(q, k, v)
+            y = attend(q, k, v)
         return self.to_out(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
     def _split(self, x: mx.array) -> mx.array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,7 +15,7 @@ import numpy as np
 from . import backend, checks, memory
 from .adapters import files
 from .adapters.overlay import Choice, Loras
-from .attention import AttentionMaps, Recording
+from .attention import AttentionMaps
 from .backend import mx
 from .diffusion.call import Call, check_passes
 from .diffusion.conditioned import ConditionedNetwork
@@ -22,7 +23,7 @@ from .diffusion.deep_cache import DeepCache
 from .diffusion.denoiser import Denoiser, NetworkCall
 from .diffusion.guiding import Guidance, GuidanceFunction
 from .diffusion.inversion import inverted
-from .diffusion.network import DenoisingNetwork, TextReader
+from .diffusion.network import DenoisingNetwork, TextReader, Watcher
 from .diffusion.noise import NoiseStream
 from .diffusion.refining import SWITCH, Refinement
 from .diffusion.start import FirstPass, InputLatents, InputPicture, Start, start_from
@@ -34,6 +35,7 @@ from .model import LoadedModel
 from .model_io.hub import Progress
 from .pictures.arrays import to_picture
 from .pictures.reading import as_input
+from .prompt_edit import PromptEdit, Side
 from .record.used import Used
 from .sampler import Sampler, a1111_name
 from .steering import Steering
@@ -91,7 +93,7 @@ class StableDiffusion(LoadedModel):
         vary_all_draws: bool = False,
         guidance: Guidance | GuidanceFunction | Steering | None = None,
         progress: Progress | None = None,
-        attention: AttentionMaps | None = None,
+        attention: AttentionMaps | Side | None = None,
         with_start: bool = False,
     ) -> Generation:
         """Generate step by step; the arguments are checked at once.
@@ -140,8 +142,9 @@ class StableDiffusion(LoadedModel):
         works in the second pass, as in A1111.
 
         `attention` records where in each picture each word acts (stable_diffusion.AttentionMaps), which changes no bit
-        of what is painted. `with_start` adds, ahead of the first call of the network, a step of index 0: the noise, or
-        the noised input; and with `hires` what the second pass begins with.
+        of what is painted; `edit` has another use for it. `with_start` adds, ahead of the first call
+        of the network, a step of index 0: the noise, or the noised input; and with `hires` what the second pass begins
+        with.
 
         `guidance` steers by a gradient (Dhariwal and Nichol 2021): a function of x_t, its noise level and the estimate
         of x_0 that returns the gradient in x_t of log p(y | x_t), all (n_images, h, w, latent_channels); a
@@ -213,6 +216,8 @@ class StableDiffusion(LoadedModel):
         known = inspect.signature(self.generate_latents).parameters
         settings = {name: known[name].default for name in list(known)[3:] if name != "with_start"} | settings
         progress, attention = settings.pop("progress"), settings.pop("attention")
+        if isinstance(attention, Side):
+            raise InputError("`generate` paints no edits: use `edit`.")
         settings["guidance"] = self._guidance(settings["guidance"], texts, n_images)
         call = check_passes(self, self._unet, texts=texts, negative_texts=against, n_images=n_images, **settings)
         groups = self._groups(call)
@@ -252,6 +257,30 @@ class StableDiffusion(LoadedModel):
         self._check(call)
         pixels = mx.array(as_input(picture, *call.size))[None]
         return self._inverted(call, pixels, corrections)
+
+    def edit(
+        self, before: str, after: str, how: PromptEdit | None = None, seed: int | None = None, **settings: Any
+    ) -> Iterator[tuple[GenerationStep, GenerationStep]]:
+        """Paint a picture of the text `before`, and the same picture by `after`: their steps, in pairs.
+
+        The second one's attention follows the first one's as `how` says (stable_diffusion.PromptEdit; prompt-to-prompt,
+        Hertz et al. 2022). `settings` are those of `generate_latents`; `latents` may be what `invert` found. Raises
+        `InputError` as that does, and for what cannot be edited: texts with AND, blends or schedules or of more than
+        75 tokens, several pictures, hires and a refiner.
+        """
+        how = how or PromptEdit()
+        if settings.get("hires") is not None or settings.get("refiner") is not None:
+            raise InputError("A picture is edited in one pass of one model: leave out hires and refiner.")
+        settings["seed"] = secrets.randbelow(2**32) if seed is None else seed
+        sides = (before, how.before), (after, how.after)
+        generations = [self.generate_latents(text, attention=side, **settings) for text, side in sides]
+        return self._edited(*generations)
+
+    def _edited(self, old: Generation, new: Generation) -> Iterator[tuple[GenerationStep, GenerationStep]]:
+        with closing(old), closing(new):
+            for pair in zip(old, new, strict=True):
+                mx.eval([step.latents for step in pair])
+                yield pair
 
     def _inverted(self, call: Call, pixels: mx.array, corrections: int) -> Iterator[GenerationStep]:
         width, height = (side // self.downscale for side in call.size)
@@ -300,12 +329,12 @@ class StableDiffusion(LoadedModel):
         return self.decode(mx.broadcast_to(start.x_0, (n, *start.x_0.shape[1:])))
 
     def _begin(
-        self, call: Call, progress: Progress | None, attention: AttentionMaps | None, with_start: bool = False
+        self, call: Call, progress: Progress | None, attention: AttentionMaps | Side | None, with_start: bool = False
     ) -> Generation:
         if call.changes_nothing:
             return Generation(self._used(call), _no_steps(), (*self.notes, *call.notes))
         self._check(call)
-        if attention is not None and not (isinstance(attention, AttentionMaps) and self.tokenizer is not None):
+        if attention is not None and not (isinstance(attention, AttentionMaps | Side) and self.tokenizer is not None):
             raise InputError(
                 f"attention = {attention!r} should be a stable_diffusion.AttentionMaps or None, and needs a model that "
                 f"reads texts with CLIP."
@@ -327,7 +356,7 @@ class StableDiffusion(LoadedModel):
         network: DenoisingNetwork,
         reader: TextReader,
         progress: Progress | None,
-        attention: AttentionMaps | None,
+        attention: AttentionMaps | Side | None,
         with_start: bool,
     ) -> Generator[GenerationStep, None, None]:
         """The steps of one pass, and those of the second one of a hires fix."""
@@ -352,7 +381,7 @@ class StableDiffusion(LoadedModel):
         call: Call,
         network: DenoisingNetwork,
         reader: TextReader,
-        attention: AttentionMaps | None,
+        attention: AttentionMaps | Side | None,
         progress: Progress | None,
         x_0: mx.array | None = None,
     ) -> Generator[GenerationStep, None, None]:
@@ -361,10 +390,10 @@ class StableDiffusion(LoadedModel):
         backend.fit_threads(memory.largest_product(self._unet, self._vae.config, len(call.prompts), *call.seen))
         # 3. The texts are encoded and prepared for the network, once.
         latents = height // self.downscale, width // self.downscale
-        recording = None
+        watcher = None
         if attention is not None:
-            recording = attention.begin(call.script, len(call.prompts), reader.tokenizers[0], latents)
-        denoiser = self._denoiser(call, network, reader, progress, recording=recording)
+            watcher = attention.begin(call.script, len(call.prompts), reader.tokenizers[0], latents)
+        denoiser = self._denoiser(call, network, reader, progress, watcher=watcher)
         if call.refinement is not None:
             denoiser = self._refined(denoiser, call, call.refinement, progress)  # whose steps are not recorded
         # 4. The first latents: noise, or the input noised to the plan's first level.
@@ -406,7 +435,7 @@ class StableDiffusion(LoadedModel):
         reader: TextReader,
         progress: Progress | None,
         begin: Callable[[], None] | None = None,
-        recording: Recording | None = None,
+        watcher: Watcher | None = None,
     ) -> Denoiser:
         """This model as a denoiser of one generation; `begin` is called ahead of its network's first call."""
         cache, branches = None, self._unet.branches
@@ -414,7 +443,7 @@ class StableDiffusion(LoadedModel):
             cache = DeepCache(call.deepcache_interval, min(call.deepcache_branch, branches - 1))
         conditioned = ConditionedNetwork(
             network, reader, call.script, call.seen, call.cfg_weight, self._dtype, self.low_memory, cache, begin,
-            recording, call.around if call.tiles is None else (),
+            watcher, call.around if call.tiles is None else (),
         )  # fmt: skip
         if self._unloads_encoders:
             conditioned.compute_texts()

@@ -14,11 +14,11 @@ from typing import Any
 from . import ops
 from .backend import has_gpu, mx, nn
 from .config import ONE_RESNET, UNetConfig
-from .diffusion.network import Conditioning, Extras, Tap
+from .diffusion.network import Attend, Conditioning, Extras, Tap
 from .layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
 
 # Keys and values of one transformer block, for "attn2", and for "attn1" if it too attends to the text. In a tapped call
-# also "tap", a function of queries, keys and "rows".
+# also "tap", a function of queries, keys and "rows"; where something else attends, "attend", by layer.
 BlockContext = dict[str, Any]
 # The same of all blocks of one transformer, and of all transformers of one level.
 LevelContext = list[list[BlockContext]]
@@ -79,11 +79,12 @@ class TransformerBlock(nn.Module):
 
     def __call__(self, x: mx.array, context: BlockContext, size: tuple[int, int]) -> mx.array:
         """x (B, H W, C), of a feature map of the size (H, W)."""
-        x = x + self.attn1(self.norm1(x), context.get("attn1"))
+        attend = context.get("attend", {})
+        x = x + self.attn1(self.norm1(x), context.get("attn1"), attend.get("attn1"))
         if "tap" in context:
             q = self.attn2.to_q(self.norm2(x)).reshape(len(x), *size, self.attn2.heads, -1).transpose(0, 3, 1, 2, 4)
             context["tap"](q, context["attn2"][0], context["rows"])
-        x = x + self.attn2(self.norm2(x), context["attn2"])
+        x = x + self.attn2(self.norm2(x), context["attn2"], attend.get("attn2"))
         return x + self.ff(self.norm3(x))
 
 
@@ -280,10 +281,11 @@ class UNet(nn.Module):
         `guidance` (B or 1, time_cond_proj_dim) from `guidance_embedding` (LCM). Returns (B, H, W, out_channels).
         """
         extras = extras or Extras()
-        extras.refuse_all_but("This U-Net", "residuals", "tap", "deep")
+        extras.refuse_all_but("This U-Net", "residuals", "tap", "attend", "deep")
         run = partial(ops.by_batch, self._predict, x.shape[0], self)
-        rows = None if extras.tap is None else mx.arange(x.shape[0])
-        inputs = (x, t, context, pooled, time_ids, guidance, extras.residuals, extras.tap, rows)
+        watched = None if extras.tap is None and extras.attend is None else (extras.tap, extras.attend)
+        rows = None if watched is None else mx.arange(x.shape[0])
+        inputs = (x, t, context, pooled, time_ids, guidance, extras.residuals, watched, rows)
         deep = extras.deep
         if deep is None:
             return run(*inputs)
@@ -301,17 +303,17 @@ class UNet(nn.Module):
         time_ids: mx.array | None,
         guidance: mx.array | None,
         residuals: Sequence[mx.array] | None,
-        tap: Tap | None,
+        watched: tuple[Tap | None, Attend | None] | None,
         rows: mx.array | None,
         branch: int | None = None,
         features: mx.array | None = None,
     ) -> Any:
         """The prediction; with a `branch` and no `features`, also the features there.
 
-        `rows` are the places of its rows in the whole batch, for a `tap`.
+        `rows` are the places of its rows in the whole batch, for what is `watched`.
         """
-        if tap is not None and rows is not None:
-            context = _tapped(context, self._level_names(), tap, rows.tolist())  # type: ignore[arg-type]
+        if watched is not None and rows is not None:
+            context = _watched(context, self._level_names(), *watched, rows.tolist())  # type: ignore[arg-type]
         time = ops.ACTIVATIONS[self.config.act_fn](self.embed_time(t, pooled, time_ids, guidance, x.dtype))
         if self.config.center_input_sample:
             x = 2 * x - 1
@@ -395,15 +397,29 @@ class UNet(nn.Module):
         return time
 
 
-def _tapped(context: list[LevelContext], names: list[str], tap: Tap, rows: list[int]) -> list[LevelContext]:
-    """A context with a tap in each block, called with the layer's name and these rows."""
+def _watched(
+    context: list[LevelContext], names: list[str], tap: Tap | None, attend: Attend | None, rows: list[int]
+) -> list[LevelContext]:
+    """A context with a tap in each block, called with the layer's name and these rows; and with what attends there."""
 
-    def tapped(path: str, blocks: list[BlockContext]) -> list[BlockContext]:
-        paths = (f"{path}.transformer_blocks.{i}.attn2" for i in range(len(blocks)))
-        return [block | {"tap": partial(tap, path), "rows": rows} for path, block in zip(paths, blocks, strict=True)]
+    def watched(path: str, block: BlockContext) -> BlockContext:
+        more: BlockContext = {} if tap is None else {"tap": partial(tap, f"{path}.attn2"), "rows": rows}
+        if attend is not None:
+            layers = {name: partial(attend, f"{path}.{name}") for name in ("attn1", "attn2")}
+            more["attend"] = {name: partial(_with_rows, layer, rows) for name, layer in layers.items()}
+        return block | more
 
-    levels = zip(names, context, strict=True)
-    return [[tapped(f"{name}.attentions.{i}", each) for i, each in enumerate(level)] for name, level in levels]
+    return [
+        [
+            [watched(f"{name}.attentions.{i}.transformer_blocks.{j}", block) for j, block in enumerate(blocks)]
+            for i, blocks in enumerate(level)
+        ]
+        for name, level in zip(names, context, strict=True)
+    ]
+
+
+def _with_rows(attend: Any, rows: list[int], q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    return attend(q, k, v, rows)
 
 
 class _LevelBuilder:

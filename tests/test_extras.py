@@ -132,5 +132,5 @@ def test_both_at_once_and_none_of_either():
 def test_what_it_cannot_take_is_refused_by_name():
     unet = network("sd1")
     x, t, context = inputs(unet, "sd1")
-    with pytest.raises(InputError, match="This U-Net takes no keys_values, only residuals, tap and deep"):
+    with pytest.raises(InputError, match="This U-Net takes no keys_values, only residuals, tap, attend and deep"):
         unet.predict(x, t, context, Extras(keys_values={"a": (x, x)}))

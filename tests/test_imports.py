@@ -57,6 +57,7 @@ ORDER = [
     "stable_diffusion/ops",
     "stable_diffusion/diffusion/network.py",
     "stable_diffusion/attention.py",
+    "stable_diffusion/prompt_edit.py",
     "stable_diffusion/layers.py",
     "stable_diffusion/clip.py",
     "stable_diffusion/unet.py",
@@ -212,8 +213,8 @@ def test_public_names():
     assert sorted(stable_diffusion.__all__) == sorted(
         [
             *own, "AttentionMaps", "Blend", "GeneratedPicture", "Generation", "GenerationStep", "Guidance", "Hires",
-            "Inpainting", "PictureMaps", "SimpleEulerSampler", "StableDiffusion", "Steering", "open_picture",
-            "outpaint", "sampler_by_name", "samplers",
+            "Inpainting", "PictureMaps", "PromptEdit", "SimpleEulerSampler", "StableDiffusion", "Steering",
+            "open_picture", "outpaint", "sampler_by_name", "samplers",
         ]
     )  # fmt: skip
     for name in stable_diffusion.__all__:

@@ -10,11 +10,10 @@ from typing import Any
 from mlx.utils import tree_map
 
 from .. import ops
-from ..attention import Recording
 from ..backend import mx
 from ..text.script import Script
 from .deep_cache import DeepCache
-from .network import Context, DeepFeatures, DenoisingNetwork, Extras, Tap, TextReader
+from .network import Context, DeepFeatures, DenoisingNetwork, Extras, TextReader, Watcher
 
 
 class ConditionedNetwork:
@@ -23,7 +22,7 @@ class ConditionedNetwork:
     Each distinct text is encoded and prepared (for a U-Net, projected to keys and values) once for the whole
     generation: a schedule of k texts costs k runs of the text encoder and memory for k texts' keys and values, but no
     more work per step. A composition of k parts costs k + 1 rows per step instead of 2. With `one_by_one` the network
-    is called for each row of the batch in turn. A `cache` and a `recording` are this generation's own.
+    is called for each row of the batch in turn. A `cache` and a `watcher` are this generation's own.
     `begin` is called once, with evaluated latents, ahead of the first call. Along the axes `around` of (B, h, w, C) the
     network sees the latents' opposite edges as neighbours (ops/edges.py).
     """
@@ -39,12 +38,12 @@ class ConditionedNetwork:
         one_by_one: bool = False,
         cache: DeepCache | None = None,
         begin: Callable[[], None] | None = None,
-        recording: Recording | None = None,
+        watcher: Watcher | None = None,
         around: tuple[int, ...] = (),
     ):
         self._begin = begin
         self._network, self._script, self._dtype, self._one_by_one = network, script, dtype, one_by_one
-        self._cache, self._recording, self._around = cache, recording, around
+        self._cache, self._watcher, self._around = cache, watcher, around
         negatives = script.negatives
         texts = [dataclasses.replace(each, negative=i in negatives) for i, each in enumerate(reader.read(script.texts))]
         self._prepared = network.prepare(texts, *size, dtype, cfg_weight)
@@ -78,12 +77,12 @@ class ConditionedNetwork:
     def _predict(self, x: mx.array, time: mx.array, context: Context, step: int, deep: DeepFeatures | None) -> mx.array:
         """One call, or one for each row; deep features that it is not given are put into `deep`."""
         if not self._one_by_one or len(x) == 1:
-            return self._network.predict(x, time, context, Extras(tap=self._tap(step, len(x)), deep=deep))
+            return self._network.predict(x, time, context, self._extras(deep, step, len(x)))
         parts, features = [], []
         for i in range(len(x)):
             own = tree_map(partial(_chosen, slice(i, i + 1)), context)
             own_deep = None if deep is None else deep.row(i)
-            extras = Extras(tap=self._tap(step, len(x), i), deep=own_deep)
+            extras = self._extras(own_deep, step, len(x), i)
             parts.append(ops.by_blocks(self._network.predict, x[i : i + 1], time, own, extras))
             mx.eval(parts[-1])
             if own_deep is not None and own_deep.features is not None:
@@ -92,8 +91,10 @@ class ConditionedNetwork:
             deep.features = mx.concatenate(features)
         return mx.concatenate(parts)
 
-    def _tap(self, step: int, n_rows: int, first: int = 0) -> Tap | None:
-        return None if self._recording is None else self._recording.tap(step, n_rows, first)
+    def _extras(self, deep: DeepFeatures | None, step: int, n_rows: int, first: int = 0) -> Extras:
+        if self._watcher is None:
+            return Extras(deep=deep)
+        return dataclasses.replace(self._watcher.extras(step, n_rows, first), deep=deep)
 
     def _context(self, places: tuple[int, ...]) -> Context:
         if self._last[0] != places:

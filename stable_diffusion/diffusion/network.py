@@ -21,6 +21,10 @@ Context = Any
 # rows in the call's batch: lanes may compute parts of a batch, at the same time.
 Tap = Callable[[str, mx.array, mx.array, list[int]], None]
 
+# Attends in a layer's stead: called with the layer's name, queries, keys and values (B or 1, heads, M, D), and the same
+# places; returns (B, heads, N, D). Here queries are (B, heads, N, D).
+Attend = Callable[[str, mx.array, mx.array, mx.array, list[int]], mx.array]
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -53,13 +57,14 @@ class Extras:
 
     `residuals` are added to the skip connections, in order of the way down, and the last one to the middle block's
     output (ControlNet, Zhang et al. 2023). `keys_values` are further keys and values for cross-attention, by layer name
-    (IP-Adapter, Ye et al. 2023). `tap` is called by each cross-attention layer. `deep` goes from one call to
-    others.
+    (IP-Adapter, Ye et al. 2023). `tap` is called by each cross-attention layer; `attend` by each layer, self-attention
+    included, in place of its own attention. `deep` goes from one call to others.
     """
 
     residuals: Sequence[mx.array] | None = None
     keys_values: dict[str, tuple[mx.array, mx.array]] | None = None
     tap: Tap | None = None
+    attend: Attend | None = None
     deep: DeepFeatures | None = None
 
     def refuse_all_but(self, network: str, *known: str) -> None:
@@ -68,6 +73,13 @@ class Extras:
             if getattr(self, field.name) is not None and field.name not in known:
                 others = f", only {', '.join(known[:-1])} and {known[-1]}" if known else " or other extras"
                 raise InputError(f"{network} takes no {field.name}{others}.")
+
+
+class Watcher(Protocol):
+    """Looks at, or into, the network's calls of one generation."""
+
+    def extras(self, step: int, n_rows: int, first: int = 0) -> Extras:
+        """The extras of a call at a step, from 1, which has the rows from `first` on of the step's `n_rows`."""
 
 
 class DenoisingNetwork(Protocol):
