@@ -127,6 +127,8 @@ def test_the_command(sd, tmp_path, capsys):
         found = read_parameters(path)
         assert (found.prompt, found.negative, found.seed, found.steps, found.cfg) == (text, "clouds", 3, 5, 4.0)
     assert found.extra["Prompt-to-prompt"] == BEFORE
+    assert main(["again", paths[1]]) == 2
+    assert "repeat the command `edit`" in capsys.readouterr().err
     noise = tmp_path / "noise.safetensors"
     rng = np.random.default_rng(0)
     NoiseFile(rng.standard_normal((1, 8, 8, 4), np.float32), BEFORE, "postcards-tiny", 5).save(noise)

@@ -86,6 +86,7 @@ def edit(args: argparse.Namespace) -> list[Path]:
 
     from ..pictures.arrays import to_picture
     from ..prompt_edit import PromptEdit
+    from ..record import keys
     from ..record.parameters import Parameters
     from ..request import Request
     from ..sampler import a1111_name, sampler_by_name
@@ -111,7 +112,7 @@ def edit(args: argparse.Namespace) -> list[Path]:
     for i, (text, step) in enumerate(zip(texts, steps, strict=True), 1):
         picture = to_picture(sd.decode(step.latents)[0])
         said: dict[str, str] = {} if i == 1 else {
-            "Prompt-to-prompt": texts[0], "Cross-attention": f"{args.cross:g}", "Self-attention": f"{args.layout:g}"
+            keys.EDITED: texts[0], "Cross-attention": f"{args.cross:g}", "Self-attention": f"{args.layout:g}"
         }  # fmt: skip
         parameters = Parameters(
             text, args.negative or "", settings["num_steps"], name, schedule, settings["cfg_weight"], seed,

@@ -39,6 +39,7 @@ NO_SETTINGS = (
     "Input sha256", "Mask", "Mask sha256", "Init image hash", "Hashes", "User", "Created Date", "RNG", "Model",
     "Noise Schedule",
 )  # fmt: skip
+EDITS = {keys.EDITED: "edit", keys.IMAGIC: "imagic"}  # the commands that do more than paint a text
 
 
 @dataclass
@@ -95,6 +96,10 @@ def plan_of(asked: argparse.Namespace, parameters: Parameters) -> Plan:
         raise PictureError(
             f"{asked.source!r} is a grid ({extra['Script']}), whose pictures have records of their own: regenerate one "
             "of these, or repeat the command `grid`. --force regenerates the grid's first picture."
+        )
+    if (made := next((name for key, name in EDITS.items() if key in extra), None)) and not asked.force:
+        raise PictureError(
+            f"{asked.source!r} is an edited picture: repeat the command `{made}`. --force paints its text alone."
         )
     lacking = [name for name in NEEDED if getattr(parameters, name) is None]
     if lacking and not asked.force:

@@ -24,6 +24,7 @@ BLEND_PROMPT, BLEND_SEED, BLEND_SHARE = "Blend prompt", "Blend seed", "Blend sha
 BLEND_PROMPTS, BLEND_SEEDS = "Blend prompts", "Blend seeds"  # of a strip's stations after the first, if several
 BLEND_FRAMES, BLEND_FPS = "Blend frames", "Blend fps"
 BLEND_LOOP, BLEND_EASING, BLEND_STRENGTH = "Blend loop", "Blend easing", "Blend strength"
+EDITED, IMAGIC = "Prompt-to-prompt", "Imagic amount"  # of the commands `edit` and `imagic`
 STOPPED = "Stopped after"  # of a picture that was not finished: "12 of 20 steps"
 VARIATION_SEED, VARIATION_STRENGTH = "Variation seed", "Variation seed strength"
 VARIATION_OF_ALL = "Variation of all noise"

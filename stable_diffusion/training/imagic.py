@@ -32,13 +32,13 @@ from ..diffusion.schedule import NoiseSchedule
 from ..errors import InputError
 from ..generation import GeneratedPicture
 from ..pictures.arrays import to_picture
+from ..record import keys
 from ..record.parameters import Parameters
 from ..sampler import a1111_name, sampler_by_name
 from .optimisation import Arrays, State
 from .recipe import Recipe
 
 METADATA = "imagic"
-AMOUNT = "Imagic amount"  # in a picture's record
 PARTS = ("empty", "target", "optimised", "unet")  # of the tensors in a file
 Report = Callable[[str, float], None]  # what is being done, and how much of all of it is done, from 0 to 1
 
@@ -139,7 +139,8 @@ class Tuned:
                 mx.eval(step.x)
         picture = to_picture(np.asarray(sd.decode(step.x))[0])
         name, schedule = a1111_name(way)
-        about = {"width": self.size[0], "height": self.size[1], "model": self.model, "extra": {AMOUNT: f"{amount:g}"}}
+        said = {keys.IMAGIC: f"{amount:g}"}
+        about = {"width": self.size[0], "height": self.size[1], "model": self.model, "extra": said}
         return GeneratedPicture(
             picture,
             Parameters(self.text, "", num_steps, name, schedule, cfg_weight, seed, **about),  # type: ignore[arg-type]
