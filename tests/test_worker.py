@@ -209,6 +209,24 @@ def test_a_task_that_yields_begins_when_nothing_else_waits(engine, worker):
     assert task.result == 0
 
 
+def test_a_job_that_repeats_and_a_long_task_take_turns(engine, worker):
+    forever = worker.submit(Request("a", steps=1), repeat=True)
+    over(forever)
+    painted = []
+
+    def train(model, report):
+        for _ in range(4):
+            painted.append(len(engine.models[0].calls))
+            worker.give_way()
+        return "trained"
+
+    task = worker.compute("train", train, yields=True)
+    wait(lambda: not task.active)
+    worker.cancel(worker.latest(forever))
+    assert (task.state, task.result) == (State.DONE, "trained")
+    assert np.diff(painted).tolist() == [1, 1, 1]  # one picture between two steps
+
+
 def test_a_paused_task_can_be_cancelled(engine, worker):
     engine.gate = threading.Semaphore(0)
     reached, step = threading.Event(), threading.Event()

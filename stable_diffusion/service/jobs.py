@@ -282,6 +282,11 @@ def is_sketch(work: Work | None) -> bool:
     return isinstance(work, Job) and work.sketch
 
 
+def goes_on(work: Work) -> bool:
+    """Whether work is a job that repeats another one, as it does until it is stopped."""
+    return isinstance(work, Job) and work.series != work.id
+
+
 def needs_of(request: Request) -> list[tuple[str, dict[str, Any]]]:
     """The models that a request needs, with how they are loaded."""
     needs = [(request.model, request.to_load())]

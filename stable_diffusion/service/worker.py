@@ -31,6 +31,7 @@ from .jobs import (
     State,
     Task,
     Work,
+    goes_on,
     is_sketch,
     needs_of,
     next_request,
@@ -181,10 +182,10 @@ class Worker:
         """Queue a call of `function(model, report)`, or return the earlier task with the same key.
 
         `model` names the model that the function is given, loaded with `options`. Without one it is given None,
-        and the model in memory stays. A task that failed or was cancelled is not kept, so it runs
-        again. `soon` puts this one at the head of the queue. One that `yields` starts when nothing else waits, and
-        calls `give_way` now and then. The function may call `report(note, fraction)`, which also raises Cancelled when
-        it should stop. Raises QueueFullError.
+        and the model in memory stays. A task that failed or was cancelled is not kept, so it runs again. `soon` puts
+        this one at the head of the queue. One that `yields` starts when nothing waits but jobs that repeat, and calls
+        `give_way` now and then. The function may call `report(note, fraction)`, which also raises Cancelled when it
+        should stop. Raises QueueFullError.
         """
         with self._changed:
             task = self._tasks.get(key)
@@ -305,24 +306,35 @@ class Worker:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     break
-                work = min(self._waiting, key=lambda work: work.yields)
+                work = self._next()
                 self._begin(work)
             self._run(work)
         self._drop_models()
         release_thread()
 
+    def _next(self) -> Work:
+        """The first that waits; what yields lets all others go first but those that only go on repeating."""
+        long = [work for work in self._waiting if work.yields]
+        others = [work for work in self._waiting if not work.yields]
+        return long[0] if long and all(goes_on(work) for work in others) else others[0]
+
     def give_way(self) -> None:
         """Run what waits, then return. A task that `yields` calls this where it can be interrupted, in its own thread.
 
-        Other such tasks wait until it ends. It may have been cancelled meanwhile, which is for it to look at.
+        Other such tasks wait until it ends, and a job that repeats gets one turn. The task may have been cancelled
+        meanwhile, which is for it to look at.
         """
         long = self._in_hand
         assert long is not None and long.yields
+        had: set[str] = set()
         while True:
             with self._changed:
-                work = next((work for work in self._waiting if not work.yields), None)
+                waiting = (work for work in self._waiting if not work.yields)
+                work = next((work for work in waiting if getattr(work, "series", "") not in had), None)
                 if work is None or self._closed:
                     break
+                if isinstance(work, Job):
+                    had.add(work.series)
                 self._paused, long.state = long, State.PAUSED
                 self._begin(work)
             self._run(work)
