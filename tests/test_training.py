@@ -138,6 +138,10 @@ FORMS = {
     ),
     "3x3": (convolution(1, 1), [X, W, B]),
     "3x3 of an odd side": (convolution(1, 1), [X[:, :15], W, B]),
+    "3x3 of few pixels": (convolution(1, 1), [X[:, :4, :4], W, B]),
+    "3x3 of few pixels and many channels": (
+        convolution(1, 1), [normal(0, 2, 5, 7, 512), normal(1, 520, 3, 3, 512), normal(2, 520)]
+    ),
     "halving": (convolution(2, 1), [X, W, B]),
     "halving, padded at the end": (convolution(2, 0), [mx.pad(X, [(0, 0), (0, 1), (0, 1), (0, 0)]), W, B]),
     "halving an odd side": (convolution(2, 1), [X[:, :15, :11], W, B]),

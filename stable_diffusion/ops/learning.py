@@ -25,6 +25,8 @@ _ROUND = 1.5 * 2.0**23 + 127
 
 BLOCK = 1 << 18  # elements per block: 1 MiB
 SMALL_BLOCK = 1 << 15  # elements; six blocks of this size fit the cache
+# 3x3 convolutions of so few pixels, with so many kernels, are products; of even fewer pixels, never Winograd's.
+FEW_PIXELS, WIDE, FEWER_PIXELS = 128, 1 << 18, 64
 
 
 def _exp2(t: mx.array) -> mx.array:
@@ -199,12 +201,18 @@ def conv2d(
     padding: int = 0,
     plus: mx.array | None = None,
 ) -> mx.array:
-    """3x3 kernels by Winograd's method or, at stride 2, with a faster backward pass; others as in MLX."""
+    """3x3 kernels by Winograd's method, as one product or, at stride 2, with a faster backward pass; others as in MLX.
+
+    Winograd's method transforms the kernel, at the cost of its own convolution with 36 pixels: too much for few.
+    """
     if plus is not None:
         return conv2d(x, weight, bias, stride, padding) + plus
     _, height, width, channels = x.shape
     if weight.shape[1:3] == (3, 3) and x.dtype == mx.float32 and channels >= 8:
-        if (stride, padding) == (1, 1) and height % TILE == 0 == width % TILE:
+        pixels = len(x) * height * width
+        if (stride, padding) == (1, 1) and pixels <= FEW_PIXELS and len(weight) * channels >= WIDE:
+            return _product(x, weight) + bias
+        if (stride, padding) == (1, 1) and height % TILE == 0 == width % TILE and pixels > FEWER_PIXELS:
             return _winograd(x, weight)[0] + bias
         if stride == 2:
             x = mx.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)]) if padding else x
@@ -250,6 +258,37 @@ def _winograd_vjp(
     kernels = inputs.swapaxes(1, 2) @ products
     w_part = (of_kernel.T @ kernels.reshape(36, -1)).reshape(3, 3, -1, outputs).transpose(3, 0, 1, 2)
     return x_part, w_part
+
+
+def _patches(x: mx.array) -> mx.array:
+    """The 3x3 surroundings of each pixel of (B, H, W, C): (B H W, 9 C)."""
+    batch, height, width, channels = x.shape
+    x = mx.contiguous(mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]))
+    line = (width + 2) * channels
+    strides = ((height + 2) * line, line, channels, line, channels, 1)
+    return mx.as_strided(x, (batch, height, width, 3, 3, channels), strides).reshape(-1, 9 * channels)
+
+
+def _as_product(x: mx.array, weight: mx.array) -> mx.array:
+    """A 3x3 convolution, stride 1, padding 1: the kernel is read as it lies in memory, once."""
+    return (_patches(x) @ weight.reshape(len(weight), -1).T).reshape(*x.shape[:3], -1)
+
+
+_product: Any = mx.custom_function(_as_product)
+
+
+@_product.vjp
+def _product_vjp(primals: Sequence[mx.array], cotangent: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+    """MLX would rotate and copy the kernel, which is larger than all else."""
+    x, weight = primals
+    batch, height, width, channels = x.shape
+    flat = cotangent.reshape(-1, len(weight))
+    parts = (flat @ weight.reshape(len(weight), -1)).reshape(batch, height, width, 3, 3, channels)
+    x_part = mx.zeros((batch, height + 2, width + 2, channels))
+    for i in range(3):
+        for j in range(3):
+            x_part = x_part.at[:, i : i + height, j : j + width].add(parts[:, :, :, i, j])
+    return x_part[:, 1:-1, 1:-1], (flat.T @ _patches(x)).reshape(weight.shape)
 
 
 def _halved(x: mx.array, weight: mx.array) -> mx.array:
