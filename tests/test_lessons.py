@@ -405,6 +405,13 @@ def test_strength_changes_the_picture_step_by_step(results):
     assert 0 < np.abs(pixels(own) - pixels(little)).mean() < np.abs(pixels(own) - pixels(much)).mean()
 
 
+def test_kept_attention_keeps_the_picture(results):
+    found = results("other-words")
+    (none, alone), (much, kept) = found.after
+    far = [np.abs(pixels(found.before) - pixels(each)).mean() for each in (alone, kept)]
+    assert (none, much) == (0.0, 0.8) and far[0] > 1.1 * far[1] > 0
+
+
 def test_guidance_raises_the_contrast_and_rescaling_lowers_it(results):
     contrast = results("guidance").contrast
     assert contrast["as it is"][-1] > contrast["as it is"][1]

@@ -28,6 +28,7 @@ from . import (
     meaning,
     negative,
     norms,
+    other_words,
     reverse,
     sampler_levels,
     sampler_noise,
@@ -57,7 +58,15 @@ CHAPTERS = (
     Chapter("Latents", (flat_vae.LESSON, latents.LESSON, latent_walk.LESSON, clusters.LESSON)),
     Chapter(
         "Steering",
-        (guidance.LESSON, gradients.LESSON, negative.LESSON, strength.LESSON, inpainting.LESSON, seeds.LESSON),
+        (
+            guidance.LESSON,
+            gradients.LESSON,
+            negative.LESSON,
+            strength.LESSON,
+            inpainting.LESSON,
+            other_words.LESSON,
+            seeds.LESSON,
+        ),
     ),
     Chapter("Glossary", (glossary.LESSON,)),
 )
