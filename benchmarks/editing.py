@@ -1,6 +1,7 @@
 """Editing postcards: what appears, and what stays.
 
     python benchmarks/editing.py imagic --sheet imagic.png     tunes ten postcards, paints several amounts: minutes
+    python benchmarks/editing.py words --sheet words.png       the same seed with other words, and prompt-to-prompt
     python benchmarks/editing.py inversion                     DDIM inversion: how exactly six postcards come back
     python benchmarks/editing.py variation --sheet v.png       ... and what another text makes of their noise, alone and
                                                                by prompt-to-prompt
@@ -73,13 +74,18 @@ class Edits:
         self.sheet.append(Image.fromarray(picture))
 
     def print(self, first: str) -> None:
-        print(f"| {first} | asked for, and there | the rest is kept | both | PSNR outside: median (range) |")
-        print("|---|---|---|---|---|")
-        for way, found in self.found.items():
-            there, kept, outside = (np.array(each) for each in zip(*found, strict=True))
-            sums = [f"{each.sum()} of {len(each)}" for each in (there, kept, there & kept)]
-            spread = f"{np.median(outside):.1f} ({outside.min():.1f} to {outside.max():.1f}) dB"
-            print(f"| {way} | {' | '.join(sums)} | {spread} |", flush=True)
+        print_table(first, self.found, "PSNR outside")
+
+
+def print_table(first: str, found: dict[str, list[tuple[bool, bool, float]]], last: str) -> None:
+    """A row for each way, of what was found for each card: the change is there, the rest is kept, and a PSNR."""
+    print(f"| {first} | asked for, and there | the rest is kept | both | {last}: median (range) |")
+    print("|---|---|---|---|---|")
+    for way, of_way in found.items():
+        there, kept, decibels = (np.array(each) for each in zip(*of_way, strict=True))
+        sums = [f"{each.sum()} of {len(each)}" for each in (there, kept, there & kept)]
+        spread = f"{np.median(decibels):.1f} ({decibels.min():.1f} to {decibels.max():.1f}) dB"
+        print(f"| {way} | {' | '.join(sums)} | {spread} |", flush=True)
 
 
 def changed(number: int) -> str:
@@ -103,6 +109,29 @@ def imagic(options: argparse.Namespace) -> None:
             edits.add(f"{amount:g}", i, np.asarray(tuned.paint(sd, amount, cfg_weight=options.cfg).image))
     edits.print("amount")
     save_sheet(edits.sheet, len(options.amounts) + 1, options.sheet)
+
+
+def words(options: argparse.Namespace) -> None:
+    judge, sd = a_judge(options.cache, options.judge_steps), StableDiffusion(MODEL)
+    found: dict[str, list[tuple[bool, bool, float]]] = {}
+    sheet = []
+    for i, (card, change) in enumerate(CHANGES[: options.pictures]):
+        for shares in ((0.0, 0.0), (0.4, 0.2), (0.8, 0.4), (1.0, 1.0)):
+            for pair in sd.edit(
+                describe(card), changed(i), PromptEdit(*shares), seed=i, num_steps=options.steps[0], cfg_weight=5.0
+            ):
+                latents = [step.latents for step in pair]
+            before, after = (arrays.to_uint8(np.array(sd.decode(each))[0]) for each in latents)
+            sheet += [Image.fromarray(each) for each in ([before, after] if shares == (0.0, 0.0) else [after])]
+            read = {name: options[0] for name, options in judge.read(after[None])[1].items()}
+            wanted = dataclasses.replace(card, **change)
+            right = {name: read[name] == getattr(wanted, name) for name in ATTRIBUTES}
+            there, kept = (all(right[name] for name in right if (name in change) is asked) for asked in (True, False))
+            found.setdefault(f"cross {shares[0]:g}, layout {shares[1]:g}", []).append(
+                (there, kept, psnr(after, before))
+            )
+    print_table("kept attention", found, "PSNR to the first picture")
+    save_sheet(sheet, 5, options.sheet)
 
 
 def inversion(options: argparse.Namespace) -> None:
@@ -172,7 +201,7 @@ def save_sheet(pictures: list[Image.Image], columns: int, path: Path | None) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ways = {"imagic": imagic, "inversion": inversion, "variation": variation}
+    ways = {"imagic": imagic, "inversion": inversion, "words": words, "variation": variation}
     parser.add_argument("way", choices=ways)
     parser.add_argument("--pictures", type=int, default=len(CHANGES))
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100], help="of an inversion")
