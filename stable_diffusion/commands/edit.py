@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
 from .. import catalogue
 from ..errors import InputError
 from .generation import load
+from .invert import SUFFIX, say
 from .options import add_debug, number, path, whole
 from .output import Output
 
-SUFFIX = ".safetensors"
 CROSS, LAYOUT = 0.8, 0.4
 
 
@@ -106,7 +105,7 @@ def edit(args: argparse.Namespace) -> list[Path]:
     texts = (noise.text if noise else args.before, args.after)
     steps: Any = ()
     for steps in sd.edit(*texts, how, **settings):
-        _say(args, f"step {steps[0].index} of {steps[0].total}", steps[0].index == steps[0].total)
+        say(args, f"step {steps[0].index} of {steps[0].total}", steps[0].index == steps[0].total)
     name, schedule = a1111_name(sampler_by_name(settings["sampler"]))
     paths = []
     for i, (text, step) in enumerate(zip(texts, steps, strict=True), 1):
@@ -128,8 +127,3 @@ def _weight(text: str) -> tuple[str, float]:
     if not mark or not word.strip():
         raise argparse.ArgumentTypeError(f"{text!r} should be a word and a number, such as rainbow=2")
     return word.strip(), number(-10, 10)(factor)
-
-
-def _say(args: argparse.Namespace, text: str, last: bool) -> None:
-    if not args.quiet and sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)

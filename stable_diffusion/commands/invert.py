@@ -84,7 +84,7 @@ def invert(args: argparse.Namespace) -> Path:
     latents: Any = None
     for step in sd.invert(picture, args.caption, args.steps, args.corrections, args.width, args.height):
         latents = np.array(step.latents)
-        _say(args, f"step {step.index} of {step.total}", step.index == step.total)
+        say(args, f"step {step.index} of {step.total}", step.index == step.total)
     NoiseFile(latents, args.caption, args.model, args.steps).save(target)
     print(target)
     return target
@@ -119,6 +119,7 @@ def _loaded(model: str, args: argparse.Namespace) -> Any:
     return load(Request(model=model, vae=args.vae), args.quiet)
 
 
-def _say(args: argparse.Namespace, text: str, last: bool) -> None:
+def say(args: argparse.Namespace, text: str, last: bool) -> None:
+    """Show progress in one line of a terminal, unless --quiet."""
     if not args.quiet and sys.stderr.isatty():
         print(f"\r\033[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
