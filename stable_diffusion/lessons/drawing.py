@@ -12,6 +12,7 @@ from PIL import Image
 PRIMARY, SECOND, THIRD = "#4263eb", "#e8590c", "#2f9e44"
 COLOURS = (PRIMARY, SECOND, THIRD, "#9c36b5", "#1098ad")
 HEIGHT = 280  # pixels, of a chart
+NARROW = 44  # characters of a legend beside each other on a phone
 
 
 def rows_of(**columns: Any) -> list[dict[str, Any]]:
@@ -97,7 +98,8 @@ def arrows(starts: np.ndarray, ends: np.ndarray, x: str, y: str, bounds: tuple[f
 def _colours(names: Sequence[str]) -> Any:
     import altair as alt
 
-    legend = alt.Legend(title=None, orient="top") if len(names) > 1 else None
+    columns = max(1, NARROW // (max(map(len, names)) + 4))  # so that a phone shows all of it
+    legend = alt.Legend(title=None, orient="top", columns=columns) if len(names) > 1 else None
     return alt.Color("group:N", scale=alt.Scale(domain=list(names), range=list(COLOURS)), legend=legend, sort=None)
 
 

@@ -82,9 +82,8 @@ LESSON = Lesson(
         "half as long here. In the last steps the new text is on its own."
     ),
     equations=(
-        r"A = \operatorname{softmax}\left(\frac{Q K^\top}{\sqrt d}\right), \qquad "
-        r"A^\text{new}_{ij} \leftarrow \begin{cases} A^\text{old}_{i,a(j)} & \text{token } j \text{ has a "
-        r"counterpart } a(j) \\ A^\text{new}_{ij} & \text{it is new} \end{cases}",
+        r"A = \operatorname{softmax}\left(\frac{Q K^\top}{\sqrt d}\right)",
+        r"A^\text{new}_{ij} \leftarrow A^\text{old}_{i,a(j)} \text{ if } a(j) \text{ exists}",
     ),
     compute=compute,
     show=show,

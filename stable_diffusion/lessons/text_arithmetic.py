@@ -71,7 +71,9 @@ def show(found: Sums, values: Values) -> Sequence[Block]:
             [
                 Shown(found.pictures[0], "The picture of the text itself", "the text"),
                 Shown(
-                    found.pictures[i], f"The picture with {SHARES[i]:g} of the difference", f"+ {SHARES[i]:g} × (b − a)"
+                    found.pictures[i],
+                    f"The picture with {SHARES[i]:g} of the difference",
+                    f"the text + {SHARES[i]:g} × (b − a)",
                 ),
             ],
             200,
