@@ -55,7 +55,7 @@ CLASS = (
     "a hot air balloon over the desert by day, a clear sky|a windmill by the sea at night, with the moon"
 )
 OPTIONS: dict[str, dict[str, Any]] = {"lora": {}, "dreambooth": {"class_caption": CLASS}, "inversion": {}}
-STEPS = {"lora": 500, "dreambooth": 500, "inversion": 150}
+STEPS = {"lora": 500, "dreambooth": 1000, "inversion": 150}
 
 
 def taught_cards(kind: str, count: int, stream: int, seed: int) -> list[Postcard]:
