@@ -26,6 +26,7 @@ from PIL import Image
 from benchmarks.adherence import ROOT, a_judge, tell
 from benchmarks.judge import ATTRIBUTES, Classifier
 from stable_diffusion import PromptEdit, StableDiffusion
+from stable_diffusion.backend import mx
 from stable_diffusion.pictures import arrays
 from stable_diffusion.training.imagic import Settings, tune
 from stable_diffusion.training.postcards.painter import Postcard, describe, paint
@@ -137,7 +138,7 @@ def words(options: argparse.Namespace) -> None:
 def inversion(options: argparse.Namespace) -> None:
     sd = StableDiffusion(MODEL)
     cards = [np.asarray(paint(card)) for card, _ in CHANGES[: options.pictures]]
-    through = [arrays.to_uint8(np.array(sd.decode(sd.encode(card))[0])) for card in cards]
+    through = [arrays.to_uint8(np.array(sd.decode(mean_latents(sd, card))[0])) for card in cards]
     print("| steps | corrections | PSNR to what the VAE alone gives back | to the picture | deviation of the noise |")
     print("|---|---|---|---|---|")
     print(f"| the VAE alone | | | {mean_psnr(through, cards):.1f} dB | |")
@@ -169,6 +170,11 @@ def variation(options: argparse.Namespace) -> None:
                           edited(sd, noise, describe(shown), changed(i), how, steps, cfg))  # fmt: skip
     edits.print("")
     save_sheet(edits.sheet, 7, options.sheet)
+
+
+def mean_latents(sd: StableDiffusion, picture: np.ndarray) -> mx.array:
+    """What an inversion begins with: the picture's latents without the encoder's noise."""
+    return next(iter(sd.invert(picture, "", 1))).denoised
 
 
 def inverted(sd: StableDiffusion, picture: np.ndarray, caption: str, steps: int, corrections: int) -> np.ndarray:
