@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 
 import numpy as np
@@ -126,6 +127,15 @@ def pixels(image):
 
 
 # --- All of them
+
+
+def test_the_code_of_a_lesson_is_found_without_parsing(monkeypatch):
+    """`ast.parse` in two threads at once may raise SystemError in Python 3.11."""
+    expected = {key: [inspect.getsource(each).rstrip() for each in lesson.code] for key, lesson in LESSONS.items()}
+    monkeypatch.setattr("ast.parse", lambda *a, **k: pytest.fail("parsed"))
+    assert {key: lesson.source() for key, lesson in LESSONS.items()} == {
+        key: "\n\n".join(parts) for key, parts in expected.items()
+    }
 
 
 def test_every_lesson_has_a_place_and_a_name_of_its_own():

@@ -7,6 +7,8 @@ it may use the loaded model; `show` turns the result into blocks at once, so tha
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -179,7 +181,21 @@ class Lesson:
 
     def source(self) -> str:
         """The code of the running program that the lesson is about."""
-        return "\n\n".join(inspect.getsource(each).rstrip() for each in self.code)
+        return "\n\n".join(_source(each).rstrip() for each in self.code)
+
+
+def _source(thing: Any) -> str:
+    """The text of a function or of a class at a module's first level, with its decorators.
+
+    For a class `inspect.getsource` parses the module, which may raise SystemError while another thread compiles one.
+    """
+    if not inspect.isclass(thing):
+        return inspect.getsource(thing)
+    lines, _ = inspect.getsourcelines(sys.modules[thing.__module__])
+    start = next(i for i, line in enumerate(lines) if re.match(rf"class {thing.__name__}\b", line))
+    while lines[start - 1].startswith("@"):
+        start -= 1
+    return "".join(inspect.getblock(lines[start:]))
 
 
 @dataclass(frozen=True)

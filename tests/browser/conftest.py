@@ -23,6 +23,8 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
 PROGRAM = ("-m", "stable_diffusion", "page")
+# What is drawn later moves what is there. The page that asks for a password is not Streamlit's.
+DRAWN = "() => document.querySelector('[data-testid=stApp]')?.dataset.testScriptState !== 'running'"
 PATIENCE = 60_000  # milliseconds; a busy machine is no failure
 
 
@@ -123,7 +125,7 @@ def open_page(browser, server, screenshots, request):
         page.on("request", lambda asked: _note_foreign(page.foreign, asked.url, server))
         page.goto(f"{server}/{path}")
         page.get_by_label(ready, exact=True).wait_for()
-        page.locator('[data-test-script-state="notRunning"]').wait_for()  # what is drawn later moves what is there
+        page.wait_for_function(DRAWN)
         return page
 
     yield open_

@@ -33,7 +33,11 @@ def downloaded(page, name):
 def test_words_light_up_their_places(open_page, request):
     page = open_page()
     page.get_by_text("Advanced", exact=True).click()
+    page.wait_for_timeout(500)  # while it unfolds, a click may miss
     page.get_by_text("Show where each word acts").click()
+    expect(page.get_by_role("switch", name="Show where each word acts")).to_be_checked()
+    page.get_by_label("Seed", exact=True).fill("1")
+    page.get_by_label("Seed", exact=True).press("Enter")
     generate(page, request, "a red house on green hills at sunset", steps=4)
     expect(finished(page)).to_be_visible()
     expect(page.get_by_role("tab", name="Where each word acts")).to_be_visible()
