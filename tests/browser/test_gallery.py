@@ -70,6 +70,7 @@ def card(page, words):
 
 def choose(page, seed):
     box = page.get_by_role("checkbox", name=f"Seed {seed}", exact=True)
+    expect(box).to_have_count(1)  # two while the page is drawn anew
     box.focus()
     page.keyboard.press("Space")
     expect(box).to_be_checked()
