@@ -30,7 +30,7 @@ from .recipes import Recipe
 
 DEFAULT, STUDENT = "postcards-tiny", "postcards-4-step"  # the student takes all but its U-Net from the other
 EMBEDDED, LOCAL, HUB = "embedded", "local", "hub"
-WIDTH = 320  # channels with which the U-Nets of Stable Diffusion begin
+UNET_WIDTH = 320  # channels with which the U-Nets of Stable Diffusion begin
 WEIGHTS = (".safetensors", ".ckpt", ".pt")
 VAES = tuple(f".vae{suffix}" for suffix in WEIGHTS)  # next to their checkpoints, as in A1111
 VAE_FOLDERS = ("VAE", "vae")  # of A1111 and of ComfyUI
@@ -370,7 +370,7 @@ def is_narrow(model: str | os.PathLike) -> bool:
     widths = _json(folder / "unet" / "config.json").get("block_out_channels")
     if not isinstance(widths, list) or {type(width) for width in widths} != {int}:
         return False
-    return max(widths) < WIDTH
+    return max(widths) < UNET_WIDTH
 
 
 def vae_source(name: str) -> str:

@@ -35,7 +35,7 @@ from .model import LoadedModel
 from .model_io.hub import Progress
 from .pictures.arrays import to_picture
 from .pictures.reading import as_input
-from .prompt_edit import PromptEdit, Side
+from .prompt_edit import EditSide, PromptEdit
 from .record.used import Used
 from .sampler import Sampler, a1111_name
 from .steering import Steering
@@ -93,7 +93,7 @@ class StableDiffusion(LoadedModel):
         vary_all_draws: bool = False,
         guidance: Guidance | GuidanceFunction | Steering | None = None,
         progress: Progress | None = None,
-        attention: AttentionMaps | Side | None = None,
+        attention: AttentionMaps | EditSide | None = None,
         with_start: bool = False,
     ) -> Generation:
         """Generate step by step; the arguments are checked at once.
@@ -216,7 +216,7 @@ class StableDiffusion(LoadedModel):
         known = inspect.signature(self.generate_latents).parameters
         settings = {name: known[name].default for name in list(known)[3:] if name != "with_start"} | settings
         progress, attention = settings.pop("progress"), settings.pop("attention")
-        if isinstance(attention, Side):
+        if isinstance(attention, EditSide):
             raise InputError("`generate` paints no edits: use `edit`.")
         settings["guidance"] = self._guidance(settings["guidance"], texts, n_images)
         call = check_passes(self, self._unet, texts=texts, negative_texts=against, n_images=n_images, **settings)
@@ -329,12 +329,18 @@ class StableDiffusion(LoadedModel):
         return self.decode(mx.broadcast_to(start.x_0, (n, *start.x_0.shape[1:])))
 
     def _begin(
-        self, call: Call, progress: Progress | None, attention: AttentionMaps | Side | None, with_start: bool = False
+        self,
+        call: Call,
+        progress: Progress | None,
+        attention: AttentionMaps | EditSide | None,
+        with_start: bool = False,
     ) -> Generation:
         if call.changes_nothing:
             return Generation(self._used(call), _no_steps(), (*self.notes, *call.notes))
         self._check(call)
-        if attention is not None and not (isinstance(attention, AttentionMaps | Side) and self.tokenizer is not None):
+        if attention is not None and not (
+            isinstance(attention, AttentionMaps | EditSide) and self.tokenizer is not None
+        ):
             raise InputError(
                 f"attention = {attention!r} should be a stable_diffusion.AttentionMaps or None, and needs a model that "
                 f"reads texts with CLIP."
@@ -356,7 +362,7 @@ class StableDiffusion(LoadedModel):
         network: DenoisingNetwork,
         reader: TextReader,
         progress: Progress | None,
-        attention: AttentionMaps | Side | None,
+        attention: AttentionMaps | EditSide | None,
         with_start: bool,
     ) -> Generator[GenerationStep, None, None]:
         """The steps of one pass, and those of the second one of a hires fix."""
@@ -381,7 +387,7 @@ class StableDiffusion(LoadedModel):
         call: Call,
         network: DenoisingNetwork,
         reader: TextReader,
-        attention: AttentionMaps | Side | None,
+        attention: AttentionMaps | EditSide | None,
         progress: Progress | None,
         x_0: mx.array | None = None,
     ) -> Generator[GenerationStep, None, None]:

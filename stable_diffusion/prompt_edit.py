@@ -42,9 +42,9 @@ class Alignment:
     where there is such a place and 0 where the new text has something of its own; `factors` (n,) weigh new places.
     """
 
-    mapping: np.ndarray
-    known: np.ndarray
-    factors: np.ndarray
+    mapping: mx.array
+    known: mx.array
+    factors: mx.array
 
 
 def aligned(before: Sequence[int], after: Sequence[int], n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ def aligned(before: Sequence[int], after: Sequence[int], n: int) -> tuple[np.nda
 
 
 @dataclass
-class Side:
+class EditSide:
     """One of the two generations of an edit: what `generate_latents` takes as `attention`."""
 
     edit: PromptEdit
@@ -82,7 +82,7 @@ class Side:
     step: int = 0
     call: int = 0
 
-    def begin(self, script: Script, n_pictures: int, tokenizer: Tokenizer, size: tuple[int, int]) -> Side:
+    def begin(self, script: Script, n_pictures: int, tokenizer: Tokenizer, size: tuple[int, int]) -> EditSide:
         """Begin one pass. Raises `InputError` for texts that cannot be edited."""
         texts = {row[-1] for row in script.rows}
         text = script.texts[texts.pop()]
@@ -129,11 +129,11 @@ class PromptEdit:
         self.words = {
             word: checks.number(f"the weight of {word!r}", each, -10, 10) for word, each in (words or {}).items()
         }
-        self.before, self.after = Side(self, is_new=False), Side(self, is_new=True)
+        self.before, self.after = EditSide(self, is_new=False), EditSide(self, is_new=True)
         self.kept: dict[tuple[int, str], tuple[mx.array, mx.array]] = {}
         self.alignment: Alignment | None = None
 
-    def align(self, new: Side) -> None:
+    def align(self, new: EditSide) -> None:
         """Compare the texts; both sides have begun."""
         assert new.tokenizer is not None and new.text is not None
         n = new.tokenizer.max_length
@@ -146,13 +146,15 @@ class PromptEdit:
                 words = ", ".join(word.text for word in here)
                 raise InputError(f"The new text has no word {asked!r} to weigh; it has {words}.")
             factors[places] = factor
-        self.alignment = Alignment(mapping, known, factors)
+        self.alignment = Alignment(*map(mx.array, (mapping, known, factors)))
 
     def keep(
         self, call: int, done: float, own: int, name: str, q: mx.array, k: mx.array, v: mx.array, rows: list[int]
     ) -> mx.array:
-        """Attend as usual, and keep the text's queries and keys of a layer."""
-        if own in rows:
+        """Attend as usual, and keep the text's queries and keys of a layer as long as the new picture takes them."""
+        crosses = name.endswith("attn2")
+        wanted = done < self.cross if crosses else done < self.layout and q.shape[2] <= MAX_PLACES
+        if wanted and own in rows:
             i = rows.index(own)
             kept = q[i : i + 1], k[i : i + 1] if len(k) > 1 else k
             mx.eval(kept)
@@ -162,8 +164,9 @@ class PromptEdit:
     def take(
         self, call: int, done: float, own: int, name: str, q: mx.array, k: mx.array, v: mx.array, rows: list[int]
     ) -> mx.array:
-        """Attend as usual, but for the text's row, which attends as the old picture's did."""
-        if own not in rows or (call, name) not in self.kept:
+        """Attend as usual, but for the text's row, which attends as the old picture's did where that was kept."""
+        old, weighs = self.kept.get((call, name)), bool(self.words) and name.endswith("attn2")
+        if own not in rows or (old is None and not weighs):
             return ops.attention(q, k, v)
         i = rows.index(own)
         assert i == len(rows) - 1, "the text's row is the last one"
@@ -171,25 +174,18 @@ class PromptEdit:
         if i:
             parts.append(ops.attention(q[:i], k[:i] if len(k) > 1 else k, v[:i] if len(v) > 1 else v))
         one = q[i:], k[i:] if len(k) > 1 else k, v[i:] if len(v) > 1 else v
-        parts.append(self._taken(done, name.endswith("attn2"), self.kept[call, name], *one))
+        parts.append(self._weighed(old, *one) if name.endswith("attn2") else ops.attention(*(old or one[:2]), one[2]))
         return mx.concatenate(parts)
 
-    def _taken(
-        self, done: float, crosses: bool, old: tuple[mx.array, mx.array], q: mx.array, k: mx.array, v: mx.array
-    ) -> mx.array:
+    def _weighed(self, old: tuple[mx.array, mx.array] | None, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Cross-attention with the old picture's weights for what both texts have, and its words' factors."""
         alignment = self.alignment
         assert alignment is not None
-        if not crosses:
-            taken = done < self.layout and q.shape[2] <= MAX_PLACES
-            return ops.attention(*(old if taken else (q, k)), v)
-        if done >= self.cross and not self.words:
-            return ops.attention(q, k, v)
         weights = attention_weights(q, k)
-        if done < self.cross:
-            known = mx.array(alignment.known)
-            weights = known * (attention_weights(*old) @ mx.array(alignment.mapping)) + (1 - known) * weights
-        weights = weights * mx.array(alignment.factors)
-        return (weights @ v.astype(mx.float32)).astype(v.dtype)
+        if old is not None:
+            known = alignment.known
+            weights = known * (attention_weights(*old) @ alignment.mapping) + (1 - known) * weights
+        return ((weights * alignment.factors) @ v.astype(mx.float32)).astype(v.dtype)
 
 
 def attention_weights(q: mx.array, k: mx.array) -> mx.array:

@@ -10,9 +10,9 @@ from typing import Any
 from .. import catalogue
 from ..errors import InputError
 from .generation import load
-from .invert import SUFFIX, say
+from .invert import SUFFIX
 from .options import add_debug, number, path, whole
-from .output import Output
+from .output import Output, say
 
 CROSS, LAYOUT = 0.8, 0.4
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from .. import catalogue
 from ..errors import InputError
 from .generation import load
 from .options import add_debug, number, path, whole
-from .output import Output, cannot_write
+from .output import Output, cannot_write, say
 
 SUFFIX = ".safetensors"
 
@@ -117,9 +116,3 @@ def _loaded(model: str, args: argparse.Namespace) -> Any:
     from ..request import Request
 
     return load(Request(model=model, vae=args.vae), args.quiet)
-
-
-def say(args: argparse.Namespace, text: str, last: bool) -> None:
-    """Show progress in one line of a terminal, unless --quiet."""
-    if not args.quiet and sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import glob
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -226,3 +228,9 @@ class Results:
             self._paths[number] = self._output.save(picture, number + 1, made)
             self._lines[number] = f"seed {made.seed}"
         self._numbers.add(number)
+
+
+def say(args: argparse.Namespace, text: str, last: bool) -> None:
+    """Show progress in one line of a terminal, unless --quiet."""
+    if not args.quiet and sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
